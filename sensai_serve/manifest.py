@@ -1,0 +1,246 @@
+"""``manifest.json``: what a bundle says about itself. Parsed strictly, so that what is accepted makes sense."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any, TypeVar
+
+from sensai_serve.assignment import Assignment
+from sensai_serve.errors import AssignmentError, BundleError, InputError
+from sensai_serve.preprocess import InputSpec
+
+SCHEMA = 1
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class SubnetSpec:
+    """One worker's network."""
+
+    worker: int
+    file: str
+    """Path inside the bundle."""
+    sha256: str
+    classes: tuple[int, ...]
+    """The classes it scores, in the order of its output."""
+    head: str = "sigmoid"
+    macs: int = 0
+    """Multiply-accumulate operations for one input; 0 where unknown."""
+    parameters: int = 0
+
+
+@dataclass(frozen=True)
+class MergeSpec:
+    """How copies become one answer."""
+
+    rule: str = "majority"
+    threshold: float = 0.5
+    """A copy votes for its class when its score is at least this."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All of ``manifest.json``."""
+
+    name: str
+    labels: tuple[str, ...]
+    input: InputSpec
+    subnets: tuple[SubnetSpec, ...]
+    kind: str = "custom"
+    offsets: tuple[int, ...] = ()
+    symbols: tuple[tuple[int, ...], ...] = ()
+    merge: MergeSpec = field(default_factory=MergeSpec)
+    reference: str | None = None
+    checksums: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 of the files that are no subnets: the reference and the golden samples."""
+    accuracy: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise BundleError(f"name is {self.name!r}, expected letters, digits, '.', '_' and '-', at most 128")
+        if len(set(self.labels)) != len(self.labels) or not self.labels:
+            raise BundleError("labels: expected at least one, all different")
+        if [s.worker for s in self.subnets] != list(range(len(self.subnets))):
+            raise BundleError(
+                f"subnets: workers are {[s.worker for s in self.subnets]}, expected 0, 1, 2, ... each once, in order"
+            )
+        for s in self.subnets:
+            _inside(s.file, f"subnets[{s.worker}].file")
+        if self.reference is not None:
+            _inside(self.reference, "reference")
+        if not 0 < self.merge.threshold < 1:
+            raise BundleError(f"merge.threshold is {self.merge.threshold}, expected a number between 0 and 1")
+        _ = self.assignment
+
+    @property
+    def assignment(self) -> Assignment:
+        """The matrix, from what each subnet says it covers."""
+        try:
+            return Assignment(
+                tuple(s.classes for s in self.subnets),
+                len(self.labels),
+                kind=self.kind,
+                offsets=self.offsets,
+                symbols=self.symbols,
+            )
+        except AssignmentError as error:
+            raise BundleError(f"subnets and labels do not fit: {error}") from None
+
+    def to_json(self) -> str:
+        """The text of ``manifest.json``."""
+        raw = {
+            "schema": SCHEMA,
+            "name": self.name,
+            "labels": list(self.labels),
+            "input": self.input.to_json(),
+            "subnets": [
+                {
+                    "worker": s.worker,
+                    "file": s.file,
+                    "sha256": s.sha256,
+                    "classes": list(s.classes),
+                    "head": s.head,
+                    "macs": s.macs,
+                    "parameters": s.parameters,
+                }
+                for s in self.subnets
+            ],
+            "assignment": {
+                "kind": self.kind,
+                "offsets": list(self.offsets),
+                "symbols": [list(symbol) for symbol in self.symbols],
+            },
+            "merge": {"rule": self.merge.rule, "threshold": self.merge.threshold},
+            "reference": self.reference,
+            "checksums": dict(self.checksums),
+            "accuracy": dict(self.accuracy),
+            "provenance": dict(self.provenance),
+        }
+        return json.dumps(raw, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Manifest:
+        """Read ``manifest.json``.
+
+        Raises:
+            BundleError: not JSON, another schema version, a field missing, of the wrong type, or impossible.
+        """
+        try:
+            raw = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise BundleError(f"manifest.json is not JSON ({error})") from None
+        if not isinstance(raw, dict):
+            raise BundleError("manifest.json holds no object")
+        if raw.get("schema") != SCHEMA:
+            raise BundleError(f"manifest.json has schema version {raw.get('schema')!r}, expected {SCHEMA}")
+        assignment = _get(raw, "assignment", _object, {})
+        merge = _get(raw, "merge", _object, {})
+        try:
+            return cls(
+                name=_get(raw, "name", _string),
+                labels=_get(raw, "labels", _list_of(_string)),
+                input=InputSpec.from_json(_get(raw, "input", _object)),
+                subnets=tuple(
+                    _subnet(s, f"subnets[{i}]") for i, s in enumerate(_get(raw, "subnets", _list_of(_object)))
+                ),
+                kind=_get(assignment, "kind", _string, "custom", where="assignment."),
+                offsets=_get(assignment, "offsets", _list_of(_integer), (), where="assignment."),
+                symbols=_get(assignment, "symbols", _list_of(_list_of(_integer)), (), where="assignment."),
+                merge=MergeSpec(
+                    rule=_get(merge, "rule", _string, "majority", where="merge."),
+                    threshold=_get(merge, "threshold", _number, 0.5, where="merge."),
+                ),
+                reference=_get(raw, "reference", _optional(_string), None),
+                checksums={k: _sha256(v) for k, v in _get(raw, "checksums", _object, {}).items()},
+                accuracy=_get(raw, "accuracy", _object, {}),
+                provenance=_get(raw, "provenance", _object, {}),
+            )
+        except BundleError as error:
+            raise BundleError(f"manifest.json: {error}") from None
+        except InputError as error:
+            raise BundleError(f"manifest.json: {error}") from None
+
+
+def _subnet(raw: Mapping[str, Any], where: str) -> SubnetSpec:
+    where += "."
+    return SubnetSpec(
+        worker=_get(raw, "worker", _integer, where=where),
+        file=_get(raw, "file", _string, where=where),
+        sha256=_get(raw, "sha256", _sha256, where=where),
+        classes=_get(raw, "classes", _list_of(_integer), where=where),
+        head=_get(raw, "head", _string, "sigmoid", where=where),
+        macs=_get(raw, "macs", _integer, 0, where=where),
+        parameters=_get(raw, "parameters", _integer, 0, where=where),
+    )
+
+
+_MISSING: Any = object()
+
+
+def _get(
+    raw: Mapping[str, Any], key: str, convert: Callable[[Any], _T], default: Any = _MISSING, *, where: str = ""
+) -> _T:
+    if key not in raw:
+        if default is _MISSING:
+            raise BundleError(f"{where}{key} is missing")
+        return convert(default)
+    try:
+        return convert(raw[key])
+    except TypeError as error:
+        raise BundleError(f"{where}{key} is {str(raw[key])[:60]!r}, expected {error}") from None
+
+
+def _string(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError("text")
+    return value
+
+
+def _integer(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError("a whole number")
+    return value
+
+
+def _number(value: Any) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError("a number")
+    return float(value)
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError("an object")
+    return value
+
+
+def _sha256(value: Any) -> str:
+    if not isinstance(value, str) or not _SHA256.fullmatch(value):
+        raise TypeError("a SHA-256 in 64 lower-case hex digits")
+    return value
+
+
+def _list_of(item: Callable[[Any], _T]) -> Callable[[Any], tuple[_T, ...]]:
+    def convert(value: Any) -> tuple[_T, ...]:
+        if not isinstance(value, list | tuple):
+            raise TypeError("a list")
+        return tuple(item(v) for v in value)
+
+    return convert
+
+
+def _optional(item: Callable[[Any], _T]) -> Callable[[Any], _T | None]:
+    return lambda value: None if value is None else item(value)
+
+
+def _inside(path: str, where: str) -> None:
+    parts: Sequence[str] = PurePosixPath(path).parts
+    if not parts or path.startswith("/") or "\\" in path or "\0" in path or ".." in parts or ":" in path:
+        raise BundleError(f"{where} is {path!r}, expected a path inside the bundle")

@@ -1,0 +1,153 @@
+"""Read what an ONNX file says of itself, without the onnx package and without trusting the file.
+
+An ONNX file is a Protocol Buffers message. Only the fields that a bundle's check needs are walked: inputs, outputs, and
+whether any tensor, however deeply nested, keeps its data in another file (which a runtime would open for us).
+Field numbers: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from sensai_serve.errors import BundleError
+
+FLOAT = 1
+EXTERNAL = 1
+_MAX_DEPTH = 64
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+
+# For each message: which field holds which message. Tensors are where external data can be.
+_CHILDREN: dict[str, dict[int, str]] = {
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "function": {7: "node", 11: "attribute"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+    "tensor": {},
+}
+
+
+@dataclass(frozen=True)
+class OnnxValue:
+    """One input or output of a graph."""
+
+    name: str
+    element_type: int
+    """1 is FP32."""
+    shape: tuple[int | None, ...] | None
+    """None for an axis of any size, and for a shape that is not said."""
+
+    def accepts(self, shape: Sequence[int]) -> bool:
+        """Whether this is FP32 [N, *shape] with N free."""
+        if self.element_type != FLOAT or self.shape is None or len(self.shape) != len(shape) + 1:
+            return False
+        return self.shape[0] is None and all(a in (None, b) for a, b in zip(self.shape[1:], shape, strict=True))
+
+    def __str__(self) -> str:
+        shape = "of unknown shape" if self.shape is None else [("N" if d is None else d) for d in self.shape]
+        kind = "FP32" if self.element_type == FLOAT else f"type {self.element_type}"
+        return f"{self.name} {kind} {shape}".replace("'", "")
+
+
+@dataclass(frozen=True)
+class OnnxSignature:
+    """What goes in, what comes out, and whether anything lies elsewhere."""
+
+    inputs: tuple[OnnxValue, ...]
+    outputs: tuple[OnnxValue, ...]
+    external_data: bool
+
+
+def read_signature(data: bytes) -> OnnxSignature:
+    """Read an ONNX file's signature.
+
+    Raises:
+        BundleError: the bytes are no ONNX model.
+    """
+    try:
+        graphs = [body for number, body in _messages(memoryview(data)) if number == 7]
+        if len(graphs) != 1:
+            raise ValueError("no graph")
+        fields = list(_messages(graphs[0]))
+        initialised = {_name(body, 8) for number, body in fields if number == 5}
+        inputs = tuple(v for number, body in fields if number == 11 and (v := _value(body)).name not in initialised)
+        outputs = tuple(_value(body) for number, body in fields if number == 12)
+        return OnnxSignature(inputs, outputs, _external(memoryview(data), "model", 0))
+    except (ValueError, IndexError, UnicodeDecodeError):
+        raise BundleError("is no ONNX model") from None
+
+
+def _external(data: memoryview, message: str, depth: int) -> bool:
+    if depth > _MAX_DEPTH:
+        raise ValueError("nested too deeply")
+    if message == "tensor":
+        return any(number == 13 or (number == 14 and value == EXTERNAL) for number, value in _fields(data))
+    children = _CHILDREN[message]
+    return any(_external(body, children[number], depth + 1) for number, body in _messages(data) if number in children)
+
+
+def _value(data: memoryview) -> OnnxValue:
+    element_type, shape = 0, None
+    for number, body in _messages(data):
+        if number != 2:  # type
+            continue
+        for kind, tensor in _messages(body):
+            if kind != 1:  # tensor_type
+                continue
+            for field, content in _fields(tensor):
+                if field == 1 and isinstance(content, int):
+                    element_type = content
+                elif field == 2 and isinstance(content, memoryview):
+                    shape = tuple(_dimension(d) for n, d in _messages(content) if n == 1)
+    return OnnxValue(_name(data, 1), element_type, shape)
+
+
+def _dimension(data: memoryview) -> int | None:
+    return next((v for number, v in _fields(data) if number == 1 and isinstance(v, int)), None)
+
+
+def _name(data: memoryview, number: int) -> str:
+    return next((bytes(body).decode() for n, body in _messages(data) if n == number), "")
+
+
+def _messages(data: memoryview) -> Iterator[tuple[int, memoryview]]:
+    return ((number, value) for number, value in _fields(data) if isinstance(value, memoryview))
+
+
+def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+    """Field number and value of each field; a length-delimited one as a view."""
+    at, end = 0, len(data)
+    while at < end:
+        key, at = _varint(data, at)
+        number, wire = key >> 3, key & 7
+        if wire == _VARINT:
+            value, at = _varint(data, at)
+            yield number, value
+            continue
+        if wire == _BYTES:
+            size, at = _varint(data, at)
+        elif wire in (_FIXED64, _FIXED32):
+            size = 8 if wire == _FIXED64 else 4
+        else:
+            raise ValueError("unknown wire type")
+        if size > end - at:
+            raise ValueError("cut off")
+        if wire == _BYTES:
+            yield number, data[at : at + size]
+        at += size
+
+
+def _varint(data: memoryview, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+        if shift > 63:
+            raise ValueError("a number too long")
