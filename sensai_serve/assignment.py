@@ -244,6 +244,7 @@ def _partition(groups: Iterable[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
     members = sorted(itertools.chain(*symbols))
     if not members or members != list(range(len(members))) or not all(symbols):
         raise AssignmentError(
-            f"groups {[list(s) for s in symbols]} are no partition: expected every class 0, 1, 2, ... in exactly one group"
+            f"groups {[list(s) for s in symbols]} are no partition, "
+            "expected every class 0, 1, 2, ... in exactly one group"
         )
     return symbols

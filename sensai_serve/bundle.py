@@ -58,7 +58,7 @@ class Golden:
         """
         off = np.abs(np.asarray(scores, np.float64) - self.scores)
         if not (off <= self.SCORE_TOLERANCE).all():
-            sample, c = np.unravel_index(np.argmax(np.where(np.isfinite(off), off, np.inf)), off.shape)
+            sample, c = divmod(int(np.argmax(np.where(np.isfinite(off), off, np.inf))), off.shape[1])
             raise BundleError(
                 f"golden sample {sample}: the score of class {c} is {float(scores[sample, c]):.6f}, "
                 f"expected {float(self.scores[sample, c]):.6f} within {self.SCORE_TOLERANCE}"
@@ -67,9 +67,9 @@ class Golden:
         margin = top[:, -1] - (top[:, -2] if top.shape[1] > 1 else 0.0)
         wrong = (np.asarray(class_id) != self.class_id) & (margin >= self.MARGIN_TOLERANCE)
         if wrong.any():
-            sample = int(np.flatnonzero(wrong)[0])
+            first = int(np.flatnonzero(wrong)[0])
             raise BundleError(
-                f"golden sample {sample}: the class is {int(class_id[sample])}, expected {int(self.class_id[sample])}"
+                f"golden sample {first}: the class is {int(class_id[first])}, expected {int(self.class_id[first])}"
             )
 
 

@@ -43,7 +43,8 @@ def find(package: str, name: str, attribute: str) -> Any:
         return _import(f"{package}.{module_name}", attribute)
     kind = package.rpartition(".")[2]
     raise PluginError(
-        f"{kind}: nothing is called {name!r}; expected one of {', '.join(available(package))} or package.module:callable"
+        f"{kind}: nothing is called {name!r}, "
+        f"expected one of {', '.join(available(package))} or package.module:callable"
     )
 
 

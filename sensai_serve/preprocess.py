@@ -213,7 +213,8 @@ def read_image(
     pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
     if pixels.shape != spec.shape:
         raise ImageError(
-            f"image: {pixels.shape[2]}x{pixels.shape[1]} pixels after resizing, expected {spec.shape[2]}x{spec.shape[1]}"
+            f"image: {pixels.shape[2]}x{pixels.shape[1]} pixels after resizing, "
+            f"expected {spec.shape[2]}x{spec.shape[1]}"
         )
     return pixels
 

@@ -1,0 +1,133 @@
+"""A bundle in this process, for scripts, notebooks and offline evaluation: ``load(bundle).predict(x)``.
+
+The same files, the same preprocessing and the same merge as the server, without one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sensai_serve.bundle import Bundle
+from sensai_serve.errors import BundleError, WorkerError
+from sensai_serve.manifest import Manifest
+from sensai_serve.merge import Answer, MergePlan
+from sensai_serve.preprocess import Floats, from_image, normalise
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The answer to one input."""
+
+    label: str
+    class_id: int
+    scores: dict[str, float]
+    """Mean score of each label."""
+    votes: dict[str, int]
+    margin: float
+    elected: bool
+
+
+class Classifier:
+    """The subnets of a bundle as ONNX Runtime sessions on the CPU, one after the other. Made by `load`."""
+
+    def __init__(self, bundle: Bundle, *, threads: int = 1) -> None:
+        """Check every file of the bundle and open its subnets.
+
+        Args:
+            bundle: what to open.
+            threads: ONNX Runtime threads per subnet.
+
+        Raises:
+            BundleError: a file is missing, damaged, or no network that ONNX Runtime can run.
+        """
+        import onnxruntime as ort
+
+        self.manifest: Manifest = bundle.manifest
+        self.plan = MergePlan(bundle.assignment, bundle.manifest.merge.rule, bundle.manifest.merge.threshold)
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        self._sessions: list[Any] = []
+        for spec in bundle.manifest.subnets:
+            try:
+                session = ort.InferenceSession(bundle.subnet(spec.worker), options, providers=["CPUExecutionProvider"])
+            except BundleError:
+                raise
+            except Exception as error:  # onnxruntime's exceptions share no base of its own
+                raise BundleError(f"{bundle.path}: {spec.file} cannot be run: {str(error).splitlines()[0]}") from None
+            self._sessions.append(session)
+
+    def scores(self, inputs: Floats) -> list[npt.NDArray[np.float32]]:
+        """Every worker's scores.
+
+        Args:
+            inputs: FP32 [N, *shape], normalised.
+
+        Returns:
+            For each worker FP32 [N, k], k the number of classes it covers.
+        """
+        feed = {self.manifest.input.name: inputs}
+        return [session.run(["scores"], feed)[0] for session in self._sessions]
+
+    def predict_tensor(self, inputs: Floats) -> Answer:
+        """Merge every worker's scores of FP32 [N, *shape], normalised."""
+        collector = self.plan.collect(len(inputs), "all")
+        for worker, scores in enumerate(self.scores(inputs)):
+            collector.add(worker, scores)
+        return collector.answer()
+
+    def predict(self, x: npt.ArrayLike | bytes | str | Path | Image, *, normalised: bool = False) -> Prediction:
+        """Classify one input.
+
+        Args:
+            x: an image (path, bytes of the file, or a Pillow image) where the model takes pictures; else the raw
+                numbers of one input, of the model's shape: pixels, readings.
+            normalised: `x` holds numbers that are ready for the network, as the prediction endpoint takes them.
+
+        Raises:
+            RequestError: another shape, no numbers, no readable image.
+            WorkerError: every subnet's scores were NaN, infinite or out of range.
+        """
+        if isinstance(x, bytes | str | Path) or hasattr(x, "exif_transpose") or hasattr(x, "getexif"):
+            tensor = from_image(x, self.manifest.input)  # type: ignore[arg-type]
+        elif normalised:
+            tensor = np.ascontiguousarray(x, dtype=np.float32)
+        else:
+            tensor = normalise(x, self.manifest.input)
+        return self._name(self.predict_tensor(tensor.reshape(1, *self.manifest.input.shape)))
+
+    def _name(self, answer: Answer) -> Prediction:
+        labels = self.manifest.labels
+        class_id = int(answer.class_id[0])
+        if class_id < 0:
+            raise WorkerError("no subnet gave a usable score, expected numbers in [0, 1] from at least one")
+        return Prediction(
+            label=labels[class_id],
+            class_id=class_id,
+            scores=dict(zip(labels, answer.scores[0].tolist(), strict=True)),
+            votes=dict(zip(labels, answer.votes[0].tolist(), strict=True)),
+            margin=float(answer.margin[0]),
+            elected=answer.elected,
+        )
+
+
+def load(bundle: str | Path | Bundle, *, threads: int = 1) -> Classifier:
+    """Open a bundle for prediction in this process.
+
+    Args:
+        bundle: its directory.
+        threads: ONNX Runtime threads per subnet.
+
+    Raises:
+        BundleError: no bundle, or a damaged one.
+    """
+    return Classifier(bundle if isinstance(bundle, Bundle) else Bundle.open(bundle), threads=threads)

@@ -1,0 +1,191 @@
+"""One request's copies as they arrive, and when enough of them are there."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, cast, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from sensai_serve.assignment import Assignment
+from sensai_serve.errors import RequestError
+from sensai_serve.merge.answer import Answer
+from sensai_serve.merge.rule import Rule
+from sensai_serve.plugins import find
+
+Wait = Literal["decided", "all", "quorum", "first"]
+"""decided: until no awaited copy can change a class. all: every copy. quorum: more than half of every class's copies.
+first: one copy of every class. Each ends when nothing more will come."""
+WAITS: tuple[Wait, ...] = get_args(Wait)
+
+
+def parse_wait(text: str) -> Wait:
+    """A wait by its name.
+
+    Raises:
+        RequestError: there is no such wait.
+    """
+    for wait in WAITS:
+        if wait == text:
+            return wait
+    raise RequestError(f"wait is {text!r}, expected one of {', '.join(WAITS)}")
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """What every request of a bundle shares: who covers what, the rule and its threshold."""
+
+    assignment: Assignment
+    rule: str = "majority"
+    threshold: float = 0.5
+
+    @cached_property
+    def rule_type(self) -> type[Rule]:
+        """The rule's class, a plugin of ``sensai_serve.merge``."""
+        return cast("type[Rule]", find("sensai_serve.merge", self.rule, "Rule"))
+
+    @cached_property
+    def copies(self) -> tuple[int, ...]:
+        """For each class, how many copies it has."""
+        return tuple(map(len, self.assignment.workers_of))
+
+    @cached_property
+    def slots(self) -> tuple[tuple[tuple[int, int], ...], ...]:
+        """For each worker, (class, slot) of each of its scores; slots number a class's copies in worker order."""
+        counters: list[Iterator[int]] = [itertools.count() for _ in self.copies]
+        return tuple(tuple((c, next(counters[c])) for c in row) for row in self.assignment.rows)
+
+    def collect(self, n_inputs: int = 1, wait: Wait = "decided") -> Collector:
+        """Start one request of `n_inputs` inputs."""
+        return Collector(self, n_inputs, wait)
+
+
+class Collector:
+    """The copies of one request. Not thread-safe: feed it from one thread, or under a lock."""
+
+    __slots__ = ("_arrived", "_awaited", "_decided", "_erased", "_needs", "_plan", "_rows", "_unmet", "_wait", "done")
+
+    def __init__(self, plan: MergePlan, n_inputs: int, wait: Wait) -> None:
+        self._plan = plan
+        self._wait = wait
+        self._rows = [plan.rule_type(plan.slots, plan.copies, plan.threshold) for _ in range(n_inputs)]
+        self._awaited = set(range(len(plan.slots)))
+        self._arrived: set[int] = set()
+        self._erased: set[int] = set()
+        self._decided = 0  # rows[:decided] are decided
+        if wait == "quorum":
+            self._needs = [n // 2 + 1 for n in plan.copies]
+        elif wait == "first":
+            self._needs = [1] * len(plan.copies)
+        else:
+            self._needs = []
+        self._unmet = len(self._needs)
+        self.done = False
+        """The wait is over: `answer` is what it waited for."""
+
+    @property
+    def awaited(self) -> frozenset[int]:
+        """Workers that have neither answered nor been erased."""
+        return frozenset(self._awaited)
+
+    @property
+    def uncovered(self) -> tuple[int, ...]:
+        """Classes all of whose copies are erased."""
+        if not self._erased:
+            return ()
+        return tuple(c for c, w in enumerate(self._plan.assignment.workers_of) if self._erased.issuperset(w))
+
+    def add(self, worker: int, scores: npt.NDArray[np.float32]) -> bool:
+        """The scores of one worker have arrived.
+
+        Args:
+            worker: its id.
+            scores: FP32 [N, k], one column per class of its row.
+
+        Returns:
+            False where they are no scores and were erased instead: another shape, NaN, infinite, or not in [0, 1].
+        """
+        if worker not in self._awaited:
+            return True
+        if scores.shape != (len(self._rows), len(self._plan.slots[worker])):
+            self.erase(worker)
+            return False
+        rows: list[list[float]] = scores.tolist()
+        for row in rows:
+            for score in row:
+                if not 0.0 <= score <= 1.0:  # NaN compares false
+                    self.erase(worker)
+                    return False
+        self._awaited.discard(worker)
+        self._arrived.add(worker)
+        for rule, row in zip(self._rows, rows, strict=True):
+            rule.add(worker, row)
+        for c, _ in self._plan.slots[worker] if self._needs else ():
+            self._needs[c] -= 1
+            if self._needs[c] == 0:
+                self._unmet -= 1
+        self._look()
+        return True
+
+    def erase(self, worker: int) -> None:
+        """The scores of one worker will not be waited for."""
+        if worker not in self._awaited:
+            return
+        self._awaited.discard(worker)
+        self._erased.add(worker)
+        for rule in self._rows:
+            rule.erase(worker)
+        self._look()
+
+    def _look(self) -> None:
+        if not self._awaited:
+            self.done = True
+        elif self._needs:
+            self.done = self._unmet == 0
+        elif self._wait == "decided":
+            self.done = self._all_decided()
+
+    def _all_decided(self) -> bool:
+        # Once decided, always decided: a batch looks again only at its first undecided row.
+        while self._decided < len(self._rows) and self._rows[self._decided].decided():
+            self._decided += 1
+        return self._decided == len(self._rows)
+
+    def answer(self) -> Answer:
+        """The outcome over what has arrived; workers still awaited count as missing."""
+        verdicts = [rule.verdict() for rule in self._rows]
+        early = bool(self._awaited) and self._all_decided()
+        everything = not self._awaited and not self._erased
+        complete = everything or (early and not self._erased) or all(rule.certain() for rule in self._rows)
+        return Answer(
+            scores=np.array([v.scores for v in verdicts], np.float32),
+            votes=np.array([v.votes for v in verdicts], np.int32),
+            copies=np.array([v.copies for v in verdicts], np.int32),
+            margin=np.array([v.margin for v in verdicts], np.float32),
+            class_id=np.array([v.class_id for v in verdicts], np.int64),
+            arrived=tuple(sorted(self._arrived)),
+            missing=_others(self._arrived, len(self._plan.slots)),
+            decided_early=early,
+            complete=complete,
+            elected=all(v.elected for v in verdicts),
+        )
+
+
+def _others(workers: set[int], n_workers: int) -> tuple[int, ...]:
+    return tuple(w for w in range(n_workers) if w not in workers)
+
+
+def merge(plan: MergePlan, scores: Sequence[npt.NDArray[np.float32] | None]) -> Answer:
+    """Merge the scores of all workers at once, None for one that is lost. For offline use and for checking."""
+    n_inputs = next((len(s) for s in scores if s is not None), 1)
+    collector = plan.collect(n_inputs, "all")
+    for worker, given in enumerate(scores):
+        if given is None:
+            collector.erase(worker)
+        else:
+            collector.add(worker, given)
+    return collector.answer()

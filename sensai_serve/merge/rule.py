@@ -1,0 +1,44 @@
+"""What a merge rule must do for one input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The outcome for one input over the copies that have arrived. Lists are of length C."""
+
+    scores: list[float]
+    votes: list[int]
+    copies: list[int]
+    margin: float
+    class_id: int
+    elected: bool
+
+
+class Rule(Protocol):
+    """Merges the copies of one input. Constructed with (slots, copies, threshold).
+
+    slots: for each worker, the (class, slot) pairs of its scores in order; a class's slots number its copies in worker
+        order. copies: for each class, how many copies it has in all. threshold: a copy at or above it is a vote.
+    """
+
+    def __init__(self, slots: Sequence[Sequence[tuple[int, int]]], copies: Sequence[int], threshold: float) -> None: ...
+
+    def add(self, worker: int, scores: Sequence[float]) -> None:
+        """The copies of one worker, each in [0, 1], have arrived."""
+
+    def erase(self, worker: int) -> None:
+        """The copies of one worker will not come."""
+
+    def decided(self) -> bool:
+        """No copy still awaited can change the class, whatever it says and whether it comes or not."""
+
+    def certain(self) -> bool:
+        """No copy that is missing, awaited or erased, could have changed the class."""
+
+    def verdict(self) -> Verdict:
+        """The outcome over the copies that have arrived."""

@@ -1,0 +1,263 @@
+"""The merge: the vote, and that what is decided early is what waiting for all would have said."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sensai_serve.assignment import Assignment, binary, cyclic
+from sensai_serve.errors import RequestError
+from sensai_serve.merge import WAITS, MergePlan, parse_wait
+from sensai_serve.merge.collector import merge
+
+
+def naive_class(plan: MergePlan, scores: dict[int, np.ndarray]) -> int:
+    """The merge as DESIGN words it, in exact arithmetic, with no state and no shortcuts."""
+    best, best_key = -1, None
+    for c, workers in enumerate(plan.assignment.workers_of):
+        copies = [
+            Fraction(float(scores[w][plan.assignment.rows[w].index(c)])) for w in workers if w in scores
+        ]  # fmt: skip
+        if not copies:
+            continue
+        votes = sum(copy >= Fraction(plan.threshold) for copy in copies)
+        key = (2 * votes > len(copies), sum(copies) / len(copies), -c)
+        if best_key is None or key > best_key:
+            best, best_key = c, key
+    return best
+
+
+# Few distinct values make ties and near-ties common; the neighbours of 0, 0.5 and 1 are where rounding would show.
+edges = [0.0, 1.0, 0.5, np.nextafter(np.float32(0.5), np.float32(0)), np.nextafter(np.float32(1), np.float32(0)), 1e-30]
+score = st.one_of(
+    st.sampled_from([float(e) for e in edges]), st.floats(0, 1, width=32).map(abs), st.sampled_from([0.25, 0.75, 0.9])
+)
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> tuple[MergePlan, list[np.ndarray], list[tuple[int, bool]]]:
+    """A random matrix, random scores, and an order in which workers arrive (True) or are erased (False)."""
+    n_workers = draw(st.integers(1, 6))
+    n_classes = draw(st.integers(1, 6))
+    rows = [set(draw(st.sets(st.integers(0, n_classes - 1), min_size=1))) for _ in range(n_workers)]
+    for c in range(n_classes):
+        if not any(c in row for row in rows):
+            rows[draw(st.integers(0, n_workers - 1))].add(c)
+    ordered = [tuple(draw(st.permutations(sorted(row)))) for row in rows]
+    plan = MergePlan(Assignment(tuple(ordered), n_classes))
+    scores = [
+        np.array([draw(st.lists(score, min_size=len(r), max_size=len(r)))], np.float32) for r in ordered
+    ]  # fmt: skip
+    order = draw(st.permutations(range(n_workers)))
+    return plan, scores, [(w, draw(st.integers(0, 4)) > 0) for w in order]
+
+
+@settings(max_examples=600, deadline=None)
+@given(requests())
+def test_decided_is_what_waiting_for_all_would_have_said(request_: tuple) -> None:
+    plan, scores, events = request_
+    collector = plan.collect(1, "decided")
+    early = None
+    for worker, arrives in events:
+        if arrives:
+            assert collector.add(worker, scores[worker])
+        else:
+            collector.erase(worker)
+        if collector.done and early is None:
+            early = collector.answer()
+    assert early is not None
+    present = {w: scores[w][0] for w, arrives in events if arrives}
+    assert early.class_id[0] == naive_class(plan, present)
+    if early.decided_early:
+        assert len(early.missing) > 0
+    if early.complete:
+        assert early.class_id[0] == naive_class(plan, {w: s[0] for w, s in enumerate(scores)})
+
+
+@settings(max_examples=300, deadline=None)
+@given(requests(), st.data())
+def test_decided_holds_whatever_the_missing_copies_say(request_: tuple, data: st.DataObject) -> None:
+    plan, scores, events = request_
+    collector = plan.collect(1, "decided")
+    for worker, arrives in events:
+        if collector.done:
+            break
+        if arrives:
+            collector.add(worker, scores[worker])
+        else:
+            collector.erase(worker)
+    awaited = collector.awaited
+    arrived = {w: scores[w][0] for w in collector.answer().arrived}
+    said = int(collector.answer().class_id[0])
+    for worker in awaited:
+        if data.draw(st.booleans()):
+            n = len(plan.assignment.rows[worker])
+            arrived[worker] = np.array(data.draw(st.lists(score, min_size=n, max_size=n)), np.float32)
+    assert naive_class(plan, arrived) == said
+
+
+@settings(max_examples=200, deadline=None)
+@given(requests())
+def test_decided_is_not_later_than_it_must_be(request_: tuple) -> None:
+    """Where it still waits, some outcome of the awaited copies gives another class."""
+    plan, scores, events = request_
+    collector = plan.collect(1, "decided")
+    arrived: dict[int, np.ndarray] = {}
+    for worker, arrives in events:
+        if arrives:
+            collector.add(worker, scores[worker])
+            arrived[worker] = scores[worker][0]
+        else:
+            collector.erase(worker)
+        if collector.done:
+            return
+        outcomes = set()
+        for c in range(plan.assignment.n_classes):  # everything awaited speaks for c and against the rest
+            extreme = {w: np.array([float(k == c) for k in plan.assignment.rows[w]]) for w in collector.awaited}
+            outcomes.add(naive_class(plan, arrived | extreme))
+            against = {w: np.array([float(k != c) for k in plan.assignment.rows[w]]) for w in collector.awaited}
+            outcomes.add(naive_class(plan, arrived | against))
+        outcomes.add(naive_class(plan, arrived))
+        assert len(outcomes) > 1
+
+
+@settings(max_examples=200, deadline=None)
+@given(requests())
+def test_order_of_arrival_changes_nothing(request_: tuple) -> None:
+    plan, scores, events = request_
+    answers = []
+    for order in (events, events[::-1], sorted(events)):
+        collector = plan.collect(1, "all")
+        for worker, arrives in order:
+            if arrives:
+                collector.add(worker, scores[worker])
+            else:
+                collector.erase(worker)
+        assert collector.done
+        answers.append(collector.answer())
+    for other in answers[1:]:
+        assert (other.scores == answers[0].scores).all()
+        assert (other.class_id == answers[0].class_id).all()
+        assert other.complete == answers[0].complete
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(2, 5), st.integers(1, 4), st.randoms(use_true_random=False))
+def test_a_batch_says_what_its_rows_say_alone(n_rows: int, offset: int, random) -> None:
+    plan = MergePlan(cyclic(10, (0, offset, 5)))
+    scores = [np.array([[random.random() for _ in row] for _ in range(n_rows)], np.float32) for row in plan.slots]
+    lost = random.randrange(10)
+    whole = merge(plan, [None if w == lost else s for w, s in enumerate(scores)])
+    for i in range(n_rows):
+        alone = merge(plan, [None if w == lost else s[i : i + 1] for w, s in enumerate(scores)])
+        assert (alone.scores[0] == whole.scores[i]).all()
+        assert alone.class_id[0] == whole.class_id[i]
+        assert alone.margin[0] == whole.margin[i]
+
+
+def one_hot(plan: MergePlan, label: int) -> list[np.ndarray]:
+    return [np.array([[0.9 if c == label else 0.1 for c in row]], np.float32) for row in plan.assignment.rows]
+
+
+@pytest.mark.parametrize(("wait", "copies"), [("all", 3), ("quorum", 2), ("first", 1)])
+def test_waits_end_with_the_arrival_that_gives_every_class_its_copies(wait: str, copies: int) -> None:
+    plan = MergePlan(cyclic(10, (0, 1, 3)))
+    collector = plan.collect(1, parse_wait(wait))
+    for worker, scores in enumerate(one_hot(plan, 4)):
+        assert collector.answer().copies[0].min() < copies
+        collector.add(worker, scores)
+        if collector.done:
+            break
+    assert collector.answer().copies[0].min() == copies
+
+
+def test_a_clear_vote_is_decided_before_all_arrive_and_says_so() -> None:
+    plan = MergePlan(cyclic(10, (0, 1, 3)))
+    collector = plan.collect()
+    fed = 0
+    for worker, scores in enumerate(one_hot(plan, 4)):
+        if collector.done:
+            break
+        collector.add(worker, scores)
+        fed += 1
+    answer = collector.answer()
+    assert fed < 10
+    assert (answer.class_id[0], answer.decided_early, answer.complete, answer.elected) == (4, True, True, True)
+    assert answer.arrived == tuple(range(fed))
+    assert answer.missing == tuple(range(fed, 10))
+
+
+def test_without_redundancy_every_copy_is_awaited() -> None:
+    plan = MergePlan(binary(4))
+    collector = plan.collect()
+    for worker, scores in enumerate(one_hot(plan, 0)):
+        assert not collector.done
+        collector.add(worker, scores)
+    assert collector.done
+    assert not collector.answer().decided_early
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, -0.001, 1.001])
+def test_a_score_that_is_none_erases_its_worker(bad: float) -> None:
+    plan = MergePlan(cyclic(10, (0, 1, 3)))
+    collector = plan.collect(1, "all")
+    for worker, scores in enumerate(one_hot(plan, 4)):
+        given = scores.copy()
+        if worker == 3:  # covers class 4
+            given[0, 0] = bad
+        assert collector.add(worker, given) == (worker != 3)
+    answer = collector.answer()
+    assert answer.missing == (3,)
+    assert answer.class_id[0] == 4
+    assert answer.copies[0, 4] == 2
+
+
+def test_scores_of_another_shape_erase_their_worker() -> None:
+    plan = MergePlan(binary(2))
+    collector = plan.collect(1, "all")
+    assert not collector.add(0, np.zeros((1, 2), np.float32))
+    assert collector.add(1, np.zeros((1, 1), np.float32))
+    assert collector.uncovered == (0,)
+
+
+def test_a_class_without_a_copy_cannot_win_and_the_answer_is_incomplete() -> None:
+    plan = MergePlan(binary(3))
+    answer = merge(plan, [None, np.array([[0.2]], np.float32), np.array([[0.1]], np.float32)])
+    assert (answer.class_id[0], answer.elected, answer.complete) == (1, False, False)
+    assert answer.scores[0, 0] == 0
+    nothing = merge(plan, [None, None, None])
+    assert (nothing.class_id[0], nothing.complete, nothing.arrived) == (-1, False, ())
+
+
+def test_ties_go_to_the_lower_index_and_votes_beat_means() -> None:
+    plan = MergePlan(binary(3))
+    tie = merge(plan, [np.array([[s]], np.float32) for s in (0.7, 0.7, 0.2)])
+    assert tie.class_id[0] == 0
+    assert tie.margin[0] == 0
+    coded = MergePlan(Assignment(((0, 1), (0, 1), (0, 1)), 2))
+    # class 0: two votes of three, mean 0.367; class 1: one vote, mean 0.6
+    answer = merge(coded, [np.array([row], np.float32) for row in ((0.55, 0.45), (0.55, 0.45), (0.0, 0.9))])
+    assert answer.class_id[0] == 0
+    assert answer.votes[0].tolist() == [2, 1]
+    assert answer.margin[0] == pytest.approx(0.6 - 1.1 / 3)
+
+
+def test_late_and_repeated_scores_change_nothing() -> None:
+    plan = MergePlan(binary(2))
+    collector = plan.collect(1, "all")
+    first, other = np.array([[0.9]], np.float32), np.array([[0.1]], np.float32)
+    collector.add(0, first)
+    collector.add(0, other)
+    collector.erase(0)
+    collector.add(1, other)
+    assert collector.answer().scores[0].tolist() == pytest.approx([0.9, 0.1])
+
+
+def test_an_unknown_wait_is_refused_by_name() -> None:
+    with pytest.raises(RequestError, match="expected one of decided, all, quorum, first"):
+        parse_wait("soon")
+    assert [parse_wait(w) for w in WAITS] == list(WAITS)
