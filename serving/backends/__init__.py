@@ -1,0 +1,1 @@
+"""Where subnets run. A backend is a file here with a class ``Backend``; `serving.backends.base` is what it must do."""

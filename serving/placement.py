@@ -1,0 +1,140 @@
+"""Which worker runs on which device: a pure function of the assignment matrix, the devices and the subnets' costs."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import comb
+
+from sensai_serve.assignment import Assignment
+from sensai_serve.guarantees import ENUMERATE, survives
+
+ROUNDS = 50
+"""Passes of the local search; it stops at the first pass that improves nothing."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """One device for each worker, and what that promises."""
+
+    device_of: tuple[int, ...]
+    """For each worker, the index of its device."""
+    n_devices: int
+    losses_covered: int
+    """Any this many devices may be lost and every class still has a copy."""
+    surviving: tuple[tuple[int, ...], ...]
+    """Single devices, or larger sets up to `losses_covered` + 1, whose loss leaves every class a copy; cut off where
+    there are too many to list."""
+    crowded: tuple[int, ...]
+    """Classes with two or more copies on one device."""
+    unavoidable: bool
+    """Crowding is forced: a class has more copies than there are devices."""
+
+    def workers_on(self, device: int) -> tuple[int, ...]:
+        """The workers of one device, ascending."""
+        return tuple(w for w, d in enumerate(self.device_of) if d == device)
+
+
+def place(assignment: Assignment, n_devices: int, costs: Sequence[float] | None = None) -> Placement:
+    """Spread workers over devices.
+
+    In this order: the copies of each class on as many different devices as can be, as many device losses survived as
+    can be, the work in balance. Greedy from the costliest worker, then moves and swaps while they improve. The same
+    arguments always give the same placement.
+
+    Args:
+        assignment: who covers what.
+        n_devices: how many there are, at least 1.
+        costs: of each worker, any unit, say MACs; all alike where None.
+    """
+    n_workers = assignment.n_workers
+    weights = [max(float(c), 1e-9) for c in costs] if costs is not None and any(costs) else [1.0] * n_workers
+    state = _State(assignment, n_devices, weights)
+    for worker in sorted(range(n_workers), key=lambda w: (-weights[w], w)):
+        state.put(worker, min(range(n_devices), key=lambda d: (state.cost_with(worker, d), d)))
+    for _ in range(ROUNDS if n_devices > 1 else 0):
+        if not (state.try_moves() or state.try_swaps()):
+            break
+    return _describe(assignment, tuple(state.device_of), n_devices)
+
+
+class _State:
+    """A placement under construction, its cost kept up to date."""
+
+    def __init__(self, assignment: Assignment, n_devices: int, weights: Sequence[float]) -> None:
+        self.rows = assignment.rows
+        self.weights = weights
+        self.device_of = [-1] * len(self.rows)
+        self.loads = [0.0] * n_devices
+        self.counts = [[0] * n_devices for _ in range(assignment.n_classes)]
+
+    def put(self, worker: int, device: int) -> None:
+        self._shift(worker, self.device_of[worker], -1)
+        self._shift(worker, device, +1)
+        self.device_of[worker] = device
+
+    def _shift(self, worker: int, device: int, sign: int) -> None:
+        if device >= 0:
+            self.loads[device] += sign * self.weights[worker]
+            for c in self.rows[worker]:
+                self.counts[c][device] += sign
+
+    def cost(self) -> tuple[int, int, float]:
+        distinct = [sum(n > 0 for n in row) for row in self.counts]
+        return (-sum(distinct), -min(distinct), round(sum(load * load for load in self.loads), 6))
+
+    def cost_with(self, worker: int, device: int) -> tuple[int, int, float]:
+        before = self.device_of[worker]
+        self.put(worker, device)
+        cost = self.cost()
+        self._shift(worker, device, -1)
+        self._shift(worker, before, +1)
+        self.device_of[worker] = before
+        return cost
+
+    def try_moves(self) -> bool:
+        improved = False
+        for worker in range(len(self.rows)):
+            best = min(range(len(self.loads)), key=lambda d: (self.cost_with(worker, d), d))
+            if best != self.device_of[worker] and self.cost_with(worker, best) < self.cost():
+                self.put(worker, best)
+                improved = True
+        return improved
+
+    def try_swaps(self) -> bool:
+        cost = self.cost()
+        for a, b in itertools.combinations(range(len(self.rows)), 2):
+            device_a, device_b = self.device_of[a], self.device_of[b]
+            if device_a == device_b:
+                continue
+            self.put(a, device_b)
+            self.put(b, device_a)
+            if self.cost() < cost:
+                return True
+            self.put(a, device_a)
+            self.put(b, device_b)
+        return False
+
+
+def _describe(assignment: Assignment, device_of: tuple[int, ...], n_devices: int) -> Placement:
+    devices_of = [Counter(device_of[w] for w in workers) for workers in assignment.workers_of]
+    covered = min(map(len, devices_of)) - 1
+    surviving: list[tuple[int, ...]] = []
+    for size in range(1, min(n_devices - 1, covered + 1) + 1):
+        if comb(n_devices, size) > ENUMERATE // 100:
+            break
+        surviving += [
+            lost
+            for lost in itertools.combinations(range(n_devices), size)
+            if survives(assignment, {w for w, d in enumerate(device_of) if d in lost})
+        ]
+    return Placement(
+        device_of=device_of,
+        n_devices=n_devices,
+        losses_covered=covered,
+        surviving=tuple(surviving),
+        crowded=tuple(c for c, devices in enumerate(devices_of) if max(devices.values()) > 1),
+        unavoidable=any(len(workers) > n_devices for workers in assignment.workers_of),
+    )
