@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -16,16 +14,17 @@ from sensai_serve.merge.collector import merge
 
 
 def naive_class(plan: MergePlan, scores: dict[int, np.ndarray]) -> int:
-    """The merge as DESIGN words it, in exact arithmetic, with no state and no shortcuts."""
+    """The merge in its definition's words: float64, copies summed in worker order, no state and no shortcuts."""
     best, best_key = -1, None
     for c, workers in enumerate(plan.assignment.workers_of):
-        copies = [
-            Fraction(float(scores[w][plan.assignment.rows[w].index(c)])) for w in workers if w in scores
-        ]  # fmt: skip
+        copies = [float(scores[w][plan.assignment.rows[w].index(c)]) for w in workers if w in scores]
         if not copies:
             continue
-        votes = sum(copy >= Fraction(plan.threshold) for copy in copies)
-        key = (2 * votes > len(copies), sum(copies) / len(copies), -c)
+        total = 0.0
+        for copy in copies:
+            total += copy
+        votes = sum(copy >= plan.threshold for copy in copies)
+        key = (2 * votes > len(copies), total / len(copies), -c)
         if best_key is None or key > best_key:
             best, best_key = c, key
     return best

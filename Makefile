@@ -1,0 +1,38 @@
+# Everything runs in .venv, which the first target that needs it makes.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DONE := $(VENV)/.installed
+
+.PHONY: demo serve test check format soak clean
+
+$(DONE): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $(DONE)
+
+demo: $(DONE)  ## train, prune, export, serve and query ten digits
+	$(BIN)/python -m benchmarks.demo
+
+serve: $(DONE)  ## serve the bundle that `make demo` made (BUNDLE=... for another)
+	$(BIN)/sensai serve $(or $(BUNDLE),bundles/digits)
+
+check: $(DONE)  ## lint, types, layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+test: check  ## everything that CI runs
+	$(BIN)/python -m pytest -m 'not soak'
+
+soak: $(DONE)  ## what takes longer; figures go to benchmarks/results/
+	$(BIN)/python -m pytest -m soak
+
+format: $(DONE)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) bundles runs

@@ -1,0 +1,5 @@
+"""``python -m sensai_serve`` is the `sensai` command."""
+
+from sensai_serve.cli import main
+
+main()

@@ -1,0 +1,142 @@
+"""``sensai inspect``: what a bundle holds and what its code promises, as tables."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from sensai_serve.bundle import Bundle
+    from sensai_serve.guarantees import Guarantees
+
+app = typer.Typer()
+
+
+@app.command()
+def inspect(
+    bundle: Annotated[Path, typer.Argument(help="The bundle's directory.")],
+    devices: Annotated[
+        str | None, typer.Option(help="Where it would be served, say cpu:0,cpu:1: prints the placement.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
+) -> None:
+    """Show a bundle's workers, classes, sizes, guarantees, accuracy, and its placement on devices; check every file."""
+    from rich.console import Console
+
+    from sensai_serve.bundle import Bundle
+    from sensai_serve.guarantees import guarantees
+
+    opened = Bundle.open(bundle)
+    opened.verify()
+    promises = guarantees(opened.assignment)
+    placed = None if devices is None else _place(opened, devices)
+    if as_json:
+        typer.echo(json.dumps(_as_json(opened, promises, placed), indent=1))
+        return
+    console = Console()
+    manifest = opened.manifest
+    spec = manifest.input
+    kind = "images" if spec.image else "numbers"
+    offsets = f" with offsets {list(manifest.offsets)}" if manifest.offsets else ""
+    counts = f"{len(manifest.labels)} classes, {len(manifest.subnets)} workers"
+    console.print(f"[bold]{manifest.name}[/bold]  {counts}, {manifest.kind} assignment{offsets}", highlight=False)
+    console.print(f"input  {kind} FP32 [N, {', '.join(map(str, spec.shape))}], merged by {manifest.merge.rule}")
+    console.print(_workers(opened, placed))
+    for line in promise_lines(promises, opened.assignment.n_workers):
+        console.print(line)
+    if placed is not None:
+        for line in _placement_lines(opened, placed):
+            console.print(line)
+    for key, value in manifest.accuracy.items():
+        console.print(f"{key.replace('_', ' ')}: {_figure(value)}")
+    console.print("[green]every file is as it was written[/green]")
+
+
+def promise_lines(promises: Guarantees, n_workers: int) -> list[str]:
+    """The guarantees in words, one a line."""
+    lines = [
+        f"redundancy {promises.redundancy}: any {promises.losses_covered} of {n_workers} workers can be lost and every "
+        "class still has a copy",
+        f"any {promises.losses_majority} can be lost and every class keeps more than half of its copies; "
+        f"two workers have at most {promises.common_classes} classes in common",
+    ]
+    for count in promises.uncovering:
+        if count.uncovering_most:
+            bound = f"{count.uncovering_least}" if count.exact else f"{count.uncovering_least}-{count.uncovering_most}"
+            lines.append(
+                f"losing {count.lost}: {bound} of {count.total} sets leave some class without a copy "
+                f"({count.uncovering_most / count.total:.1%}{'' if count.exact else ' at most'})"
+            )
+    return lines
+
+
+def _place(bundle: Bundle, devices: str) -> Any:
+    from sensai_serve.errors import DeviceError
+    from serving.devices import parse_device
+    from serving.placement import place
+
+    names = [str(parse_device(text)) for text in devices.split(",") if text.strip()]
+    if len(set(names)) != len(names) or not names:
+        raise DeviceError(f"devices are {devices!r}, expected different ones, say cpu:0,cpu:1")
+    return names, place(bundle.assignment, len(names), [s.macs for s in bundle.manifest.subnets])
+
+
+def _workers(bundle: Bundle, placed: Any) -> Table:
+    from rich.table import Table
+
+    table = Table("worker", "classes", "head")
+    for heading in ("MACs", "parameters", "KiB"):
+        table.add_column(heading, justify="right")
+    if placed is not None:
+        table.add_column("device")
+    for subnet in bundle.manifest.subnets:
+        cells = [
+            str(subnet.worker),
+            ", ".join(bundle.manifest.labels[c] for c in subnet.classes),
+            subnet.head,
+            f"{subnet.macs:,}" if subnet.macs else "unknown",
+            f"{subnet.parameters:,}" if subnet.parameters else "unknown",
+            f"{(bundle.path / subnet.file).stat().st_size / 1024:,.0f}",
+        ]
+        if placed is not None:
+            names, placement = placed
+            cells.append(names[placement.device_of[subnet.worker]])
+        table.add_row(*cells)
+    return table
+
+
+def _placement_lines(bundle: Bundle, placed: Any) -> list[str]:
+    names, placement = placed
+    lines = [f"placement: any {placement.losses_covered} of {placement.n_devices} devices can be lost"]
+    beyond = [lost for lost in placement.surviving if len(lost) > placement.losses_covered]
+    if beyond:
+        sets = ", ".join("{" + ", ".join(names[d] for d in lost) + "}" for lost in beyond[:8])
+        lines.append(f"also survived: {sets}{f' and {len(beyond) - 8} more' if len(beyond) > 8 else ''}")
+    if placement.crowded:
+        labels = [bundle.manifest.labels[c] for c in placement.crowded]
+        some = ", ".join(labels[:6]) + (f" and {len(labels) - 6} more" if len(labels) > 6 else "")
+        why = f"{bundle.assignment.redundancy} copies do not fit on {placement.n_devices} devices one each"
+        lines.append(f"two or more copies on one device: {some}{f' ({why})' if placement.unavoidable else ''}")
+    return lines
+
+
+def _figure(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.2%}" if 0 <= value <= 1 else f"{value:g}"
+    return json.dumps(value) if isinstance(value, dict | list) else str(value)
+
+
+def _as_json(bundle: Bundle, promises: Guarantees, placed: Any) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    raw: dict[str, Any] = json.loads(bundle.manifest.to_json())
+    raw["guarantees"] = asdict(promises)
+    if placed is not None:
+        names, placement = placed
+        raw["placement"] = asdict(placement) | {"devices": names}
+    return raw
