@@ -11,6 +11,23 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
 from sensai_serve.errors import InputError
+from sensai_serve.merge import Wait
+from sensai_serve.preprocess import MAX_PIXELS
+from serving.devices import default_devices, parse_device
+from serving.gateway import GatewayOptions, OnMissing
+
+
+def _parse_address(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    host, colon, port = value.rpartition(":")
+    if not (host and colon and port.isascii() and port.isdigit()) or (":" in host and not host.startswith("[")):
+        raise ValueError(f"{value!r} is no address, expected HOST:PORT")
+    return {"host": host.removeprefix("[").removesuffix("]"), "port": port}
+
+
+def _parse_list(value: Any) -> Any:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
 class _Group(BaseModel):
@@ -18,10 +35,9 @@ class _Group(BaseModel):
 
 
 class Address(_Group):
-    """Where a transport listens, written ``host:port``."""
+    """Where a transport listens, written ``host:port``; an IPv6 address in brackets."""
 
     host: str = Field(min_length=1)
-    """A name or an address; an IPv6 address in brackets."""
     port: int = Field(ge=0, le=65535)
     """0: any free port."""
 
@@ -29,27 +45,34 @@ class Address(_Group):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-def _parse_address(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    host, colon, port = value.rpartition(":")
-    if not (colon and port.isascii() and port.isdigit()) or (":" in host and not host.startswith("[")):
-        raise ValueError(f"{value!r} is no host:port")
-    return {"host": host.removeprefix("[").removesuffix("]"), "port": port}
+class Inference(_Group):
+    """How requests are answered."""
 
-
-HostPort = Annotated[Address, NoDecode, BeforeValidator(_parse_address)]
+    devices: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_parse_list)] = ()
+    """Where workers are placed: ``cpu``, ``cpu:CORE``, ``cuda:CARD``, separated by commas; every core where empty."""
+    backend: str = "ort"
+    """What runs the workers: a plugin of ``serving.backends``."""
+    wait: Wait = "decided"
+    """What a request waits for that does not say."""
+    deadline_ms: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Milliseconds that a request has that does not say; None for no limit."""
+    on_missing: OnMissing = "refuse"
+    """What happens to a request that a class has no copy left for."""
 
 
 class Limits(_Group):
-    """What one request may cost; more is refused."""
+    """What requests may cost; more is refused."""
 
-    body_bytes: int = Field(64 * 1024 * 1024, ge=1)
-    """Bytes of one request's body, before and after inflating it."""
-    batch: int = Field(64, ge=1)
-    """Inputs in one request (N)."""
-    image_pixels: int = Field(50_000_000, ge=1)
+    body_bytes: int = Field(default=64 * 1024 * 1024, ge=1)
+    """Bytes of one request's body, as sent and inflated."""
+    batch: int = Field(default=64, ge=1)
+    """Inputs in one request."""
+    image_pixels: int = Field(default=MAX_PIXELS, ge=1)
     """Pixels of one image, counted before it is decoded."""
+    idle_s: float = Field(default=75.0, gt=0, allow_inf_nan=False)
+    """Seconds that a connection may stay open between requests."""
+    in_flight: int = Field(default=64, ge=1)
+    """Requests that a model answers or holds waiting at a time."""
 
 
 class Settings(BaseSettings):
@@ -59,31 +82,54 @@ class Settings(BaseSettings):
         env_prefix="SENSAI_", env_nested_delimiter="__", frozen=True, extra="forbid", use_attribute_docstrings=True
     )
 
-    http: HostPort = Address(host="127.0.0.1", port=8000)
+    http: Annotated[Address, NoDecode, BeforeValidator(_parse_address)] = Address(host="127.0.0.1", port=8000)
     """Where HTTP listens. Loopback unless told otherwise: the server knows no users."""
+    inference: Inference = Inference()
+    """How requests are answered."""
     limits: Limits = Limits()
-    """What one request may cost."""
-    drain_s: float = Field(10.0, ge=0)
-    """Seconds that requests in flight may take to end after SIGTERM."""
+    """What requests may cost."""
+    drain_s: float = Field(default=10.0, ge=0, allow_inf_nan=False)
+    """Seconds that requests in flight have to end after SIGTERM."""
     access_log: bool = False
     """One line per request on standard error."""
+
+    def gateway_options(self) -> GatewayOptions:
+        """What a gateway takes of these.
+
+        Raises:
+            DeviceError: a device that is none.
+        """
+        inference, limits = self.inference, self.limits
+        return GatewayOptions(
+            devices=tuple(map(parse_device, inference.devices)) or default_devices(),
+            backend=inference.backend,
+            wait=inference.wait,
+            deadline_s=None if inference.deadline_ms is None else inference.deadline_ms / 1000,
+            max_in_flight=limits.in_flight,
+            on_missing=inference.on_missing,
+            max_batch=limits.batch,
+        )
 
 
 def load_settings(**flags: Any) -> Settings:
     """The settings of this process.
 
     Args:
-        flags: what the command line says, by field; None where it says nothing.
+        flags: what the command line says, by field, groups as dictionaries; None where it says nothing.
 
     Raises:
         InputError: a value that cannot be accepted, wherever it comes from.
     """
     try:
-        return Settings(**{name: value for name, value in flags.items() if value is not None})
+        return Settings(**_given(flags))
     except ValidationError as error:
         first = error.errors()[0]
-        raise InputError(
-            f"setting {'.'.join(map(str, first['loc']))}: {first['msg'].removeprefix('Value error, ')}"
-        ) from None
+        where, what = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+        raise InputError(f"setting {where}: {what}") from None
     except SettingsError as error:
         raise InputError(f"settings: {error}") from None
+
+
+def _given(flags: dict[str, Any]) -> dict[str, Any]:
+    nested = {name: _given(value) if isinstance(value, dict) else value for name, value in flags.items()}
+    return {name: value for name, value in nested.items() if value is not None and value != {}}

@@ -1,0 +1,70 @@
+"""A running server's ``/v1`` as a client sees it, with the standard library alone."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+import numpy as np
+
+from sensai_serve.cli.samples import Sample
+from sensai_serve.errors import InputError, RequestError, ServingError
+
+
+class Endpoint:
+    """One connection to one server, kept open from request to request."""
+
+    def __init__(self, url: str, *, timeout_s: float = 60.0) -> None:
+        """Nothing is sent yet.
+
+        Raises:
+            InputError: no URL of a server.
+        """
+        self._url = url
+        try:
+            parts = urlsplit(url)
+            kind = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}[parts.scheme]
+            self._connection = kind(parts.hostname or "", parts.port, timeout=timeout_s)
+        except (KeyError, ValueError, http.client.InvalidURL):
+            raise InputError(f"{url!r} is no URL of a server, expected http://HOST:PORT") from None
+        self._path = parts.path.rstrip("/")
+
+    def shape(self, model: str | None) -> tuple[int, ...]:
+        """The shape of one input of a model, of the only one where None.
+
+        Raises:
+            RequestError: no such model, or several and none is named.
+            ServingError: the server cannot be reached or does not answer as one.
+        """
+        shapes = {entry["name"]: tuple(entry["shape"]) for entry in self._ask("GET", "/v1/models")}
+        if model is None and len(shapes) == 1:
+            return next(iter(shapes.values()))
+        if model not in shapes:
+            raise RequestError(f"{self._url} serves {', '.join(shapes)}, expected --model with one of them")
+        return shapes[model]
+
+    def predict(self, sample: Sample, model: str | None) -> dict[str, Any]:
+        """Classify one input. Raises as `shape`, and RequestError for what the server does not accept."""
+        path = "/v1/predict" + (f"?{urlencode({'model': model})}" if model else "")
+        if isinstance(sample.raw, np.ndarray):
+            body, kind = json.dumps({"inputs": sample.raw.tolist()}).encode(), "application/json"
+        else:
+            body, kind = sample.raw, "application/octet-stream"
+        prediction: dict[str, Any] = self._ask("POST", path, body, kind)
+        return prediction
+
+    def _ask(self, method: str, path: str, body: bytes | None = None, kind: str = "") -> Any:
+        try:
+            self._connection.request(method, self._path + path, body, {"Content-Type": kind} if kind else {})
+            response = self._connection.getresponse()
+            content = json.loads(response.read())
+        except (OSError, http.client.HTTPException) as error:
+            raise ServingError(f"{self._url} cannot be reached: {error}") from None
+        except ValueError:
+            raise ServingError(f"{self._url} does not answer as a sensai server") from None
+        if response.status != http.client.OK:
+            message = content.get("error", response.reason) if isinstance(content, dict) else response.reason
+            raise (RequestError if response.status < 500 else ServingError)(message)
+        return content

@@ -1,0 +1,154 @@
+"""``sensai serve`` and ``sensai predict``."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from sensai_serve.bundle import Bundle
+    from sensai_serve.cli.samples import Sample
+
+app = typer.Typer()
+
+
+@app.command()
+def serve(
+    bundles: Annotated[list[Path] | None, typer.Argument(help="Directories of bundles.")] = None,
+    *,
+    repository: Annotated[Path | None, typer.Option(help="Serve every bundle in this directory.")] = None,
+    device: Annotated[
+        list[str] | None, typer.Option(help="Where workers run: cpu:CORE or cuda:CARD; give it several times.")
+    ] = None,
+    http: Annotated[str | None, typer.Option(help="HOST:PORT of HTTP; port 0 is any free one.")] = None,
+    backend: Annotated[str | None, typer.Option(help="What runs the workers.")] = None,
+    wait: Annotated[str | None, typer.Option(help="What requests wait for: decided, all, quorum or first.")] = None,
+    deadline_ms: Annotated[float | None, typer.Option(help="Time a request has that does not say.")] = None,
+    max_in_flight: Annotated[int | None, typer.Option(help="Requests at a time; more are refused.")] = None,
+    on_missing: Annotated[
+        str | None, typer.Option(help="When a class has no copy left: refuse, degrade or reference.")
+    ] = None,
+) -> None:
+    """Serve bundles over HTTP until SIGTERM. Every option is also a variable of the environment, SENSAI_..."""
+    from sensai_serve.bundle import Bundle
+    from serving.repository import Repository
+    from serving.server import run
+    from serving.settings import load_settings
+
+    settings = load_settings(
+        http=http,
+        inference={
+            "devices": device or None,
+            "backend": backend,
+            "wait": wait,
+            "deadline_ms": deadline_ms,
+            "on_missing": on_missing,
+        },
+        limits={"in_flight": max_in_flight},
+    )
+    opened = [Bundle.open(path) for path in _bundles(bundles or [], repository)]
+    served = Repository(opened, settings.gateway_options())
+    run(served, settings, lambda url: typer.echo(f"ready: {url}  {', '.join(map(_summary, opened))}"))
+
+
+@app.command()
+def predict(
+    target: Annotated[str, typer.Argument(metavar="BUNDLE|URL", help="A bundle's directory, or a running server.")],
+    files: Annotated[list[Path], typer.Argument(help="Images; or numbers as .npy, .npz, .json or .csv rows.")],
+    model: Annotated[str | None, typer.Option(help="Which model, where a server has several.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per input instead.")] = False,
+) -> None:
+    """Classify files with a bundle in this process, or with a server."""
+    predictions = _predict(target, files, model)
+    if as_json:
+        for name, prediction in predictions:
+            typer.echo(json.dumps({"input": name, **prediction}))
+        return
+    from rich.console import Console
+
+    Console().print(_table(predictions))
+
+
+def _bundles(named: list[Path], repository: Path | None) -> list[Path]:
+    from sensai_serve.bundle import MANIFEST
+    from sensai_serve.errors import InputError
+
+    if repository is None:
+        if not named:
+            raise InputError("nothing to serve, expected directories of bundles or --repository")
+        return named
+    if not repository.is_dir():
+        raise InputError(f"{repository} is no directory, expected one that holds bundles")
+    found = sorted(path.parent for path in repository.glob(f"*/{MANIFEST}"))
+    if not found and not named:
+        raise InputError(f"{repository} holds no bundle, expected directories with {MANIFEST}")
+    return [*named, *found]
+
+
+def _summary(bundle: Bundle) -> str:
+    manifest = bundle.manifest
+    return f"{manifest.name} ({len(manifest.labels)} classes, {len(manifest.subnets)} workers)"
+
+
+def _predict(target: str, files: list[Path], model: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    from sensai_serve.cli.samples import read_samples
+    from sensai_serve.errors import RequestError
+
+    shape, classify = _remote(target, model) if "://" in target else _local(target)
+    for path in files:
+        for sample in read_samples(path, shape):
+            try:
+                yield sample.name, classify(sample)
+            except RequestError as error:
+                raise RequestError(f"{sample.name}: {error}") from None
+
+
+def _remote(url: str, model: str | None) -> tuple[tuple[int, ...], Callable[[Sample], dict[str, Any]]]:
+    from sensai_serve.cli.endpoint import Endpoint
+
+    endpoint = Endpoint(url)
+    return endpoint.shape(model), lambda sample: endpoint.predict(sample, model)
+
+
+def _local(path: str) -> tuple[tuple[int, ...], Callable[[Sample], dict[str, Any]]]:
+    from sensai_serve import load
+
+    classifier = load(path)
+
+    def classify(sample: Sample) -> dict[str, Any]:
+        started = time.perf_counter()
+        prediction = classifier.predict(sample.raw)
+        milliseconds = {"total": round((time.perf_counter() - started) * 1000, 3)}
+        return {**asdict(prediction), "milliseconds": milliseconds}
+
+    return classifier.manifest.input.shape, classify
+
+
+def _table(predictions: Iterator[tuple[str, dict[str, Any]]]) -> Table:
+    from rich.table import Table
+
+    table = Table("input", "label")
+    for heading in ("score", "votes", "margin", "ms", "slowest worker"):
+        table.add_column(heading, justify="right")
+    for name, prediction in predictions:
+        label = prediction["label"]
+        workers: dict[str, float] = prediction["milliseconds"].get("workers", {})
+        slowest = max(workers.items(), key=lambda item: item[1], default=None)
+        table.add_row(
+            name,
+            (label or "none") + ("" if prediction["elected"] else " (not elected)"),
+            f"{prediction['scores'].get(label, 0.0):.3f}",
+            str(prediction["votes"].get(label, 0)),
+            f"{prediction['margin']:.3f}",
+            f"{prediction['milliseconds']['total']:.2f}",
+            "" if slowest is None else f"{slowest[0]}: {slowest[1]:.2f} ms",
+        )
+    return table

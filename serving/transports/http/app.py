@@ -1,0 +1,83 @@
+"""The application: which request goes where, and one form for every error."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+import sensai_serve
+from sensai_serve.errors import SensaiError
+from serving.settings import Settings
+from serving.transports.http import v1, v2
+from serving.transports.http.asgi import Receive, Scope, Send
+from serving.transports.http.errors import error_body, error_reply
+from serving.transports.http.infer import OPENAPI, InferRoute
+
+if TYPE_CHECKING:
+    from serving.repository import Repository
+
+_DESCRIPTION = """Class-parallel inference: one input is answered as fast as one small subnet.
+
+Try `POST /v1/predict` with an image. Inference clients speak the Open Inference Protocol under `/v2`."""
+
+
+class Application(FastAPI):
+    """FastAPI, with the infer route taken out in front of its routing and its middleware."""
+
+    def __init__(self, infer: InferRoute, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._infer = infer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one ASGI scope."""
+        if scope["type"] == "http" and (model := self._infer.match(scope)) is not None:
+            await self._infer(model, scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
+
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI document, the infer route included."""
+        document = super().openapi()
+        document["paths"].update(OPENAPI)
+        return document
+
+
+def create_app(repository: Repository, settings: Settings) -> Application:
+    """The application over the models of a repository, which its caller starts and stops."""
+    app = Application(
+        InferRoute(repository, settings.limits),
+        title="sensai-serve",
+        version=sensai_serve.__version__,
+        description=_DESCRIPTION,
+        redirect_slashes=False,
+        redoc_url=None,
+    )
+    app.include_router(v2.router(repository))
+    app.include_router(v1.router(repository, settings.limits))
+    app.add_exception_handler(SensaiError, _ours)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(Exception, _ours)
+    return app
+
+
+async def _ours(_: Request, error: Exception) -> Response:
+    status, headers, body = error_reply(error)
+    return Response(body, status, {name.decode(): value.decode() for name, value in headers})
+
+
+async def _invalid(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    message = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return Response(error_body(message), HTTPStatus.UNPROCESSABLE_ENTITY, media_type="application/json")
+
+
+async def _http(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    message = str(error.detail)
+    return Response(error_body(message), error.status_code, error.headers, media_type="application/json")

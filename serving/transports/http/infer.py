@@ -1,0 +1,117 @@
+"""``POST /v2/models/NAME/infer``, the hot path as plain ASGI: read once, parsed once, answered in two sends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from starlette.requests import ClientDisconnect
+
+from sensai_serve.errors import RequestError
+from serving.settings import Limits
+from serving.transports.http.asgi import Headers, Receive, Scope, Send, read_body, send_reply, until_disconnected
+from serving.transports.http.errors import ERROR_RESPONSE, error_reply
+from serving.v2 import decode_request, encode_response
+
+if TYPE_CHECKING:
+    from serving.repository import Repository
+
+OPENAPI = {
+    "/v2/models/{name}/infer": {
+        "post": {
+            "tags": ["Open Inference Protocol"],
+            "summary": "Infer, for inference clients",
+            "description": (
+                "One input FP32 [N, ...], normalised as the bundle says; outputs `scores`, `votes`, `copies`, `margin` "
+                "and `class_id`. With the binary tensor and classification extensions. Parameters: `wait`, `timeout` "
+                "in microseconds."
+            ),
+            "operationId": "infer",
+            "parameters": [{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}],
+            "requestBody": {
+                "required": True,
+                "content": {
+                    "application/json": {
+                        "schema": {"type": "object", "required": ["inputs"]},
+                        "example": {
+                            "inputs": [{"name": "input", "datatype": "FP32", "shape": [1, 2], "data": [0.1, -0.2]}],
+                            "outputs": [{"name": "class_id"}, {"name": "scores"}],
+                        },
+                    }
+                },
+            },
+            "responses": {
+                "200": {
+                    "description": "The outputs, and what the merge did as parameters",
+                    "content": {"application/json": {"schema": {"type": "object", "required": ["outputs"]}}},
+                },
+                "default": ERROR_RESPONSE,
+            },
+        }
+    }
+}
+"""For the OpenAPI document, which FastAPI writes without knowing of this route."""
+
+_PREFIX, _SUFFIX = "/v2/models/", "/infer"
+
+
+class InferRoute:
+    """Answers infer requests for the models of a repository."""
+
+    def __init__(self, repository: Repository, limits: Limits) -> None:
+        self._repository = repository
+        self._limits = limits
+
+    @staticmethod
+    def match(scope: Scope) -> tuple[str, str] | None:
+        """The model and the version ("" where none is named) if this request is one to infer."""
+        path: str = scope["path"]
+        if not (path.endswith(_SUFFIX) and path.startswith(_PREFIX) and scope["method"] == "POST"):
+            return None
+        match path[len(_PREFIX) : -len(_SUFFIX)].split("/"):
+            case [name]:
+                return name, ""
+            case [name, "versions", version]:
+                return name, version
+        return None
+
+    async def __call__(self, model: tuple[str, str], scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, whatever it holds."""
+        try:
+            headers, body = await self._answer(model, dict(scope["headers"]), receive)
+            status = 200
+        except ClientDisconnect:
+            return
+        except Exception as error:
+            status, headers, body = error_reply(error)
+        await send_reply(send, status, headers, body)
+
+    async def _answer(
+        self, model: tuple[str, str], headers: Mapping[bytes, bytes], receive: Receive
+    ) -> tuple[Headers, bytes]:
+        gateway = self._repository.get(*model)
+        body = await read_body(receive, headers, self._limits.body_bytes)
+        request = decode_request(body, _header_length(headers), gateway.manifest.input, gateway.options.max_batch)
+        work = gateway.infer(request.inputs, wait=request.wait, timeout_s=request.timeout_s)
+        reply = await until_disconnected(work, receive)
+        data, header_length = encode_response(
+            request, reply.answer, name=gateway.name, version=gateway.version, labels=gateway.manifest.labels
+        )
+        length = (b"content-length", str(len(data)).encode())
+        if header_length is None:
+            return [(b"content-type", b"application/json"), length], data
+        return [
+            (b"content-type", b"application/octet-stream"),
+            (b"inference-header-content-length", str(header_length).encode()),
+            length,
+        ], data
+
+
+def _header_length(headers: Mapping[bytes, bytes]) -> int | None:
+    value = headers.get(b"inference-header-content-length")
+    if value is None:
+        return None
+    if not value.isdigit() or len(value) > 18:
+        text = value[:60].decode("latin-1")
+        raise RequestError(f"Inference-Header-Content-Length is {text!r}, expected a number of bytes")
+    return int(value)

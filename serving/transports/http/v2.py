@@ -1,0 +1,64 @@
+"""The Open Inference Protocol over HTTP, all but infer: health, metadata, configuration."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from fastapi import APIRouter, Response
+
+from sensai_serve.errors import NotReadyError, RequestError, UnknownModelError
+from serving.v2 import metadata
+
+if TYPE_CHECKING:
+    from serving.repository import Repository
+
+_MODEL = ("/models/{name}", "/models/{name}/versions/{version}")
+
+
+def router(repository: Repository) -> APIRouter:
+    """The routes under ``/v2``."""
+    routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
+
+    @routes.get("/health/live", summary="Is the server running")
+    def live() -> Response:
+        return Response()
+
+    @routes.get("/health/ready", summary="Is every model ready")
+    def ready() -> Response:
+        if not repository.ready:
+            raise NotReadyError("the server is not ready")
+        return Response()
+
+    @routes.get("", summary="Server metadata")
+    def server() -> Response:
+        return reply(metadata.server_metadata())
+
+    def model_ready(name: str, version: str = "") -> Response:
+        # Unlike everywhere else an unknown model is no 404 here: clients of the protocol know 200 and 400 only.
+        try:
+            ready = repository.get(name, version).ready
+        except UnknownModelError as error:
+            raise RequestError(str(error)) from None
+        if not ready:
+            raise RequestError(f"model {name!r} is not ready")
+        return Response()
+
+    def model(name: str, version: str = "") -> Response:
+        gateway = repository.get(name, version)
+        return reply(metadata.model_metadata(gateway.manifest, gateway.version))
+
+    def config(name: str, version: str = "") -> Response:
+        gateway = repository.get(name, version)
+        return reply(metadata.model_config(gateway.manifest, gateway.options.max_batch))
+
+    for path in _MODEL:
+        routes.get(path, summary="Model metadata")(model)
+        routes.get(f"{path}/config", summary="Model configuration")(config)
+        routes.get(f"{path}/ready", summary="Is the model ready")(model_ready)
+    return routes
+
+
+def reply(content: Any) -> Response:
+    """Any JSON."""
+    return Response(orjson.dumps(content), media_type="application/json")

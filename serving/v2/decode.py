@@ -1,0 +1,115 @@
+"""The body of an HTTP infer request, with the binary tensor extension, as an `InferRequest`. Parsed once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from sensai_serve.errors import RequestError
+from sensai_serve.preprocess import Floats, InputSpec
+from serving.v2.request import (
+    InferRequest,
+    RequestedOutput,
+    binary_by_default,
+    every_output,
+    parse_options,
+    parse_outputs,
+)
+from serving.v2.tensors import check_input, from_bytes, from_json, shown
+
+_NOTHING: Mapping[str, Any] = {}
+
+
+def decode_request(
+    body: bytes | memoryview, header_length: int | None, spec: InputSpec, max_batch: int
+) -> InferRequest:
+    """Decode the body of a v2 infer request.
+
+    Args:
+        body: the whole body, inflated.
+        header_length: of the JSON in front of binary tensors, what ``Inference-Header-Content-Length`` says; None
+            where the body is JSON alone. 0 is Triton's raw request: the body is one input and nothing else.
+        spec: the model's input.
+        max_batch: the largest N.
+
+    Raises:
+        RequestError: anything that does not fit; the message says what was wrong and what was expected.
+    """
+    view = memoryview(body)
+    if header_length is None:
+        header, tail = view, None
+    elif not 0 <= header_length <= len(view):
+        raise RequestError(
+            f"Inference-Header-Content-Length is {header_length}, expected 0 to {len(view)}, the length of the body"
+        )
+    elif header_length == 0:
+        return InferRequest(from_bytes(view, (1, *spec.shape), spec), every_output(binary=True))
+    else:
+        header, tail = view[:header_length], view[header_length:]
+    request = _parse(header)
+    parameters = _object(request, "parameters", "")
+    wait, timeout_s = parse_options(parameters)
+    request_id = request.get("id", "")
+    if not isinstance(request_id, str):
+        raise RequestError(f"id is {shown(request_id)}, expected text")
+    return InferRequest(
+        inputs=_input(request.get("inputs"), tail, spec, max_batch),
+        outputs=_outputs(request.get("outputs"), binary=binary_by_default(parameters)),
+        id=request_id,
+        wait=wait,
+        timeout_s=timeout_s,
+    )
+
+
+def _parse(header: memoryview) -> dict[str, Any]:
+    try:
+        request = orjson.loads(header)
+    except orjson.JSONDecodeError as error:
+        raise RequestError(f"the request is not JSON: {error}") from None
+    if not isinstance(request, dict):
+        raise RequestError(f"the request is {shown(request)}, expected a JSON object")
+    return request
+
+
+def _input(inputs: object, tail: memoryview | None, spec: InputSpec, max_batch: int) -> Floats:
+    if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
+        given = f"{len(inputs)} entries" if isinstance(inputs, list) else shown(inputs)
+        raise RequestError(f"inputs is {given}, expected a list of one object, the input {spec.name!r}")
+    tensor = inputs[0]
+    shape = check_input(tensor.get("name"), tensor.get("datatype"), tensor.get("shape"), spec, max_batch)
+    size = _object(tensor, "parameters", f"input {spec.name!r}: ").get("binary_data_size")
+    if size is None:
+        if tail:
+            raise RequestError(f"{len(tail)} bytes after the JSON, expected none: no input has a binary_data_size")
+        if "data" not in tensor:
+            raise RequestError(f"input {spec.name!r}: expected data or binary_data_size")
+        return from_json(tensor["data"], shape, spec)
+    if "data" in tensor:
+        raise RequestError(f"input {spec.name!r}: has both data and binary_data_size, expected one of them")
+    if tail is None:
+        raise RequestError(
+            f"input {spec.name!r}: binary_data_size is given, expected the header Inference-Header-Content-Length too"
+        )
+    if type(size) is not int or size != len(tail):
+        raise RequestError(
+            f"input {spec.name!r}: binary_data_size is {shown(size)}, expected {len(tail)}, the bytes after the JSON"
+        )
+    return from_bytes(tail, shape, spec)
+
+
+def _outputs(outputs: object, *, binary: bool) -> tuple[RequestedOutput, ...]:
+    outputs = [] if outputs is None else outputs
+    if not isinstance(outputs, list) or not all(isinstance(output, dict) for output in outputs):
+        raise RequestError(f"outputs is {shown(outputs)}, expected a list of objects")
+    return parse_outputs(
+        [(output.get("name"), _object(output, "parameters", "outputs: ")) for output in outputs], binary=binary
+    )
+
+
+def _object(raw: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
+    value = raw.get(key, _NOTHING)
+    if not isinstance(value, Mapping):
+        raise RequestError(f"{where}{key} is {shown(value)}, expected an object")
+    return value

@@ -1,0 +1,67 @@
+"""What the server says about itself and its models, in the form of the protocol."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sensai_serve
+from sensai_serve.manifest import Manifest
+from serving.v2.tensors import OUTPUTS
+
+EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration")
+_DATA_TYPES = {"FP32": "TYPE_FP32", "INT32": "TYPE_INT32", "INT64": "TYPE_INT64"}
+
+
+def server_metadata() -> dict[str, Any]:
+    """Name, version and the extensions that are really there."""
+    return {"name": "sensai-serve", "version": sensai_serve.__version__, "extensions": list(EXTENSIONS)}
+
+
+def model_metadata(manifest: Manifest, version: str) -> dict[str, Any]:
+    """Names, datatypes and shapes; -1 is the batch axis."""
+    return {
+        "name": manifest.name,
+        "versions": [version],
+        "platform": "sensai_bundle",
+        "inputs": [
+            {"name": manifest.input.name, "datatype": manifest.input.dtype, "shape": [-1, *manifest.input.shape]}
+        ],
+        "outputs": [
+            {"name": spec.name, "datatype": spec.datatype, "shape": spec.shape(len(manifest.labels))}
+            for spec in OUTPUTS.values()
+        ],
+    }
+
+
+def model_config(manifest: Manifest, max_batch: int) -> dict[str, Any]:
+    """The same as Triton's ModelConfig: the batch axis is `max_batch_size`, not a dimension."""
+    assignment = manifest.assignment
+    facts = {
+        "assignment": assignment.kind,
+        "redundancy": assignment.redundancy,
+        "workers": assignment.n_workers,
+        "merge_rule": manifest.merge.rule,
+        "merge_threshold": manifest.merge.threshold,
+    }
+    return {
+        "name": manifest.name,
+        "platform": "sensai_bundle",
+        "backend": "sensai",
+        "max_batch_size": max_batch,
+        "input": [
+            {
+                "name": manifest.input.name,
+                "data_type": _DATA_TYPES[manifest.input.dtype],
+                "dims": list(manifest.input.shape),
+            }
+        ],
+        "output": [
+            {
+                "name": spec.name,
+                "data_type": _DATA_TYPES[spec.datatype],
+                "dims": spec.shape(len(manifest.labels))[1:],
+            }
+            for spec in OUTPUTS.values()
+        ],
+        "parameters": {key: {"string_value": str(value)} for key, value in facts.items()},
+    }

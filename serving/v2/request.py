@@ -1,0 +1,105 @@
+"""What a request asks for, whichever transport brought it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sensai_serve.errors import RequestError
+from sensai_serve.merge import WAITS, Wait
+from sensai_serve.preprocess import Floats
+from serving.v2.tensors import OUTPUTS, shown
+
+
+@dataclass(frozen=True, slots=True)
+class RequestedOutput:
+    """One output that the reply must hold."""
+
+    name: str
+    binary: bool = False
+    """As bytes after the JSON, not as numbers in it."""
+    class_count: int = 0
+    """Above 0: the best so many classes as ``value:index:label`` in place of the numbers (classification extension)."""
+
+
+@dataclass(frozen=True, slots=True)
+class InferRequest:
+    """A request that fits the model."""
+
+    inputs: Floats
+    """FP32 [N, *shape], C-contiguous, finite."""
+    outputs: tuple[RequestedOutput, ...]
+    id: str = ""
+    """Echoed in the reply."""
+    wait: Wait | None = None
+    """None: as the server is set."""
+    timeout_s: float | None = None
+    """Seconds; None: as the server is set."""
+
+
+def every_output(*, binary: bool) -> tuple[RequestedOutput, ...]:
+    """What a request that names no outputs gets."""
+    return tuple(RequestedOutput(name, binary) for name in OUTPUTS)
+
+
+def parse_outputs(outputs: Sequence[tuple[object, Mapping[str, Any]]], *, binary: bool) -> tuple[RequestedOutput, ...]:
+    """The requested outputs; all of them where the request names none.
+
+    Args:
+        outputs: the name and the parameters of each; ``binary_data`` and ``classification`` are looked at.
+        binary: as bytes, where an output's parameters do not say.
+
+    Raises:
+        RequestError: no such output, one twice, parameters of wrong types, or a classification of something else than
+            scores.
+    """
+    if not outputs:
+        return every_output(binary=binary)
+    if len(outputs) > len(OUTPUTS):
+        raise RequestError(f"{len(outputs)} outputs are requested, expected at most {len(OUTPUTS)}")
+    parsed = tuple(_output(name, parameters, binary=binary) for name, parameters in outputs)
+    if len({output.name for output in parsed}) < len(parsed):
+        raise RequestError("an output is requested twice, expected each of them once")
+    return parsed
+
+
+def parse_options(parameters: Mapping[str, Any]) -> tuple[Wait | None, float | None]:
+    """``wait`` and ``timeout`` of the request's parameters; the timeout comes in microseconds and leaves in seconds.
+
+    Raises:
+        RequestError: an unknown wait, or a timeout that is no number of microseconds.
+    """
+    wait, timeout = parameters.get("wait"), parameters.get("timeout", 0)
+    if type(timeout) is not int or timeout < 0:
+        raise RequestError(f"timeout is {shown(timeout)}, expected a whole number of microseconds")
+    if wait is not None and wait not in WAITS:
+        raise RequestError(f"wait is {shown(wait)}, expected one of {', '.join(WAITS)}")
+    return wait, timeout / 1e6 or None
+
+
+def binary_by_default(parameters: Mapping[str, Any]) -> bool:
+    """``binary_data_output`` of the request's parameters.
+
+    Raises:
+        RequestError: neither true nor false.
+    """
+    return _boolean(parameters, "binary_data_output", default=False)
+
+
+def _output(name: object, parameters: Mapping[str, Any], *, binary: bool) -> RequestedOutput:
+    if not isinstance(name, str) or name not in OUTPUTS:
+        raise RequestError(f"output name is {shown(name)}, expected one of {', '.join(OUTPUTS)}")
+    count = parameters.get("classification", 0)
+    if type(count) is not int or count < 0:
+        raise RequestError(f"output {name!r}: classification is {shown(count)}, expected a whole number of classes")
+    if count and name != "scores":
+        raise RequestError(f"output {name!r}: classification is for the output 'scores' only")
+    return RequestedOutput(name, _boolean(parameters, "binary_data", default=binary), count)
+
+
+def _boolean(parameters: Mapping[str, Any], key: str, *, default: bool) -> bool:
+    value = parameters.get(key, default)
+    if not isinstance(value, bool):
+        raise RequestError(f"{key} is {shown(value)}, expected true or false")
+    return value
