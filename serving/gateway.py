@@ -1,9 +1,6 @@
 """One served model: admit a request, fan it out, wait as long as the wait says, answer.
 
-    validate -> admit -> fan out -> collect until decided, out of time -> merge
-
-Two requests at most are with the workers at a time (one running, one waiting, as a worker holds); the others wait here
-in the order in which they came, and past `max_in_flight` they are refused at once. There is no batching of requests.
+validate -> admit -> fan out -> collect until decided, out of patience, or out of time -> merge
 """
 
 from __future__ import annotations
@@ -11,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -24,16 +21,18 @@ from sensai_serve.errors import BundleError, NotReadyError, OverloadedError, Req
 from sensai_serve.manifest import Manifest
 from sensai_serve.merge import Answer, MergePlan, Wait, parse_wait
 from sensai_serve.plugins import find
+from serving.admission import Admission
 from serving.backends.base import Backend, Plan
-from serving.backends.ort import Session
 from serving.devices import Device, default_devices
+from serving.faults import Fault
+from serving.health import Worker
 from serving.job import Cause, Job, Outcome
 from serving.placement import Placement, place
+from serving.session import Session
+from serving.supervisor import Supervisor
 
 OnMissing = Literal["refuse", "degrade", "reference"]
 ON_MISSING: tuple[OnMissing, ...] = get_args(OnMissing)
-AT_WORKERS = 2
-"""Requests that are with the workers at a time: one running, one waiting."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,8 @@ class GatewayOptions:
     """What runs them: a plugin of ``serving.backends``."""
     wait: Wait = "decided"
     """What a request waits for that does not say."""
+    patience: float = 4.0
+    """Stragglers are given up after so many times what the slowest healthy worker takes; 0 waits for ever."""
     deadline_s: float | None = None
     """Time that a request has that does not say, in seconds from admission; None for no limit."""
     max_in_flight: int = 64
@@ -54,6 +55,8 @@ class GatewayOptions:
     """What happens to a request that a class has no copy left for."""
     max_batch: int = 64
     """Inputs in one request."""
+    faults: tuple[Fault, ...] = ()
+    """What is to go wrong, on purpose."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +80,8 @@ class Counters:
     decided_early: int = 0
     incomplete: int = 0
     degraded: int = 0
-    late: int = 0
-    """Copies that came after the answer."""
     erasures: Counter[str] = field(default_factory=Counter)
-    """Erased copies by cause."""
+    """Workers that were not waited for, by cause."""
     worker_seconds: list[float] = field(default_factory=list)
     """Time inside each worker's subnet, of the copies that came in time."""
     worker_runs: list[int] = field(default_factory=list)
@@ -94,74 +95,79 @@ class Gateway:
         """Place the workers; nothing is loaded yet.
 
         Raises:
-            DeviceError: a device that this machine does not have.
             BundleError: `reference` is to answer for missing classes, and the bundle has none.
         """
+        if options.on_missing == "reference" and bundle.manifest.reference is None:
+            raise BundleError(f"{bundle.path} has no reference network to answer for missing classes")
+        n_workers = bundle.assignment.n_workers
+        self.bundle = bundle
         self.manifest: Manifest = bundle.manifest
         self.name = bundle.manifest.name
         self.version = version
         self.options = options
-        n_workers = bundle.assignment.n_workers
         self.counters = Counters(worker_seconds=[0.0] * n_workers, worker_runs=[0] * n_workers)
         self.plan = MergePlan(bundle.assignment, bundle.manifest.merge.rule, bundle.manifest.merge.threshold)
         costs = [s.macs for s in bundle.manifest.subnets]
         self.placement: Placement = place(bundle.assignment, len(options.devices), costs)
-        if options.on_missing == "reference" and bundle.manifest.reference is None:
-            raise BundleError(f"{bundle.path} has no reference network to answer for missing classes")
-        self._bundle = bundle
-        backend_type = find("serving.backends", options.backend, "Backend")
-        self._backend: Backend = backend_type(
-            Plan(bundle, options.devices, self.placement.device_of, self._workers_changed)
-        )
+        self.admission = Admission(options.max_in_flight)
+        self._supervisor: Supervisor | None = None
+        self._backend: Backend | None = None
         self._reference: Session | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._checked = False
         self._stopping = False
-        self._covered = False
-        self._at_workers = 0
-        self._queue: deque[asyncio.Future[bool]] = deque()
-        self._in_flight = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
 
     @property
     def ready(self) -> bool:
-        """Every class has a live worker, the golden check has passed, and it is not stopping."""
-        return self._checked and self._covered and not self._stopping
+        """Every class has a live, checked worker, and the model is not stopping."""
+        return self._supervisor is not None and self._supervisor.health.covered and not self._stopping
 
     @property
-    def in_flight(self) -> int:
-        """Requests being answered or waiting."""
-        return self._in_flight
+    def workers(self) -> list[Worker]:
+        """What is known of each worker; nothing before `start`."""
+        return [] if self._supervisor is None else self._supervisor.health.workers
 
-    def live(self) -> list[bool]:
-        """For each worker, whether it can answer now."""
-        return list(self._backend.live())
+    @property
+    def late_copies(self) -> int:
+        """Copies that came after their request's answer."""
+        return 0 if self._supervisor is None else self._supervisor.late_copies
 
     async def start(self) -> None:
         """Load, warm and check every worker.
 
         Raises:
             BundleError: damaged, cannot be run, or its answers to the golden samples are wrong.
+            DeviceError: a device that this machine does not have.
         """
-        self._loop = asyncio.get_running_loop()
+        options = self.options
+        supervisor = Supervisor(self.bundle, self.plan, eject=options.patience > 0)
+        backend: Backend = find("serving.backends", options.backend, "Backend")(
+            Plan(
+                self.bundle,
+                options.devices,
+                self.placement.device_of,
+                options.max_batch,
+                options.faults,
+                supervisor.up,
+                supervisor.down,
+            )
+        )
         try:
-            await asyncio.to_thread(self._backend.start)
-            if self.options.on_missing == "reference":
+            await asyncio.to_thread(backend.start)
+            if options.on_missing == "reference":
                 self._reference = await asyncio.to_thread(self._open_reference)
-            self._look_at_workers()
-            await self._check_golden()
+            await supervisor.check(backend)
         except BaseException:
-            await asyncio.to_thread(self._backend.stop)
+            await asyncio.to_thread(backend.stop)
             raise
-        self._checked = True
+        self._backend, self._supervisor = backend, supervisor
 
     async def stop(self, drain_s: float = 10.0) -> None:
         """Refuse new requests, let those in flight finish for at most `drain_s` seconds, end the workers."""
         self._stopping = True
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._idle.wait(), drain_s)
-        await asyncio.to_thread(self._backend.stop)
+            await asyncio.wait_for(self.admission.drained(), drain_s)
+        if self._supervisor is not None and self._backend is not None:
+            await self._supervisor.stop()
+            await asyncio.to_thread(self._backend.stop)
 
     async def infer(
         self, inputs: npt.NDArray[np.float32], *, wait: str | None = None, timeout_s: float | None = None
@@ -175,7 +181,7 @@ class Gateway:
 
         Raises:
             RequestError: a shape or a wait that does not exist.
-            NotReadyError: not started, a class has no live worker and that is refused, or stopping.
+            NotReadyError: not started, or stopping.
             OverloadedError: `max_in_flight` requests are being answered.
             UncoveredError: a class has no copy left, and that is refused.
         """
@@ -186,83 +192,63 @@ class Gateway:
                 f"input: shape is {list(inputs.shape)}, expected [N, "
                 f"{', '.join(map(str, self.manifest.input.shape))}] with N of 1 to {options.max_batch}"
             )
-        if not self._checked or self._stopping:
+        if self._supervisor is None or self._stopping:
             raise NotReadyError(f"model {self.name} is {'stopping' if self._stopping else 'not ready'}")
-        if self._in_flight >= options.max_in_flight:
+        if not self.admission.enter():
             self.counters.refused += 1
-            raise OverloadedError(f"model {self.name} has {self._in_flight} requests in flight, the most it takes")
-        self._in_flight += 1
-        self._idle.clear()
+            raise OverloadedError(
+                f"model {self.name} has {self.admission.in_flight} requests in flight, the most it takes"
+            )
         try:
             outcome = await self._run(inputs, waits, options.deadline_s if timeout_s is None else timeout_s)
-            answer = self._finish(outcome) if not outcome.uncovered else await self._uncovered(inputs, outcome)
+            # After this request's reply is written: what follows is for the next ones.
+            asyncio.get_running_loop().call_soon(self._book, outcome)
+            answer = await self._uncovered(inputs, outcome) if outcome.uncovered else outcome.answer
             self.counters.succeeded += 1
-            return Reply(answer, outcome.seconds, outcome.erasures)
+            return Reply(answer, {w: a.run_s for w, a in outcome.arrivals.items()}, outcome.erasures)
         finally:
-            self._in_flight -= 1
-            if not self._in_flight:
-                self._idle.set()
+            self.admission.leave()
 
     async def _run(self, inputs: npt.NDArray[np.float32], wait: Wait, timeout_s: float | None) -> Outcome:
+        assert self._backend is not None
+        assert self._supervisor is not None
         loop = asyncio.get_running_loop()
         expires = None if timeout_s is None else loop.time() + timeout_s
-        job = Job(inputs, self.plan.collect(len(inputs), wait), loop, self._late)
-        if not await self._acquire(expires):
+        placed = await self.admission.turn(expires)
+        health = self._supervisor.health
+        job = Job(inputs, self.plan.collect(len(inputs), wait), loop, self._supervisor.late)
+        timers = []
+        if not placed:
             job.expire(Cause.DEADLINE)  # it never came to the workers: every copy is an erasure
             return await job.outcome
-        timer = None if expires is None else loop.call_at(expires, job.expire, Cause.DEADLINE)
+        if expires is not None:
+            timers.append(loop.call_at(expires, job.expire, Cause.DEADLINE))
+        if self.options.patience and health.typical_s is not None:
+            timers.append(loop.call_later(self.options.patience * health.typical_s, job.lose_patience))
         try:
-            self._backend.submit(job)
+            for worker, cause in self._supervisor.unwaited():
+                job.fail(worker, cause)
+            self._backend.submit(job, health.admitted())
             return await job.outcome
         finally:
             job.abandon()
-            if timer is not None:
+            for timer in timers:
                 timer.cancel()
-            self._release()
+            self.admission.release()
 
-    async def _acquire(self, expires: float | None) -> bool:
-        """A place at the workers, first come, first served; False where the deadline came before it."""
-        if self._at_workers < AT_WORKERS:
-            self._at_workers += 1
-            return True
-        loop = asyncio.get_running_loop()
-        turn: asyncio.Future[bool] = loop.create_future()
-        self._queue.append(turn)
-        timer = None if expires is None else loop.call_at(expires, _give_up, turn)
-        try:
-            return await turn
-        except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled() and turn.result():
-                self._release()  # the place was handed over in the moment in which nobody wanted it any more
-            raise
-        finally:
-            if turn in self._queue:
-                self._queue.remove(turn)
-            if timer is not None:
-                timer.cancel()
-
-    def _release(self) -> None:
-        """Hand the place to the next in line, so that nobody who comes later can take it."""
-        while self._queue:
-            turn = self._queue.popleft()
-            if not turn.done():
-                turn.set_result(True)
-                return
-        self._at_workers -= 1
-
-    def _finish(self, outcome: Outcome) -> Answer:
+    def _book(self, outcome: Outcome) -> None:
+        assert self._supervisor is not None
         answer, counters = outcome.answer, self.counters
         counters.decided_early += answer.decided_early
         counters.incomplete += not answer.complete
         if outcome.erasures:
             counters.erasures.update(cause.value for cause in outcome.erasures.values())
-        for worker, seconds in outcome.seconds.items():
-            counters.worker_seconds[worker] += seconds
+        for worker, arrival in outcome.arrivals.items():
+            counters.worker_seconds[worker] += arrival.run_s
             counters.worker_runs[worker] += 1
-        return answer
+        self._supervisor.book(outcome)
 
     async def _uncovered(self, inputs: npt.NDArray[np.float32], outcome: Outcome) -> Answer:
-        answer = self._finish(outcome)
         if self.options.on_missing == "refuse":
             self.counters.uncovered += 1
             labels = ", ".join(self.manifest.labels[c] for c in outcome.uncovered[:5])
@@ -270,12 +256,12 @@ class Gateway:
             raise UncoveredError(f"no copy of {labels}{more} is left ({_causes(outcome)})")
         self.counters.degraded += 1
         if self._reference is None:
-            return dataclasses.replace(answer, degraded=True)
+            return dataclasses.replace(outcome.answer, degraded=True)
         scores = await asyncio.to_thread(self._reference.run, inputs)
         order = np.sort(scores, axis=1)
         second = order[:, -2] if scores.shape[1] > 1 else np.zeros(len(scores), np.float32)
         return dataclasses.replace(
-            answer,
+            outcome.answer,
             scores=scores,
             margin=order[:, -1] - second,
             class_id=scores.argmax(axis=1),
@@ -285,40 +271,10 @@ class Gateway:
         )
 
     def _open_reference(self) -> Session:
-        data = self._bundle.reference()
+        data = self.bundle.reference()
         assert data is not None
-        spec, name = self.manifest.input, self.manifest.reference
-        return Session(data, self.options.devices[0], spec.name, spec.shape, f"{self._bundle.path}: {name}")
-
-    async def _check_golden(self) -> None:
-        golden = await asyncio.to_thread(self._bundle.golden)
-        scores, class_id = [], []
-        for sample in golden.inputs:
-            outcome = await self._run(np.ascontiguousarray(sample[None]), "all", None)
-            if outcome.answer.missing:
-                raise BundleError(f"{self._bundle.path}: workers {list(outcome.answer.missing)} gave no usable scores")
-            scores.append(outcome.answer.scores[0])
-            class_id.append(outcome.answer.class_id[0])
-        try:
-            golden.check(np.array(scores), np.array(class_id))
-        except BundleError as error:
-            raise BundleError(f"{self._bundle.path}: {error}") from None
-
-    def _late(self, worker: int, seconds: float) -> None:
-        self.counters.late += 1
-
-    def _workers_changed(self) -> None:
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._look_at_workers)
-
-    def _look_at_workers(self) -> None:
-        live = self._backend.live()
-        self._covered = all(any(live[w] for w in workers) for workers in self.plan.assignment.workers_of)
-
-
-def _give_up(turn: asyncio.Future[bool]) -> None:
-    if not turn.done():
-        turn.set_result(False)
+        spec, what = self.manifest.input, f"{self.bundle.path}: {self.manifest.reference}"
+        return Session(data, self.options.devices[0], spec.name, spec.shape, what)
 
 
 def _causes(outcome: Outcome) -> str:

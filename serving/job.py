@@ -1,4 +1,4 @@
-"""One request on its way through the workers."""
+"""One request on its way through the workers, and the tasks that workers take."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from asyncio import AbstractEventLoop, Future
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from sensai_serve.merge import Answer, Collector
+
+Scores = npt.NDArray[np.float32]
 
 
 class Cause(StrEnum):
@@ -20,16 +23,49 @@ class Cause(StrEnum):
 
     DEAD = "dead"
     """The worker is not running."""
+    EJECTED = "ejected"
+    """The worker is a known straggler."""
+    QUARANTINED = "quarantined"
+    """The worker is known to be wrong."""
     FULL = "full"
     """The worker has one job running and one waiting already."""
     FAILED = "failed"
-    """The worker raised."""
+    """The run failed."""
     INVALID = "invalid"
     """NaN, infinite, out of [0, 1], or of another shape."""
     DEADLINE = "deadline"
     """The request's time was up."""
     PATIENCE = "patience"
     """The worker took much longer than healthy ones do."""
+
+
+class Task(Protocol):
+    """What a worker takes: something to run and somebody to tell. `deliver` and `fail` come from any thread."""
+
+    @property
+    def inputs(self) -> npt.NDArray[np.float32]:
+        """FP32 [N, *shape], read by all workers, written by none."""
+
+    @property
+    def closed(self) -> bool:
+        """Nobody wants it any more: workers look before they start, and drop it."""
+
+    def deliver(self, worker: int, scores: Scores, seconds: float) -> None:
+        """A worker's scores FP32 [N, k], and how long its subnet took."""
+
+    def fail(self, worker: int, cause: Cause) -> None:
+        """A worker's scores will not come."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """One worker's copies."""
+
+    scores: Scores
+    run_s: float
+    """Time inside the subnet."""
+    elapsed_s: float
+    """Time from hand-over to here: the queue and the run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,94 +75,137 @@ class Outcome:
     answer: Answer
     uncovered: tuple[int, ...]
     """Classes none of whose copies came or will come."""
-    seconds: dict[int, float]
-    """For each worker that arrived in time, how long its subnet took."""
+    arrivals: dict[int, Arrival]
+    """Of the workers that came in time."""
     erasures: dict[int, Cause]
+    elapsed_s: float
 
 
 class Job:
-    """A request's inputs and its collector, filled by worker threads, finished once on the event loop.
+    """A request's inputs and its collector, filled by worker threads, finished once on the event loop."""
 
-    `deliver` and `fail` may be called from any thread. `closed` turns true when the answer stands or nobody wants it
-    any more; workers look at it before they start and drop what is closed.
-    """
-
-    __slots__ = ("_collector", "_erasures", "_future", "_lock", "_loop", "_on_late", "_seconds", "closed", "inputs",
-                 "started")  # fmt: skip
+    __slots__ = ("_arrivals", "_collector", "_erasures", "_future", "_impatient", "_lock", "_loop", "_on_late",
+                 "_started", "answer", "closed", "inputs")  # fmt: skip
 
     def __init__(
         self,
         inputs: npt.NDArray[np.float32],
         collector: Collector,
         loop: AbstractEventLoop,
-        on_late: Callable[[int, float], None] | None = None,
+        on_late: Callable[[Job, int, Arrival], None],
     ) -> None:
         """Make a job.
 
         Args:
-            inputs: FP32 [N, *shape], read by all workers, written by none.
+            inputs: FP32 [N, *shape].
             collector: where copies go.
             loop: the event loop that awaits `outcome`.
-            on_late: told of a worker and its seconds when its copies come after the answer.
+            on_late: told of copies that come after the answer, on the worker's thread.
         """
         self.inputs = inputs
         self.closed = False
-        self.started = time.perf_counter()
+        self.answer: Answer | None = None
         self._collector = collector
         self._loop = loop
         self._future: Future[Outcome] = loop.create_future()
         self._lock = threading.Lock()
-        self._seconds: dict[int, float] = {}
+        self._arrivals: dict[int, Arrival] = {}
         self._erasures: dict[int, Cause] = {}
         self._on_late = on_late
+        self._impatient = False
+        self._started = time.perf_counter()
 
     @property
     def outcome(self) -> Future[Outcome]:
         """Resolves when the wait is over."""
         return self._future
 
-    def deliver(self, worker: int, scores: npt.NDArray[np.float32], seconds: float) -> None:
-        """A worker's scores FP32 [N, k], and how long its subnet took."""
+    def deliver(self, worker: int, scores: Scores, seconds: float) -> None:
+        """See `Task`."""
+        arrival = Arrival(scores, seconds, time.perf_counter() - self._started)
         with self._lock:
             if not self.closed:
-                self._seconds[worker] = seconds
-                if not self._collector.add(worker, scores):
+                if self._collector.add(worker, scores):
+                    self._arrivals[worker] = arrival
+                else:
                     self._erasures[worker] = Cause.INVALID
-                    del self._seconds[worker]
-                if self._collector.done:
-                    self._close()
+                self._look()
                 return
-        if self._on_late is not None:
-            self._on_late(worker, seconds)
+        self._on_late(self, worker, arrival)
 
     def fail(self, worker: int, cause: Cause) -> None:
-        """A worker's scores will not come."""
+        """See `Task`."""
         with self._lock:
             if not self.closed:
                 self._erasures[worker] = cause
                 self._collector.erase(worker)
-                if self._collector.done:
-                    self._close()
+                self._look()
 
     def expire(self, cause: Cause) -> None:
-        """Nothing more is waited for."""
+        """Nothing more is waited for, whatever is missing."""
         with self._lock:
             if not self.closed:
-                for worker in self._collector.awaited:
-                    self._erasures[worker] = cause
-                    self._collector.erase(worker)
-                self._close()
+                self._give_up(cause)
+
+    def lose_patience(self) -> None:
+        """Stragglers are given up as soon as no class depends on them."""
+        with self._lock:
+            self._impatient = True
+            if not self.closed:
+                self._look()
 
     def abandon(self) -> None:
         """Nobody wants the answer any more; workers drop the job."""
         self.closed = True
 
+    def _look(self) -> None:
+        if self._collector.done:
+            self._close()
+        elif self._impatient and self._collector.can_spare_the_rest:
+            self._give_up(Cause.PATIENCE)
+
+    def _give_up(self, cause: Cause) -> None:
+        for worker in self._collector.awaited:
+            self._erasures[worker] = cause
+            self._collector.erase(worker)
+        self._close()
+
     def _close(self) -> None:
         self.closed = True
-        collector = self._collector
-        outcome = Outcome(collector.answer(), collector.uncovered, self._seconds, self._erasures)
+        self.answer = self._collector.answer()
+        elapsed = time.perf_counter() - self._started
+        outcome = Outcome(self.answer, self._collector.uncovered, self._arrivals, self._erasures, elapsed)
         self._loop.call_soon_threadsafe(self._finish, outcome)
 
     def _finish(self, outcome: Outcome) -> None:
         if not self._future.done():
             self._future.set_result(outcome)
+
+
+class Probe:
+    """A task for one worker, outside any request: to see whether it works, and how fast."""
+
+    closed = False
+
+    def __init__(self, inputs: npt.NDArray[np.float32], loop: AbstractEventLoop) -> None:
+        """Make a probe of FP32 [N, *shape]."""
+        self.inputs = inputs
+        self._loop = loop
+        self._started = time.perf_counter()
+        self.arrival: Future[Arrival | None] = loop.create_future()
+        """Resolves to None where the worker failed."""
+
+    def deliver(self, worker: int, scores: Scores, seconds: float) -> None:
+        """See `Task`."""
+        self._settle(Arrival(scores, seconds, time.perf_counter() - self._started))
+
+    def fail(self, worker: int, cause: Cause) -> None:
+        """See `Task`."""
+        self._settle(None)
+
+    def _settle(self, arrival: Arrival | None) -> None:
+        self._loop.call_soon_threadsafe(self._set, arrival)
+
+    def _set(self, arrival: Arrival | None) -> None:
+        if not self.arrival.done():
+            self.arrival.set_result(arrival)

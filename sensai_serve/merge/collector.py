@@ -99,6 +99,16 @@ class Collector:
             return ()
         return tuple(c for c, w in enumerate(self._plan.assignment.workers_of) if self._erased.issuperset(w))
 
+    @property
+    def can_spare_the_rest(self) -> bool:
+        """Of every class at least half of the copies that may still come have come, and at least one."""
+        for workers in self._plan.assignment.workers_of:
+            arrived = sum(w in self._arrived for w in workers)
+            awaited = sum(w in self._awaited for w in workers)
+            if awaited and arrived < awaited:
+                return False
+        return True
+
     def add(self, worker: int, scores: npt.NDArray[np.float32]) -> bool:
         """The scores of one worker have arrived.
 

@@ -8,42 +8,52 @@ from typing import Protocol
 
 from sensai_serve.bundle import Bundle
 from serving.devices import Device
-from serving.job import Job
+from serving.faults import Fault
+from serving.job import Task
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a backend is to run."""
+    """What a backend is to run, and whom it tells of workers that come and go. Both calls are safe from any thread."""
 
     bundle: Bundle
     devices: tuple[Device, ...]
     device_of: tuple[int, ...]
     """For each worker, the index of its device."""
-    on_change: Callable[[], None]
-    """To be called, from any thread, when a worker came up or went down."""
+    max_batch: int
+    """The most inputs in one task."""
+    faults: tuple[Fault, ...]
+    on_up: Callable[[int], None]
+    """A worker is loaded and can run."""
+    on_down: Callable[[int], None]
+    """A worker is gone."""
+
+    def device(self, worker: int) -> Device:
+        """Where a worker runs."""
+        return self.devices[self.device_of[worker]]
 
 
 class Backend(Protocol):
     """Runs every worker of one bundle. Constructed with a `Plan`.
 
-    Each worker holds one job running and one waiting. A job that is closed when its turn comes is dropped unrun, and
+    Each worker holds one task running and one waiting. A task that is closed when its turn comes is dropped unrun, and
     gives up its place when a new one is submitted.
     """
 
     def __init__(self, plan: Plan) -> None: ...
 
     def start(self) -> None:
-        """Load and warm every worker; blocks until they can run. Called once, on a thread of its own.
+        """Load and warm every worker and say that each is up; blocks. Called once, off the event loop.
 
         Raises:
             SensaiError: a worker cannot start.
         """
 
-    def submit(self, job: Job) -> None:
-        """Fan a job out: every worker will `deliver` or `fail` it, or drop it closed. Never blocks, never raises."""
+    def submit(self, task: Task, workers: Sequence[int]) -> None:
+        """Fan a task out: each of these workers will `deliver` or `fail` it, or drop it closed. Never blocks or raises.
 
-    def live(self) -> Sequence[bool]:
-        """For each worker, whether it can answer now."""
+        Called from the event loop's thread only.
+        """
 
     def stop(self) -> None:
-        """End every worker and free what it holds; blocks. Jobs still open are failed."""
+        """End every worker and free what it holds; blocks. Tasks still open are failed."""

@@ -1,8 +1,8 @@
 """The in-process backend: ONNX Runtime sessions on persistent threads, which release the GIL while they run.
 
-Threads are lanes. Each worker has a lane of its own, pinned to its device's core, so that workers on one core are
-interleaved by the kernel and a slow one does not hold up the others. A thread that hangs inside a run cannot be ended:
-its worker's copies are erasures until the server restarts (the `process` backend restarts the worker alone).
+Each worker has a thread of its own, pinned to its device's core, so that workers on one core are interleaved by the
+kernel and a slow one does not hold up the others. A thread that hangs inside a run cannot be ended: its worker's copies
+are erasures until the server restarts (the `process` backend restarts the worker alone).
 """
 
 from __future__ import annotations
@@ -12,90 +12,60 @@ import os
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any
 
-import numpy as np
-
-from sensai_serve.errors import BundleError, DeviceError
 from serving.backends.base import Plan
-from serving.devices import Device, providers, require, session_options
-from serving.job import Cause, Job
+from serving.devices import require
+from serving.faults import Runs, with_faults
+from serving.job import Cause, Task
+from serving.session import Session
 
-WARM_UP_RUNS = 3
-
-
-class Session:
-    """One ONNX network on one device, checked and warm."""
-
-    def __init__(self, data: bytes, device: Device, input_name: str, shape: Sequence[int], what: str) -> None:
-        """Open it and run it a few times.
-
-        Raises:
-            BundleError: no network that ONNX Runtime can run.
-            DeviceError: it runs somewhere else than it was told to.
-        """
-        import onnxruntime as ort
-
-        wanted = providers(device)
-        try:
-            self._session: Any = ort.InferenceSession(data, session_options(), providers=wanted)
-            self._name = input_name
-            for _ in range(WARM_UP_RUNS):
-                self.run(np.zeros((1, *shape), np.float32))
-        except Exception as error:  # onnxruntime's exceptions share no base of its own
-            raise BundleError(f"{what} cannot be run on {device}: {str(error).splitlines()[0]}") from None
-        first = wanted[0] if isinstance(wanted[0], str) else wanted[0][0]
-        if self._session.get_providers()[0] != first:
-            raise DeviceError(f"{what} runs on {self._session.get_providers()[0]}, expected {first}")
-
-    def run(self, inputs: np.ndarray) -> Any:
-        """FP32 [N, *shape] to FP32 [N, k]."""
-        return self._session.run(["scores"], {self._name: inputs})[0]
+JOIN_S = 1.0
+"""How long `stop` waits for one thread; what hangs is left behind."""
 
 
 class Lane:
-    """A thread that runs one worker: one job running, one waiting."""
+    """A thread that runs one worker: one task running, one waiting."""
 
-    def __init__(self, worker: int, core: int | None) -> None:
+    def __init__(self, worker: int, session: Runs, core: int | None) -> None:
+        """Start the thread.
+
+        Args:
+            worker: whose it is.
+            session: what it runs; nobody else may.
+            core: what it is pinned to, None for any.
+        """
         self.worker = worker
-        self.ready = False
+        self._session = session
         self._core = core
-        self._session: Session | None = None
-        self._waiting: Job | None = None
+        self._waiting: Task | None = None
         self._stopping = False
         self._lock = threading.Lock()
-        self._wake = threading.Lock()  # held while there is nothing to do: a semaphore that costs one system call
+        # Held while there is nothing to do: a binary semaphore that costs one system call to wake the thread.
+        self._wake = threading.Lock()
         self._wake.acquire()
         self._thread = threading.Thread(target=self._loop, name=f"worker-{worker}", daemon=True)
-
-    def start(self, session: Session) -> None:
-        """Begin to take jobs."""
-        self._session = session
-        self.ready = True
         self._thread.start()
 
-    def offer(self, job: Job) -> bool:
-        """Leave a job for the thread; False where an open one is waiting already."""
+    def offer(self, task: Task) -> bool:
+        """Leave a task for the thread; False where an open one is waiting already."""
         with self._lock:
             waiting = self._waiting
             if waiting is not None and not waiting.closed:
                 return False
-            self._waiting = job
+            self._waiting = task
         if waiting is None:
             self._wake.release()
         return True
 
     def stop(self) -> None:
-        """Finish what is running and end the thread; does not wait."""
+        """Tell the thread to end after what it is running."""
         self._stopping = True
-        self.ready = False
         with contextlib.suppress(RuntimeError):  # released already: the thread is awake and will see it
             self._wake.release()
 
-    def join(self, seconds: float) -> None:
-        """Wait for the thread to end."""
-        if self._thread.is_alive():
-            self._thread.join(seconds)
+    def join(self) -> None:
+        """Wait for the thread to end, not for ever."""
+        self._thread.join(JOIN_S)
 
     def _loop(self) -> None:
         if self._core is not None:
@@ -104,23 +74,22 @@ class Lane:
         while True:
             self._wake.acquire()
             with self._lock:
-                job, self._waiting = self._waiting, None
+                task, self._waiting = self._waiting, None
             if self._stopping:
-                if job is not None:
-                    job.fail(self.worker, Cause.DEAD)
+                if task is not None:
+                    task.fail(self.worker, Cause.DEAD)
                 return
-            if job is not None and not job.closed:
-                self._run(job)
+            if task is not None and not task.closed:
+                self._run(task)
 
-    def _run(self, job: Job) -> None:
-        assert self._session is not None
+    def _run(self, task: Task) -> None:
         started = time.perf_counter()
         try:
-            scores = self._session.run(job.inputs)
+            scores = self._session.run(task.inputs)
         except Exception:  # whatever a run raises costs this worker's copies, not the answer
-            job.fail(self.worker, Cause.FAILED)
+            task.fail(self.worker, Cause.FAILED)
             return
-        job.deliver(self.worker, scores, time.perf_counter() - started)
+        task.deliver(self.worker, scores, time.perf_counter() - started)
 
 
 class Backend:
@@ -134,34 +103,29 @@ class Backend:
         """
         require(plan.devices)
         self._plan = plan
-        places = [plan.devices[d] for d in plan.device_of]
-        self._lanes = [Lane(w, d.index if d.kind == "cpu" else None) for w, d in enumerate(places)]
+        self._lanes: list[Lane] = []
 
     def start(self) -> None:
         """Open and warm every session."""
-        bundle = self._plan.bundle
-        spec = bundle.manifest.input
-        for lane in self._lanes:
-            device = self._plan.devices[self._plan.device_of[lane.worker]]
-            what = f"{bundle.path}: {bundle.manifest.subnets[lane.worker].file}"
-            lane.start(Session(bundle.subnet(lane.worker), device, spec.name, spec.shape, what))
-        self._plan.on_change()
+        plan = self._plan
+        for subnet in plan.bundle.manifest.subnets:
+            device = plan.device(subnet.worker)
+            session = Session.of_worker(plan.bundle, subnet.worker, device)
+            runs = with_faults(session, subnet.worker, plan.faults, own_process=False)
+            self._lanes.append(Lane(subnet.worker, runs, device.index if device.kind == "cpu" else None))
+            plan.on_up(subnet.worker)
 
-    def submit(self, job: Job) -> None:
-        """Fan a job out."""
-        for lane in self._lanes:
-            if job.closed:
+    def submit(self, task: Task, workers: Sequence[int]) -> None:
+        """Fan a task out."""
+        for worker in workers:
+            if task.closed:
                 return
-            if not lane.offer(job):
-                job.fail(lane.worker, Cause.FULL)
-
-    def live(self) -> Sequence[bool]:
-        """Every worker, once started."""
-        return [lane.ready for lane in self._lanes]
+            if not self._lanes[worker].offer(task):
+                task.fail(worker, Cause.FULL)
 
     def stop(self) -> None:
         """End every thread; one that hangs is left behind."""
         for lane in self._lanes:
             lane.stop()
         for lane in self._lanes:
-            lane.join(1.0)
+            lane.join()

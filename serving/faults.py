@@ -1,0 +1,128 @@
+"""Faults on purpose, for tests, benchmarks and demonstrations: ``--fault 3:delay=50ms``.
+
+A spec is ``WORKERS:FAULT[,FAULT...]``; WORKERS is one id, several as ``0+4``, or ``*``. Faults:
+
+    delay=50ms        every run takes so much longer; also s and us
+    delay=exp(20ms)   exponentially distributed with that mean
+    drop=0.1          a run fails with that probability
+    crash=0.01        the process dies with that probability (in-process: the run fails)
+    hang=0.01         a run never ends with that probability
+    random            uniformly random scores
+    nan               scores that are no numbers
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from sensai_serve.errors import InputError, WorkerError
+
+_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(us|ms|s)")
+
+
+class Runs(Protocol):
+    """What runs a subnet: a session, or one with faults."""
+
+    def run(self, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """FP32 [N, *shape] to FP32 [N, k]."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What goes wrong at some workers."""
+
+    workers: frozenset[int] | None
+    """None for all."""
+    delay_s: float = 0.0
+    exponential: bool = False
+    drop: float = 0.0
+    crash: float = 0.0
+    hang: float = 0.0
+    scores: str = ""
+    """``random``, ``nan``, or nothing for the true ones."""
+
+    def concerns(self, worker: int) -> bool:
+        """Whether this worker has the fault."""
+        return self.workers is None or worker in self.workers
+
+
+def parse_fault(spec: str) -> Fault:
+    """Read one ``--fault``.
+
+    Raises:
+        InputError: what is wrong with it, and an example of a right one.
+    """
+    head, _, rest = spec.partition(":")
+    try:
+        workers = None if head == "*" else frozenset(int(w) for w in head.split("+"))
+        given: dict[str, object] = {}
+        for part in rest.split(","):
+            name, _, value = part.partition("=")
+            if name == "delay":
+                inner = value.removeprefix("exp(").removesuffix(")")
+                given |= {"delay_s": _duration(inner), "exponential": inner != value}
+            elif name in ("drop", "crash", "hang"):
+                probability = float(value or 1)
+                if not 0 <= probability <= 1:
+                    raise ValueError(f"{name} is {value}, a probability is in [0, 1]")
+                given[name] = probability
+            elif name in ("random", "nan") and not value:
+                given["scores"] = name
+            else:
+                raise ValueError(f"there is no fault {part!r}")
+    except ValueError as error:
+        raise InputError(f"fault is {spec!r} ({error}), expected say 3:delay=50ms or 0+4:drop=0.1,random") from None
+    return Fault(workers, **given)  # type: ignore[arg-type]
+
+
+def with_faults(session: Runs, worker: int, faults: Sequence[Fault], *, own_process: bool) -> Runs:
+    """The session itself where no fault concerns the worker, else one that shows the faults."""
+    for fault in faults:
+        if fault.concerns(worker):
+            session = _Faulty(session, fault, own_process)
+    return session
+
+
+class _Faulty:
+    def __init__(self, session: Runs, fault: Fault, own_process: bool) -> None:
+        self._session = session
+        self._fault = fault
+        self._own_process = own_process
+        self._random = random.Random()  # noqa: S311
+        self._generator = np.random.default_rng()
+
+    def run(self, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        fault, drawn = self._fault, self._random
+        if drawn.random() < fault.crash and self._own_process:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if drawn.random() < max(fault.drop, 0 if self._own_process else fault.crash):
+            raise WorkerError("dropped on purpose")
+        if drawn.random() < fault.hang:
+            threading.Event().wait()
+        if fault.delay_s:
+            time.sleep(drawn.expovariate(1 / fault.delay_s) if fault.exponential else fault.delay_s)
+        scores = self._session.run(inputs)
+        if fault.scores == "random":
+            return self._generator.random(scores.shape, dtype=np.float32)
+        if fault.scores == "nan":
+            return np.full_like(scores, np.nan)
+        return scores
+
+
+def _duration(text: str) -> float:
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!r} is no time, a time is say 50ms")
+    return float(match[1]) * _UNITS[match[2]]

@@ -1,0 +1,185 @@
+"""How each worker is doing: how long it takes, whether it is waited for, and whether it can be believed.
+
+    starting -> live <-> ejected (a straggler: not waited for, probed, taken back when it is fast again)
+                live ->  quarantined (it disagrees with the others far more than it used to)
+                any  ->  dead (its thread or process is gone) -> starting
+
+A worker is never ejected or quarantined when it is the last live one of a class.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from statistics import median_low
+
+from sensai_serve.assignment import Assignment
+from sensai_serve.merge import Answer
+from serving.job import Scores
+
+SMOOTHING = 0.1
+"""Weight of the newest sample in a latency estimate."""
+SLOW_FACTOR = 3.0
+"""A worker is a straggler when its estimate is more than this many times the median worker's."""
+SLOW_SAMPLES = 8
+"""... in this many requests running."""
+FLOOR_S = 0.002
+"""... and by at least this many seconds: below it the scheduler's noise would decide."""
+RECOVERED_PROBES = 3
+"""Fast probes in a row that bring an ejected worker back."""
+BASE_RATE = 0.05
+"""Disagreement rate that a worker is taken to have before anything is known of it."""
+BASE_WEIGHT = 50
+"""... worth so many copies."""
+EVIDENCE = math.log(1e6)
+"""Log likelihood ratio, wrong against sound, that quarantines."""
+
+
+class State(StrEnum):
+    """What a worker is."""
+
+    STARTING = "starting"
+    LIVE = "live"
+    EJECTED = "ejected"
+    QUARANTINED = "quarantined"
+    DEAD = "dead"
+
+
+@dataclass
+class Worker:
+    """What is known of one worker."""
+
+    state: State = State.STARTING
+    latency_s: float | None = None
+    """Estimate of the time from hand-over to scores, in seconds; None before the first."""
+    restarts: int = -1
+    """Times it came up after the first."""
+    slow: int = 0
+    """Requests in a row in which it was a straggler."""
+    fast_probes: int = 0
+    copies: float = BASE_WEIGHT
+    disagreed: float = BASE_RATE * BASE_WEIGHT
+    evidence: float = 0.0
+    """Log likelihood ratio that it is wrong, never below 0 (a CUSUM test)."""
+    ejections: int = 0
+
+
+class Health:
+    """The workers of one model. All calls from the event loop's thread."""
+
+    def __init__(self, assignment: Assignment, *, eject: bool) -> None:
+        """All workers starting.
+
+        Args:
+            assignment: who covers what.
+            eject: whether stragglers are ejected; without patience every copy is waited for.
+        """
+        self.workers = [Worker() for _ in range(assignment.n_workers)]
+        self.typical_s: float | None = None
+        """How long the slowest healthy worker takes, in seconds; None before anything is known."""
+        self._assignment = assignment
+        self._eject = eject
+
+    def admitted(self) -> list[int]:
+        """Workers that requests go to."""
+        return [w for w, worker in enumerate(self.workers) if worker.state is State.LIVE]
+
+    def ejected(self) -> list[int]:
+        """Workers to be probed."""
+        return [w for w, worker in enumerate(self.workers) if worker.state is State.EJECTED]
+
+    @property
+    def covered(self) -> bool:
+        """Every class has a live worker."""
+        live = set(self.admitted())
+        return all(not live.isdisjoint(workers) for workers in self._assignment.workers_of)
+
+    def came_up(self, worker: int) -> None:
+        """A worker is loaded and checked; what was known of an earlier life is forgotten."""
+        restarts = self.workers[worker].restarts + 1
+        self.workers[worker] = Worker(state=State.LIVE, restarts=restarts)
+
+    def went_down(self, worker: int) -> None:
+        """A worker's thread or process is gone."""
+        self.workers[worker].state = State.DEAD
+
+    def took(self, samples: Iterable[tuple[int, float]]) -> None:
+        """So many seconds after they were asked for the scores of these workers came, or had not come yet."""
+        samples = [(w, s) for w, s in samples if self.workers[w].state is State.LIVE]
+        for worker, seconds in samples:
+            w = self.workers[worker]
+            w.latency_s = seconds if w.latency_s is None else w.latency_s + SMOOTHING * (seconds - w.latency_s)
+        known = [w.latency_s for w in self.workers if w.state is State.LIVE and w.latency_s is not None]
+        if not known:
+            return
+        limit = SLOW_FACTOR * median_low(known) + FLOOR_S
+        self.typical_s = max((s for s in known if s <= limit), default=None)
+        for worker, seconds in samples if self._eject else ():
+            w = self.workers[worker]
+            w.slow = w.slow + 1 if seconds > limit else 0
+            if w.slow >= SLOW_SAMPLES and self._can_spare(worker):
+                w.state, w.fast_probes = State.EJECTED, 0
+                w.ejections += 1
+
+    def probed(self, worker: int, seconds: float) -> None:
+        """An ejected worker answered a probe; enough fast ones bring it back."""
+        w = self.workers[worker]
+        if w.state is not State.EJECTED:
+            return
+        fast = self.typical_s is None or seconds <= SLOW_FACTOR * self.typical_s + FLOOR_S
+        w.fast_probes = w.fast_probes + 1 if fast else 0
+        if w.fast_probes >= RECOVERED_PROBES:
+            w.state, w.slow, w.latency_s = State.LIVE, 0, seconds
+
+    def compared(self, worker: int, copies: int, disagreed: int) -> bool:
+        """Of so many copies so many voted against the majority of their class; True where this quarantines.
+
+        A cumulative sum test of the worker's own base rate against a rate far above it. Base rates differ: some
+        subnets are weaker than others, and that is no fault.
+        """
+        w = self.workers[worker]
+        if w.state is State.QUARANTINED or not copies:
+            return False
+        base = min(max(w.disagreed / w.copies, 0.005), 0.3)
+        wrong = min(0.9, max(3 * base, base + 0.25))
+        gain = disagreed * math.log(wrong / base) + (copies - disagreed) * math.log((1 - wrong) / (1 - base))
+        w.evidence = max(0.0, w.evidence + gain)
+        if w.evidence < EVIDENCE / 2:  # what looks wrong must not become the new normal
+            w.copies, w.disagreed = w.copies * 0.999 + copies, w.disagreed * 0.999 + disagreed
+        if w.evidence >= EVIDENCE and self._can_spare(worker):
+            w.state = State.QUARANTINED
+            return True
+        return False
+
+    def _can_spare(self, worker: int) -> bool:
+        live = set(self.admitted()) - {worker}
+        return all(not live.isdisjoint(self._assignment.workers_of[c]) for c in self._assignment.rows[worker])
+
+
+def disagreements(
+    assignment: Assignment, threshold: float, answer: Answer, worker: int, scores: Scores
+) -> tuple[int, int]:
+    """How many of a worker's copies can be held against the others of their class, and how many disagree with them.
+
+    Args:
+        assignment: who covers what.
+        threshold: a copy at or above it is a vote.
+        answer: the merged answer, with or without this worker.
+        worker: whose copies these are.
+        scores: FP32 [N, k].
+    """
+    own = worker in answer.arrived
+    compared = disagreed = 0
+    row = assignment.rows[worker]
+    for given, votes, copies in zip(scores.tolist(), answer.votes.tolist(), answer.copies.tolist(), strict=True):
+        for c, score in zip(row, given, strict=True):
+            vote = score >= threshold
+            others = copies[c] - own
+            in_favour = votes[c] - (own and vote)
+            if 2 * in_favour == others:
+                continue  # nobody to compare with, or the others are split
+            compared += 1
+            disagreed += vote != (2 * in_favour > others)
+    return compared, disagreed

@@ -1,0 +1,175 @@
+"""Looks after the workers of one model: admits those that answer the golden samples, probes stragglers, and keeps book
+of what every request tells about them. Nothing here is on the way of a request: books are kept after its answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+
+from sensai_serve.bundle import Bundle, Golden
+from sensai_serve.errors import BundleError
+from sensai_serve.merge import Answer, MergePlan
+from sensai_serve.merge.collector import merge
+from serving.backends.base import Backend
+from serving.health import Health, State, disagreements
+from serving.job import Arrival, Cause, Job, Outcome, Probe, Scores
+
+PROBE_EVERY_S = 0.25
+"""Pause between two probes of an ejected worker."""
+PROBE_S = 5.0
+"""How long a probe may take."""
+_UNWAITED = {State.EJECTED: Cause.EJECTED, State.QUARANTINED: Cause.QUARANTINED}
+
+
+class Supervisor:
+    """The health of one model's workers. All calls from the event loop's thread, but `up`, `down` and `late`."""
+
+    def __init__(self, bundle: Bundle, plan: MergePlan, *, eject: bool) -> None:
+        """All workers starting.
+
+        Args:
+            bundle: whose golden samples admit a worker.
+            plan: who covers what.
+            eject: whether stragglers are ejected.
+        """
+        self.health = Health(plan.assignment, eject=eject)
+        self.late_copies = 0
+        self._bundle = bundle
+        self._plan = plan
+        self._loop = asyncio.get_running_loop()
+        self._golden: Golden | None = None
+        self._expected: list[Scores] = []  # of each worker, its scores for the golden samples [G, k]
+        self._late: deque[tuple[Answer, int, Arrival]] = deque()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._backend: Backend | None = None
+
+    def up(self, worker: int) -> None:
+        """A worker is loaded and can run. From any thread."""
+        self._loop.call_soon_threadsafe(self._came_up, worker)
+
+    def down(self, worker: int) -> None:
+        """A worker is gone. From any thread."""
+        self._loop.call_soon_threadsafe(self.health.went_down, worker)
+
+    def late(self, job: Job, worker: int, arrival: Arrival) -> None:
+        """Copies came after the answer. From any thread; looked at with the next request's books."""
+        if job.answer is not None:
+            self._late.append((job.answer, worker, arrival))
+
+    def unwaited(self) -> list[tuple[int, Cause]]:
+        """Workers that requests do not go to, and why."""
+        return [
+            (w, _UNWAITED.get(worker.state, Cause.DEAD))
+            for w, worker in enumerate(self.health.workers)
+            if worker.state is not State.LIVE
+        ]
+
+    async def check(self, backend: Backend) -> None:
+        """The golden check of all workers together; then each is live.
+
+        Raises:
+            BundleError: a worker gave no usable scores, or the merged answers are not the golden ones.
+        """
+        self._backend = backend
+        golden = await asyncio.to_thread(self._bundle.golden)
+        scores = await asyncio.gather(*(self._run(w, golden.inputs) for w in range(len(self.health.workers))))
+        for worker, given in enumerate(scores):
+            if given is None:
+                raise BundleError(f"{self._bundle.path}: worker {worker} failed on the golden samples")
+        answer = merge(self._plan, scores)
+        if answer.missing:
+            raise BundleError(
+                f"{self._bundle.path}: workers {list(answer.missing)} gave no usable scores for the golden samples, "
+                "expected numbers in [0, 1]"
+            )
+        try:
+            golden.check(answer.scores, answer.class_id)
+        except BundleError as error:
+            raise BundleError(f"{self._bundle.path}: {error}") from None
+        self._golden = golden
+        self._expected = [s for s in scores if s is not None]
+        for worker in range(len(scores)):
+            if self.health.workers[worker].state is State.STARTING:
+                self.health.came_up(worker)
+
+    def book(self, outcome: Outcome) -> None:
+        """What one answered request tells about the workers."""
+        given_up = outcome.elapsed_s  # at least so long a worker takes that was not waited for
+        samples = [(w, a.elapsed_s) for w, a in outcome.arrivals.items()]
+        samples += [(w, given_up) for w, cause in outcome.erasures.items() if cause is Cause.PATIENCE]
+        compared = [(outcome.answer, w, a) for w, a in outcome.arrivals.items()]
+        while self._late:
+            answer, worker, arrival = self._late.popleft()
+            self.late_copies += 1
+            samples.append((worker, arrival.elapsed_s))
+            compared.append((answer, worker, arrival))
+        self.health.took(samples)
+        for answer, worker, arrival in compared:
+            if arrival.scores.shape == (len(answer.class_id), len(self._plan.assignment.rows[worker])):
+                counts = disagreements(self._plan.assignment, self._plan.threshold, answer, worker, arrival.scores)
+                self.health.compared(worker, *counts)
+        for worker in self.health.ejected():
+            self._spawn(self._probe(worker), f"probe-{worker}")
+
+    async def stop(self) -> None:
+        """End the probes."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _came_up(self, worker: int) -> None:
+        if self._golden is not None:  # else `check` will look at all of them together
+            self._spawn(self._admit(worker), f"admit-{worker}")
+
+    async def _admit(self, worker: int) -> None:
+        """A worker that has come back is live again when it answers the golden samples as it did before."""
+        assert self._golden is not None
+        scores = await self._run(worker, self._golden.inputs)
+        if scores is not None and _close(scores, self._expected[worker]):
+            self.health.came_up(worker)
+
+    async def _probe(self, worker: int) -> None:
+        """Try a straggler again and again until it is fast; requests go on without it."""
+        assert self._golden is not None
+        while self.health.workers[worker].state is State.EJECTED:
+            arrival = await self._arrival(worker, self._golden.inputs[:1])
+            if arrival is not None and _close(arrival.scores, self._expected[worker][:1]):
+                self.health.probed(worker, arrival.elapsed_s)
+            await asyncio.sleep(PROBE_EVERY_S)
+
+    async def _run(self, worker: int, inputs: Sequence[np.ndarray] | np.ndarray) -> Scores | None:
+        """One worker's scores for inputs [G, *shape], one at a time as requests are; None where it fails."""
+        scores = []
+        for sample in inputs:
+            arrival = await self._arrival(worker, np.ascontiguousarray(sample[None]))
+            if arrival is None:
+                return None
+            scores.append(arrival.scores)
+        return np.concatenate(scores)
+
+    async def _arrival(self, worker: int, inputs: np.ndarray) -> Arrival | None:
+        assert self._backend is not None
+        probe = Probe(np.ascontiguousarray(inputs, np.float32), self._loop)
+        self._backend.submit(probe, [worker])
+        try:
+            return await asyncio.wait_for(probe.arrival, PROBE_S)
+        except TimeoutError:
+            return None
+        finally:
+            probe.closed = True
+
+    def _spawn(self, coroutine: object, name: str) -> None:
+        if any(task.get_name() == name for task in self._tasks):
+            coroutine.close()  # type: ignore[attr-defined]
+            return
+        task: asyncio.Task[None] = self._loop.create_task(coroutine, name=name)  # type: ignore[arg-type]
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _close(given: Scores, expected: Scores) -> bool:
+    return given.shape == expected.shape and bool((np.abs(given - expected) <= Golden.SCORE_TOLERANCE).all())
