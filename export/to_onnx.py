@@ -1,0 +1,86 @@
+"""A torch network to the bytes of an ONNX file that holds nothing but the network."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+
+import onnx
+import torch
+from torch import nn
+
+from sensai_serve.errors import ModelError
+
+OUTPUT = "scores"
+IR_VERSION = 10
+"""ONNX Runtime from 1.18 on reads it."""
+
+
+def to_onnx(model: nn.Module, input_name: str, input_shape: Sequence[int]) -> bytes:
+    """Export a network.
+
+    Args:
+        model: inputs [N, *input_shape] to scores [N, k], the activation included.
+        input_name: of the graph's input.
+        input_shape: without the batch axis.
+
+    Returns:
+        An ONNX file: FP32 input, output ``scores``, N free, weights inside; without the names of source files and the
+        lines of code that the exporter leaves in it.
+
+    Raises:
+        ModelError: the network cannot be exported.
+    """
+    model = model.cpu().eval()
+    example = torch.zeros(2, *input_shape)  # 2: a batch axis of 1 would be taken for a constant
+    try:
+        with quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                model,
+                (example,),
+                dynamo=True,
+                dynamic_shapes=({0: torch.export.Dim("N")},),
+                input_names=[input_name],
+                output_names=[OUTPUT],
+                external_data=False,
+                verbose=False,
+            )
+    except Exception as error:  # the exporter's own failures are of any kind
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"export: the network has something that ONNX export cannot express ({first})") from None
+    if program is None:
+        raise ModelError("export: torch gave no ONNX program")
+    proto: onnx.ModelProto = program.model_proto
+    _strip(proto)
+    data: bytes = proto.SerializeToString()
+    return data
+
+
+def _strip(proto: onnx.ModelProto) -> None:
+    """Drop what the exporter notes about the source: paths of files, lines of code, names of modules."""
+    proto.ir_version = min(proto.ir_version, IR_VERSION)
+    proto.doc_string = proto.graph.doc_string = ""
+    proto.producer_name, proto.producer_version = "sensai-serve", ""
+    graph = proto.graph
+    for part in (proto, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        part.ClearField("metadata_props")
+    for node in graph.node:
+        node.doc_string = ""
+    del graph.value_info[:]
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """The exporter prints, warns and logs about its own insides; none of it is for the user."""
+    root = logging.getLogger()
+    before = logging.root.manager.disable
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.ERROR)
+        try:
+            yield
+        finally:
+            root.manager.disable = before

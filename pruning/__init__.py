@@ -1,0 +1,1 @@
+"""The offline side: profile a trained network, assign its classes to workers, cut a subnet for each, retrain it."""

@@ -1,0 +1,122 @@
+"""Profile a network: what the training images of each class do on every channel that feeds a prunable layer."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pruning.criteria import Floats, Statistics
+from pruning.data import Dataset, Labels
+from sensai_serve.preprocess import normalise
+
+PRUNABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+BATCH = 128
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Per layer, class and input channel: the means that `Statistics` names."""
+
+    layers: Mapping[str, Floats]
+    """[4, C, channels] for the layer of that name, in the order of the fields of `Statistics`."""
+
+    def statistics(self, layer: str, classes: Sequence[int]) -> Statistics:
+        """Of one layer over some classes, each class weighing the same. Arrays [channels]."""
+        sparsity, zeros, magnitude, taylor = self.layers[layer][:, list(classes)].mean(axis=1)
+        return Statistics(sparsity, zeros, magnitude, taylor)
+
+
+def profile(
+    model: nn.Module,
+    dataset: Dataset,
+    indices: Labels,
+    *,
+    theta1: float,
+    on_step: Callable[[int, int], None] = lambda done, total: None,
+) -> Profile:
+    """One pass over training images, forward for the activations and backward for their gradients.
+
+    Args:
+        model: gives logits [N, C]; not changed.
+        dataset: where the images come from.
+        indices: [N] which training images, of every class some.
+        theta1: activations of smaller magnitude count as none.
+        on_step: called with images done and N.
+    """
+    network = copy.deepcopy(model).eval().requires_grad_(False)
+    device = next(network.parameters()).device
+    sums: dict[str, Tensor] = {}
+    pending: list[Callable[[], None]] = []
+    label = torch.empty(0, dtype=torch.int64)
+
+    def watch(name: str, layer: nn.Module) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        axis = -1 if isinstance(layer, nn.Linear) else 1
+
+        def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+            x: Tensor = inputs[0]
+            magnitude = x.detach().abs()
+            rows = torch.stack(
+                [
+                    _per_channel((magnitude < theta1).float(), axis),
+                    _per_channel((x.detach() <= 0).float(), axis),
+                    _per_channel(magnitude, axis),
+                    torch.zeros(len(x), x.shape[axis], device=x.device),
+                ]
+            )  # [4, batch, channels]
+
+            def take_gradient(gradient: Tensor) -> None:
+                rows[3] = _per_channel(x.detach() * gradient, axis, torch.sum).abs()
+
+            x.register_hook(take_gradient)  # type: ignore[no-untyped-call]
+            pending.append(lambda: _accumulate(sums, name, rows, label, dataset.n_classes))
+
+        return hook
+
+    hooks = [
+        layer.register_forward_pre_hook(watch(name, layer))
+        for name, layer in network.named_modules()
+        if isinstance(layer, PRUNABLE)
+    ]
+    try:
+        for start in range(0, len(indices), BATCH):
+            chosen = indices[start : start + BATCH]
+            label = torch.from_numpy(dataset.y[chosen]).to(device)
+            x = torch.from_numpy(normalise(dataset.x[chosen], dataset.spec)).to(device).requires_grad_()
+            loss = F.cross_entropy(network(x), label, reduction="sum")
+            torch.autograd.backward(loss)
+            for accumulate in pending:
+                accumulate()
+            pending.clear()
+            on_step(min(start + BATCH, len(indices)), len(indices))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    counts = np.maximum(np.bincount(dataset.y[indices], minlength=dataset.n_classes), 1)
+    return Profile({name: (total.cpu().numpy() / counts[None, :, None]) for name, total in sums.items()})
+
+
+def some_of_each_class(y: Labels, indices: Labels, count: int, seed: int) -> Labels:
+    """At most `count` of `indices` of every class, drawn with `seed`, ascending."""
+    generator = np.random.default_rng(seed)
+    drawn = [generator.permutation(indices[y[indices] == label])[:count] for label in np.unique(y[indices])]
+    return np.sort(np.concatenate(drawn))
+
+
+def _per_channel(
+    x: Tensor, axis: int, reduce: Callable[..., Tensor] = torch.mean
+) -> Tensor:  # [batch, ...] to [batch, channels]
+    rows = x.movedim(axis, 1).flatten(2) if x.ndim > 2 else x[..., None]
+    return reduce(rows, dim=2)
+
+
+def _accumulate(sums: dict[str, Tensor], name: str, rows: Tensor, label: Tensor, n_classes: int) -> None:
+    if name not in sums:
+        sums[name] = torch.zeros(4, n_classes, rows.shape[2], dtype=torch.float64, device=rows.device)
+    sums[name].index_add_(1, label, rows.double())

@@ -1,0 +1,235 @@
+"""The run directory: everything that pruning leaves behind, data only. What export reads.
+
+RUN/recipe.json             every option, and digests of the data and the weights: another recipe is refused
+RUN/assignment.json         who covers what
+RUN/reference/              a network: network.json (channels kept per layer, classes, head) and weights.safetensors
+RUN/recovered/              the compact network for all classes, where the recipe asks for one
+RUN/subnets/00/ ...         each worker's network, and validation.npy, its scores of the validation part
+
+A network appears whole or not at all, so a killed run continues with the next one.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from pruning import data, heads, models
+from pruning.data import Dataset, Labels
+from pruning.heads import Subnet, replace_output
+from pruning.recipe import Recipe
+from pruning.surgery import Cut, Size, apply_cut, measure, output_layer
+from sensai_serve.assignment import Assignment
+from sensai_serve.bundle import atomic_directory, refuse_existing
+from sensai_serve.errors import DataError, InputError, ModelError, OutputExistsError
+from sensai_serve.preprocess import Floats
+
+RECIPE = "recipe.json"
+ASSIGNMENT = "assignment.json"
+REFERENCE = "reference"
+RECOVERED = "recovered"
+
+
+@dataclass(frozen=True)
+class Network:
+    """How to build a network from the reference's architecture; its weights lie beside."""
+
+    classes: tuple[int, ...]
+    """The classes it scores, in this order."""
+    head: str
+    cut: Cut
+    macs: int = 0
+    parameters: int = 0
+
+
+@dataclass(frozen=True)
+class Run:
+    """An opened run directory."""
+
+    path: Path
+    recipe: Recipe
+    digests: dict[str, str]
+    """SHA-256 of the ``data`` and of the ``weights``."""
+    assignment: Assignment
+
+    @classmethod
+    def create(
+        cls, path: str | Path, recipe: Recipe, digests: dict[str, str], assignment: Assignment, reference: nn.Module
+    ) -> Run:
+        """A new run directory that holds the recipe, the assignment and the reference.
+
+        Raises:
+            OutputExistsError: `path` holds something already.
+        """
+        run = cls(Path(path), recipe, digests, assignment)
+        with atomic_directory(path) as temporary:
+            _write_json(temporary / RECIPE, {"schema": 1, "recipe": recipe.to_json(), "digests": digests})
+            _write_json(
+                temporary / ASSIGNMENT,
+                {
+                    "kind": assignment.kind,
+                    "n_classes": assignment.n_classes,
+                    "rows": assignment.rows,
+                    "offsets": assignment.offsets,
+                    "symbols": assignment.symbols,
+                },
+            )
+            every = tuple(range(assignment.n_classes))
+            _save(temporary / REFERENCE, Network(every, "softmax", {}), reference, None)
+        return run
+
+    @classmethod
+    def open(cls, path: str | Path) -> Run:
+        """Read a run directory.
+
+        Raises:
+            InputError: there is none, or it is damaged.
+        """
+        path = Path(path)
+        if not (path / RECIPE).is_file():
+            raise InputError(f"{path} is no run, expected a directory that `sensai prune --out` made")
+        recipe, assignment = _read_json(path / RECIPE), _read_json(path / ASSIGNMENT)
+        try:
+            return cls(
+                path,
+                Recipe.from_json(recipe["recipe"]),
+                dict(recipe["digests"]),
+                Assignment(
+                    tuple(map(tuple, assignment["rows"])),
+                    assignment["n_classes"],
+                    assignment["kind"],
+                    tuple(assignment["offsets"]),
+                    tuple(map(tuple, assignment["symbols"])),
+                ),
+            )
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{path}: {RECIPE} or {ASSIGNMENT} is damaged ({error})") from None
+
+    @classmethod
+    def resume(cls, path: str | Path, recipe: Recipe, digests: dict[str, str]) -> Run | None:
+        """The run at `path` if it is of this recipe; None if nothing is there.
+
+        Raises:
+            OutputExistsError: a run of another recipe, or something else, is there.
+        """
+        path = Path(path)
+        if not (path / RECIPE).is_file():
+            refuse_existing(path)
+            return None
+        run = cls.open(path)
+        there, asked = run.recipe.to_json() | run.digests, json.loads(json.dumps(recipe.to_json())) | digests
+        there = json.loads(json.dumps(there))
+        if different := [key for key in asked if there.get(key) != asked[key]]:
+            key = different[0]
+            raise OutputExistsError(
+                f"{path} is a run of another recipe ({key} is {_short(there.get(key))} there, {_short(asked[key])} "
+                "here), expected the same or another directory"
+            )
+        return run
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The data of the recipe.
+
+        Raises:
+            DataError: no longer there, or no longer what the run was made with.
+        """
+        dataset = data.load(self.recipe.data, seed=self.recipe.seed)
+        if dataset.digest() != self.digests["data"]:
+            raise DataError(f"{self.recipe.data}: not the data that {self.path} was made with")
+        return dataset
+
+    @property
+    def split(self) -> tuple[Labels, Labels]:
+        """Indices of the training part: to train on, and to validate on."""
+        return data.split(self.dataset.y, self.recipe.validation, self.recipe.seed)
+
+    def folder(self, worker: int) -> str:
+        """Name of a worker's network."""
+        return f"subnets/{worker:0{max(2, len(str(self.assignment.n_workers - 1)))}d}"
+
+    def has(self, name: str) -> bool:
+        """Whether the network of that name is finished."""
+        return (self.path / name / "network.json").is_file()
+
+    def save(self, name: str, network: Network, model: nn.Module, validation: Floats | None = None) -> None:
+        """Keep a network, whole or not at all."""
+        with atomic_directory(self.path / name) as temporary:
+            _save(temporary, network, model, validation)
+
+    def network(self, name: str) -> Network:
+        """What ``network.json`` says of the network of that name.
+
+        Raises:
+            InputError: it is not finished, or damaged.
+        """
+        if not self.has(name):
+            raise InputError(f"{self.path}: {name} is not finished, expected `sensai prune` to have run to its end")
+        raw = _read_json(self.path / name / "network.json")
+        try:
+            cut = {layer: tuple(kept) for layer, kept in raw["cut"].items()}
+            return Network(tuple(raw["classes"]), raw["head"], cut, raw["macs"], raw["parameters"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{self.path / name}: network.json is damaged ({error})") from None
+
+    def load(self, name: str) -> Subnet:
+        """Rebuild the network of that name: the recipe's model, the cut replayed, the weights loaded.
+
+        Raises:
+            InputError: it is not finished, or damaged.
+        """
+        network = self.network(name)
+        shape = self.dataset.spec.shape
+        model = models.create(self.recipe.model, self.dataset.n_classes, shape)
+        output = output_layer(model, shape)
+        model = apply_cut(model, network.cut, shape)
+        head = heads.find(network.head)
+        replace_output(model, output, head, network.classes)
+        models.load_weights(model, self.path / name / "weights.safetensors")
+        return Subnet(model, head).eval()
+
+    def validation_scores(self, worker: int) -> Floats:
+        """Scores [V, k] that a worker's network gave the validation part when it was made."""
+        try:
+            return np.asarray(np.load(self.path / self.folder(worker) / "validation.npy", allow_pickle=False))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self.path / self.folder(worker)}: validation.npy is damaged ({error})") from None
+
+    def size(self, model: nn.Module) -> Size:
+        """MACs and parameters of a network."""
+        return measure(model, self.dataset.spec.shape)
+
+
+def _save(folder: Path, network: Network, model: nn.Module, validation: Floats | None) -> None:
+    from safetensors.torch import save_file
+
+    folder.mkdir(exist_ok=True)
+    if validation is not None:
+        np.save(folder / "validation.npy", validation)
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / "weights.safetensors")
+    _write_json(folder / "network.json", vars(network))
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error})") from None
+    if not isinstance(content, dict):
+        raise ModelError(f"{path} holds no object")
+    return content
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else text[:12] + "..."

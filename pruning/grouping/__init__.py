@@ -1,0 +1,60 @@
+"""Grouping: which classes share a subnet.
+
+A new way is one new file here with a function ``group(features, n_groups, seed)`` that puts C classes into groups of
+equal size, to within one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from pruning.data import Dataset, Labels
+from pruning.surgery import output_layer
+from sensai_serve.errors import AssignmentError
+from sensai_serve.preprocess import normalise
+
+Features = npt.NDArray[np.float64]
+
+
+def class_features(model: nn.Module, dataset: Dataset, indices: Labels, *, batch: int = 256) -> Features:
+    """Mean penultimate features of each class, [C, features]: what feeds the output layer.
+
+    Args:
+        model: gives logits.
+        dataset: where the images come from.
+        indices: which training images, of every class some.
+        batch: images at a time.
+    """
+    layer = model.get_submodule(output_layer(model, dataset.spec.shape))
+    seen: list[npt.NDArray[np.float32]] = []
+
+    def note(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+        seen.append(inputs[0].flatten(1).float().cpu().numpy())
+
+    hook = layer.register_forward_pre_hook(note)
+    device = next(model.parameters()).device
+    try:
+        with torch.inference_mode():
+            for start in range(0, len(indices), batch):
+                x = normalise(dataset.x[indices[start : start + batch]], dataset.spec)
+                model(torch.from_numpy(x).to(device))
+    finally:
+        hook.remove()
+    features, y = np.concatenate(seen).astype(np.float64), dataset.y[indices]
+    return np.stack([features[y == c].mean(axis=0) for c in range(dataset.n_classes)])
+
+
+def check_groups(n_classes: int, n_groups: int) -> None:
+    """Raise AssignmentError unless 1 <= n_groups <= n_classes."""
+    if not 1 <= n_groups <= n_classes:
+        raise AssignmentError(f"groups is {n_groups}, expected 1 to the number of classes, {n_classes}")
+
+
+def from_assignment(group_of: npt.NDArray[np.integer], n_groups: int) -> list[list[int]]:
+    """Groups, each ascending and in the order of their first class, from the group index [C] of every class."""
+    return sorted([int(c) for c in np.flatnonzero(group_of == g)] for g in range(n_groups))

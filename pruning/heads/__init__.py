@@ -1,0 +1,89 @@
+"""Heads: what a network's last layer means, what it is trained on, and the scores in [0, 1] that leave the graph.
+
+A new head is one new file here with an object ``head`` that does what `Head` says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from sensai_serve import plugins
+from sensai_serve.errors import ModelError
+
+
+class Head(Protocol):
+    """Between logits and scores of k classes."""
+
+    def rows(self, weight: Tensor, bias: Tensor, classes: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Weights [outputs, features] and bias [outputs] to start from.
+
+        Args:
+            weight: [C, features] of the reference's output layer, softmax its activation.
+            bias: [C].
+            classes: the k classes that are to be scored, in this order.
+        """
+        ...
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The mean loss of logits [N, outputs] against probabilities [N, k] of the k classes."""
+        ...
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """Logits [N, outputs] to scores [N, k] in [0, 1]."""
+        ...
+
+
+class Subnet(nn.Module):
+    """A network and its head, as it is exported: inputs [N, *shape] to scores [N, k]."""
+
+    def __init__(self, network: nn.Module, head: Head) -> None:
+        super().__init__()
+        self.network = network
+        self.head = head
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scores in [0, 1]."""
+        return self.head.scores(self.network(x))
+
+
+def find(name: str) -> Head:
+    """The head of that name.
+
+    Raises:
+        PluginError: there is none.
+    """
+    head: Head = plugins.find(__name__, name, "head")
+    return head
+
+
+def replace_output(model: nn.Module, layer: str, head: Head, classes: Sequence[int]) -> None:
+    """Give `model` the output layer that `head` needs for `classes`, started from the rows of the one it has.
+
+    Args:
+        model: changed in place; its logits are [N, C].
+        layer: name of its output layer.
+        head: decides on rows.
+        classes: of 0..C-1.
+
+    Raises:
+        ModelError: the output layer is of a kind that has no rows to take.
+    """
+    old = model.get_submodule(layer)
+    if not isinstance(old, nn.Linear | nn.Conv2d) or getattr(old, "groups", 1) != 1:
+        raise ModelError(f"model: its output layer {layer} is {type(old).__name__}, expected Linear or Conv2d")
+    with torch.no_grad():
+        bias = torch.zeros(len(old.weight)) if old.bias is None else old.bias
+        weight, bias = head.rows(old.weight.flatten(1), bias, classes)
+        if isinstance(old, nn.Linear):
+            new: nn.Module = nn.Linear(old.in_features, len(weight))
+        else:
+            shape = (old.kernel_size, old.stride, old.padding, old.dilation)
+            new = nn.Conv2d(old.in_channels, len(weight), *shape)  # type: ignore[arg-type]
+        new.weight.copy_(weight.view_as(new.weight))  # type: ignore[operator,arg-type]
+        new.bias.copy_(bias)  # type: ignore[operator]
+    parent, _, name = layer.rpartition(".")
+    setattr(model.get_submodule(parent), name, new)

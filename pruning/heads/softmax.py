@@ -1,0 +1,27 @@
+"""``softmax``: one class and no other, over all classes: the head of a reference or of one network for all classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Softmax:
+    """Cross-entropy over the classes; scores are probabilities that sum to 1."""
+
+    def rows(self, weight: Tensor, bias: Tensor, classes: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The reference's own rows."""
+        return weight[list(classes)], bias[list(classes)]
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy against probabilities."""
+        return F.cross_entropy(logits, targets)
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """Probabilities."""
+        return logits.softmax(dim=1)
+
+
+head = Softmax()

@@ -1,0 +1,36 @@
+"""``softmax_others``: one of the worker's classes or none of them; "none" is dropped at the output."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class SoftmaxOthers:
+    """Cross-entropy over the classes and "others", the last logit."""
+
+    def rows(self, weight: Tensor, bias: Tensor, classes: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The reference's rows; for "others" the mean of the rows of the classes that are left."""
+        chosen = list(classes)
+        left = [c for c in range(len(weight)) if c not in chosen]
+        if left:
+            others_weight, others_bias = weight[left].mean(dim=0), bias[left].mean() + math.log(len(left))
+        else:  # nothing is ever "others": start it as improbable
+            others_weight, others_bias = torch.zeros_like(weight[0]), bias.min() - 5
+        return torch.cat([weight[chosen], others_weight[None]]), torch.cat([bias[chosen], others_bias[None]])
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy; "others" has what probability the classes leave."""
+        others = (1 - targets.sum(dim=1, keepdim=True)).clamp(min=0)
+        return F.cross_entropy(logits, torch.cat([targets, others], dim=1))
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """Probability of each class, without "others"."""
+        return logits.softmax(dim=1)[:, :-1]
+
+
+head = SoftmaxOthers()

@@ -1,0 +1,101 @@
+"""Every choice of an offline run in one object: what resumes a run, and what a bundle says of where it comes from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pruning.criteria import Thresholds
+from pruning.retrain import Precision
+from sensai_serve.errors import InputError
+
+TARGETS = ("macs", "parameters", "channels", "threshold")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All options of ``sensai prune`` that change its result."""
+
+    data: str
+    model: str
+    assignment: str = "binary"
+    redundancy: int | None = None
+    groups: int | None = None
+    """Number of groups the classes are put into; None: every class is a symbol of its own."""
+    offsets: tuple[int, ...] | None = None
+    grouping: str = "tsne"
+
+    criterion: str = "hybrid"
+    theta1: float = Thresholds.theta1
+    theta2: float = Thresholds.theta2
+    target: str = "macs"
+    """What decides how much is cut: ``macs`` or ``parameters`` to keep, as a fraction of the reference's; ``channels``
+    to cut, as a fraction of each layer's; ``threshold``: every channel whose importance is below it."""
+    amount: float = 0.25
+    profile_images: int = 256
+    """Images of each class that are profiled."""
+
+    head: str = "sigmoid"
+    sampling: str = "balanced"
+    distil: float = 1.0
+    """Weight of the reference's probabilities among the training targets; the rest are the labels."""
+    recover_images: int = 200_000
+    """Image passes that one compact network for all classes gets before workers are made of it; 0: every worker is cut
+    from the reference."""
+    recover_amount: float | None = None
+    """`amount` of that network; None: the same, so that workers are specialised from it without a second cut."""
+    recover_rate: float = 0.1
+    images: int = 20_000
+    """Image passes of each worker's own retraining."""
+    rate: float = 0.02
+    batch: int = 128
+
+    validation: float = 0.1
+    """Fraction of the training part that choices are made on and nothing is trained on."""
+    precision: Precision = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _in("target", self.target, TARGETS)
+        _in("precision", self.precision, ("auto", "fp32", "bf16"))
+        for name in ("distil", "validation"):
+            _between(name, getattr(self, name), 0, 1)
+        for name in ("amount", "recover_amount"):
+            if self.target != "threshold" and (value := getattr(self, name)) is not None:
+                _between(f"{self.target} ({name})", value, 0, 1)
+        if self.validation >= 1:
+            raise InputError("validation is 1, expected less: something must be left to train on")
+        for name, least in (("images", 0), ("recover_images", 0), ("batch", 2), ("profile_images", 1)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} is {getattr(self, name)}, expected at least {least}")
+
+    def to_json(self) -> dict[str, Any]:
+        """As ``recipe.json`` holds it."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> Recipe:
+        """Read what `to_json` wrote.
+
+        Raises:
+            InputError: an option is unknown, missing, or of the wrong type.
+        """
+        values = dict(raw)
+        if values.get("offsets") is not None:
+            values["offsets"] = tuple(values["offsets"])
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise InputError(f"recipe: {error}") from None
+
+
+def _in(name: str, value: str, expected: tuple[str, ...]) -> None:
+    if value not in expected:
+        raise InputError(f"{name} is {value!r}, expected one of {', '.join(expected)}")
+
+
+def _between(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise InputError(f"{name} is {value}, expected {low} to {high}")

@@ -1,0 +1,147 @@
+"""The training loop: of a reference, of one compact network for all classes, and of every worker's subnet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pruning.data import Augmentation, Dataset, Labels
+from pruning.heads import Head
+from sensai_serve.preprocess import Floats, normalise
+
+Precision = Literal["auto", "fp32", "bf16"]
+Targets = Callable[[Tensor, Labels], Tensor]
+"""Augmented inputs [B, *shape] and their indices [B] to probabilities [B, k]."""
+OnStep = Callable[[int, int], None]
+"""Called with images done and images in all."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast."""
+
+    images: int
+    """Image passes in all: what the work is proportional to."""
+    rate: float
+    """Peak of the one-cycle learning rate."""
+    batch: int = 128
+    weight_decay: float = 5e-4
+    warm_up: float = 0.2
+    """Fraction of the steps before the peak."""
+
+
+def fit(
+    model: nn.Module,
+    head: Head,
+    dataset: Dataset,
+    *,
+    batches: Iterator[Labels],
+    targets: Targets,
+    schedule: Schedule,
+    seed: int,
+    precision: Precision = "auto",
+    on_step: OnStep = lambda done, total: None,
+) -> None:
+    """Train `model` in place: stochastic gradient descent with Nesterov momentum and a one-cycle learning rate.
+
+    Args:
+        model: inputs [N, *shape] to the logits that `head` wants.
+        head: knows the loss.
+        dataset: raw images, normalised and augmented here, batch by batch.
+        batches: which training images come next, for ever.
+        targets: what the scores of a batch should be.
+        schedule: image passes and learning rate.
+        seed: of augmentation, and of dropout where the network has it.
+        precision: ``bf16`` computes in bfloat16 with channels last; ``auto`` does where it pays.
+        on_step: hears of progress.
+    """
+    device = next(model.parameters()).device
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    faster = use_bf16(precision, dataset.spec.shape, device)
+    layout = torch.channels_last if faster and len(dataset.spec.shape) == 3 else torch.contiguous_format
+    model.to(memory_format=layout).train()  # type: ignore[call-overload]
+
+    steps = max(1, round(schedule.images / schedule.batch))
+    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
+    others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]  # biases and batch normalisation
+    groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": schedule.weight_decay}, {"params": others}]
+    optimiser = torch.optim.SGD(
+        groups,
+        lr=schedule.rate,
+        momentum=0.9,
+        nesterov=True,
+    )
+    cycle = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, schedule.rate, total_steps=steps + 1, pct_start=schedule.warm_up, cycle_momentum=False
+    )
+    for step, indices in enumerate(islice(batches, steps)):
+        x = torch.from_numpy(normalise(dataset.x[indices], dataset.spec))  # [B, *shape]
+        x = augment(x, dataset.augmentation, generator).to(device).contiguous(memory_format=layout)
+        with torch.no_grad():
+            wanted = targets(x, indices)  # [B, k]
+        with autocast(device, enabled=faster):
+            logits = model(x)
+        loss = head.loss(logits.float(), wanted)
+        optimiser.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        optimiser.step()
+        cycle.step()
+        on_step((step + 1) * schedule.batch, steps * schedule.batch)
+    model.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+
+
+def augment(x: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
+    """Mirror and move pictures [B, C, H, W], each its own way; inputs that are no pictures come back as they are."""
+    if x.ndim != 4:
+        return x
+    if augmentation.flip:
+        mirrored = torch.rand(len(x), 1, 1, 1, generator=generator) < 0.5
+        x = torch.where(mirrored, x.flip(3), x)
+    if (most := augmentation.shift) > 0:
+        height, width = x.shape[2:]
+        top, left = torch.randint(0, 2 * most + 1, (2, len(x), 1, 1, 1), generator=generator)
+        rows = top + torch.arange(height)[:, None]  # [B, 1, H, 1]
+        columns = left + torch.arange(width)  # [B, 1, 1, W]
+        image = torch.arange(len(x))[:, None, None, None]
+        channel = torch.arange(x.shape[1])[:, None, None]
+        x = F.pad(x, (most,) * 4)[image, channel, rows, columns]
+    return x
+
+
+def infer(model: nn.Module, dataset: Dataset, raw: Any, *, precision: Precision = "fp32", batch: int = 256) -> Floats:
+    """Outputs FP32 [N, k] of `model` for raw inputs [N, *shape]."""
+    device = next(model.parameters()).device
+    faster = use_bf16(precision, dataset.spec.shape, device)
+    model.eval()
+    outputs = []
+    with torch.inference_mode(), autocast(device, enabled=faster):
+        for start in range(0, len(raw), batch):
+            x = torch.from_numpy(normalise(raw[start : start + batch], dataset.spec)).to(device)
+            outputs.append(model(x).float().cpu().numpy())
+    return np.concatenate(outputs)
+
+
+def use_bf16(precision: Precision, shape: tuple[int, ...], device: torch.device) -> bool:
+    """Whether to compute in bfloat16: where asked, or where the device is fast at it and the pictures are not tiny."""
+    if precision != "auto":
+        return precision == "bf16"
+    if len(shape) != 3 or shape[1] * shape[2] < 16 * 16:
+        return False
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+
+
+def autocast(device: torch.device, *, enabled: bool) -> AbstractContextManager[Any]:
+    """bfloat16 where it is safe, while the block runs."""
+    return torch.autocast(device.type, torch.bfloat16) if enabled else nullcontext()

@@ -1,0 +1,26 @@
+"""``balanced``: in every iteration half of the images are of the worker's classes.
+
+Source: Wang et al., "sensAI", MLSys 2021, section 3: without it a binary network sees nine negatives to a positive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from pruning.data import Labels
+from pruning.sampling import shuffled
+
+
+def batches(
+    y: Labels, indices: Labels, classes: Sequence[int], size: int, generator: np.random.Generator
+) -> Iterator[Labels]:
+    """Half positives, half negatives; uniform where the worker covers all classes, or more than half of the images."""
+    positive = np.isin(y[indices], list(classes))
+    if positive.mean() >= 0.5:
+        yield from shuffled(indices, size, generator)
+    ours = shuffled(indices[positive], size // 2, generator)
+    others = shuffled(indices[~positive], size - size // 2, generator)
+    for some, rest in zip(ours, others, strict=True):
+        yield generator.permutation(np.concatenate([some, rest]))

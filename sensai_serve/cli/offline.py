@@ -1,0 +1,238 @@
+"""``sensai train``, ``sensai prune``, ``sensai export``: from data to a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sensai_serve.cli.progress import progress
+from sensai_serve.errors import InputError
+
+if TYPE_CHECKING:
+    from pruning.pipeline import Plan
+
+app = typer.Typer()
+
+Data = Annotated[
+    str,
+    typer.Option(
+        metavar="SOURCE",
+        help="digits | wine | breast_cancer | cifar10:DIR | cifar100:DIR | folder:DIR[?size=64] | npz:FILE | "
+        "package.module:callable",
+    ),
+]
+Model = Annotated[str, typer.Option(help="cnn | mlp | resnet20 | vgg16 | ... | package.module:callable")]
+Seed = Annotated[int, typer.Option(help="Of everything that is drawn.")]
+Device = Annotated[str, typer.Option(help="Where torch computes: cpu, cuda:0, ...")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of torch; all cores where not given.")]
+Validation = Annotated[float | None, typer.Option(help="Fraction of the training part to choose on, not to train on.")]
+Precision = Annotated[str | None, typer.Option(help="auto | fp32 | bf16")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
+
+
+@app.command()
+def train(
+    *,
+    data: Data,
+    model: Model,
+    out: Annotated[Path, typer.Option(help="The weights, a .safetensors file.")],
+    images: Annotated[int, typer.Option(min=1, help="Image passes in all: epochs times images.")] = 100_000,
+    rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 0.1,
+    batch: Annotated[int, typer.Option(min=2)] = 128,
+    validation: Validation = None,
+    precision: Precision = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    threads: Threads = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train a reference network from scratch, where you have none."""
+    from safetensors.torch import save_file
+
+    from pruning.recipe import Recipe
+    from pruning.retrain import Schedule
+    from pruning.train import train as train_reference
+    from sensai_serve.bundle import atomic_file
+
+    if out.suffix != ".safetensors" or out.exists():
+        raise InputError(f"--out is {out}, expected a new file that ends in .safetensors")
+    options = Recipe(data, model, **_given(validation=validation, precision=precision), batch=batch, seed=seed)
+    _use(device, threads)
+    with progress(quiet=quiet) as report:
+        trained = train_reference(
+            data,
+            model,
+            Schedule(images, rate, batch),
+            validation=options.validation,
+            seed=seed,
+            precision=options.precision,
+            device=device,
+            on_step=lambda done, total: report("train", done, total),
+        )
+    with atomic_file(out) as temporary:
+        save_file({name: value.contiguous().cpu() for name, value in trained.model.state_dict().items()}, temporary)
+    typer.echo(f"{out}: {model} on {data}, {trained.accuracy:.2%} of the validation part right")
+
+
+@app.command()
+def prune(
+    *,
+    data: Data,
+    model: Model,
+    weights: Annotated[Path, typer.Option(help="Of the reference: .safetensors, .npz, or a torch state dict.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Directory of the run; an unfinished one goes on.")
+    ] = None,
+    assignment: Annotated[str, typer.Option(help="binary | grouped | cyclic")] = "binary",
+    redundancy: Annotated[int | None, typer.Option(help="Workers that cover each class (cyclic; 3).")] = None,
+    groups: Annotated[int | None, typer.Option(help="Put the classes into this many groups first.")] = None,
+    grouping: Annotated[str | None, typer.Option(help="tsne | random | package.module:callable")] = None,
+    offsets: Annotated[
+        str | None, typer.Option(help="Of the cyclic code, say 0,1,3; searched for if not given.")
+    ] = None,
+    criterion: Annotated[str | None, typer.Option(help="hybrid | apoz | mean_activation | taylor | ...")] = None,
+    theta1: Annotated[float | None, typer.Option(help="Activations below it count as none (hybrid).")] = None,
+    theta2: Annotated[float | None, typer.Option(help="Channels of a higher mean activation stay (hybrid).")] = None,
+    macs: Annotated[float | None, typer.Option(help="Keep this fraction of the reference's MACs (0.25).")] = None,
+    parameters: Annotated[float | None, typer.Option(help="Or: keep this fraction of its parameters.")] = None,
+    channels: Annotated[float | None, typer.Option(help="Or: cut this fraction of each layer's channels.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="Or: cut channels of an importance below it.")] = None,
+    head: Annotated[str | None, typer.Option(help="sigmoid | softmax_others | ...")] = None,
+    sampling: Annotated[str | None, typer.Option(help="balanced | uniform | ...")] = None,
+    distil: Annotated[
+        float | None, typer.Option(help="Weight of the reference's answers against the labels, 0 to 1.")
+    ] = None,
+    recover_images: Annotated[
+        int | None, typer.Option(help="Image passes of the shared compact network; 0: cut each worker on its own.")
+    ] = None,
+    recover_amount: Annotated[
+        float | None, typer.Option(help="Its --macs (or --parameters, ...); as the workers' if not given.")
+    ] = None,
+    recover_rate: Annotated[float | None, typer.Option(help="Its peak learning rate.")] = None,
+    images: Annotated[int | None, typer.Option(help="Image passes of each worker's own retraining.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Its peak learning rate.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Images per iteration.")] = None,
+    profile_images: Annotated[int | None, typer.Option(help="Images of each class to profile.")] = None,
+    validation: Validation = None,
+    precision: Precision = None,
+    seed: Seed = 0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print workers, guarantees and sizes; write nothing.")
+    ] = False,
+    device: Device = "cpu",
+    threads: Threads = None,
+    quiet: Quiet = False,
+) -> None:
+    """Cut one small subnet per worker out of a trained network and retrain each. A killed run goes on where it was."""
+    from pruning import pipeline
+    from pruning.recipe import Recipe
+
+    if out is None and not dry_run:
+        raise InputError("--out is missing, expected a directory for the run (or --dry-run)")
+    targets = _given(macs=macs, parameters=parameters, channels=channels, threshold=threshold)
+    if len(targets) > 1:
+        raise InputError(f"--{' and --'.join(targets)}: expected one of them")
+    target = next(({"target": name, "amount": amount} for name, amount in targets.items()), {})
+    given = _given(
+        redundancy=redundancy,
+        groups=groups,
+        grouping=grouping,
+        offsets=None if offsets is None else _offsets(offsets),
+        criterion=criterion,
+        theta1=theta1,
+        theta2=theta2,
+        head=head,
+        sampling=sampling,
+        distil=distil,
+        recover_images=recover_images,
+        recover_amount=recover_amount,
+        recover_rate=recover_rate,
+        images=images,
+        rate=rate,
+        batch=batch,
+        profile_images=profile_images,
+        validation=validation,
+        precision=precision,
+    )
+    recipe = Recipe(data, model, assignment, seed=seed, **target, **given)
+    _use(device, threads)
+    with progress(quiet=quiet) as report:
+        plan = pipeline.make_plan(recipe, weights, device=device)
+        if out is None or dry_run:
+            sizes = pipeline.planned_sizes(plan, on_progress=report)
+        else:
+            run = pipeline.prune(plan, out, on_progress=report)
+    if out is None or dry_run:
+        _print_plan(plan, sizes)
+        return
+    reference, merged = pipeline.reference_accuracy(plan), pipeline.validation_accuracy(plan, run)
+    typer.echo(
+        f"{out}: {plan.assignment.n_workers} subnets; validation part right: {merged:.2%}, reference {reference:.2%}"
+    )
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="What `sensai prune --out` made.")],
+    out: Annotated[Path, typer.Option(metavar="BUNDLE", help="A new or empty directory.")],
+    name: Annotated[str | None, typer.Option(help="The model's name when served; the data's if not given.")] = None,
+    evaluate: Annotated[bool, typer.Option(help="Label the whole test part, one input at a time.")] = True,
+    quiet: Quiet = False,
+) -> None:
+    """Make a bundle of a run: ONNX files that agree with torch, evaluated as the server will run them."""
+    from export.assemble import export as export_run
+    from pruning.checkpoint import Run
+    from sensai_serve.bundle import refuse_existing
+
+    refuse_existing(out)
+    with progress(quiet=quiet) as report:
+        bundle = export_run(Run.open(run), out, name=name, with_evaluation=evaluate, on_progress=report)
+    accuracy = bundle.manifest.accuracy
+    right = f"; test part right: {accuracy['test']:.2%}, reference {accuracy['reference']:.2%}" if accuracy else ""
+    typer.echo(f"{out}: {len(bundle.manifest.subnets)} subnets{right}")
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """The options that were given; the recipe knows the defaults of the others."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _offsets(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"--offsets is {text!r}, expected whole numbers, say 0,1,3") from None
+
+
+def _use(device: str, threads: int | None) -> None:
+    import torch
+
+    from sensai_serve.errors import DeviceError
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch raises either, by how it was built
+        raise DeviceError(f"--device {device}: torch cannot use it here ({str(error).splitlines()[0]})") from None
+
+
+def _print_plan(plan: Plan, sizes: list[Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from sensai_serve.cli.inspect import promise_lines
+    from sensai_serve.guarantees import guarantees
+
+    table = Table("worker", "classes", "MACs", "of the reference's", "parameters")
+    for worker, (classes, size) in enumerate(zip(plan.assignment.rows, sizes, strict=True)):
+        names = ", ".join(plan.dataset.labels[c] for c in classes)
+        share = f"{size.macs / plan.size.macs:.1%}"
+        table.add_row(str(worker), names, f"{size.macs:,}", share, f"{size.parameters:,}")
+    console = Console()
+    console.print(table)
+    console.print(f"reference: {plan.size.macs:,} MACs, {plan.size.parameters:,} parameters", highlight=False)
+    for line in promise_lines(guarantees(plan.assignment), plan.assignment.n_workers):
+        console.print(line)
