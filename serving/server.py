@@ -122,4 +122,5 @@ def _listen(address: Address) -> socket.socket:
         info = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         return socket.create_server(info[0][4][:2], family=info[0][0], backlog=BACKLOG)
     except OSError as error:
-        raise InputError(f"cannot listen on {address}: {error.strerror}") from None
+        reason = (error.strerror or str(error)).partition(" (")[0]
+        raise InputError(f"cannot listen on {address}: {reason}") from None

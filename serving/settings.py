@@ -14,6 +14,7 @@ from sensai_serve.errors import InputError
 from sensai_serve.merge import Wait
 from sensai_serve.preprocess import MAX_PIXELS
 from serving.devices import default_devices, parse_device
+from serving.faults import parse_fault
 from serving.gateway import GatewayOptions, OnMissing
 
 
@@ -26,8 +27,12 @@ def _parse_address(value: Any) -> Any:
     return {"host": host.removeprefix("[").removesuffix("]"), "port": port}
 
 
-def _parse_list(value: Any) -> Any:
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+def _parse_words(value: Any) -> Any:
+    return value.replace(";", " ").split() if isinstance(value, str) else value
+
+
+Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_parse_words)]
+"""Several, separated by spaces or semicolons."""
 
 
 class _Group(BaseModel):
@@ -38,6 +43,7 @@ class Address(_Group):
     """Where a transport listens, written ``host:port``; an IPv6 address in brackets."""
 
     host: str = Field(min_length=1)
+    """A name or an address."""
     port: int = Field(ge=0, le=65535)
     """0: any free port."""
 
@@ -48,16 +54,20 @@ class Address(_Group):
 class Inference(_Group):
     """How requests are answered."""
 
-    devices: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_parse_list)] = ()
-    """Where workers are placed: ``cpu``, ``cpu:CORE``, ``cuda:CARD``, separated by commas; every core where empty."""
+    devices: Words = ()
+    """Where workers are placed: ``cpu``, ``cpu:CORE`` or ``cuda:CARD``; every core where empty."""
     backend: str = "ort"
     """What runs the workers: a plugin of ``serving.backends``."""
     wait: Wait = "decided"
     """What a request waits for that does not say."""
+    patience: float = Field(default=4.0, ge=0, allow_inf_nan=False)
+    """Stragglers are given up after so many times what the slowest healthy worker takes; 0 waits for ever."""
     deadline_ms: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Milliseconds that a request has that does not say; None for no limit."""
     on_missing: OnMissing = "refuse"
     """What happens to a request that a class has no copy left for."""
+    faults: Words = ()
+    """What is to go wrong on purpose, for tests and demonstrations: ``3:delay=50ms``, ``0+4:drop=0.1``."""
 
 
 class Limits(_Group):
@@ -97,17 +107,19 @@ class Settings(BaseSettings):
         """What a gateway takes of these.
 
         Raises:
-            DeviceError: a device that is none.
+            InputError: a device or a fault that is none.
         """
         inference, limits = self.inference, self.limits
         return GatewayOptions(
             devices=tuple(map(parse_device, inference.devices)) or default_devices(),
             backend=inference.backend,
             wait=inference.wait,
+            patience=inference.patience,
             deadline_s=None if inference.deadline_ms is None else inference.deadline_ms / 1000,
             max_in_flight=limits.in_flight,
             on_missing=inference.on_missing,
             max_batch=limits.batch,
+            faults=tuple(map(parse_fault, inference.faults)),
         )
 
 

@@ -55,6 +55,10 @@ class Endpoint:
         prediction: dict[str, Any] = self._ask("POST", path, body, kind)
         return prediction
 
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
     def _ask(self, method: str, path: str, body: bytes | None = None, kind: str = "") -> Any:
         try:
             self._connection.request(method, self._path + path, body, {"Content-Type": kind} if kind else {})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
     from sensai_serve.bundle import Bundle
     from sensai_serve.cli.samples import Sample
+
+Classify = Callable[["Sample"], dict[str, Any]]
 
 app = typer.Typer()
 
@@ -31,10 +34,16 @@ def serve(
     http: Annotated[str | None, typer.Option(help="HOST:PORT of HTTP; port 0 is any free one.")] = None,
     backend: Annotated[str | None, typer.Option(help="What runs the workers.")] = None,
     wait: Annotated[str | None, typer.Option(help="What requests wait for: decided, all, quorum or first.")] = None,
+    patience: Annotated[
+        float | None, typer.Option(help="Give a straggler up after so many times what healthy workers take; 0: never.")
+    ] = None,
     deadline_ms: Annotated[float | None, typer.Option(help="Time a request has that does not say.")] = None,
     max_in_flight: Annotated[int | None, typer.Option(help="Requests at a time; more are refused.")] = None,
     on_missing: Annotated[
         str | None, typer.Option(help="When a class has no copy left: refuse, degrade or reference.")
+    ] = None,
+    fault: Annotated[
+        list[str] | None, typer.Option(help="Let workers fail on purpose: 3:delay=50ms, 0+4:drop=0.1.")
     ] = None,
 ) -> None:
     """Serve bundles over HTTP until SIGTERM. Every option is also a variable of the environment, SENSAI_..."""
@@ -49,8 +58,10 @@ def serve(
             "devices": device or None,
             "backend": backend,
             "wait": wait,
+            "patience": patience,
             "deadline_ms": deadline_ms,
             "on_missing": on_missing,
+            "faults": fault or None,
         },
         limits={"in_flight": max_in_flight},
     )
@@ -102,23 +113,25 @@ def _predict(target: str, files: list[Path], model: str | None) -> Iterator[tupl
     from sensai_serve.cli.samples import read_samples
     from sensai_serve.errors import RequestError
 
-    shape, classify = _remote(target, model) if "://" in target else _local(target)
-    for path in files:
-        for sample in read_samples(path, shape):
-            try:
-                yield sample.name, classify(sample)
-            except RequestError as error:
-                raise RequestError(f"{sample.name}: {error}") from None
+    with _remote(target, model) if "://" in target else _local(target) as (shape, classify):
+        for path in files:
+            for sample in read_samples(path, shape):
+                try:
+                    yield sample.name, classify(sample)
+                except RequestError as error:
+                    raise RequestError(f"{sample.name}: {error}") from None
 
 
-def _remote(url: str, model: str | None) -> tuple[tuple[int, ...], Callable[[Sample], dict[str, Any]]]:
+@contextmanager
+def _remote(url: str, model: str | None) -> Iterator[tuple[tuple[int, ...], Classify]]:
     from sensai_serve.cli.endpoint import Endpoint
 
-    endpoint = Endpoint(url)
-    return endpoint.shape(model), lambda sample: endpoint.predict(sample, model)
+    with closing(Endpoint(url)) as endpoint:
+        yield endpoint.shape(model), lambda sample: endpoint.predict(sample, model)
 
 
-def _local(path: str) -> tuple[tuple[int, ...], Callable[[Sample], dict[str, Any]]]:
+@contextmanager
+def _local(path: str) -> Iterator[tuple[tuple[int, ...], Classify]]:
     from sensai_serve import load
 
     classifier = load(path)
@@ -129,7 +142,7 @@ def _local(path: str) -> tuple[tuple[int, ...], Callable[[Sample], dict[str, Any
         milliseconds = {"total": round((time.perf_counter() - started) * 1000, 3)}
         return {**asdict(prediction), "milliseconds": milliseconds}
 
-    return classifier.manifest.input.shape, classify
+    yield classifier.manifest.input.shape, classify
 
 
 def _table(predictions: Iterator[tuple[str, dict[str, Any]]]) -> Table:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 import sensai_serve
 from sensai_serve.errors import SensaiError
@@ -34,10 +36,14 @@ class Application(FastAPI):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one ASGI scope."""
-        if scope["type"] == "http" and (model := self._infer.match(scope)) is not None:
+        if scope["type"] != "http":
+            await super().__call__(scope, receive, send)
+        elif (model := self._infer.match(scope)) is not None:
             await self._infer(model, scope, receive, send)
         else:
-            await super().__call__(scope, receive, send)
+            # Starlette raises an unforeseen error again once it is logged and answered; it would be logged twice.
+            with contextlib.suppress(Exception):
+                await super().__call__(scope, receive, send)
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document, the infer route included."""
@@ -61,6 +67,7 @@ def create_app(repository: Repository, settings: Settings) -> Application:
     app.add_exception_handler(SensaiError, _ours)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(Exception, _ours)
     return app
 
@@ -68,6 +75,10 @@ def create_app(repository: Repository, settings: Settings) -> Application:
 async def _ours(_: Request, error: Exception) -> Response:
     status, headers, body = error_reply(error)
     return Response(body, status, {name.decode(): value.decode() for name, value in headers})
+
+
+async def _gone(_: Request, __: Exception) -> Response:
+    return Response(status_code=499)  # goes nowhere; the framework wants an answer all the same
 
 
 async def _invalid(_: Request, error: Exception) -> Response:

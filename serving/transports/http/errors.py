@@ -51,7 +51,7 @@ def error_reply(error: Exception) -> tuple[int, Headers, bytes]:
     """Status, headers and body. What is unexpected goes to the log and is not described: its text may hold paths."""
     status = status_of(error)
     if status == 500:
-        _log.error("request failed", exc_info=error)
+        _log.error("a request failed", exc_info=error)
     body = error_body(INTERNAL if status == 500 else str(error))
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     if isinstance(error, OverloadedError):

@@ -171,16 +171,13 @@ def _from_json(body: bytes, spec: InputSpec) -> Floats:
 
 async def _uploaded(request: Request, body: bytes) -> bytes:
     try:
-        form = await Request(request.scope, _replay(body)).form(max_files=1, max_fields=16)
+        async with Request(request.scope, _replay(body)).form(max_files=1, max_fields=16) as form:
+            file = form.get("file")
+            if not isinstance(file, UploadFile):
+                raise RequestError("the form has no file, expected an image in the field 'file'")
+            return await file.read()
     except HTTPException as error:
         raise RequestError(f"the form cannot be read: {error.detail}") from None
-    file = form.get("file")
-    if not isinstance(file, UploadFile):
-        raise RequestError("the form has no file, expected an image in the field 'file'")
-    try:
-        return await file.read()
-    finally:
-        await form.close()
 
 
 def _replay(body: bytes) -> Receive:
