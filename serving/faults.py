@@ -9,6 +9,8 @@ A spec is ``WORKERS:FAULT[,FAULT...]``; WORKERS is one id, several as ``0+4``, o
     hang=0.01         a run never ends with that probability
     random            uniformly random scores
     nan               scores that are no numbers
+    after=40          all of it only after so many runs, ...
+    until=90          ... and only up to that one
 """
 
 from __future__ import annotations
@@ -43,6 +45,8 @@ class Runs(Protocol):
 class Fault:
     """What goes wrong at some workers."""
 
+    spec: str
+    """As it was given."""
     workers: frozenset[int] | None
     """None for all."""
     delay_s: float = 0.0
@@ -52,6 +56,9 @@ class Fault:
     hang: float = 0.0
     scores: str = ""
     """``random``, ``nan``, or nothing for the true ones."""
+    after: int = 0
+    until: float = float("inf")
+    """Runs, counted per worker with its warm-up left out, before which and from which on nothing is wrong."""
 
     def concerns(self, worker: int) -> bool:
         """Whether this worker has the fault."""
@@ -78,13 +85,15 @@ def parse_fault(spec: str) -> Fault:
                 if not 0 <= probability <= 1:
                     raise ValueError(f"{name} is {value}, a probability is in [0, 1]")
                 given[name] = probability
+            elif name in ("after", "until"):
+                given[name] = int(value)
             elif name in ("random", "nan") and not value:
                 given["scores"] = name
             else:
                 raise ValueError(f"there is no fault {part!r}")
     except ValueError as error:
         raise InputError(f"fault is {spec!r} ({error}), expected say 3:delay=50ms or 0+4:drop=0.1,random") from None
-    return Fault(workers, **given)  # type: ignore[arg-type]
+    return Fault(spec, workers, **given)  # type: ignore[arg-type]
 
 
 def with_faults(session: Runs, worker: int, faults: Sequence[Fault], *, own_process: bool) -> Runs:
@@ -102,9 +111,13 @@ class _Faulty:
         self._own_process = own_process
         self._random = random.Random()  # noqa: S311
         self._generator = np.random.default_rng()
+        self._runs = 0
 
     def run(self, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         fault, drawn = self._fault, self._random
+        self._runs += 1
+        if not fault.after < self._runs <= fault.until:
+            return self._session.run(inputs)
         if drawn.random() < fault.crash and self._own_process:
             os.kill(os.getpid(), signal.SIGKILL)
         if drawn.random() < max(fault.drop, 0 if self._own_process else fault.crash):

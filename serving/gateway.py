@@ -22,10 +22,10 @@ from sensai_serve.manifest import Manifest
 from sensai_serve.merge import Answer, MergePlan, Wait, parse_wait
 from sensai_serve.plugins import find
 from serving.admission import Admission
-from serving.backends.base import Backend, Plan
+from serving.backends import Backend, Plan
 from serving.devices import Device, default_devices
 from serving.faults import Fault
-from serving.health import Worker
+from serving.health import FLOOR_S, Worker
 from serving.job import Cause, Job, Outcome
 from serving.placement import Placement, place
 from serving.session import Session
@@ -224,7 +224,7 @@ class Gateway:
         if expires is not None:
             timers.append(loop.call_at(expires, job.expire, Cause.DEADLINE))
         if self.options.patience and health.typical_s is not None:
-            timers.append(loop.call_later(self.options.patience * health.typical_s, job.lose_patience))
+            timers.append(loop.call_later(self.options.patience * health.typical_s + FLOOR_S, job.lose_patience))
         try:
             for worker, cause in self._supervisor.unwaited():
                 job.fail(worker, cause)

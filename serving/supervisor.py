@@ -14,7 +14,7 @@ from sensai_serve.bundle import Bundle, Golden
 from sensai_serve.errors import BundleError
 from sensai_serve.merge import Answer, MergePlan
 from sensai_serve.merge.collector import merge
-from serving.backends.base import Backend
+from serving.backends import Backend
 from serving.health import Health, State, disagreements
 from serving.job import Arrival, Cause, Job, Outcome, Probe, Scores
 

@@ -1,8 +1,8 @@
 """Copies to one answer: the vote, when it is decided, and what is waited for.
 
 `MergePlan` is made once per bundle; `MergePlan.collect` starts one request, fed by `Collector.add` and
-`Collector.erase` until it says that the answer stands. A rule is a file here whose ``Rule`` merges one input
-(`sensai_serve.merge.rule.Rule` is what it must do).
+`Collector.erase` until it says that the answer stands. How copies are counted is a plugin of
+`sensai_serve.merge.rules`.
 """
 
 from sensai_serve.merge.answer import Answer

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from sensai_serve.assignment import Assignment
 from sensai_serve.errors import RequestError
 from sensai_serve.merge.answer import Answer
-from sensai_serve.merge.rule import Rule
+from sensai_serve.merge.rules import Rule
 from sensai_serve.plugins import find
 
 Wait = Literal["decided", "all", "quorum", "first"]
@@ -45,8 +45,8 @@ class MergePlan:
 
     @cached_property
     def rule_type(self) -> type[Rule]:
-        """The rule's class, a plugin of ``sensai_serve.merge``."""
-        return cast("type[Rule]", find("sensai_serve.merge", self.rule, "Rule"))
+        """The rule's class, a plugin of ``sensai_serve.merge.rules``."""
+        return cast("type[Rule]", find("sensai_serve.merge.rules", self.rule, "Rule"))
 
     @cached_property
     def copies(self) -> tuple[int, ...]:

@@ -1,1 +1,59 @@
-"""Where subnets run. A backend is a file here with a class ``Backend``; `serving.backends.base` is what it must do."""
+"""Where subnets run. A backend is a file here with a class ``Backend``; this is what it must do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from sensai_serve.bundle import Bundle
+from serving.devices import Device
+from serving.faults import Fault
+from serving.job import Task
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a backend is to run, and whom it tells of workers that come and go. Both calls are safe from any thread."""
+
+    bundle: Bundle
+    devices: tuple[Device, ...]
+    device_of: tuple[int, ...]
+    """For each worker, the index of its device."""
+    max_batch: int
+    """The most inputs in one task."""
+    faults: tuple[Fault, ...]
+    on_up: Callable[[int], None]
+    """A worker is loaded and can run."""
+    on_down: Callable[[int], None]
+    """A worker is gone."""
+
+    def device(self, worker: int) -> Device:
+        """Where a worker runs."""
+        return self.devices[self.device_of[worker]]
+
+
+class Backend(Protocol):
+    """Runs every worker of one bundle. Constructed with a `Plan`, on the event loop's thread.
+
+    Each worker holds two open tasks at most: one running, one waiting. A task that is closed when its turn comes is
+    dropped unrun, and takes no place before; so a straggler's backlog cannot grow.
+    """
+
+    def __init__(self, plan: Plan) -> None: ...
+
+    def start(self) -> None:
+        """Load and warm every worker and say that each is up; blocks. Called once, off the event loop's thread.
+
+        Raises:
+            SensaiError: a worker cannot start.
+        """
+
+    def submit(self, task: Task, workers: Sequence[int]) -> None:
+        """Fan a task out: each of these workers will `deliver` or `fail` it, or drop it closed. Never blocks or raises.
+
+        Called from the event loop's thread only.
+        """
+
+    def stop(self) -> None:
+        """End every worker and free what it holds; blocks, off the event loop's thread. Open tasks are failed."""

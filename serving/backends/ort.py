@@ -11,20 +11,23 @@ import contextlib
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
 
-from serving.backends.base import Plan
+from serving.backends import Plan
 from serving.devices import require
 from serving.faults import Runs, with_faults
 from serving.job import Cause, Task
 from serving.session import Session
 
+HOLDS = 2
+"""Open tasks that wait for one worker at most."""
 JOIN_S = 1.0
 """How long `stop` waits for one thread; what hangs is left behind."""
 
 
 class Lane:
-    """A thread that runs one worker: one task running, one waiting."""
+    """A thread that runs one worker."""
 
     def __init__(self, worker: int, session: Runs, core: int | None) -> None:
         """Start the thread.
@@ -37,7 +40,8 @@ class Lane:
         self.worker = worker
         self._session = session
         self._core = core
-        self._waiting: Task | None = None
+        self._tasks: deque[Task] = deque()  # the running one is not among them
+        self._asleep = False
         self._stopping = False
         self._lock = threading.Lock()
         # Held while there is nothing to do: a binary semaphore that costs one system call to wake the thread.
@@ -47,20 +51,29 @@ class Lane:
         self._thread.start()
 
     def offer(self, task: Task) -> bool:
-        """Leave a task for the thread; False where an open one is waiting already."""
+        """Leave a task for the thread; False where it holds as many open ones as it may.
+
+        What is running does not count: a task that is answered while a slow worker still runs it must not cost the
+        worker its place in the next one.
+        """
         with self._lock:
-            waiting = self._waiting
-            if waiting is not None and not waiting.closed:
+            tasks = self._tasks
+            while tasks and tasks[0].closed:
+                tasks.popleft()
+            if len(tasks) >= HOLDS:
                 return False
-            self._waiting = task
-        if waiting is None:
+            tasks.append(task)
+            wake, self._asleep = self._asleep, False
+        if wake:
             self._wake.release()
         return True
 
     def stop(self) -> None:
         """Tell the thread to end after what it is running."""
-        self._stopping = True
-        with contextlib.suppress(RuntimeError):  # released already: the thread is awake and will see it
+        with self._lock:
+            self._stopping = True
+            wake, self._asleep = self._asleep, False
+        if wake:
             self._wake.release()
 
     def join(self) -> None:
@@ -71,16 +84,22 @@ class Lane:
         if self._core is not None:
             with contextlib.suppress(OSError):  # a cpuset may have changed since the start; unpinned works too
                 os.sched_setaffinity(0, {self._core})
-        while True:
-            self._wake.acquire()
-            with self._lock:
-                task, self._waiting = self._waiting, None
-            if self._stopping:
-                if task is not None:
-                    task.fail(self.worker, Cause.DEAD)
-                return
-            if task is not None and not task.closed:
+        while (task := self._next()) is not None:
+            if not task.closed:
                 self._run(task)
+        for task in self._tasks:
+            task.fail(self.worker, Cause.DEAD)
+
+    def _next(self) -> Task | None:
+        """The next task, waited for; None at the end."""
+        while True:
+            with self._lock:
+                if self._stopping:
+                    return None
+                if self._tasks:
+                    return self._tasks.popleft()
+                self._asleep = True
+            self._wake.acquire()
 
     def _run(self, task: Task) -> None:
         started = time.perf_counter()
@@ -93,7 +112,7 @@ class Lane:
 
 
 class Backend:
-    """See `serving.backends.base.Backend`."""
+    """See `serving.backends.Backend`."""
 
     def __init__(self, plan: Plan) -> None:
         """Check the devices.

@@ -1,4 +1,4 @@
-"""What a merge rule must do for one input."""
+"""How one input's copies become one class. A rule is a file here with a class ``Rule``; this is what it must do."""
 
 from __future__ import annotations
 

@@ -19,13 +19,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sensai_serve.merge.rule import Verdict
+from sensai_serve.merge.rules import Verdict
 
 _Key = tuple[bool, float, int]
 
 
 class Rule:
-    """One input's vote. See `sensai_serve.merge.rule.Rule` for the arguments."""
+    """One input's vote. See `sensai_serve.merge.rules.Rule` for the arguments."""
 
     __slots__ = ("_arrived", "_best", "_best_key", "_copies", "_high", "_low", "_open", "_rivals", "_slots",
                  "_threshold", "_votes")  # fmt: skip

@@ -1,0 +1,280 @@
+"""One suite for every backend: what a gateway may rely on."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import sensai_serve
+from sensai_serve.bundle import Bundle
+from sensai_serve.errors import BundleError, DeviceError, OverloadedError, UncoveredError
+from sensai_serve.plugins import available
+from serving.backends.process import Backend as ProcessBackend
+from serving.devices import parse_device
+from serving.faults import parse_fault
+from serving.gateway import Gateway, GatewayOptions
+from serving.health import State
+from serving.job import Cause
+
+BACKENDS = [name for name in available("serving.backends") if name != "remote"]
+ONE_CORE = (parse_device("cpu"),)
+
+
+@asynccontextmanager
+async def serving(bundle: Path, *faults: str, **options: Any) -> AsyncIterator[Gateway]:
+    given = {"devices": ONE_CORE, "faults": tuple(map(parse_fault, faults)), **options}
+    gateway = Gateway(Bundle.open(bundle), GatewayOptions(**given))
+    await gateway.start()
+    try:
+        yield gateway
+    finally:
+        await gateway.stop(drain_s=1)
+
+
+def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(asyncio.wait_for(test(), 60))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for something that a test has set in motion."""
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
+def inputs(n: int = 1, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(n, 3, 8, 8)).astype(np.float32)
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def test_answers_are_those_of_the_bundle_in_process(tiny_bundle: Path, backend: str) -> None:
+    local = sensai_serve.load(tiny_bundle)
+
+    async def test() -> None:
+        async with serving(tiny_bundle, backend=backend, wait="all") as gateway:
+            assert gateway.ready
+            for seed in range(20):
+                reply = await gateway.infer(inputs(1 + seed % 3, seed))
+                expected = local.predict_tensor(inputs(1 + seed % 3, seed))
+                assert (reply.answer.class_id == expected.class_id).all()
+                assert np.allclose(reply.answer.scores, expected.scores, atol=1e-6)
+                assert reply.answer.arrived == tuple(range(10))
+                assert sorted(reply.worker_seconds) == list(range(10))
+
+    run(test)
+
+
+def test_deciding_early_gives_the_same_classes_as_waiting_for_all(tiny_bundle: Path, backend: str) -> None:
+    async def test() -> None:
+        async with serving(tiny_bundle, backend=backend, patience=0) as gateway:
+            early = 0
+            for seed in range(40):
+                reply = await gateway.infer(inputs(1, seed))
+                expected = await gateway.infer(inputs(1, seed), wait="all")
+                assert (reply.answer.class_id == expected.answer.class_id).all()
+                assert reply.answer.complete
+                early += reply.answer.decided_early
+            assert early > 0
+
+    run(test)
+
+
+def test_overlapping_requests_are_answered_each_with_its_own_scores(tiny_bundle: Path, backend: str) -> None:
+    local = sensai_serve.load(tiny_bundle)
+
+    async def test() -> None:
+        async with serving(tiny_bundle, backend=backend, wait="all", patience=0) as gateway:
+            replies = await asyncio.gather(*(gateway.infer(inputs(1, seed)) for seed in range(48)))
+            for seed, reply in enumerate(replies):
+                assert reply.answer.missing == (), reply.erasures
+                assert np.allclose(reply.answer.scores, local.predict_tensor(inputs(1, seed)).scores, atol=1e-6)
+
+    run(test)
+
+
+def test_requests_past_the_bound_are_refused_at_once(tiny_bundle: Path, backend: str) -> None:
+    async def test() -> None:
+        async with serving(tiny_bundle, "*:delay=20ms", backend=backend, max_in_flight=4, patience=0) as gateway:
+            replies = await asyncio.gather(*(gateway.infer(inputs()) for _ in range(9)), return_exceptions=True)
+            refused = [r for r in replies if isinstance(r, OverloadedError)]
+            assert len(refused) == 5
+            assert gateway.counters.refused == 5
+            assert gateway.admission.in_flight == 0
+
+    run(test)
+
+
+@pytest.mark.parametrize(("fault", "cause"), [("drop", Cause.FAILED), ("nan", Cause.INVALID)])
+def test_a_worker_without_scores_is_an_erasure(tiny_bundle: Path, backend: str, fault: str, cause: Cause) -> None:
+    async def test() -> None:
+        async with serving(tiny_bundle, backend=backend, wait="all") as gateway:
+            expected = [await gateway.infer(inputs(1, seed)) for seed in range(10)]
+        # The golden check would refuse a worker that is broken from the start, so it breaks after it.
+        broken = f"4:{fault}=1" if fault == "drop" else f"4:{fault}"
+        async with serving(tiny_bundle, f"{broken},after=40", backend=backend, wait="all") as gateway:
+            for _ in range(32):
+                await gateway.infer(inputs())
+            for seed, before in enumerate(expected):
+                reply = await gateway.infer(inputs(1, seed))
+                assert reply.answer.missing == (4,)
+                assert reply.erasures == {4: cause}
+                if reply.answer.complete:
+                    assert (reply.answer.class_id == before.answer.class_id).all()
+
+    run(test)
+
+
+def test_a_deadline_answers_with_what_is_there(tiny_bundle: Path, backend: str) -> None:
+    async def test() -> None:
+        faults = "0+3:delay=400ms,after=10"
+        async with serving(tiny_bundle, faults, backend=backend, wait="all", patience=0) as gateway:
+            await asyncio.gather(*(gateway.infer(inputs()) for _ in range(2)))
+            reply = await gateway.infer(inputs(), timeout_s=0.1)
+            assert reply.answer.missing == (0, 3)
+            assert reply.erasures == {0: Cause.DEADLINE, 3: Cause.DEADLINE}
+
+    run(test)
+
+
+def test_a_class_without_a_copy_is_refused_marked_or_answered_by_the_reference(make_bundle, backend: str) -> None:
+    bundle = make_bundle(reference=True)
+    assert Bundle.open(bundle).assignment.workers_of[8] == (5, 7, 8)
+    faults = "5+7+8:drop,after=8"  # the golden samples are eight
+
+    async def test() -> None:
+        async with serving(bundle, faults, backend=backend, wait="all") as gateway:
+            with pytest.raises(UncoveredError, match="no copy of class-8 is left"):
+                await gateway.infer(inputs(1, 3))
+        async with serving(bundle, faults, backend=backend, wait="all", on_missing="degrade") as gateway:
+            reply = await gateway.infer(inputs(1, 3))
+            assert reply.answer.degraded
+            assert reply.answer.copies[0, 8] == 0
+        async with serving(bundle, faults, backend=backend, wait="all", on_missing="reference") as gateway:
+            reply = await gateway.infer(inputs(1, 3))
+            assert reply.answer.degraded
+            assert reply.answer.scores.sum() == pytest.approx(1, abs=1e-5)
+
+    run(test)
+
+
+def test_a_straggler_is_given_up_ejected_probed_and_taken_back(tiny_bundle: Path, backend: str) -> None:
+    async def test() -> None:
+        async with serving(tiny_bundle, "2:delay=60ms,after=60,until=100", backend=backend, wait="all") as gateway:
+            while gateway.workers[2].state is State.LIVE:
+                reply = await gateway.infer(inputs())
+                if 2 in reply.answer.missing:
+                    assert reply.erasures[2] is Cause.PATIENCE
+            assert gateway.workers[2].state is State.EJECTED
+            reply = await gateway.infer(inputs())
+            assert reply.erasures[2] is Cause.EJECTED
+            assert gateway.ready
+            await until(lambda: gateway.workers[2].state is State.LIVE)
+            assert (await gateway.infer(inputs())).erasures.get(2) is not Cause.EJECTED
+
+    run(test)
+
+
+def test_a_wrong_worker_is_quarantined_within_a_hundred_requests(tiny_bundle: Path, backend: str) -> None:
+    async def test() -> None:
+        async with serving(tiny_bundle, "6:random,after=30", backend=backend) as gateway:
+            for seed in range(130):
+                await gateway.infer(inputs(1, seed))
+            assert gateway.workers[6].state is State.QUARANTINED
+            assert [w for w, worker in enumerate(gateway.workers) if worker.state is not State.LIVE] == [6]
+            reply = await gateway.infer(inputs(), wait="all")
+            assert reply.erasures == {6: Cause.QUARANTINED}
+
+    run(test)
+
+
+def test_sound_workers_stay_in(tiny_bundle: Path, backend: str) -> None:
+    async def test() -> None:
+        async with serving(tiny_bundle, backend=backend, patience=0) as gateway:
+            for seed in range(300):
+                await gateway.infer(inputs(1, seed))
+            assert {worker.state for worker in gateway.workers} == {State.LIVE}
+
+    run(test)
+
+
+def test_an_abandoned_request_costs_nothing_more(tiny_bundle: Path, backend: str) -> None:
+    async def test() -> None:
+        async with serving(tiny_bundle, "*:delay=30ms", backend=backend, patience=0) as gateway:
+            tasks = [asyncio.create_task(gateway.infer(inputs())) for _ in range(8)]
+            await asyncio.sleep(0)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            assert gateway.admission.in_flight == gateway.admission.waiting == 0
+            reply = await gateway.infer(inputs(1, 5))
+            assert reply.answer.copies.max() >= 1
+
+    run(test)
+
+
+def test_wrong_golden_answers_keep_a_bundle_out(make_bundle, backend: str) -> None:
+    async def test() -> None:
+        with pytest.raises(BundleError, match=r"golden sample \d: the score of class"):
+            async with serving(make_bundle(), "3:random", backend=backend):
+                pass
+
+    run(test)
+
+
+def test_a_device_that_is_not_here_is_said(tiny_bundle: Path, backend: str) -> None:
+    async def test() -> None:
+        with pytest.raises(DeviceError, match="cpu:99999 is not here, expected a core of"):
+            async with serving(tiny_bundle, backend=backend, devices=(parse_device("cpu:99999"),)):
+                pass
+
+    run(test)
+
+
+def pid_of(gateway: Gateway, worker: int) -> int:
+    backend = gateway._backend
+    assert isinstance(backend, ProcessBackend)
+    popen = backend._processes[worker].popen
+    assert popen is not None
+    return popen.pid
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP, signal.SIGSEGV])
+def test_a_process_that_dies_or_stops_is_replaced_and_no_request_fails(tiny_bundle: Path, number: int) -> None:
+    async def test() -> None:
+        async with serving(tiny_bundle, backend="process") as gateway:
+            expected = {seed: (await gateway.infer(inputs(1, seed), wait="all")).answer for seed in range(20)}
+            before = pid_of(gateway, 4)
+            os.kill(before, number)
+            seed = 0
+            while gateway.workers[4].restarts < 1:
+                seed = (seed + 1) % 20
+                reply = await gateway.infer(inputs(1, seed))
+                if reply.answer.complete:
+                    assert (reply.answer.class_id == expected[seed].class_id).all()
+            assert pid_of(gateway, 4) != before
+            assert (await gateway.infer(inputs(), wait="all")).answer.missing == ()
+
+    run(test)
+
+
+def test_no_process_outlives_the_gateway(tiny_bundle: Path) -> None:
+    async def test() -> None:
+        async with serving(tiny_bundle, backend="process") as gateway:
+            pids = [pid_of(gateway, w) for w in range(10)]
+        for pid in pids:
+            with pytest.raises(ProcessLookupError):
+                os.kill(pid, 0)
+
+    run(test)
