@@ -13,7 +13,9 @@
     │   └── RequestError        a prediction request that does not fit the model
     │       ├── ImageError          bytes that are no readable image
     │       ├── TooLargeError       more bytes, elements or pixels than the limit
-    │       └── UnknownModelError   no model of that name is served here
+    │       ├── UnknownModelError   no model of that name is served here
+    │       ├── UnknownRegionError  no shared memory of that name is registered
+    │       └── UnsupportedError    a part of the protocol that this server does not do
     └── ServingError            the request was fine and could not be answered
         ├── UncoveredError      a class has no copy left, and the operator said to refuse then
         ├── OverloadedError     too many requests are in flight
@@ -81,6 +83,14 @@ class TooLargeError(RequestError):
 
 class UnknownModelError(RequestError):
     """No model of that name is served here."""
+
+
+class UnknownRegionError(RequestError):
+    """No shared memory of that name is registered."""
+
+
+class UnsupportedError(RequestError):
+    """A part of the protocol that this server does not do."""
 
 
 class ServingError(SensaiError):

@@ -60,16 +60,22 @@ def reply_parameters(answer: Answer) -> dict[str, str | bool]:
     }
 
 
-def classify(scores: npt.NDArray[np.float32], count: int, labels: Sequence[str]) -> list[list[str]]:
-    """The best classes of each row as ``value:index:label``, best first; equal values by index.
+def classify(array: npt.NDArray[Any], count: int, labels: Sequence[str]) -> list[list[str]]:
+    """The largest values of each row as ``value:index:label``, largest first; equal values by index.
 
     Args:
-        scores: [N, C].
-        count: how many per row; all C where there are fewer.
+        array: [N, C], or [N] for rows of one value, which has no label.
+        count: how many per row; all where there are fewer.
         labels: of the C classes.
     """
-    best = np.argsort(-scores, axis=1, kind="stable")[:, :count]
-    return [[f"{row[c]:f}:{c}:{labels[c]}" for c in order] for row, order in zip(scores, best, strict=True)]
+    rows = array.reshape(len(array), -1)
+    suffixes = [f":{c}:{label}" for c, label in enumerate(labels)] if array.ndim == 2 else [":0"]
+    largest = np.argsort(-rows, axis=1, kind="stable")[:, :count]
+    form = ".6f" if array.dtype.kind == "f" else "d"
+    return [
+        [f"{row[c]:{form}}{suffixes[c]}" for c in order]
+        for row, order in zip(rows.tolist(), largest.tolist(), strict=True)
+    ]
 
 
 def text_bytes(texts: Sequence[str]) -> bytes:

@@ -20,7 +20,7 @@ class RequestedOutput:
     binary: bool = False
     """As bytes after the JSON, not as numbers in it."""
     class_count: int = 0
-    """Above 0: the best so many classes as ``value:index:label`` in place of the numbers (classification extension)."""
+    """Above 0: the largest so many of each row as ``value:index:label`` in place of the numbers (classification)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +51,7 @@ def parse_outputs(outputs: Sequence[tuple[object, Mapping[str, Any]]], *, binary
         binary: as bytes, where an output's parameters do not say.
 
     Raises:
-        RequestError: no such output, one twice, parameters of wrong types, or a classification of something else than
-            scores.
+        RequestError: no such output, one twice, or parameters of wrong types.
     """
     if not outputs:
         return every_output(binary=binary)
@@ -68,8 +67,11 @@ def parse_options(parameters: Mapping[str, Any]) -> tuple[Wait | None, float | N
     """``wait`` and ``timeout`` of the request's parameters; the timeout comes in microseconds and leaves in seconds.
 
     Raises:
-        RequestError: an unknown wait, or a timeout that is no number of microseconds.
+        RequestError: an unknown wait, a timeout that is no number of microseconds, or a parameter that is no scalar.
     """
+    for key, value in parameters.items():
+        if not isinstance(value, str | int | float):
+            raise RequestError(f"parameter {shown(key)} is {shown(value)}, expected a number, text, true or false")
     wait, timeout = parameters.get("wait"), parameters.get("timeout", 0)
     if type(timeout) is not int or timeout < 0:
         raise RequestError(f"timeout is {shown(timeout)}, expected a whole number of microseconds")
@@ -93,8 +95,6 @@ def _output(name: object, parameters: Mapping[str, Any], *, binary: bool) -> Req
     count = parameters.get("classification", 0)
     if type(count) is not int or count < 0:
         raise RequestError(f"output {name!r}: classification is {shown(count)}, expected a whole number of classes")
-    if count and name != "scores":
-        raise RequestError(f"output {name!r}: classification is for the output 'scores' only")
     return RequestedOutput(name, _boolean(parameters, "binary_data", default=binary), count)
 
 

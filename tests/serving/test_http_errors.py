@@ -146,11 +146,15 @@ def test_chunked_body_past_the_limit(limited) -> None:
         ("deflate", b"plain", "no deflate data"),
         ("gzip", gzip.compress(b"{}" * 500)[:-9], "not all of it"),
         ("gzip", gzip.compress(b"{}") + b"more", "more than it"),
-        ("br", b"{}", "Content-Encoding is 'br', expected gzip, deflate or none"),
     ],
 )
 def test_damaged_compression(limited, encoding: str, body: bytes, message: str) -> None:
     assert message in error_of(limited, 400, "POST", INFER, body, {"Content-Encoding": encoding})
+
+
+def test_compression_that_is_not_done(limited) -> None:
+    message = error_of(limited, 501, "POST", INFER, b"{}", {"Content-Encoding": "br"})
+    assert message == "Content-Encoding is 'br', expected gzip, deflate or none"
 
 
 @pytest.mark.parametrize(
@@ -232,6 +236,8 @@ def test_every_error_of_ours_has_a_status() -> None:
     }
     assert {name: status for name, status in statuses.items() if status != 400} == {
         "UnknownModelError": 404,
+        "UnknownRegionError": 404,
+        "UnsupportedError": 501,
         "TooLargeError": 413,
         "UncoveredError": 503,
         "OverloadedError": 503,

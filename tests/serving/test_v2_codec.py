@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import struct
 from typing import Any
 
@@ -151,8 +152,7 @@ def test_binary_data_is_decided_by_the_output_then_by_the_request(default: bool 
 
 @pytest.mark.parametrize("binary", [False, True])
 def test_classification_gives_the_best_classes_as_value_index_label(binary: bool) -> None:
-    answer = answer_of(1)
-    object.__setattr__(answer, "scores", np.array([[0.25, 0.75, 0.25, 0.5]], np.float32))
+    answer = dataclasses.replace(answer_of(1), scores=np.array([[0.25, 0.75, 0.25, 0.5]], np.float32))
     request = InferRequest(np.zeros((1, 2, 3), np.float32), (RequestedOutput("scores", binary, class_count=3),))
     body, length = encode_response(request, answer, name="tiny", version="1", labels=LABELS)
     output = orjson.loads(body[:length] if length else body)["outputs"][0]
@@ -167,6 +167,17 @@ def test_classification_gives_the_best_classes_as_value_index_label(binary: bool
         texts.append(body[at + 4 : at + 4 + size].decode())
         at += 4 + size
     assert texts == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("votes", ["3:1:label 1", "2:0:label 0"]), ("class_id", ["7:0"]), ("margin", ["0.500000:0"])]
+)
+def test_classification_of_other_outputs(name: str, expected: list[str]) -> None:
+    arrays = {"votes": np.array([[2, 3, 0, 1]], np.int32), "class_id": np.array([7]), "margin": np.array([0.5])}
+    answer = dataclasses.replace(answer_of(1), **arrays)
+    request = InferRequest(np.zeros((1, 2, 3), np.float32), (RequestedOutput(name, class_count=2),))
+    body, _ = encode_response(request, answer, name="tiny", version="1", labels=LABELS)
+    assert orjson.loads(body)["outputs"][0]["data"] == expected
 
 
 def tensor(**changes: Any) -> dict[str, Any]:
@@ -214,16 +225,13 @@ BAD_JSON: dict[str, tuple[Any, str]] = {
         {"inputs": [tensor()], "outputs": [{"name": "votes", "parameters": {"binary_data": 1}}]},
         "binary_data is 1, expected true or false",
     ),
-    "classification of votes": (
-        {"inputs": [tensor()], "outputs": [{"name": "votes", "parameters": {"classification": 2}}]},
-        "classification is for the output 'scores' only",
-    ),
     "classification negative": (
         {"inputs": [tensor()], "outputs": [{"name": "scores", "parameters": {"classification": -1}}]},
         "classification is -1",
     ),
     "unknown wait": ({"inputs": [tensor()], "parameters": {"wait": "forever"}}, "wait is 'forever', expected one of"),
-    "wait no text": ({"inputs": [tensor()], "parameters": {"wait": {}}}, "wait is {}"),
+    "wait no text": ({"inputs": [tensor()], "parameters": {"wait": 3}}, "wait is 3"),
+    "parameter no scalar": ({"inputs": [tensor()], "parameters": {"mine": {}}}, "parameter 'mine' is {}, expected"),
     "timeout no number": ({"inputs": [tensor()], "parameters": {"timeout": "1"}}, "timeout is '1'"),
     "timeout negative": ({"inputs": [tensor()], "parameters": {"timeout": -1}}, "timeout is -1"),
     "id no text": ({"inputs": [tensor()], "id": 7}, "id is 7, expected text"),

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect
 
-from sensai_serve.errors import RequestError, TooLargeError
+from sensai_serve.errors import RequestError, TooLargeError, UnsupportedError
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -50,7 +50,9 @@ def inflate(body: bytes, encoding: bytes, limit: int) -> bytes:
     """Undo a Content-Encoding, without ever holding more than `limit` inflated bytes. Raises as `read_body`."""
     window = _WINDOW.get(encoding)
     if window is None:
-        raise RequestError(f"Content-Encoding is {encoding[:60].decode('latin-1')!r}, expected gzip, deflate or none")
+        raise UnsupportedError(
+            f"Content-Encoding is {encoding[:60].decode('latin-1')!r}, expected gzip, deflate or none"
+        )
     stream = zlib.decompressobj(window)
     try:
         inflated = stream.decompress(body, limit + 1)

@@ -14,12 +14,16 @@ from sensai_serve.errors import (
     TooLargeError,
     UncoveredError,
     UnknownModelError,
+    UnknownRegionError,
+    UnsupportedError,
 )
 from serving.transports.http.asgi import Headers
 
 # The first that fits: a subclass stands before its base.
 STATUS: tuple[tuple[type[SensaiError], int], ...] = (
     (UnknownModelError, 404),
+    (UnknownRegionError, 404),
+    (UnsupportedError, 501),
     (TooLargeError, 413),
     (InputError, 400),
     (UncoveredError, 503),
