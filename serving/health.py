@@ -1,7 +1,7 @@
 """How each worker is doing: how long it takes, whether it is waited for, and whether it can be believed.
 
     starting -> live <-> ejected (a straggler: not waited for, probed, taken back when it is fast again)
-                live ->  quarantined (it disagrees with the others far more than it used to)
+                live ->  quarantined (it disagreed with the others, and its scores were not its subnet's)
                 any  ->  dead (its thread or process is gone) -> starting
 
 A worker is never ejected or quarantined when it is the last live one of a class.
@@ -34,7 +34,8 @@ BASE_RATE = 0.05
 BASE_WEIGHT = 50
 """... worth so many copies."""
 EVIDENCE = math.log(1e6)
-"""Log likelihood ratio, wrong against sound, that quarantines."""
+"""Log likelihood ratio, wrong against sound, that makes a worker suspect; doubled each time it is found sound."""
+MAX_DOUBLINGS = 3
 
 
 class State(StrEnum):
@@ -63,6 +64,8 @@ class Worker:
     disagreed: float = BASE_RATE * BASE_WEIGHT
     evidence: float = 0.0
     """Log likelihood ratio that it is wrong, never below 0 (a CUSUM test)."""
+    cleared: int = 0
+    """Times that it was suspect and its scores were found to be its subnet's."""
     ejections: int = 0
 
 
@@ -134,13 +137,14 @@ class Health:
             w.state, w.slow, w.latency_s = State.LIVE, 0, seconds
 
     def compared(self, worker: int, copies: int, disagreed: int) -> bool:
-        """Of so many copies so many voted against the majority of their class; True where this quarantines.
+        """Of so many copies so many voted against the majority of their class; True where that makes it suspect.
 
-        A cumulative sum test of the worker's own base rate against a rate far above it. Base rates differ: some
-        subnets are weaker than others, and that is no fault.
+        A cumulative sum test (Page, "Continuous Inspection Schemes", 1954) of the worker's own base rate against a rate
+        far above it. Base rates differ: some subnets are weaker than others, and that is no fault. Nor is it one to
+        disagree on the same input again and again, so a suspect is checked before it is condemned.
         """
         w = self.workers[worker]
-        if w.state is State.QUARANTINED or not copies:
+        if w.state is not State.LIVE or not copies:
             return False
         base = min(max(w.disagreed / w.copies, 0.005), 0.3)
         wrong = min(0.9, max(3 * base, base + 0.25))
@@ -148,10 +152,15 @@ class Health:
         w.evidence = max(0.0, w.evidence + gain)
         if w.evidence < EVIDENCE / 2:  # what looks wrong must not become the new normal
             w.copies, w.disagreed = w.copies * 0.999 + copies, w.disagreed * 0.999 + disagreed
-        if w.evidence >= EVIDENCE and self._can_spare(worker):
+        return disagreed > 0 and w.evidence >= EVIDENCE * 2 ** min(w.cleared, MAX_DOUBLINGS)
+
+    def judged(self, worker: int, *, sound: bool) -> None:
+        """A suspect's scores were, or were not, those of its subnet. The last live worker of a class stays."""
+        w = self.workers[worker]
+        if sound:
+            w.cleared, w.evidence = w.cleared + 1, 0.0
+        elif w.state is State.LIVE and self._can_spare(worker):
             w.state = State.QUARANTINED
-            return True
-        return False
 
     def _can_spare(self, worker: int) -> bool:
         live = set(self.admitted()) - {worker}

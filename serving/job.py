@@ -72,6 +72,7 @@ class Arrival:
 class Outcome:
     """What became of a job."""
 
+    inputs: npt.NDArray[np.float32]
     answer: Answer
     uncovered: tuple[int, ...]
     """Classes none of whose copies came or will come."""
@@ -174,7 +175,7 @@ class Job:
         self.closed = True
         self.answer = self._collector.answer()
         elapsed = time.perf_counter() - self._started
-        outcome = Outcome(self.answer, self._collector.uncovered, self._arrivals, self._erasures, elapsed)
+        outcome = Outcome(self.inputs, self.answer, self._collector.uncovered, self._arrivals, self._erasures, elapsed)
         self._loop.call_soon_threadsafe(self._finish, outcome)
 
     def _finish(self, outcome: Outcome) -> None:

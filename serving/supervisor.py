@@ -5,6 +5,7 @@ of what every request tells about them. Nothing here is on the way of a request:
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Sequence
 
@@ -12,11 +13,15 @@ import numpy as np
 
 from sensai_serve.bundle import Bundle, Golden
 from sensai_serve.errors import BundleError
-from sensai_serve.merge import Answer, MergePlan
+from sensai_serve.merge import MergePlan
 from sensai_serve.merge.collector import merge
 from serving.backends import Backend
+from serving.devices import Device
 from serving.health import Health, State, disagreements
 from serving.job import Arrival, Cause, Job, Outcome, Probe, Scores
+from serving.session import Session
+
+log = logging.getLogger(__name__)
 
 PROBE_EVERY_S = 0.25
 """Pause between two probes of an ejected worker."""
@@ -43,7 +48,7 @@ class Supervisor:
         self._loop = asyncio.get_running_loop()
         self._golden: Golden | None = None
         self._expected: list[Scores] = []  # of each worker, its scores for the golden samples [G, k]
-        self._late: deque[tuple[Answer, int, Arrival]] = deque()
+        self._late: deque[tuple[Job, int, Arrival]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._backend: Backend | None = None
 
@@ -57,8 +62,7 @@ class Supervisor:
 
     def late(self, job: Job, worker: int, arrival: Arrival) -> None:
         """Copies came after the answer. From any thread; looked at with the next request's books."""
-        if job.answer is not None:
-            self._late.append((job.answer, worker, arrival))
+        self._late.append((job, worker, arrival))
 
     def unwaited(self) -> list[tuple[int, Cause]]:
         """Workers that requests do not go to, and why."""
@@ -101,17 +105,18 @@ class Supervisor:
         given_up = outcome.elapsed_s  # at least so long a worker takes that was not waited for
         samples = [(w, a.elapsed_s) for w, a in outcome.arrivals.items()]
         samples += [(w, given_up) for w, cause in outcome.erasures.items() if cause is Cause.PATIENCE]
-        compared = [(outcome.answer, w, a) for w, a in outcome.arrivals.items()]
+        compared = [(outcome.inputs, outcome.answer, w, a) for w, a in outcome.arrivals.items()]
         while self._late:
-            answer, worker, arrival = self._late.popleft()
+            job, worker, arrival = self._late.popleft()
             self.late_copies += 1
             samples.append((worker, arrival.elapsed_s))
-            compared.append((answer, worker, arrival))
+            if job.answer is not None and arrival.scores.shape[0] == len(job.inputs):
+                compared.append((job.inputs, job.answer, worker, arrival))
         self.health.took(samples)
-        for answer, worker, arrival in compared:
-            if arrival.scores.shape == (len(answer.class_id), len(self._plan.assignment.rows[worker])):
-                counts = disagreements(self._plan.assignment, self._plan.threshold, answer, worker, arrival.scores)
-                self.health.compared(worker, *counts)
+        for inputs, answer, worker, arrival in compared:
+            counts = disagreements(self._plan.assignment, self._plan.threshold, answer, worker, arrival.scores)
+            if self.health.compared(worker, *counts):
+                self._spawn(self._judge(worker, inputs, arrival.scores), f"judge-{worker}")
         for worker in self.health.ejected():
             self._spawn(self._probe(worker), f"probe-{worker}")
 
@@ -131,6 +136,17 @@ class Supervisor:
         scores = await self._run(worker, self._golden.inputs)
         if scores is not None and _close(scores, self._expected[worker]):
             self.health.came_up(worker)
+
+    async def _judge(self, worker: int, inputs: np.ndarray, scores: Scores) -> None:
+        """Hold a suspect's scores against its subnet's, computed here."""
+
+        def truth() -> Scores:
+            return Session.of_worker(self._bundle, worker, Device("cpu")).run(inputs)
+
+        sound = _close(scores, await asyncio.to_thread(truth))
+        self.health.judged(worker, sound=sound)
+        if not sound:
+            log.warning("worker %d gives scores that are not its subnet's", worker)
 
     async def _probe(self, worker: int) -> None:
         """Try a straggler again and again until it is fast; requests go on without it."""

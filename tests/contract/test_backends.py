@@ -171,7 +171,7 @@ def test_a_class_without_a_copy_is_refused_marked_or_answered_by_the_reference(m
 
 def test_a_straggler_is_given_up_ejected_probed_and_taken_back(tiny_bundle: Path, backend: str) -> None:
     async def test() -> None:
-        async with serving(tiny_bundle, "2:delay=60ms,after=60,until=100", backend=backend, wait="all") as gateway:
+        async with serving(tiny_bundle, "2:delay=60ms,after=60,until=78", backend=backend, wait="all") as gateway:
             while gateway.workers[2].state is State.LIVE:
                 reply = await gateway.infer(inputs())
                 if 2 in reply.answer.missing:
@@ -204,6 +204,19 @@ def test_sound_workers_stay_in(tiny_bundle: Path, backend: str) -> None:
         async with serving(tiny_bundle, backend=backend, patience=0) as gateway:
             for seed in range(300):
                 await gateway.infer(inputs(1, seed))
+            assert {worker.state for worker in gateway.workers} == {State.LIVE}
+
+    run(test)
+
+
+def test_disagreeing_on_the_same_input_for_ever_is_no_fault(make_bundle, backend: str) -> None:
+    bundle = make_bundle(copies_differ=2.0)
+
+    async def test() -> None:
+        async with serving(bundle, backend=backend, wait="all", patience=0) as gateway:
+            for _ in range(200):
+                await gateway.infer(inputs())
+            await until(lambda: any(worker.cleared for worker in gateway.workers))
             assert {worker.state for worker in gateway.workers} == {State.LIVE}
 
     run(test)
