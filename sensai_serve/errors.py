@@ -20,6 +20,7 @@
         ├── UncoveredError      a class has no copy left, and the operator said to refuse then
         ├── OverloadedError     too many requests are in flight
         ├── NotReadyError       the model is not (or no longer) ready
+        ├── ControlOffError     models are not loaded and unloaded by request here
         └── WorkerError         a worker failed
 
 A message is one line: what was wrong, then what was expected. The tree knows nothing of exit codes or HTTP:
@@ -107,6 +108,10 @@ class OverloadedError(ServingError):
 
 class NotReadyError(ServingError):
     """The model is not, or no longer, ready."""
+
+
+class ControlOffError(ServingError):
+    """Models are not loaded and unloaded by request here."""
 
 
 class WorkerError(ServingError):

@@ -114,6 +114,7 @@ class Gateway:
         self._backend: Backend | None = None
         self._reference: Session | None = None
         self._stopping = False
+        self._successor: Gateway | None = None
 
     @property
     def ready(self) -> bool:
@@ -160,8 +161,14 @@ class Gateway:
             raise
         self._backend, self._supervisor = backend, supervisor
 
-    async def stop(self, drain_s: float = 10.0) -> None:
-        """Refuse new requests, let those in flight finish for at most `drain_s` seconds, end the workers."""
+    async def stop(self, drain_s: float = 10.0, *, successor: Gateway | None = None) -> None:
+        """Refuse new requests, let those in flight finish for at most `drain_s` seconds, end the workers.
+
+        Args:
+            drain_s: seconds.
+            successor: who answers requests that still come here, where the model has been replaced.
+        """
+        self._successor = successor
         self._stopping = True
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.admission.drained(), drain_s)
@@ -192,6 +199,8 @@ class Gateway:
                 f"input: shape is {list(inputs.shape)}, expected [N, "
                 f"{', '.join(map(str, self.manifest.input.shape))}] with N of 1 to {options.max_batch}"
             )
+        if self._stopping and self._successor is not None:
+            return await self._successor.infer(inputs, wait=wait, timeout_s=timeout_s)
         if self._supervisor is None or self._stopping:
             raise NotReadyError(f"model {self.name} is {'stopping' if self._stopping else 'not ready'}")
         if not self.admission.enter():

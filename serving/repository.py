@@ -1,28 +1,57 @@
-"""The models that are served, by name."""
+"""The models that are served, by name: load, replace and unload them while requests come in.
+
+A model is replaced beside itself: the new one is loaded, warmed and held against its golden samples while the old one
+answers; then, between two requests, the name means the new one; then the old one drains and ends. A bundle that cannot
+be served leaves the old one serving.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
-from sensai_serve.bundle import Bundle
-from sensai_serve.errors import InputError, UnknownModelError
+from sensai_serve.bundle import MANIFEST, Bundle
+from sensai_serve.errors import BundleError, ControlOffError, InputError, SensaiError, UnknownModelError
 from serving.gateway import Gateway, GatewayOptions
 
 
-class Repository:
-    """One gateway per bundle. `start` and `stop` them together, on one event loop."""
+@dataclass(frozen=True)
+class Entry:
+    """One model of the repository, as the repository index lists it."""
 
-    def __init__(self, bundles: Sequence[Bundle], options: GatewayOptions) -> None:
+    name: str
+    version: str
+    ready: bool
+    reason: str = ""
+    """Why it is not ready."""
+
+
+class Repository:
+    """One gateway per model. All on one event loop."""
+
+    def __init__(self, bundles: Sequence[Bundle], options: GatewayOptions, directory: Path | None = None) -> None:
         """Make the gateways; nothing is loaded yet.
 
+        Args:
+            bundles: what is served from the start.
+            options: how.
+            directory: where `load` finds bundles, one in each folder; None switches loading and unloading off.
+
         Raises:
-            InputError: two bundles of one name, or none at all.
-            DeviceError: a device that this machine does not have.
+            InputError: two bundles of one name, or none at all and no directory.
+            BundleError: a bundle that cannot be served this way.
         """
-        if not bundles:
+        if not bundles and directory is None:
             raise InputError("expected at least one bundle to serve")
+        self._options = options
+        self._directory = directory
         self._gateways: dict[str, Gateway] = {}
+        self._failed: dict[str, str] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+        self.swaps = 0
+        """Models that have been replaced while serving."""
         for bundle in bundles:
             if bundle.manifest.name in self._gateways:
                 raise InputError(f"{bundle.path}: another bundle is called {bundle.manifest.name!r} too")
@@ -36,19 +65,68 @@ class Repository:
         """
         gateway = self._gateways.get(name)
         if gateway is None:
-            raise UnknownModelError(f"unknown model {name!r}, expected one of {', '.join(self._gateways)}")
+            served = ", ".join(self._gateways) or "none, for nothing is loaded"
+            raise UnknownModelError(f"unknown model {name!r}, expected one of {served}")
         if version not in ("", gateway.version):
             raise UnknownModelError(f"model {name!r} has no version {version!r}, expected {gateway.version}")
         return gateway
 
     def names(self) -> list[str]:
-        """All models, in the order they were given."""
+        """Models that are loaded, in the order in which they came."""
         return list(self._gateways)
 
     @property
     def ready(self) -> bool:
-        """Every model is ready."""
+        """Every loaded model is ready."""
         return all(g.ready for g in self._gateways.values())
+
+    def index(self) -> list[Entry]:
+        """Every model that is loaded or could be, by name."""
+        entries = {n: Entry(n, g.version, g.ready, "" if g.ready else "not ready") for n, g in self._gateways.items()}
+        for name in () if self._directory is None else _bundles_in(self._directory):
+            entries.setdefault(name, Entry(name, "", ready=False, reason=self._failed.get(name, "unloaded")))
+        return sorted(entries.values(), key=lambda entry: entry.name)
+
+    async def load(self, name: str) -> None:
+        """Load a model from the directory, or replace it by what the directory holds now.
+
+        Raises:
+            ControlOffError: there is no directory.
+            UnknownModelError: the directory has no such model.
+            SensaiError: its bundle cannot be served; what was loaded before still is.
+        """
+        directory = self._controlled()
+        async with self._locks.setdefault(name, asyncio.Lock()):
+            try:
+                path = (await asyncio.to_thread(_bundles_in, directory)).get(name)
+                if path is None:
+                    raise UnknownModelError(f"unknown model {name!r}, expected one of {', '.join(self.available())}")
+                gateway = Gateway(await asyncio.to_thread(Bundle.open, path), self._options)
+                await gateway.start()
+            except SensaiError as error:
+                self._failed[name] = str(error)
+                raise
+            self._failed.pop(name, None)
+            old, self._gateways[name] = self._gateways.get(name), gateway
+            if old is not None:
+                self.swaps += 1
+                await old.stop(successor=gateway)
+
+    async def unload(self, name: str) -> None:
+        """Take a model out and let its requests finish.
+
+        Raises:
+            ControlOffError: there is no directory.
+            UnknownModelError: it is not loaded.
+        """
+        self._controlled()
+        async with self._locks.setdefault(name, asyncio.Lock()):
+            await self.get(name).stop()
+            del self._gateways[name]
+
+    def available(self) -> list[str]:
+        """Models in the directory."""
+        return [] if self._directory is None else sorted(_bundles_in(self._directory))
 
     async def start(self) -> None:
         """Start every model, one after the other.
@@ -68,3 +146,21 @@ class Repository:
     async def stop(self, drain_s: float = 10.0) -> None:
         """Drain and stop every model."""
         await asyncio.gather(*(g.stop(drain_s) for g in self._gateways.values()))
+
+    def _controlled(self) -> Path:
+        if self._directory is None:
+            raise ControlOffError("loading and unloading models is off, expected a server started with --repository")
+        return self._directory
+
+
+def _bundles_in(directory: Path) -> dict[str, Path]:
+    """Bundles by the name in their manifest; what is no bundle is passed over, it may be in the making."""
+    found = {}
+    for manifest in sorted(directory.glob(f"*/{MANIFEST}")):
+        if manifest.parent.name.startswith("."):
+            continue
+        try:
+            found[Bundle.open(manifest.parent).manifest.name] = manifest.parent
+        except BundleError:
+            found.setdefault(manifest.parent.name, manifest.parent)  # so that loading it says what is wrong with it
+    return found

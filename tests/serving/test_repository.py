@@ -1,0 +1,142 @@
+"""Models come and go while requests come in."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import sensai_serve
+from sensai_serve.bundle import Bundle
+from sensai_serve.errors import BundleError, ChecksumError, ControlOffError, InputError, UnknownModelError
+from serving.devices import parse_device
+from serving.gateway import GatewayOptions
+from serving.repository import Repository
+
+OPTIONS = GatewayOptions(devices=(parse_device("cpu"),), patience=0, wait="all")
+
+
+def inputs(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(1, 3, 8, 8)).astype(np.float32)
+
+
+def replace(new: Path, at: Path) -> None:
+    """As an operator does it: the bundle appears whole under its name."""
+    shutil.rmtree(at, ignore_errors=True)
+    shutil.copytree(new, at.with_name(f".{at.name}"))
+    at.with_name(f".{at.name}").rename(at)
+
+
+def test_swaps_under_load_fail_no_request_and_every_answer_is_one_of_the_two_bundles(make_bundle, tmp_path) -> None:
+    made = [make_bundle(name="digits", seed=seed) for seed in (1, 2)]
+    expected = [sensai_serve.load(path).predict_tensor(inputs()).scores for path in made]
+
+    async def test() -> None:
+        replace(made[0], tmp_path / "digits")
+        repository = Repository([Bundle.open(tmp_path / "digits")], OPTIONS, tmp_path)
+        await repository.start()
+        answers: list[np.ndarray] = []
+        stop = asyncio.Event()
+
+        async def client() -> None:
+            while not stop.is_set():
+                reply = await repository.get("digits").infer(inputs())
+                answers.append(reply.answer.scores)
+
+        clients = [asyncio.create_task(client()) for _ in range(4)]
+        for swap in range(1, 11):
+            replace(made[swap % 2], tmp_path / "digits")
+            await repository.load("digits")
+        stop.set()
+        await asyncio.gather(*clients)
+        assert repository.swaps == 10
+        which = [[bool(np.allclose(scores, e, atol=1e-5)) for e in expected] for scores in answers]
+        assert all(any(match) for match in which)
+        assert {match.index(True) for match in which} == {0, 1}
+        await repository.stop()
+
+    asyncio.run(asyncio.wait_for(test(), 60))
+
+
+def test_a_bad_bundle_leaves_the_old_one_serving(make_bundle, tmp_path) -> None:
+    async def test() -> None:
+        replace(make_bundle(name="digits"), tmp_path / "digits")
+        repository = Repository([Bundle.open(tmp_path / "digits")], OPTIONS, tmp_path)
+        await repository.start()
+        before = (await repository.get("digits").infer(inputs())).answer.scores
+        with (tmp_path / "digits/subnets/03.onnx").open("r+b") as file:
+            file.write(b"spoilt")
+        with pytest.raises(ChecksumError, match=r"03\.onnx has SHA-256"):
+            await repository.load("digits")
+        (tmp_path / "digits/manifest.json").write_text("{")
+        with pytest.raises(BundleError, match="not JSON"):
+            await repository.load("digits")
+        assert ((await repository.get("digits").infer(inputs())).answer.scores == before).all()
+        assert [(e.name, e.ready) for e in repository.index()] == [("digits", True)]
+        await repository.stop()
+
+    asyncio.run(asyncio.wait_for(test(), 60))
+
+
+def test_models_are_listed_loaded_and_unloaded_by_name(make_bundle, tmp_path) -> None:
+    async def test() -> None:
+        for name in ("a", "b"):
+            replace(make_bundle(name=name), tmp_path / name)
+        repository = Repository([], OPTIONS, tmp_path)
+        await repository.start()
+        assert [(e.name, e.ready, e.reason) for e in repository.index()] == [
+            ("a", False, "unloaded"), ("b", False, "unloaded"),
+        ]  # fmt: skip
+        with pytest.raises(UnknownModelError, match="unknown model 'a', expected one of none"):
+            repository.get("a")
+        await repository.load("a")
+        assert repository.names() == ["a"]
+        assert repository.ready
+        assert (await repository.get("a", "1").infer(inputs())).answer.complete
+        with pytest.raises(UnknownModelError, match="no version '7', expected 1"):
+            repository.get("a", "7")
+        with pytest.raises(UnknownModelError, match="unknown model 'c', expected one of a, b"):
+            await repository.load("c")
+        await repository.unload("a")
+        with pytest.raises(UnknownModelError):
+            await repository.unload("a")
+        assert repository.names() == []
+        await repository.stop()
+
+    asyncio.run(asyncio.wait_for(test(), 60))
+
+
+def test_a_request_that_holds_on_to_a_replaced_model_is_answered_by_its_successor(make_bundle, tmp_path) -> None:
+    async def test() -> None:
+        replace(make_bundle(name="a", seed=1), tmp_path / "a")
+        repository = Repository([Bundle.open(tmp_path / "a")], OPTIONS, tmp_path)
+        await repository.start()
+        held = repository.get("a")
+        replace(make_bundle(name="a", seed=2), tmp_path / "a")
+        await repository.load("a")
+        scores = (await held.infer(inputs())).answer.scores
+        assert np.allclose(scores, (await repository.get("a").infer(inputs())).answer.scores)
+        await repository.stop()
+
+    asyncio.run(asyncio.wait_for(test(), 60))
+
+
+def test_without_a_directory_nothing_is_loaded_by_request(tiny_bundle: Path) -> None:
+    async def test() -> None:
+        repository = Repository([Bundle.open(tiny_bundle)], OPTIONS)
+        for control in (repository.load, repository.unload):
+            with pytest.raises(ControlOffError, match="expected a server started with --repository"):
+                await control("tiny")
+
+    asyncio.run(test())
+
+
+def test_two_bundles_of_one_name_and_none_at_all_are_refused(tiny_bundle: Path) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    with pytest.raises(InputError, match="another bundle is called 'tiny' too"):
+        Repository([bundle, bundle], OPTIONS)
+    with pytest.raises(InputError, match="at least one bundle"):
+        Repository([], OPTIONS)
