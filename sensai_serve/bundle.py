@@ -9,6 +9,7 @@ NAME/golden.npz           inputs [G, ...], scores [G, C], class_id [G]: what the
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import shutil
 import tempfile
@@ -131,9 +132,9 @@ class Bundle:
         Raises:
             BundleError: missing, damaged, or arrays that do not fit the manifest.
         """
-        self._read(GOLDEN, self.manifest.checksums.get(GOLDEN))
+        data = self._read(GOLDEN, self.manifest.checksums.get(GOLDEN))
         try:
-            with np.load(self.path / GOLDEN, allow_pickle=False) as arrays:
+            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
                 golden = Golden(
                     np.ascontiguousarray(arrays["inputs"], np.float32),
                     np.asarray(arrays["scores"], np.float32),
