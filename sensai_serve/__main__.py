@@ -1,5 +1,5 @@
 """``python -m sensai_serve`` is the `sensai` command."""
 
-from sensai_serve.cli import main
+from sensai_serve.cli.main import main
 
 main()

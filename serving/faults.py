@@ -78,8 +78,8 @@ def parse_fault(spec: str) -> Fault:
         for part in rest.split(","):
             name, _, value = part.partition("=")
             if name == "delay":
-                inner = value.removeprefix("exp(").removesuffix(")")
-                given |= {"delay_s": _duration(inner), "exponential": inner != value}
+                exponential = value.startswith("exp(") and value.endswith(")")
+                given |= {"delay_s": _duration(value[4:-1] if exponential else value), "exponential": exponential}
             elif name in ("drop", "crash", "hang"):
                 probability = float(value or 1)
                 if not 0 <= probability <= 1:

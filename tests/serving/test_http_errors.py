@@ -233,6 +233,7 @@ def test_every_error_of_ours_has_a_status() -> None:
         400,
         404,
         413,
+        501,
     }
     assert {name: status for name, status in statuses.items() if status != 400} == {
         "UnknownModelError": 404,

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 import sensai_serve
-from sensai_serve.cli import main
+from sensai_serve.cli.main import main
 
 READY = re.compile(r"ready: (http://127\.0\.0\.1:\d+)  tiny \(10 classes, 10 workers\)\n")
 

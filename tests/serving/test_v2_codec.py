@@ -15,12 +15,17 @@ from hypothesis import strategies as st
 from sensai_serve.errors import RequestError
 from sensai_serve.merge import Answer
 from sensai_serve.preprocess import InputSpec
+from serving.shared_memory import Regions
 from serving.v2 import InferRequest, RequestedOutput, decode_request, encode_response
 from serving.v2.tensors import OUTPUTS
 
 SPEC = InputSpec(shape=(2, 3))
 LABELS = tuple(f"label {c}" for c in range(4))
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+
+def decode(body: bytes, header_length: int | None, *, max_batch: int = 4) -> InferRequest:
+    return decode_request(body, header_length, SPEC, max_batch, Regions(allowed=True))
 
 
 def body_of(array: np.ndarray, *, binary: bool, padding: int = 0, **more: Any) -> tuple[bytes, int | None]:
@@ -81,7 +86,7 @@ def test_a_request_comes_out_as_it_went_in(
     array = np.array(values, np.float32).reshape(-1, 2, 3)
     parameters = {"timeout": timeout, **({"wait": wait} if wait else {})}
     body, length = body_of(array, binary=binary, padding=padding, id=request_id, parameters=parameters)
-    request = decode_request(body, length, SPEC, max_batch=5)
+    request = decode(body, length, max_batch=5)
     np.testing.assert_array_equal(request.inputs, array)
     assert request.inputs.flags.c_contiguous
     assert request.inputs.flags.aligned
@@ -120,13 +125,13 @@ def test_bytes_that_are_aligned_are_not_copied() -> None:
     _, length = body_of(array, binary=True)
     assert length is not None
     padded, length = body_of(array, binary=True, padding=-length % 4)
-    request = decode_request(padded, length, SPEC, max_batch=1)
+    request = decode(padded, length, max_batch=1)
     assert np.shares_memory(request.inputs, np.frombuffer(padded, np.uint8))
 
 
 def test_a_raw_request_is_one_input_and_nothing_else() -> None:
     array = np.arange(6, dtype=np.float32)
-    request = decode_request(array.tobytes(), 0, SPEC, max_batch=1)
+    request = decode(array.tobytes(), 0, max_batch=1)
     np.testing.assert_array_equal(request.inputs, array.reshape(1, 2, 3))
     assert all(output.binary for output in request.outputs)
 
@@ -134,7 +139,7 @@ def test_a_raw_request_is_one_input_and_nothing_else() -> None:
 def test_nested_data_is_taken_in_row_major_order() -> None:
     data = [[[1, 2, 3], [4.5, 5, 6]]]
     body = orjson.dumps({"inputs": [{"name": "input", "datatype": "FP32", "shape": [1, 2, 3], "data": data}]})
-    np.testing.assert_array_equal(decode_request(body, None, SPEC, max_batch=1).inputs, data)
+    np.testing.assert_array_equal(decode(body, None, max_batch=1).inputs, data)
 
 
 @pytest.mark.parametrize("default", [None, False, True])
@@ -144,10 +149,10 @@ def test_binary_data_is_decided_by_the_output_then_by_the_request(default: bool 
     parameters = {} if default is None else {"binary_data_output": default}
     array = np.zeros((1, 2, 3), np.float32)
     body, _ = body_of(array, binary=False, outputs=outputs, parameters=parameters)
-    (output,) = decode_request(body, None, SPEC, max_batch=1).outputs
+    (output,) = decode(body, None, max_batch=1).outputs
     assert output.binary == (own if own is not None else bool(default))
     body, _ = body_of(array, binary=False, parameters=parameters)
-    assert {output.binary for output in decode_request(body, None, SPEC, max_batch=1).outputs} == {bool(default)}
+    assert {output.binary for output in decode(body, None, max_batch=1).outputs} == {bool(default)}
 
 
 @pytest.mark.parametrize("binary", [False, True])
@@ -204,14 +209,20 @@ BAD_JSON: dict[str, tuple[Any, str]] = {
     "batch too large": ({"inputs": [tensor(shape=[5, 2, 3], data=[0] * 30)]}, "N is 5, expected 1 to 4"),
     "too few numbers": ({"inputs": [tensor(data=[0] * 5)]}, "data holds 5 numbers, expected 6"),
     "too many numbers": ({"inputs": [tensor(data=[0] * 7)]}, "data holds 7 numbers, expected 6"),
-    "no data": ({"inputs": [{k: v for k, v in tensor().items() if k != "data"}]}, "expected data or binary_data_size"),
+    "no data": (
+        {"inputs": [{k: v for k, v in tensor().items() if k != "data"}]},
+        "has no values, expected one of data",
+    ),
     "data of text": ({"inputs": [tensor(data=["1"] * 6)]}, "data holds '1', expected numbers only"),
     "data of nulls": ({"inputs": [tensor(data=[None] * 6)]}, "data holds None"),
     "data of booleans": ({"inputs": [tensor(data=[True] * 6)]}, "data holds True"),
     "data no list": ({"inputs": [tensor(data=5)]}, "data is 5, expected a list of numbers"),
     "ragged data": ({"inputs": [tensor(data=[[1, 2], [3, 4, 5, 6]])]}, "lists of different lengths"),
     "data past FP32": ({"inputs": [tensor(data=[1e300] * 6)]}, "NaN or infinity"),
-    "both ways": ({"inputs": [tensor(parameters={"binary_data_size": 24})]}, "both data and binary_data_size"),
+    "both ways": (
+        {"inputs": [tensor(parameters={"binary_data_size": 24})]},
+        "has data and binary_data_size, expected one of",
+    ),
     "parameters no object": ({"inputs": [tensor(parameters=[])]}, "parameters is [], expected an object"),
     "unknown output": (
         {"inputs": [tensor()], "outputs": [{"name": "x"}]},
@@ -241,7 +252,7 @@ BAD_JSON: dict[str, tuple[Any, str]] = {
 @pytest.mark.parametrize(("content", "message"), BAD_JSON.values(), ids=BAD_JSON.keys())
 def test_a_bad_request_says_what_was_wrong(content: Any, message: str) -> None:
     with pytest.raises(RequestError) as caught:
-        decode_request(orjson.dumps(content), None, SPEC, max_batch=4)
+        decode(orjson.dumps(content), None, max_batch=4)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -268,20 +279,20 @@ ZEROS = bytes(24)
 def test_bad_binary_data_says_what_was_wrong(tensor: Any, tail: bytes, shift: int, message: str) -> None:
     header = orjson.dumps({"inputs": [tensor]})
     with pytest.raises(RequestError) as caught:
-        decode_request(header + tail, len(header) + shift, SPEC, max_batch=4)
+        decode(header + tail, len(header) + shift, max_batch=4)
     assert message in str(caught.value)
 
 
 def test_large_finite_numbers_are_no_infinity() -> None:
     array = np.full((1, 2, 3), 3e38, np.float32)
     body, length = body_of(array, binary=True)
-    np.testing.assert_array_equal(decode_request(body, length, SPEC, max_batch=1).inputs, array)
+    np.testing.assert_array_equal(decode(body, length, max_batch=1).inputs, array)
 
 
 @given(body=st.binary(max_size=300), length=st.none() | st.integers(-5, 320))
 def test_no_bytes_do_harm(body: bytes, length: int | None) -> None:
     try:
-        decode_request(body, length, SPEC, max_batch=4)
+        decode(body, length, max_batch=4)
     except RequestError as error:
         assert "\n" not in str(error)
 
@@ -308,7 +319,7 @@ def test_no_json_does_harm(data: st.DataObject, tail: bytes) -> None:
     header = orjson.dumps(content)
     for length in (None, len(header)):
         try:
-            decode_request(header + (tail if length else b""), length, SPEC, max_batch=4)
+            decode(header + (tail if length else b""), length, max_batch=4)
         except RequestError as error:
             assert "\n" not in str(error)
             assert len(str(error)) < 1000

@@ -1,0 +1,88 @@
+"""The `sensai` command: composes the stages, and turns errors into one line and an exit code.
+
+Exit codes: 0 done, 1 it ran and failed, 2 the arguments or the input are wrong. Each stage is imported when one of its
+commands runs, so `sensai serve` never imports torch and `sensai --help` imports next to nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from sensai_serve import __version__
+from sensai_serve.cli import inspect, offline, online
+from sensai_serve.errors import InputError, SensaiError
+
+app = typer.Typer(
+    name="sensai",
+    help="Class-parallel inference: cut a classifier into one small subnet per class, serve them side by side.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=True,
+)
+for part in (offline, inspect, online):
+    app.registered_commands.extend(part.app.registered_commands)
+    app.registered_groups.extend(part.app.registered_groups)
+
+
+def _version(value: bool) -> None:
+    if value:
+        sys.stdout.write(f"sensai-serve {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main(args: list[str] | None = None) -> Any:
+    """Run the command line; errors that are the user's to mend are one line on stderr."""
+    try:
+        return app(args=args)
+    except SensaiError as error:
+        _fail(str(error), 2 if isinstance(error, InputError) else 1)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if (extra := _EXTRA_OF.get(missing)) is None:
+            raise
+        _fail(f"{missing} is not installed, expected it for this command: pip install 'sensai-serve[{extra}]'", 2)
+    except OSError as error:  # a path that cannot be read or written, a port that is taken, a disk that is full
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(f"{where}{error.strerror or error}", 2 if error.filename else 1)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+_EXTRA_OF = {
+    "torch": "offline",
+    "torch_pruning": "offline",
+    "sklearn": "offline",
+    "k_means_constrained": "offline",
+    "onnx": "offline",
+    "onnxscript": "offline",
+    "safetensors": "offline",
+    "fastapi": "serve",
+    "uvicorn": "serve",
+    "orjson": "serve",
+    "pydantic": "serve",
+    "pydantic_settings": "serve",
+    "prometheus_client": "serve",
+    "matplotlib": "bench",
+    "tritonclient": "bench",
+}
+
+
+def _fail(message: str, code: int) -> None:
+    sys.stderr.write(f"sensai: error: {' '.join(message.split())}\n")
+    sys.exit(code)

@@ -1,0 +1,117 @@
+"""Faults on purpose, and what the books say of workers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sensai_serve.assignment import binary, cyclic
+from sensai_serve.errors import InputError, WorkerError
+from sensai_serve.merge import MergePlan
+from sensai_serve.merge.collector import merge
+from serving.faults import parse_fault, with_faults
+from serving.health import RECOVERED_PROBES, SLOW_SAMPLES, Health, State, disagreements
+
+
+class Constant:
+    def run(self, inputs: np.ndarray) -> np.ndarray:
+        return np.full((len(inputs), 2), 0.5, np.float32)
+
+
+def run(spec: str, worker: int = 0, times: int = 1) -> np.ndarray:
+    session = with_faults(Constant(), worker, [parse_fault(spec)], own_process=False)
+    return np.concatenate([session.run(np.zeros((1, 3), np.float32)) for _ in range(times)])
+
+
+def test_faults_concern_their_workers_only() -> None:
+    assert np.isnan(run("1+3:nan", 3)).all()
+    assert (run("1+3:nan", 2) == 0.5).all()
+    assert np.isnan(run("*:nan", 7)).all()
+
+
+def test_faults_begin_and_end_when_they_say() -> None:
+    assert np.isnan(run("0:nan,after=2,until=4", times=6)[:, 0]).tolist() == [False, False, True, True, False, False]
+
+
+def test_delays_are_constant_or_drawn() -> None:
+    assert (parse_fault("3:delay=50ms").delay_s, parse_fault("3:delay=50ms").exponential) == (0.05, False)
+    assert (parse_fault("*:delay=exp(2s)").delay_s, parse_fault("*:delay=exp(2s)").exponential) == (2.0, True)
+
+
+def test_random_scores_are_scores() -> None:
+    scores = run("0:random", times=50)
+    assert ((scores >= 0) & (scores <= 1)).all()
+    assert scores.std() > 0.1
+    with pytest.raises(WorkerError, match="on purpose"):
+        run("0:drop")
+
+
+@pytest.mark.parametrize(
+    "spec", ["", "3", "x:nan", "3:", "3:delay", "3:delay=5", "3:drop=2", "3:explode", "3:nan=1", "3:delay=exp(1ms"]
+)
+def test_other_specs_are_refused_with_an_example(spec: str) -> None:
+    with pytest.raises(InputError, match="expected say 3:delay=50ms"):
+        parse_fault(spec)
+
+
+def live(health: Health) -> Health:
+    for worker in range(len(health.workers)):
+        health.came_up(worker)
+    return health
+
+
+def test_a_straggler_is_ejected_after_some_requests_and_comes_back_after_fast_probes() -> None:
+    health = live(Health(cyclic(10, (0, 1, 3)), eject=True))
+    for _ in range(SLOW_SAMPLES):
+        assert health.workers[3].state is State.LIVE
+        health.took([(w, 0.5 if w == 3 else 0.001) for w in range(10)])
+    assert health.workers[3].state is State.EJECTED
+    assert health.typical_s == pytest.approx(0.001)
+    health.probed(3, 0.4)
+    for _ in range(RECOVERED_PROBES):
+        assert health.workers[3].state is State.EJECTED
+        health.probed(3, 0.001)
+    assert health.workers[3].state is State.LIVE
+
+
+def test_without_patience_nobody_is_ejected() -> None:
+    health = live(Health(cyclic(10, (0, 1, 3)), eject=False))
+    for _ in range(50):
+        health.took([(w, 0.5 if w == 3 else 0.001) for w in range(10)])
+    assert health.ejected() == []
+
+
+def test_the_last_live_worker_of_a_class_stays() -> None:
+    health = live(Health(binary(4), eject=True))
+    for _ in range(50):
+        health.took([(w, 0.5 if w == 2 else 0.001) for w in range(4)])
+    health.judged(1, sound=False)
+    assert health.admitted() == [0, 1, 2, 3]
+    coded = live(Health(cyclic(3, (0, 1)), eject=True))
+    coded.went_down(0)
+    coded.judged(1, sound=False)
+    coded.judged(2, sound=False)
+    assert coded.covered
+
+
+def test_a_worker_that_comes_back_starts_anew() -> None:
+    health = live(Health(cyclic(4, (0, 1)), eject=True))
+    health.judged(2, sound=False)
+    assert health.workers[2].state is State.QUARANTINED
+    health.came_up(2)
+    assert (health.workers[2].state, health.workers[2].restarts) == (State.LIVE, 1)
+
+
+def test_disagreement_is_counted_against_the_others_and_only_where_they_agree() -> None:
+    plan = MergePlan(cyclic(3, (0, 1, 2)))
+    scores = [np.array([[0.9, 0.9, 0.1]], np.float32) for _ in range(3)]
+    rows = plan.assignment.rows
+    for worker, row in enumerate(rows):  # the same opinion of each class, in each worker's order
+        scores[worker] = np.array([[0.9 if c == 0 else 0.1 for c in row]], np.float32)
+    scores[2] = 1 - scores[2]
+    answer = merge(plan, scores)
+    assert disagreements(plan.assignment, 0.5, answer, 2, scores[2]) == (3, 3)
+    # The others of worker 0 are one that agrees with it and one that does not: nobody to believe.
+    assert disagreements(plan.assignment, 0.5, answer, 0, scores[0]) == (0, 0)
+    late = merge(plan, [scores[0], scores[1], None])
+    assert disagreements(plan.assignment, 0.5, late, 2, scores[2]) == (3, 3)
