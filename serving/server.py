@@ -13,6 +13,7 @@ import uvicorn
 import uvloop
 
 from sensai_serve.errors import InputError, ServingError
+from serving.dataplane import DataPlane
 from serving.repository import Repository
 from serving.settings import Address, Settings
 from serving.transports.http import Application, create_app
@@ -49,7 +50,7 @@ async def serve(repository: Repository, settings: Settings, stop: asyncio.Event,
 
     HTTP answers from the first moment: live at once, ready when the models are.
     """
-    async with _http(create_app(repository, settings), settings) as (url, server):
+    async with _http(create_app(DataPlane(repository, settings)), settings) as (url, server):
         stopping = asyncio.create_task(stop.wait())
         loading = asyncio.create_task(repository.start())
         try:

@@ -5,6 +5,8 @@ A field of a group is set by ``SENSAI_GROUP__FIELD``, for example ``SENSAI_LIMIT
 
 from __future__ import annotations
 
+import ipaddress
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -46,6 +48,14 @@ class Address(_Group):
     """A name or an address."""
     port: int = Field(ge=0, le=65535)
     """0: any free port."""
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can connect."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
@@ -94,14 +104,23 @@ class Settings(BaseSettings):
 
     http: Annotated[Address, NoDecode, BeforeValidator(_parse_address)] = Address(host="127.0.0.1", port=8000)
     """Where HTTP listens. Loopback unless told otherwise: the server knows no users."""
+    repository: Path | None = None
+    """A directory of bundles, all of them served; clients may load and unload them. None: no control by clients."""
     inference: Inference = Inference()
     """How requests are answered."""
     limits: Limits = Limits()
     """What requests may cost."""
+    shared_memory: bool | None = None
+    """Whether clients may register shared memory; None: where only this machine can connect."""
     drain_s: float = Field(default=10.0, ge=0, allow_inf_nan=False)
     """Seconds that requests in flight have to end after SIGTERM."""
     access_log: bool = False
     """One line per request on standard error."""
+
+    @property
+    def shares_memory(self) -> bool:
+        """Whether clients may register shared memory."""
+        return self.http.is_loopback if self.shared_memory is None else self.shared_memory
 
     def gateway_options(self) -> GatewayOptions:
         """What a gateway takes of these.

@@ -27,7 +27,9 @@ app = typer.Typer()
 def serve(
     bundles: Annotated[list[Path] | None, typer.Argument(help="Directories of bundles.")] = None,
     *,
-    repository: Annotated[Path | None, typer.Option(help="Serve every bundle in this directory.")] = None,
+    repository: Annotated[
+        Path | None, typer.Option(help="Serve every bundle in this directory, and let clients load and unload them.")
+    ] = None,
     device: Annotated[
         list[str] | None, typer.Option(help="Where workers run: cpu:CORE or cuda:CARD; give it several times.")
     ] = None,
@@ -48,12 +50,14 @@ def serve(
 ) -> None:
     """Serve bundles over HTTP until SIGTERM. Every option is also a variable of the environment, SENSAI_..."""
     from sensai_serve.bundle import Bundle
+    from sensai_serve.errors import InputError
     from serving.repository import Repository
     from serving.server import run
     from serving.settings import load_settings
 
     settings = load_settings(
         http=http,
+        repository=repository,
         inference={
             "devices": device or None,
             "backend": backend,
@@ -65,9 +69,12 @@ def serve(
         },
         limits={"in_flight": max_in_flight},
     )
-    opened = [Bundle.open(path) for path in _bundles(bundles or [], repository)]
-    served = Repository(opened, settings.gateway_options())
-    run(served, settings, lambda url: typer.echo(f"ready: {url}  {', '.join(map(_summary, opened))}"))
+    opened = [Bundle.open(path) for path in [*(bundles or []), *_bundles_in(settings.repository)]]
+    if not opened and settings.repository is None:
+        raise InputError("nothing to serve, expected directories of bundles or --repository")
+    served = Repository(opened, settings.gateway_options(), settings.repository)
+    what = ", ".join(map(_summary, opened)) or "nothing loaded"
+    run(served, settings, lambda url: typer.echo(f"ready: {url}  {what}"))
 
 
 @app.command()
@@ -88,20 +95,16 @@ def predict(
     Console().print(_table(predictions))
 
 
-def _bundles(named: list[Path], repository: Path | None) -> list[Path]:
+def _bundles_in(repository: Path | None) -> list[Path]:
     from sensai_serve.bundle import MANIFEST
     from sensai_serve.errors import InputError
 
     if repository is None:
-        if not named:
-            raise InputError("nothing to serve, expected directories of bundles or --repository")
-        return named
+        return []
     if not repository.is_dir():
         raise InputError(f"{repository} is no directory, expected one that holds bundles")
     found = sorted(path.parent for path in repository.glob(f"*/{MANIFEST}"))
-    if not found and not named:
-        raise InputError(f"{repository} holds no bundle, expected directories with {MANIFEST}")
-    return [*named, *found]
+    return [path for path in found if not path.name.startswith(".")]  # a hidden one is still being written
 
 
 def _summary(bundle: Bundle) -> str:

@@ -9,6 +9,7 @@ import orjson
 
 from sensai_serve.errors import RequestError
 from sensai_serve.preprocess import Floats, InputSpec
+from serving.shared_memory import Regions
 from serving.v2.request import (
     InferRequest,
     RequestedOutput,
@@ -16,6 +17,7 @@ from serving.v2.request import (
     every_output,
     parse_options,
     parse_outputs,
+    region_part,
 )
 from serving.v2.tensors import check_input, from_bytes, from_json, shown
 
@@ -23,7 +25,7 @@ _NOTHING: Mapping[str, Any] = {}
 
 
 def decode_request(
-    body: bytes | memoryview, header_length: int | None, spec: InputSpec, max_batch: int
+    body: bytes | memoryview, header_length: int | None, spec: InputSpec, max_batch: int, regions: Regions
 ) -> InferRequest:
     """Decode the body of a v2 infer request.
 
@@ -33,6 +35,7 @@ def decode_request(
             where the body is JSON alone. 0 is Triton's raw request: the body is one input and nothing else.
         spec: the model's input.
         max_batch: the largest N.
+        regions: of shared memory.
 
     Raises:
         RequestError: anything that does not fit; the message says what was wrong and what was expected.
@@ -55,8 +58,8 @@ def decode_request(
     if not isinstance(request_id, str):
         raise RequestError(f"id is {shown(request_id)}, expected text")
     return InferRequest(
-        inputs=_input(request.get("inputs"), tail, spec, max_batch),
-        outputs=_outputs(request.get("outputs"), binary=binary_by_default(parameters)),
+        inputs=_input(request.get("inputs"), tail, spec, max_batch, regions),
+        outputs=_outputs(request.get("outputs"), regions, binary=binary_by_default(parameters)),
         id=request_id,
         wait=wait,
         timeout_s=timeout_s,
@@ -73,38 +76,54 @@ def _parse(header: memoryview) -> dict[str, Any]:
     return request
 
 
-def _input(inputs: object, tail: memoryview | None, spec: InputSpec, max_batch: int) -> Floats:
+def _input(inputs: object, tail: memoryview | None, spec: InputSpec, max_batch: int, regions: Regions) -> Floats:
     if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
         given = f"{len(inputs)} entries" if isinstance(inputs, list) else shown(inputs)
         raise RequestError(f"inputs is {given}, expected a list of one object, the input {spec.name!r}")
     tensor = inputs[0]
     shape = check_input(tensor.get("name"), tensor.get("datatype"), tensor.get("shape"), spec, max_batch)
-    size = _object(tensor, "parameters", f"input {spec.name!r}: ").get("binary_data_size")
+    where = f"input {spec.name!r}"
+    parameters = _object(tensor, "parameters", f"{where}: ")
+    size, region = parameters.get("binary_data_size"), region_part(parameters, regions, where)
+    ways = [
+        way
+        for way, given in (
+            ("data", "data" in tensor),
+            ("binary_data_size", size is not None),
+            ("shared_memory_region", region is not None),
+        )
+        if given
+    ]
+    if len(ways) != 1:
+        raise RequestError(
+            f"{where}: has {' and '.join(ways) or 'no values'}, expected one of data, binary_data_size and "
+            "shared_memory_region"
+        )
+    if size is None and tail:
+        raise RequestError(f"{len(tail)} bytes after the JSON, expected none: no input has a binary_data_size")
+    if region is not None:
+        return from_bytes(region, shape, spec)
     if size is None:
-        if tail:
-            raise RequestError(f"{len(tail)} bytes after the JSON, expected none: no input has a binary_data_size")
-        if "data" not in tensor:
-            raise RequestError(f"input {spec.name!r}: expected data or binary_data_size")
         return from_json(tensor["data"], shape, spec)
-    if "data" in tensor:
-        raise RequestError(f"input {spec.name!r}: has both data and binary_data_size, expected one of them")
     if tail is None:
         raise RequestError(
-            f"input {spec.name!r}: binary_data_size is given, expected the header Inference-Header-Content-Length too"
+            f"{where}: binary_data_size is given, expected the header Inference-Header-Content-Length too"
         )
     if type(size) is not int or size != len(tail):
         raise RequestError(
-            f"input {spec.name!r}: binary_data_size is {shown(size)}, expected {len(tail)}, the bytes after the JSON"
+            f"{where}: binary_data_size is {shown(size)}, expected {len(tail)}, the bytes after the JSON"
         )
     return from_bytes(tail, shape, spec)
 
 
-def _outputs(outputs: object, *, binary: bool) -> tuple[RequestedOutput, ...]:
+def _outputs(outputs: object, regions: Regions, *, binary: bool) -> tuple[RequestedOutput, ...]:
     outputs = [] if outputs is None else outputs
     if not isinstance(outputs, list) or not all(isinstance(output, dict) for output in outputs):
         raise RequestError(f"outputs is {shown(outputs)}, expected a list of objects")
     return parse_outputs(
-        [(output.get("name"), _object(output, "parameters", "outputs: ")) for output in outputs], binary=binary
+        [(output.get("name"), _object(output, "parameters", "outputs: ")) for output in outputs],
+        regions,
+        binary=binary,
     )
 
 

@@ -3,15 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import orjson
 
+from sensai_serve.errors import RequestError
 from sensai_serve.merge import Answer
 from serving.v2.request import InferRequest, RequestedOutput
 from serving.v2.tensors import OUTPUTS
+
+
+@dataclass(frozen=True, slots=True)
+class OutputTensor:
+    """One output as a reply holds it."""
+
+    datatype: str
+    shape: list[int]
+    data: npt.NDArray[Any] | list[str]
+    """An array of that shape, or the elements of a BYTES tensor in row-major order."""
+
+    def to_bytes(self) -> bytes:
+        """Little-endian, row-major."""
+        return self.data.tobytes() if isinstance(self.data, np.ndarray) else text_bytes(self.data)
+
+    def write(self, region: memoryview, name: str) -> None:
+        """Into shared memory.
+
+        Raises:
+            RequestError: it is too small.
+        """
+        raw = self.data.reshape(-1).view(np.uint8).data if isinstance(self.data, np.ndarray) else self.to_bytes()
+        if len(raw) > len(region):
+            raise RequestError(
+                f"output {name!r}: {len(raw)} bytes, the shared memory given for them holds {len(region)}"
+            )
+        region[: len(raw)] = raw
 
 
 def encode_response(
@@ -26,19 +55,25 @@ def encode_response(
         version: the model's.
         labels: of the classes, for the classification extension.
 
+    Raises:
+        RequestError: an output that does not fit into the shared memory given for it.
+
     Returns:
         The body, and the length of the JSON in front of binary tensors; None where the body is JSON alone.
     """
     outputs, buffers = [], []
     for output in request.outputs:
-        described, data = _describe(output, answer, labels)
-        if output.binary:
-            raw = _binary(data)
-            described["parameters"] = {"binary_data_size": len(raw)}
+        tensor = describe(output, answer, labels)
+        entry: dict[str, Any] = {"name": output.name, "datatype": tensor.datatype, "shape": tensor.shape}
+        if output.region is not None:
+            tensor.write(output.region, output.name)
+        elif output.binary:
+            raw = tensor.to_bytes()
+            entry["parameters"] = {"binary_data_size": len(raw)}
             buffers.append(raw)
         else:
-            described["data"] = data.reshape(-1) if isinstance(data, np.ndarray) else data
-        outputs.append(described)
+            entry["data"] = tensor.data.reshape(-1) if isinstance(tensor.data, np.ndarray) else tensor.data
+        outputs.append(entry)
     reply: dict[str, Any] = {"model_name": name, "model_version": version}
     if request.id:
         reply["id"] = request.id
@@ -84,17 +119,11 @@ def text_bytes(texts: Sequence[str]) -> bytes:
     return b"".join(part for text in encoded for part in (len(text).to_bytes(4, "little"), text))
 
 
-def _describe(
-    output: RequestedOutput, answer: Answer, labels: Sequence[str]
-) -> tuple[dict[str, Any], npt.NDArray[Any] | list[str]]:
+def describe(output: RequestedOutput, answer: Answer, labels: Sequence[str]) -> OutputTensor:
+    """One requested output of an answer."""
     spec = OUTPUTS[output.name]
     array = spec.of(answer)
     if not output.class_count:
-        return {"name": spec.name, "datatype": spec.datatype, "shape": list(array.shape)}, array
+        return OutputTensor(spec.datatype, list(array.shape), array)
     rows = classify(array, output.class_count, labels)
-    shape = [len(rows), len(rows[0])]
-    return {"name": spec.name, "datatype": "BYTES", "shape": shape}, [text for row in rows for text in row]
-
-
-def _binary(data: npt.NDArray[Any] | list[str]) -> bytes:
-    return data.tobytes() if isinstance(data, np.ndarray) else text_bytes(data)
+    return OutputTensor("BYTES", [len(rows), len(rows[0])], [text for row in rows for text in row])

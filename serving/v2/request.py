@@ -9,6 +9,7 @@ from typing import Any
 from sensai_serve.errors import RequestError
 from sensai_serve.merge import WAITS, Wait
 from sensai_serve.preprocess import Floats
+from serving.shared_memory import Regions
 from serving.v2.tensors import OUTPUTS, shown
 
 
@@ -21,6 +22,8 @@ class RequestedOutput:
     """As bytes after the JSON, not as numbers in it."""
     class_count: int = 0
     """Above 0: the largest so many of each row as ``value:index:label`` in place of the numbers (classification)."""
+    region: memoryview | None = None
+    """Shared memory to write to, in place of the reply."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,21 +46,25 @@ def every_output(*, binary: bool) -> tuple[RequestedOutput, ...]:
     return tuple(RequestedOutput(name, binary) for name in OUTPUTS)
 
 
-def parse_outputs(outputs: Sequence[tuple[object, Mapping[str, Any]]], *, binary: bool) -> tuple[RequestedOutput, ...]:
+def parse_outputs(
+    outputs: Sequence[tuple[object, Mapping[str, Any]]], regions: Regions, *, binary: bool
+) -> tuple[RequestedOutput, ...]:
     """The requested outputs; all of them where the request names none.
 
     Args:
-        outputs: the name and the parameters of each; ``binary_data`` and ``classification`` are looked at.
+        outputs: the name and the parameters of each; ``binary_data``, ``classification`` and ``shared_memory_...`` are
+            looked at.
+        regions: of shared memory.
         binary: as bytes, where an output's parameters do not say.
 
     Raises:
-        RequestError: no such output, one twice, or parameters of wrong types.
+        RequestError: no such output, one twice, parameters of wrong types, or shared memory that is not there.
     """
     if not outputs:
         return every_output(binary=binary)
     if len(outputs) > len(OUTPUTS):
         raise RequestError(f"{len(outputs)} outputs are requested, expected at most {len(OUTPUTS)}")
-    parsed = tuple(_output(name, parameters, binary=binary) for name, parameters in outputs)
+    parsed = tuple(_output(name, parameters, regions, binary=binary) for name, parameters in outputs)
     if len({output.name for output in parsed}) < len(parsed):
         raise RequestError("an output is requested twice, expected each of them once")
     return parsed
@@ -89,13 +96,37 @@ def binary_by_default(parameters: Mapping[str, Any]) -> bool:
     return _boolean(parameters, "binary_data_output", default=False)
 
 
-def _output(name: object, parameters: Mapping[str, Any], *, binary: bool) -> RequestedOutput:
+def region_part(parameters: Mapping[str, Any], regions: Regions, where: str) -> memoryview | None:
+    """The shared memory that a tensor's parameters name; None where they name none.
+
+    Raises:
+        RequestError: parameters of wrong types, or a part that is not inside the region.
+        UnknownRegionError: no such region.
+    """
+    name = parameters.get("shared_memory_region")
+    if name is None:
+        return None
+    offset, byte_size = parameters.get("shared_memory_offset", 0), parameters.get("shared_memory_byte_size")
+    if not isinstance(name, str) or type(offset) is not int or type(byte_size) is not int:
+        raise RequestError(
+            f"{where}: shared_memory_region, _offset and _byte_size are {shown(name)}, {shown(offset)} and "
+            f"{shown(byte_size)}, expected text and two whole numbers"
+        )
+    return regions.part(name, offset, byte_size)
+
+
+def _output(name: object, parameters: Mapping[str, Any], regions: Regions, *, binary: bool) -> RequestedOutput:
     if not isinstance(name, str) or name not in OUTPUTS:
         raise RequestError(f"output name is {shown(name)}, expected one of {', '.join(OUTPUTS)}")
     count = parameters.get("classification", 0)
     if type(count) is not int or count < 0:
         raise RequestError(f"output {name!r}: classification is {shown(count)}, expected a whole number of classes")
-    return RequestedOutput(name, _boolean(parameters, "binary_data", default=binary), count)
+    region = region_part(parameters, regions, f"output {name!r}")
+    if region is None:
+        return RequestedOutput(name, _boolean(parameters, "binary_data", default=binary), count)
+    if _boolean(parameters, "binary_data", default=False):
+        raise RequestError(f"output {name!r}: has both binary_data and shared_memory_region, expected one of them")
+    return RequestedOutput(name, binary=False, class_count=count, region=region)
 
 
 def _boolean(parameters: Mapping[str, Any], key: str, *, default: bool) -> bool:

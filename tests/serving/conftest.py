@@ -52,7 +52,7 @@ def running(*bundles: Path, **settings: Any) -> Iterator[Running]:
     # Patience is off unless a test turns it on: on a busy machine a healthy worker can look like a straggler.
     inference = {"devices": "cpu", "patience": 0, **settings.pop("inference", {})}
     values = Settings(http="127.0.0.1:0", inference=inference, **settings)
-    repository = Repository([Bundle.open(path) for path in bundles], values.gateway_options())
+    repository = Repository([Bundle.open(path) for path in bundles], values.gateway_options(), values.repository)
     outcome: queue.Queue[str | BaseException] = queue.Queue()
     loop, stop = uvloop.new_event_loop(), asyncio.Event()
 

@@ -109,7 +109,8 @@ def test_broken_header_length(limited, length: str | None, message: str) -> None
         ({"datatype": "UINT8"}, "datatype is 'UINT8', expected 'FP32'"),
         ({"tail": ZEROS[1:]}, "767 bytes, expected 768"),
         ({"parameters": {"binary_data_size": 767}}, "binary_data_size is 767, expected 768"),
-        ({"parameters": {}}, "768 bytes after the JSON, expected none"),
+        ({"parameters": {}}, "has no values, expected one of data, binary_data_size and shared_memory_region"),
+        ({"parameters": {}, "data": [0] * 192}, "768 bytes after the JSON, expected none"),
     ],
 )
 def test_input_that_does_not_fit(limited, changes: dict[str, Any], message: str) -> None:
@@ -243,6 +244,7 @@ def test_every_error_of_ours_has_a_status() -> None:
         "UncoveredError": 503,
         "OverloadedError": 503,
         "NotReadyError": 503,
+        "ControlOffError": 503,
         "SensaiError": 500,
         "ServingError": 500,
         "WorkerError": 500,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -13,14 +13,11 @@ from starlette.requests import ClientDisconnect
 
 import sensai_serve
 from sensai_serve.errors import SensaiError
-from serving.settings import Settings
-from serving.transports.http import v1, v2
+from serving.dataplane import DataPlane
+from serving.transports.http import control, v1, v2
 from serving.transports.http.asgi import Receive, Scope, Send
 from serving.transports.http.errors import error_body, error_reply
 from serving.transports.http.infer import OPENAPI, InferRoute
-
-if TYPE_CHECKING:
-    from serving.repository import Repository
 
 _DESCRIPTION = """Class-parallel inference: one input is answered as fast as one small subnet.
 
@@ -52,18 +49,19 @@ class Application(FastAPI):
         return document
 
 
-def create_app(repository: Repository, settings: Settings) -> Application:
-    """The application over the models of a repository, which its caller starts and stops."""
+def create_app(plane: DataPlane) -> Application:
+    """The application over a data plane, whose models its caller starts and stops."""
     app = Application(
-        InferRoute(repository, settings.limits),
+        InferRoute(plane),
         title="sensai-serve",
         version=sensai_serve.__version__,
         description=_DESCRIPTION,
         redirect_slashes=False,
         redoc_url=None,
     )
-    app.include_router(v2.router(repository))
-    app.include_router(v1.router(repository, settings.limits))
+    app.include_router(control.router(plane))  # first: "stats" would be the name of a model else
+    app.include_router(v2.router(plane))
+    app.include_router(v1.router(plane))
     app.add_exception_handler(SensaiError, _ours)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)

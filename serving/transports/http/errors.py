@@ -7,6 +7,7 @@ import logging
 import orjson
 
 from sensai_serve.errors import (
+    ControlOffError,
     InputError,
     NotReadyError,
     OverloadedError,
@@ -29,6 +30,7 @@ STATUS: tuple[tuple[type[SensaiError], int], ...] = (
     (UncoveredError, 503),
     (OverloadedError, 503),
     (NotReadyError, 503),
+    (ControlOffError, 503),
 )
 INTERNAL = "internal error"
 RETRY_AFTER_S = 1

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from starlette.requests import ClientDisconnect
 
 from sensai_serve.errors import RequestError
-from serving.settings import Limits
+from serving.dataplane import DataPlane
+from serving.gateway import Reply
 from serving.transports.http.asgi import Headers, Receive, Scope, Send, read_body, send_reply, until_disconnected
 from serving.transports.http.errors import ERROR_RESPONSE, error_reply
-from serving.v2 import decode_request, encode_response
-
-if TYPE_CHECKING:
-    from serving.repository import Repository
+from serving.v2 import InferRequest, decode_request, encode_response
 
 OPENAPI = {
     "/v2/models/{name}/infer": {
@@ -58,9 +55,8 @@ _PREFIX, _SUFFIX = "/v2/models/", "/infer"
 class InferRoute:
     """Answers infer requests for the models of a repository."""
 
-    def __init__(self, repository: Repository, limits: Limits) -> None:
-        self._repository = repository
-        self._limits = limits
+    def __init__(self, plane: DataPlane) -> None:
+        self._plane = plane
 
     @staticmethod
     def match(scope: Scope) -> tuple[str, str] | None:
@@ -89,14 +85,18 @@ class InferRoute:
     async def _answer(
         self, model: tuple[str, str], headers: Mapping[bytes, bytes], receive: Receive
     ) -> tuple[Headers, bytes]:
-        gateway = self._repository.get(*model)
-        body = await read_body(receive, headers, self._limits.body_bytes)
-        request = decode_request(body, _header_length(headers), gateway.manifest.input, gateway.options.max_batch)
-        work = gateway.infer(request.inputs, wait=request.wait, timeout_s=request.timeout_s)
-        reply = await until_disconnected(work, receive)
-        data, header_length = encode_response(
-            request, reply.answer, name=gateway.name, version=gateway.version, labels=gateway.manifest.labels
-        )
+        plane = self._plane
+        gateway = plane.repository.get(*model)
+        body = await read_body(receive, headers, plane.limits.body_bytes)
+        spec, labels = gateway.manifest.input, gateway.manifest.labels
+
+        def decode() -> InferRequest:
+            return decode_request(body, _header_length(headers), spec, gateway.options.max_batch, plane.regions)
+
+        def encode(request: InferRequest, reply: Reply) -> tuple[bytes, int | None]:
+            return encode_response(request, reply.answer, name=gateway.name, version=gateway.version, labels=labels)
+
+        data, header_length = await until_disconnected(plane.infer(gateway, decode, encode), receive)
         length = (b"content-length", str(len(data)).encode())
         if header_length is None:
             return [(b"content-type", b"application/json"), length], data

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import orjson
 from fastapi import APIRouter, Query, Request, Response
@@ -15,14 +15,13 @@ from starlette.exceptions import HTTPException
 from sensai_serve.errors import RequestError
 from sensai_serve.merge import Wait
 from sensai_serve.preprocess import Floats, InputSpec, from_image, normalise
-from serving.settings import Limits
+from serving.dataplane import DataPlane
+from serving.gateway import Gateway, Reply
+from serving.repository import Repository
 from serving.transports.http.asgi import Message, Receive, read_body, until_disconnected
 from serving.transports.http.errors import ERROR_RESPONSE
+from serving.v2 import InferRequest
 from serving.v2.tensors import numbers, shown
-
-if TYPE_CHECKING:
-    from serving.gateway import Gateway, Reply
-    from serving.repository import Repository
 
 
 class _Described(BaseModel):
@@ -110,8 +109,9 @@ _BODY = {
 }
 
 
-def router(repository: Repository, limits: Limits) -> APIRouter:
+def router(plane: DataPlane) -> APIRouter:
     """The routes under ``/v1``."""
+    repository, limits = plane.repository, plane.limits
     routes = APIRouter(prefix="/v1", tags=["Predict"], responses={"default": ERROR_RESPONSE})
 
     @routes.get("/models", summary="What is served", response_model=list[ModelSummary])
@@ -134,9 +134,11 @@ def router(repository: Repository, limits: Limits) -> APIRouter:
         gateway = repository.get(model or _only(repository))
         body = await read_body(request.receive, dict(request.scope["headers"]), limits.body_bytes)
         inputs = await _inputs(request, body, gateway.manifest.input, limits.image_pixels)
-        timeout_s = None if timeout_ms is None else timeout_ms / 1000
-        reply = await until_disconnected(gateway.infer(inputs, wait=wait, timeout_s=timeout_s), request.receive)
-        prediction = _prediction(gateway, reply, time.perf_counter() - started)
+        asked = InferRequest(inputs, (), wait=wait, timeout_s=None if timeout_ms is None else timeout_ms / 1000)
+        work = plane.infer(
+            gateway, lambda: asked, lambda _, reply: _prediction(gateway, reply, time.perf_counter() - started)
+        )
+        prediction = await until_disconnected(work, request.receive)
         return Response(prediction.model_dump_json(), media_type="application/json")
 
     return routes

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import orjson
 from fastapi import APIRouter, Response
 
 from sensai_serve.errors import NotReadyError, RequestError, UnknownModelError
+from serving.dataplane import DataPlane
+from serving.transports.http.errors import ERROR_RESPONSE
 from serving.v2 import metadata
-
-if TYPE_CHECKING:
-    from serving.repository import Repository
 
 _MODEL = ("/models/{name}", "/models/{name}/versions/{version}")
 
 
-def router(repository: Repository) -> APIRouter:
-    """The routes under ``/v2``."""
-    routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
+def router(plane: DataPlane) -> APIRouter:
+    """The routes under ``/v2`` that every client asks."""
+    repository = plane.repository
+    routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], responses={"default": ERROR_RESPONSE})
 
     @routes.get("/health/live", summary="Is the server running")
     def live() -> Response:

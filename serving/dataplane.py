@@ -1,0 +1,135 @@
+"""What the server does, whichever transport asks: answer, count, describe, control. Transports only translate."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from time import perf_counter_ns
+from typing import Any, TypeVar
+
+from sensai_serve.errors import BundleError, RequestError, UnknownModelError, UnsupportedError
+from serving.controls import LogFilter, Tracing
+from serving.gateway import Gateway, Reply
+from serving.repository import Repository
+from serving.settings import Settings
+from serving.shared_memory import Regions
+from serving.statistics import ModelStatistics, Stages
+from serving.v2 import InferRequest
+
+_T = TypeVar("_T")
+
+
+class DataPlane:
+    """The models, and everything that is counted and set while they are served. One event loop."""
+
+    def __init__(self, repository: Repository, settings: Settings) -> None:
+        """Over a repository that its caller starts and stops."""
+        self.repository = repository
+        self.limits = settings.limits
+        self.regions = Regions(allowed=settings.shares_memory)
+        self.tracing = Tracing()
+        self.logs = LogFilter()
+        self._directory = settings.repository
+        self._statistics: defaultdict[tuple[str, str], ModelStatistics] = defaultdict(ModelStatistics)
+
+    async def infer(
+        self, gateway: Gateway, decode: Callable[[], InferRequest], encode: Callable[[InferRequest, Reply], _T]
+    ) -> _T:
+        """Answer one request and count it.
+
+        Args:
+            gateway: the model.
+            decode: gives the request.
+            encode: makes a reply of the answer.
+
+        Raises:
+            SensaiError: what `decode`, the gateway or `encode` raise.
+        """
+        statistics = self._statistics[gateway.name, gateway.version]
+        started = perf_counter_ns()
+        try:
+            request = decode()
+            decoded = perf_counter_ns()
+            reply = await gateway.infer(request.inputs, wait=request.wait, timeout_s=request.timeout_s)
+            answered = perf_counter_ns()
+            encoded = encode(request, reply)
+        except BaseException:
+            statistics.fail.add(perf_counter_ns() - started)
+            raise
+        ended = perf_counter_ns()
+        compute = min(int(max(reply.worker_seconds.values(), default=0.0) * 1e9), answered - decoded)
+        stages = Stages(decoded - started, answered - decoded - compute, compute, ended - answered)
+        statistics.succeeded(len(request.inputs), stages)
+        self.tracing.answered(gateway.name, request.id, stages)
+        return encoded
+
+    def statistics(self, name: str = "", version: str = "") -> dict[str, Any]:
+        """What a model, or every model, has done.
+
+        Raises:
+            RequestError: no such model. (Clients of the protocol expect this one not to be "not found".)
+        """
+        try:
+            gateways = [self.repository.get(n, version) for n in ([name] if name else self.repository.names())]
+        except UnknownModelError as error:
+            raise RequestError(str(error)) from None
+        return {"model_stats": [self._statistics[g.name, g.version].to_json(g.name, g.version) for g in gateways]}
+
+    def index(self, *, only_ready: bool = False) -> list[dict[str, str]]:
+        """Every model that is loaded or could be, and whether it is ready."""
+        return [
+            {
+                "name": entry.name,
+                "version": entry.version,
+                "state": "READY" if entry.ready else "UNAVAILABLE",
+                "reason": self._without_path(entry.reason),
+            }
+            for entry in self.repository.index()
+            if entry.ready or not only_ready
+        ]
+
+    async def load(self, name: str) -> None:
+        """Load a model, or replace it by what its bundle holds now.
+
+        Raises:
+            ControlOffError: models are not for clients to load here.
+            RequestError: no such model, or its bundle cannot be served; what was loaded before still is.
+        """
+        try:
+            await self.repository.load(name)
+        except BundleError as error:
+            raise RequestError(f"model {name!r} cannot be loaded: {self._without_path(str(error))}") from None
+
+    async def unload(self, name: str) -> None:
+        """Take a model out and let its requests finish.
+
+        Raises:
+            ControlOffError: models are not for clients to unload here.
+            UnknownModelError: it is not loaded.
+        """
+        await self.repository.unload(name)
+
+    def change_tracing(self, change: Mapping[str, Any], model: str = "") -> dict[str, Any]:
+        """Change trace settings where `change` holds any; give those that hold then.
+
+        Raises:
+            RequestError: no such model, or a value that is none.
+            UnsupportedError: a setting that is not for clients to change.
+        """
+        if model:
+            try:
+                self.repository.get(model)
+            except UnknownModelError as error:
+                raise RequestError(str(error)) from None
+        settings = self.tracing.change(change, model) if change else self.tracing.get(model)
+        return settings.to_json()
+
+    def _without_path(self, message: str) -> str:
+        """A message about a bundle, for clients: they need not know where it lies."""
+        return message if self._directory is None else message.replace(f"{self._directory}{os.sep}", "")
+
+
+def cuda_memory() -> UnsupportedError:
+    """Why CUDA shared memory is refused."""
+    return UnsupportedError("CUDA shared memory is not supported here")

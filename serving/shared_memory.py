@@ -1,0 +1,126 @@
+"""Regions of POSIX shared memory that clients on this machine register: tensors in and out without a socket.
+
+A region stays mapped until the last request that uses it has ended, also when it is unregistered meanwhile.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sensai_serve.errors import RequestError, UnknownRegionError, UnsupportedError
+
+DIRECTORY = Path("/dev/shm")  # noqa: S108 - where Linux keeps POSIX shared memory; no temporary file is made
+_KEY = re.compile(r"/?[^/\0]{1,250}")
+
+
+@dataclass(frozen=True)
+class Region:
+    """One registered region."""
+
+    name: str
+    key: str
+    """Of the shared memory object, as shm_open takes it."""
+    offset: int
+    """Of the region in the object, in bytes."""
+    byte_size: int
+    view: memoryview
+    descriptor: int
+
+
+class Regions:
+    """All registered regions, by name."""
+
+    def __init__(self, *, allowed: bool) -> None:
+        """None yet.
+
+        Args:
+            allowed: False refuses to register any.
+        """
+        self._allowed = allowed
+        self._regions: dict[str, Region] = {}
+
+    def register(self, name: str, key: str, offset: int, byte_size: int) -> None:
+        """Map a part of a shared memory object.
+
+        Raises:
+            UnsupportedError: shared memory is turned off.
+            RequestError: the name is taken, there is no such object, or it is too small.
+        """
+        if not self._allowed:
+            raise UnsupportedError("shared memory is turned off here")
+        if name in self._regions:
+            raise RequestError(f"shared memory region {name!r} is registered already")
+        if byte_size < 1 or offset < 0:
+            raise RequestError(f"shared memory region {name!r}: offset is {offset} and byte_size {byte_size}, "
+                               "expected 0 or more and 1 or more")  # fmt: skip
+        descriptor = _open(name, key)
+        try:
+            size = os.fstat(descriptor).st_size
+            if offset + byte_size > size:
+                raise RequestError(
+                    f"shared memory region {name!r} ends at {offset + byte_size}, expected at most {size}, the bytes "
+                    f"of {key!r}"
+                )
+            view = memoryview(mmap.mmap(descriptor, size))[offset : offset + byte_size]
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._regions[name] = Region(name, key, offset, byte_size, view, descriptor)
+
+    def unregister(self, name: str) -> None:
+        """Forget a region; one that is not registered is fine."""
+        region = self._regions.pop(name, None)
+        if region is not None:
+            os.close(region.descriptor)
+
+    def unregister_all(self) -> None:
+        """Forget every region."""
+        for name in list(self._regions):
+            self.unregister(name)
+
+    def get(self, name: str) -> Region:
+        """A region.
+
+        Raises:
+            UnknownRegionError: none of that name is registered.
+        """
+        try:
+            return self._regions[name]
+        except KeyError:
+            raise UnknownRegionError(f"no shared memory region {name!r} is registered") from None
+
+    def all(self) -> Mapping[str, Region]:
+        """Every region, by name."""
+        return dict(sorted(self._regions.items()))
+
+    def part(self, name: str, offset: int, byte_size: int) -> memoryview:
+        """A writable view of a part of a region, not copied.
+
+        Raises:
+            UnknownRegionError: none of that name is registered.
+            RequestError: the part is not inside the region, or the client has made its object smaller.
+        """
+        region = self.get(name)
+        if offset < 0 or byte_size < 0 or offset + byte_size > region.byte_size:
+            raise RequestError(
+                f"shared memory region {name!r}: offset {offset} and {byte_size} bytes, expected a part of its "
+                f"{region.byte_size} bytes"
+            )
+        # Touching a page behind the end of a shrunken object would end this process with SIGBUS.
+        if os.fstat(region.descriptor).st_size < region.offset + region.byte_size:
+            raise RequestError(f"shared memory region {name!r}: {region.key!r} is smaller than when it was registered")
+        return region.view[offset : offset + byte_size]
+
+
+def _open(name: str, key: str) -> int:
+    if not _KEY.fullmatch(key) or key.lstrip("/") in (".", ".."):
+        raise RequestError(f"shared memory region {name!r}: key is {key[:60]!r}, expected the name of a shared memory")
+    try:
+        return os.open(DIRECTORY / key.lstrip("/"), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError as error:
+        raise RequestError(f"shared memory region {name!r}: {key!r} cannot be opened: {error.strerror}") from None

@@ -1,0 +1,105 @@
+"""What each model has done, in the terms of the protocol's statistics extension: counts and nanoseconds."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Duration:
+    """How often, and how long in all."""
+
+    count: int = 0
+    ns: int = 0
+
+    def add(self, ns: int) -> None:
+        """One more."""
+        self.count += 1
+        self.ns += ns
+
+    def to_json(self) -> dict[str, int]:
+        """As the protocol has it."""
+        return {"count": self.count, "ns": self.ns}
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """One answered request's time, in nanoseconds."""
+
+    decode: int
+    """Checking the request and taking its tensors."""
+    wait: int
+    """In the gateway outside the subnets: in line, handed over, merged."""
+    compute: int
+    """Inside the slowest subnet that was waited for."""
+    encode: int
+    """Writing the reply."""
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.decode + self.wait + self.compute + self.encode
+
+
+@dataclass
+class BatchStatistics:
+    """Requests of one batch size."""
+
+    compute_input: Duration = field(default_factory=Duration)
+    compute_infer: Duration = field(default_factory=Duration)
+    compute_output: Duration = field(default_factory=Duration)
+
+
+@dataclass
+class ModelStatistics:
+    """One model since the server started."""
+
+    last_inference_ms: int = 0
+    """Of the epoch."""
+    inference_count: int = 0
+    """Inputs answered."""
+    success: Duration = field(default_factory=Duration)
+    fail: Duration = field(default_factory=Duration)
+    queue: Duration = field(default_factory=Duration)
+    by_batch: dict[int, BatchStatistics] = field(default_factory=dict)
+
+    def succeeded(self, n_inputs: int, stages: Stages) -> None:
+        """Count a request that was answered."""
+        self.last_inference_ms = time.time_ns() // 1_000_000
+        self.inference_count += n_inputs
+        self.success.add(stages.total)
+        self.queue.add(stages.wait)
+        batch = self.by_batch.setdefault(n_inputs, BatchStatistics())
+        batch.compute_input.add(stages.decode)
+        batch.compute_infer.add(stages.compute)
+        batch.compute_output.add(stages.encode)
+
+    def to_json(self, name: str, version: str) -> dict[str, Any]:
+        """As the protocol has it."""
+        stages = ("compute_input", "compute_infer", "compute_output")
+        batches = [
+            {"batch_size": size} | {stage: getattr(batch, stage).to_json() for stage in stages}
+            for size, batch in sorted(self.by_batch.items())
+        ]
+        sums = {stage: {key: sum(b[stage][key] for b in batches) for key in ("count", "ns")} for stage in stages}
+        nothing = Duration().to_json()
+        return {
+            "name": name,
+            "version": version,
+            "last_inference": self.last_inference_ms,
+            "inference_count": self.inference_count,
+            "execution_count": self.success.count,
+            "inference_stats": {
+                "success": self.success.to_json(),
+                "fail": self.fail.to_json(),
+                "queue": self.queue.to_json(),
+                **sums,
+                "cache_hit": nothing,
+                "cache_miss": nothing,
+            },
+            "batch_stats": batches,
+            "memory_usage": [],
+            "response_stats": {},
+        }
