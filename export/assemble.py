@@ -79,8 +79,8 @@ def export(
             on_progress("export", worker + 2, n_files)
         manifest = Manifest(
             name=name or re.sub(r"[^A-Za-z0-9._-]", "-", dataset.name).lstrip("._-")[:128] or "model",
-            labels=dataset.labels,
-            input=dataset.spec,
+            labels=run.labels,
+            input=run.spec,
             subnets=tuple(subnets),
             kind=assignment.kind,
             offsets=assignment.offsets,
@@ -115,7 +115,7 @@ def export(
 
 def _write(run: Run, name: str, file: Path, samples: Floats) -> float:
     subnet = run.load(name)
-    data = to_onnx(subnet, run.dataset.spec.name, run.dataset.spec.shape)
+    data = to_onnx(subnet, run.spec.name, run.spec.shape)
     difference = check_parity(subnet, data, samples, name)
     file.write_bytes(data)
     return difference
@@ -132,11 +132,11 @@ def _provenance(run: Run, difference: float) -> dict[str, Any]:
     source, _, argument = run.recipe.data.partition(":")
     if "/" in argument:
         recipe["data"] = f"{source}:{Path(argument).name}"
-    reference = run.size(run.load(REFERENCE))
+    reference = run.network(REFERENCE)
     return {
         "made_by": f"sensai-serve {sensai_serve.__version__}",
         "recipe": recipe,
         "sha256": run.digests,
-        "reference": dataclasses.asdict(reference),
+        "reference": {"macs": reference.macs, "parameters": reference.parameters},
         "torch_to_onnx_difference": difference,
     }

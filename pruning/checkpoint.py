@@ -1,7 +1,7 @@
 """The run directory: everything that pruning leaves behind, data only. What export reads.
 
 RUN/recipe.json             every option, and digests of the data and the weights: another recipe is refused
-RUN/assignment.json         who covers what
+RUN/task.json               labels, input, and who covers what
 RUN/reference/              a network: network.json (channels kept per layer, classes, head) and weights.safetensors
 RUN/recovered/              the compact network for all classes, where the recipe asks for one
 RUN/subnets/00/ ...         each worker's network, and validation.npy, its scores of the validation part
@@ -24,14 +24,14 @@ from pruning import data, heads, models
 from pruning.data import Dataset, Labels
 from pruning.heads import Subnet, replace_output
 from pruning.recipe import Recipe
-from pruning.surgery import Cut, Size, apply_cut, measure, output_layer
+from pruning.surgery import Cut, Size, apply_cut, output_layer
 from sensai_serve.assignment import Assignment
 from sensai_serve.bundle import atomic_directory, refuse_existing
-from sensai_serve.errors import DataError, InputError, ModelError, OutputExistsError
-from sensai_serve.preprocess import Floats
+from sensai_serve.errors import DataError, InputError, OutputExistsError
+from sensai_serve.preprocess import Floats, InputSpec
 
 RECIPE = "recipe.json"
-ASSIGNMENT = "assignment.json"
+TASK = "task.json"
 REFERENCE = "reference"
 RECOVERED = "recovered"
 
@@ -56,33 +56,29 @@ class Run:
     recipe: Recipe
     digests: dict[str, str]
     """SHA-256 of the ``data`` and of the ``weights``."""
+    labels: tuple[str, ...]
+    spec: InputSpec
     assignment: Assignment
 
-    @classmethod
-    def create(
-        cls, path: str | Path, recipe: Recipe, digests: dict[str, str], assignment: Assignment, reference: nn.Module
-    ) -> Run:
-        """A new run directory that holds the recipe, the assignment and the reference.
+    def create(self, reference: nn.Module, size: Size) -> None:
+        """Make the directory, with the recipe, the task and the reference in it.
 
         Raises:
-            OutputExistsError: `path` holds something already.
+            OutputExistsError: the path holds something already.
         """
-        run = cls(Path(path), recipe, digests, assignment)
-        with atomic_directory(path) as temporary:
-            _write_json(temporary / RECIPE, {"schema": 1, "recipe": recipe.to_json(), "digests": digests})
-            _write_json(
-                temporary / ASSIGNMENT,
-                {
-                    "kind": assignment.kind,
-                    "n_classes": assignment.n_classes,
-                    "rows": assignment.rows,
-                    "offsets": assignment.offsets,
-                    "symbols": assignment.symbols,
-                },
-            )
-            every = tuple(range(assignment.n_classes))
-            _save(temporary / REFERENCE, Network(every, "softmax", {}), reference, None)
-        return run
+        assignment = {
+            "kind": self.assignment.kind,
+            "rows": self.assignment.rows,
+            "offsets": self.assignment.offsets,
+            "symbols": self.assignment.symbols,
+        }
+        task = {"labels": self.labels, "input": self.spec.to_json(), "assignment": assignment}
+        every = tuple(range(len(self.labels)))
+        with atomic_directory(self.path) as temporary:
+            _write_json(temporary / RECIPE, {"schema": 1, "recipe": self.recipe.to_json(), "digests": self.digests})
+            _write_json(temporary / TASK, task)
+            network = Network(every, "softmax", {}, size.macs, size.parameters)
+            _save(temporary / REFERENCE, network, reference, None)
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
@@ -94,22 +90,25 @@ class Run:
         path = Path(path)
         if not (path / RECIPE).is_file():
             raise InputError(f"{path} is no run, expected a directory that `sensai prune --out` made")
-        recipe, assignment = _read_json(path / RECIPE), _read_json(path / ASSIGNMENT)
+        recipe, task = _read_json(path / RECIPE), _read_json(path / TASK)
         try:
+            assignment = task["assignment"]
             return cls(
                 path,
                 Recipe.from_json(recipe["recipe"]),
                 dict(recipe["digests"]),
+                tuple(task["labels"]),
+                InputSpec.from_json(task["input"]),
                 Assignment(
                     tuple(map(tuple, assignment["rows"])),
-                    assignment["n_classes"],
+                    len(task["labels"]),
                     assignment["kind"],
                     tuple(assignment["offsets"]),
                     tuple(map(tuple, assignment["symbols"])),
                 ),
             )
-        except (KeyError, TypeError) as error:
-            raise InputError(f"{path}: {RECIPE} or {ASSIGNMENT} is damaged ({error})") from None
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{path}: {RECIPE} or {TASK} is damaged ({error})") from None
 
     @classmethod
     def resume(cls, path: str | Path, recipe: Recipe, digests: dict[str, str]) -> Run | None:
@@ -185,8 +184,8 @@ class Run:
             InputError: it is not finished, or damaged.
         """
         network = self.network(name)
-        shape = self.dataset.spec.shape
-        model = models.create(self.recipe.model, self.dataset.n_classes, shape)
+        shape = self.spec.shape
+        model = models.create(self.recipe.model, len(self.labels), shape)
         output = output_layer(model, shape)
         model = apply_cut(model, network.cut, shape)
         head = heads.find(network.head)
@@ -200,10 +199,6 @@ class Run:
             return np.asarray(np.load(self.path / self.folder(worker) / "validation.npy", allow_pickle=False))
         except (OSError, ValueError) as error:
             raise InputError(f"{self.path / self.folder(worker)}: validation.npy is damaged ({error})") from None
-
-    def size(self, model: nn.Module) -> Size:
-        """MACs and parameters of a network."""
-        return measure(model, self.dataset.spec.shape)
 
 
 def _save(folder: Path, network: Network, model: nn.Module, validation: Floats | None) -> None:
@@ -226,7 +221,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error})") from None
     if not isinstance(content, dict):
-        raise ModelError(f"{path} holds no object")
+        raise InputError(f"{path} holds {type(content).__name__}, expected an object")
     return content
 
 

@@ -40,7 +40,9 @@ class Recipe:
     head: str = "sigmoid"
     sampling: str = "balanced"
     distil: float = 1.0
-    """Weight of the reference's probabilities among the training targets; the rest are the labels."""
+    """Weight of the reference's answers in the loss; the rest is the labels'."""
+    temperature: float = 2.0
+    """That both networks' logits are divided by for it."""
     recover_images: int = 200_000
     """Image passes that one compact network for all classes gets before workers are made of it; 0: every worker is cut
     from the reference."""
@@ -65,6 +67,8 @@ class Recipe:
         for name in ("amount", "recover_amount"):
             if self.target != "threshold" and (value := getattr(self, name)) is not None:
                 _between(f"{self.target} ({name})", value, 0, 1)
+        if not 0 < self.temperature <= 100:
+            raise InputError(f"temperature is {self.temperature}, expected more than 0 and at most 100")
         if self.validation >= 1:
             raise InputError("validation is 1, expected less: something must be left to train on")
         for name, least in (("images", 0), ("recover_images", 0), ("batch", 2), ("profile_images", 1)):

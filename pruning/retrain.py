@@ -14,12 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pruning.data import Augmentation, Dataset, Labels
-from pruning.heads import Head
 from sensai_serve.preprocess import Floats, normalise
 
 Precision = Literal["auto", "fp32", "bf16"]
-Targets = Callable[[Tensor, Labels], Tensor]
-"""Augmented inputs [B, *shape] and their indices [B] to probabilities [B, k]."""
+Loss = Callable[[Tensor, Tensor, Labels], Tensor]
+"""Augmented inputs [B, *shape], the network's logits [B, outputs] for them, and their indices [B], to a scalar."""
 OnStep = Callable[[int, int], None]
 """Called with images done and images in all."""
 
@@ -40,11 +39,10 @@ class Schedule:
 
 def fit(
     model: nn.Module,
-    head: Head,
     dataset: Dataset,
     *,
     batches: Iterator[Labels],
-    targets: Targets,
+    loss: Loss,
     schedule: Schedule,
     seed: int,
     precision: Precision = "auto",
@@ -53,11 +51,10 @@ def fit(
     """Train `model` in place: stochastic gradient descent with Nesterov momentum and a one-cycle learning rate.
 
     Args:
-        model: inputs [N, *shape] to the logits that `head` wants.
-        head: knows the loss.
+        model: inputs [N, *shape] to logits [N, outputs].
         dataset: raw images, normalised and augmented here, batch by batch.
         batches: which training images come next, for ever.
-        targets: what the scores of a batch should be.
+        loss: what is minimised.
         schedule: image passes and learning rate.
         seed: of augmentation, and of dropout where the network has it.
         precision: ``bf16`` computes in bfloat16 with channels last; ``auto`` does where it pays.
@@ -86,13 +83,10 @@ def fit(
     for step, indices in enumerate(islice(batches, steps)):
         x = torch.from_numpy(normalise(dataset.x[indices], dataset.spec))  # [B, *shape]
         x = augment(x, dataset.augmentation, generator).to(device).contiguous(memory_format=layout)
-        with torch.no_grad():
-            wanted = targets(x, indices)  # [B, k]
         with autocast(device, enabled=faster):
-            logits = model(x)
-        loss = head.loss(logits.float(), wanted)
+            logits = model(x)  # [B, outputs]
         optimiser.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
+        torch.autograd.backward(loss(x, logits.float(), indices))
         optimiser.step()
         cycle.step()
         on_step((step + 1) * schedule.batch, steps * schedule.batch)

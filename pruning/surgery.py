@@ -48,7 +48,7 @@ def find_units(model: nn.Module, input_shape: Sequence[int]) -> list[Unit]:
     """All sets of coupled channels of `model`, the output layer's own excepted.
 
     Raises:
-        ModelError: torch-pruning cannot follow the network.
+        ModelError: torch-pruning cannot follow the network, or there is nothing to cut.
     """
     graph = _graph(model, input_shape)
     names = {module: name for name, module in model.named_modules()}
@@ -70,6 +70,8 @@ def find_units(model: nn.Module, input_shape: Sequence[int]) -> list[Unit]:
                 readers.append((names[module], at, source))
         if readers:
             units.append(Unit(names[root], len(group[0].idxs), blocks, tuple(readers)))
+    if not units:
+        raise ModelError(f"model: torch-pruning finds no channels in {type(model).__name__} that could be cut")
     return units
 
 
@@ -230,7 +232,8 @@ def _spread(kept: npt.NDArray[np.int64], unit: Unit) -> tuple[int, ...]:
 
 
 def _example(model: nn.Module, input_shape: Sequence[int]) -> Tensor:
-    return torch.zeros(1, *input_shape, device=next(model.parameters()).device)
+    parameter = next(model.parameters(), None)
+    return torch.zeros(1, *input_shape, device=None if parameter is None else parameter.device)
 
 
 def _graph(model: nn.Module, input_shape: Sequence[int]) -> Any:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pruning import data, heads, models
+from pruning import data, models
 from pruning.data import Dataset
 from pruning.retrain import OnStep, Precision, Schedule, fit, infer
 from pruning.sampling import uniform
@@ -28,8 +28,10 @@ class Trained:
 def train(
     source: str,
     model_name: str,
-    schedule: Schedule,
     *,
+    epochs: int = 30,
+    rate: float = 0.1,
+    batch: int = 128,
     validation: float = 0.1,
     seed: int = 0,
     precision: Precision = "auto",
@@ -41,7 +43,9 @@ def train(
     Args:
         source: of the data.
         model_name: of the network.
-        schedule: image passes and learning rate.
+        epochs: passes over the training part.
+        rate: peak of the one-cycle learning rate.
+        batch: images per iteration.
         validation: fraction of the training part that is kept out. `sensai prune` with the same fraction and seed keeps
             out the same images.
         seed: of initial weights, order and augmentation.
@@ -54,16 +58,16 @@ def train(
     """
     dataset = data.load(source, seed=seed)
     indices, held_out = data.split(dataset.y, validation, seed)
+    schedule = Schedule(epochs * len(indices), rate, batch)
     torch.manual_seed(seed)
     model = models.create(model_name, dataset.n_classes, dataset.spec.shape).to(device)
     batches = uniform.batches(dataset.y, indices, (), schedule.batch, np.random.default_rng(seed))
-    hard = F.one_hot(torch.from_numpy(dataset.y), dataset.n_classes).float().to(device)
+    y = torch.from_numpy(dataset.y).to(device)
     fit(
         model,
-        heads.find("softmax"),
         dataset,
         batches=batches,
-        targets=lambda x, chosen: hard[chosen],
+        loss=lambda x, logits, chosen: F.cross_entropy(logits, y[chosen]),
         schedule=schedule,
         seed=seed,
         precision=precision,

@@ -1,4 +1,4 @@
-"""Heads: what a network's last layer means, what it is trained on, and the scores in [0, 1] that leave the graph.
+"""Heads: what a network's logits mean, what they are trained on, and the scores in [0, 1] that leave the graph.
 
 A new head is one new file here with an object ``head`` that does what `Head` says.
 """
@@ -16,7 +16,14 @@ from sensai_serve.errors import ModelError
 
 
 class Head(Protocol):
-    """Between logits and scores of k classes."""
+    """Between the logits of C classes under a softmax, a network's own logits, and scores of its k classes.
+
+    A network's own logits are as many as its head wants (here called outputs), whichever classes it is for.
+    """
+
+    def own_logits(self, logits: Tensor, classes: Sequence[int]) -> Tensor:
+        """What the logits [N, C] of a network for all classes would be as this head's logits [N, outputs]."""
+        ...
 
     def rows(self, weight: Tensor, bias: Tensor, classes: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Weights [outputs, features] and bias [outputs] to start from.
@@ -28,8 +35,12 @@ class Head(Protocol):
         """
         ...
 
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Logits [N, outputs] to probabilities [N, outputs]."""
+        ...
+
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The mean loss of logits [N, outputs] against probabilities [N, k] of the k classes."""
+        """The mean loss of logits [N, outputs] against probabilities [N, outputs]."""
         ...
 
     def scores(self, logits: Tensor) -> Tensor:
@@ -76,14 +87,20 @@ def replace_output(model: nn.Module, layer: str, head: Head, classes: Sequence[i
     if not isinstance(old, nn.Linear | nn.Conv2d) or getattr(old, "groups", 1) != 1:
         raise ModelError(f"model: its output layer {layer} is {type(old).__name__}, expected Linear or Conv2d")
     with torch.no_grad():
-        bias = torch.zeros(len(old.weight)) if old.bias is None else old.bias
+        bias = old.weight.new_zeros(len(old.weight)) if old.bias is None else old.bias
         weight, bias = head.rows(old.weight.flatten(1), bias, classes)
         if isinstance(old, nn.Linear):
-            new: nn.Module = nn.Linear(old.in_features, len(weight))
+            new: nn.Module = nn.Linear(old.in_features, len(weight), device=weight.device)
         else:
             shape = (old.kernel_size, old.stride, old.padding, old.dilation)
-            new = nn.Conv2d(old.in_channels, len(weight), *shape)  # type: ignore[arg-type]
+            new = nn.Conv2d(old.in_channels, len(weight), *shape, device=weight.device)  # type: ignore[arg-type]
         new.weight.copy_(weight.view_as(new.weight))  # type: ignore[operator,arg-type]
         new.bias.copy_(bias)  # type: ignore[operator]
     parent, _, name = layer.rpartition(".")
     setattr(model.get_submodule(parent), name, new)
+
+
+def others(logits: Tensor, classes: Sequence[int]) -> Tensor:
+    """The columns of logits [N, C] that are of none of `classes`; one of -100 where there are none."""
+    left = [c for c in range(logits.shape[1]) if c not in classes]
+    return logits[:, left] if left else logits.new_full((len(logits), 1), -100.0)

@@ -9,9 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pruning.heads import others
+
 
 class Sigmoid:
     """Binary cross-entropy per class."""
+
+    def own_logits(self, logits: Tensor, classes: Sequence[int]) -> Tensor:
+        """Log odds of each class against all others."""
+        return torch.stack([logits[:, c] - others(logits, [c]).logsumexp(dim=1) for c in classes], dim=1)
 
     def rows(self, weight: Tensor, bias: Tensor, classes: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Each class's row against the mean of all other rows: a first approximation of its log odds under softmax."""
@@ -23,13 +29,17 @@ class Sigmoid:
         others_bias = (bias.sum() - bias[chosen]) / (n_classes - 1) + math.log(n_classes - 1)
         return weight[chosen] - others_weight, bias[chosen] - others_bias
 
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Of each class, whatever the others'."""
+        return torch.sigmoid(logits)
+
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Binary cross-entropy, summed over the classes of an example, mean over examples."""
         return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / len(logits)
 
     def scores(self, logits: Tensor) -> Tensor:
-        """Probability of each class, whatever the others'."""
-        return torch.sigmoid(logits)
+        """Probabilities."""
+        return self.probabilities(logits)
 
 
 head = Sigmoid()

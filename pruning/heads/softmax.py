@@ -11,9 +11,17 @@ from torch import Tensor
 class Softmax:
     """Cross-entropy over the classes; scores are probabilities that sum to 1."""
 
+    def own_logits(self, logits: Tensor, classes: Sequence[int]) -> Tensor:
+        """The same."""
+        return logits[:, list(classes)]
+
     def rows(self, weight: Tensor, bias: Tensor, classes: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The reference's own rows."""
         return weight[list(classes)], bias[list(classes)]
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Of each class; they sum to 1."""
+        return logits.softmax(dim=1)
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy against probabilities."""
@@ -21,7 +29,7 @@ class Softmax:
 
     def scores(self, logits: Tensor) -> Tensor:
         """Probabilities."""
-        return logits.softmax(dim=1)
+        return self.probabilities(logits)
 
 
 head = Softmax()

@@ -9,9 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pruning.heads import others
+
 
 class SoftmaxOthers:
     """Cross-entropy over the classes and "others", the last logit."""
+
+    def own_logits(self, logits: Tensor, classes: Sequence[int]) -> Tensor:
+        """The logits of the classes, and the log of the summed exponentials of all others'."""
+        return torch.cat([logits[:, list(classes)], others(logits, classes).logsumexp(dim=1, keepdim=True)], dim=1)
 
     def rows(self, weight: Tensor, bias: Tensor, classes: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The reference's rows; for "others" the mean of the rows of the classes that are left."""
@@ -23,14 +29,17 @@ class SoftmaxOthers:
             others_weight, others_bias = torch.zeros_like(weight[0]), bias.min() - 5
         return torch.cat([weight[chosen], others_weight[None]]), torch.cat([bias[chosen], others_bias[None]])
 
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Of each class and of "others"; they sum to 1."""
+        return logits.softmax(dim=1)
+
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy; "others" has what probability the classes leave."""
-        others = (1 - targets.sum(dim=1, keepdim=True)).clamp(min=0)
-        return F.cross_entropy(logits, torch.cat([targets, others], dim=1))
+        """Cross-entropy against probabilities."""
+        return F.cross_entropy(logits, targets)
 
     def scores(self, logits: Tensor) -> Tensor:
         """Probability of each class, without "others"."""
-        return logits.softmax(dim=1)[:, :-1]
+        return self.probabilities(logits)[:, :-1]
 
 
 head = SoftmaxOthers()

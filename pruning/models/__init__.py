@@ -109,7 +109,7 @@ def _call(factory: Any, name: str, n_classes: int, input_shape: tuple[int, ...])
         takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
         taken = {p.name for p in parameters}
         model = factory(**{key: value for key, value in given.items() if takes_all or key in taken})
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ModelError(
             f"model: {name} cannot be called ({_first_line(error)}), expected a callable that needs at most n_classes "
             "and input_shape"
@@ -124,6 +124,8 @@ def _mismatch(model: nn.Module, state: Mapping[str, Tensor], error: Exception) -
     for key, value in expected.items():
         if key not in state:
             return f"{key} is missing"
+        if not isinstance(state[key], Tensor):
+            return f"{key} is {type(state[key]).__name__}, expected a tensor"
         if state[key].shape != value.shape:
             return f"{key} has shape {list(state[key].shape)}, expected {list(value.shape)}"
     if extra := sorted(set(state) - set(expected)):

@@ -16,9 +16,9 @@ from pruning.sampling import shuffled
 def batches(
     y: Labels, indices: Labels, classes: Sequence[int], size: int, generator: np.random.Generator
 ) -> Iterator[Labels]:
-    """Half positives, half negatives; uniform where the worker covers all classes, or more than half of the images."""
+    """Half positives, half negatives; uniform where half of the images or more are positives anyway, or none is."""
     positive = np.isin(y[indices], list(classes))
-    if positive.mean() >= 0.5:
+    if positive.mean() >= 0.5 or not positive.any():
         yield from shuffled(indices, size, generator)
     ours = shuffled(indices[positive], size // 2, generator)
     others = shuffled(indices[~positive], size - size // 2, generator)

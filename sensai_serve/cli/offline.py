@@ -11,7 +11,7 @@ from sensai_serve.cli.progress import progress
 from sensai_serve.errors import InputError
 
 if TYPE_CHECKING:
-    from pruning.pipeline import Plan
+    from pruning.plan import Plan
 
 app = typer.Typer()
 
@@ -38,7 +38,7 @@ def train(
     data: Data,
     model: Model,
     out: Annotated[Path, typer.Option(help="The weights, a .safetensors file.")],
-    images: Annotated[int, typer.Option(min=1, help="Image passes in all: epochs times images.")] = 100_000,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training part.")] = 30,
     rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 0.1,
     batch: Annotated[int, typer.Option(min=2)] = 128,
     validation: Validation = None,
@@ -52,7 +52,6 @@ def train(
     from safetensors.torch import save_file
 
     from pruning.recipe import Recipe
-    from pruning.retrain import Schedule
     from pruning.train import train as train_reference
     from sensai_serve.bundle import atomic_file
 
@@ -64,7 +63,9 @@ def train(
         trained = train_reference(
             data,
             model,
-            Schedule(images, rate, batch),
+            epochs=epochs,
+            rate=rate,
+            batch=batch,
             validation=options.validation,
             seed=seed,
             precision=options.precision,
@@ -127,6 +128,7 @@ def prune(
 ) -> None:
     """Cut one small subnet per worker out of a trained network and retrain each. A killed run goes on where it was."""
     from pruning import pipeline
+    from pruning.plan import make_plan
     from pruning.recipe import Recipe
 
     if out is None and not dry_run:
@@ -159,7 +161,7 @@ def prune(
     recipe = Recipe(data, model, assignment, seed=seed, **target, **given)
     _use(device, threads)
     with progress(quiet=quiet) as report:
-        plan = pipeline.make_plan(recipe, weights, device=device)
+        plan = make_plan(recipe, weights, device=device)
         if out is None or dry_run:
             sizes = pipeline.planned_sizes(plan, on_progress=report)
         else:

@@ -1,0 +1,86 @@
+"""A recipe with everything that it names loaded and checked: what is known before the work starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from pruning import data, models
+from pruning.activations import some_of_each_class
+from pruning.data import Dataset, Labels
+from pruning.grouping import class_features
+from pruning.recipe import Recipe
+from pruning.surgery import Size, measure
+from sensai_serve import assignment, plugins
+from sensai_serve.assignment import Assignment
+from sensai_serve.bundle import sha256_of
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe with what it names loaded: all that is known before the work starts."""
+
+    recipe: Recipe
+    dataset: Dataset
+    reference: nn.Module
+    assignment: Assignment
+    digests: dict[str, str]
+    train: Labels
+    """Indices of the training part that are trained on."""
+    validation: Labels
+    """Indices of the training part that choices are made on."""
+    size: Size
+    """Of the reference."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one input."""
+        return self.dataset.spec.shape
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is computed."""
+        return next(self.reference.parameters()).device
+
+
+def make_plan(recipe: Recipe, weights: str | Path, *, device: str = "cpu") -> Plan:
+    """Load data and reference, group the classes where the recipe says so, and assign them to workers.
+
+    Args:
+        recipe: every option.
+        weights: of the reference.
+        device: torch's name of where to compute.
+
+    Raises:
+        InputError: the data, the model, the weights or the assignment is wrong.
+    """
+    dataset = data.load(recipe.data, seed=recipe.seed)
+    train, validation = data.split(dataset.y, recipe.validation, recipe.seed)
+    model = models.create(recipe.model, dataset.n_classes, dataset.spec.shape)
+    models.load_weights(model, weights)
+    model.to(device).eval()
+    groups = None
+    if recipe.groups is not None:
+        groups = group_classes(recipe, dataset, model, train)
+    matrix = assignment.build(
+        recipe.assignment,
+        dataset.n_classes,
+        groups=groups,
+        offsets=recipe.offsets,
+        redundancy=recipe.redundancy,
+    )
+    digests = {"data": dataset.digest(), "weights": sha256_of(Path(weights))}
+    return Plan(recipe, dataset, model, matrix, digests, train, validation, measure(model, dataset.spec.shape))
+
+
+def group_classes(recipe: Recipe, dataset: Dataset, model: nn.Module, train: Labels) -> list[list[int]]:
+    """Put the classes into `recipe.groups` groups of equal size (to within one)."""
+    indices = some_of_each_class(dataset.y, train, recipe.profile_images, recipe.seed)
+    features = class_features(model, dataset, indices)  # [C, features]
+    groups: list[list[int]] = plugins.find("pruning.grouping", recipe.grouping, "group")(
+        features, recipe.groups, recipe.seed
+    )
+    return groups
