@@ -10,7 +10,7 @@ from typing import Any
 from sensai_serve.errors import RequestError, UnsupportedError
 from serving.statistics import Stages
 
-_LEVELS = ("OFF", "TIMESTAMPS", "TENSORS")
+_LEVELS = ("OFF", "TIMESTAMPS")
 _trace_log = logging.getLogger("sensai.trace")
 
 

@@ -166,6 +166,8 @@ def test_compression_that_is_not_done(limited) -> None:
         (404, "GET", "/v2/"),
         (404, "POST", "/v2/models/tiny/versions/1/2/infer"),
         (405, "GET", "/v1/predict"),
+        (405, "GET", INFER),
+        (405, "PUT", "/v2/models/tiny/versions/1/infer"),
         (405, "POST", "/v2/models/tiny"),
         (405, "DELETE", "/v2"),
         (422, "POST", "/v1/predict?model=tiny&wait=forever"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import httpx
 import numpy as np
 import pytest
 import tritonclient.http as triton
@@ -118,17 +119,46 @@ def test_compressed_requests(client, golden, algorithm: str) -> None:
     assert result.as_numpy("class_id").tolist() == [golden.class_id[0]]
 
 
+@pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
+@pytest.mark.parametrize("binary", [False, True])
+def test_compressed_replies(server, client, golden, algorithm: str, binary: bool) -> None:
+    """A large reply comes compressed where that is asked for; a small one does not, and clients take both."""
+    asked = [triton.InferRequestedOutput(name, binary_data=binary) for name in OUTPUTS]
+    for n_inputs in (1, 64):
+        array = np.repeat(golden.inputs, 8, axis=0)[:n_inputs]
+        result = client.infer("tiny", [tensor(array)], outputs=asked, response_compression_algorithm=algorithm)
+        assert result.as_numpy("class_id").tolist() == np.repeat(golden.class_id, 8)[:n_inputs].tolist()
+        assert result.as_numpy("scores").shape == (n_inputs, 10)
+    with httpx.Client() as plain:
+        body = {"inputs": [{"name": "input", "datatype": "FP32", "shape": list(array.shape), "data": array.tolist()}]}
+        for accepted, encoding in (
+            (algorithm, algorithm),
+            (f"br, {algorithm};q=0.5", algorithm),
+            (f"br, {algorithm};q=0", None),
+        ):
+            response = plain.post(
+                f"{server.url}/v2/models/tiny/infer", json=body, headers={"Accept-Encoding": accepted}
+            )
+            assert response.headers.get("content-encoding") == encoding
+            assert len(response.json()["outputs"]) == len(OUTPUTS)
+
+
 def test_requests_at_the_same_time(client, golden) -> None:
     pending = [client.async_infer("tiny", [tensor(sample[None])]) for sample in golden.inputs for _ in range(4)]
     answers = [request.get_result().as_numpy("class_id")[0] for request in pending]
     assert answers == [c for c in golden.class_id for _ in range(4)]
 
 
-def test_a_timeout_that_cannot_be_met_is_a_503(client, golden) -> None:
-    with pytest.raises(InferenceServerException) as caught:
-        client.infer("tiny", [tensor(golden.inputs)], timeout=1)
-    assert caught.value.status() == "503"
-    assert "deadline" in caught.value.message()
+def test_a_timeout_that_cannot_be_met_is_a_503(run_server, tiny_bundle, golden) -> None:
+    with (
+        run_server(tiny_bundle, inference={"faults": "*:delay=100ms"}) as slow,
+        triton.InferenceServerClient(slow.address) as client,
+    ):
+        with pytest.raises(InferenceServerException) as caught:
+            client.infer("tiny", [tensor(golden.inputs)], timeout=1000)
+        assert caught.value.status() == "503"
+        assert "deadline" in caught.value.message()
+        assert client.infer("tiny", [tensor(golden.inputs)], timeout=60_000_000).as_numpy("class_id") is not None
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
-"""Plain ASGI: a body read whole and bounded, a client that goes away while it is answered, a reply in two sends."""
+"""Plain ASGI: bodies read whole and bounded, compressed both ways, clients that go away, replies in two sends."""
 
 from __future__ import annotations
 
 import asyncio
+import re
 import zlib
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping
 from typing import Any, TypeVar
@@ -16,8 +17,11 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
+_REFUSED = re.compile(rb";\s*q=0(\.0*)?\s*$")
 _T = TypeVar("_T")
 
+WORTH_COMPRESSING = 4096
+"""Bytes of a body; a smaller one costs more time than it saves."""
 # zlib's window bits: 16 more is the gzip wrapper; plain is zlib's own, which HTTP calls deflate (RFC 9110, 8.4.1.2).
 _WINDOW = {b"gzip": 16 + zlib.MAX_WBITS, b"x-gzip": 16 + zlib.MAX_WBITS, b"deflate": zlib.MAX_WBITS}
 
@@ -63,6 +67,30 @@ def inflate(body: bytes, encoding: bytes, limit: int) -> bytes:
     if not stream.eof or stream.unused_data:
         raise RequestError(f"the body is no {encoding.decode()} data, or not all of it, or more than it")
     return inflated
+
+
+async def deflate(body: bytes, accepted: bytes) -> tuple[bytes, bytes | None]:
+    """Compress a reply's body where the client asks for it and it is worth it.
+
+    Args:
+        body: of the reply.
+        accepted: the request's ``Accept-Encoding``.
+
+    Returns:
+        The body, and its Content-Encoding; None where it is as it was.
+    """
+    if len(body) < WORTH_COMPRESSING:
+        return body, None
+    encodings = {part.partition(b";")[0].strip() for part in accepted.lower().split(b",") if not _REFUSED.search(part)}
+    for encoding in (b"gzip", b"deflate"):
+        if encoding in encodings:
+            return await asyncio.to_thread(_compress, body, _WINDOW[encoding]), encoding
+    return body, None
+
+
+def _compress(body: bytes, window: int) -> bytes:
+    stream = zlib.compressobj(1, wbits=window)  # level 1: the reply is waited for
+    return stream.compress(body) + stream.flush()
 
 
 async def until_disconnected(work: Coroutine[Any, Any, _T], receive: Receive) -> _T:

@@ -59,7 +59,7 @@ def error_reply(error: Exception) -> tuple[int, Headers, bytes]:
     if status == 500:
         _log.error("a request failed", exc_info=error)
     body = error_body(INTERNAL if status == 500 else str(error))
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    headers = json_headers(body)
     if isinstance(error, OverloadedError):
         headers.append((b"retry-after", str(RETRY_AFTER_S).encode()))
     return status, headers, body
@@ -68,3 +68,8 @@ def error_reply(error: Exception) -> tuple[int, Headers, bytes]:
 def error_body(message: str) -> bytes:
     """The JSON of an error."""
     return orjson.dumps({"error": message})
+
+
+def json_headers(body: bytes) -> Headers:
+    """The headers of a JSON body."""
+    return [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]

@@ -9,8 +9,17 @@ from starlette.requests import ClientDisconnect
 from sensai_serve.errors import RequestError
 from serving.dataplane import DataPlane
 from serving.gateway import Reply
-from serving.transports.http.asgi import Headers, Receive, Scope, Send, read_body, send_reply, until_disconnected
-from serving.transports.http.errors import ERROR_RESPONSE, error_reply
+from serving.transports.http.asgi import (
+    Headers,
+    Receive,
+    Scope,
+    Send,
+    deflate,
+    read_body,
+    send_reply,
+    until_disconnected,
+)
+from serving.transports.http.errors import ERROR_RESPONSE, error_body, error_reply, json_headers
 from serving.v2 import InferRequest, decode_request, encode_response
 
 OPENAPI = {
@@ -60,9 +69,9 @@ class InferRoute:
 
     @staticmethod
     def match(scope: Scope) -> tuple[str, str] | None:
-        """The model and the version ("" where none is named) if this request is one to infer."""
+        """The model and the version ("" where none is named) if the path is one to infer."""
         path: str = scope["path"]
-        if not (path.endswith(_SUFFIX) and path.startswith(_PREFIX) and scope["method"] == "POST"):
+        if not (path.endswith(_SUFFIX) and path.startswith(_PREFIX)):
             return None
         match path[len(_PREFIX) : -len(_SUFFIX)].split("/"):
             case [name]:
@@ -73,6 +82,10 @@ class InferRoute:
 
     async def __call__(self, model: tuple[str, str], scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, whatever it holds."""
+        if scope["method"] != "POST":
+            body = error_body("Method Not Allowed")
+            await send_reply(send, 405, [*json_headers(body), (b"allow", b"POST")], body)
+            return
         try:
             headers, body = await self._answer(model, dict(scope["headers"]), receive)
             status = 200
@@ -97,14 +110,18 @@ class InferRoute:
             return encode_response(request, reply.answer, name=gateway.name, version=gateway.version, labels=labels)
 
         data, header_length = await until_disconnected(plane.infer(gateway, decode, encode), receive)
-        length = (b"content-length", str(len(data)).encode())
+        reply: Headers = []
         if header_length is None:
-            return [(b"content-type", b"application/json"), length], data
-        return [
-            (b"content-type", b"application/octet-stream"),
-            (b"inference-header-content-length", str(header_length).encode()),
-            length,
-        ], data
+            reply.append((b"content-type", b"application/json"))
+        else:
+            reply.append((b"content-type", b"application/octet-stream"))
+            reply.append((b"inference-header-content-length", str(header_length).encode()))
+        if (accepted := headers.get(b"accept-encoding")) is not None:
+            data, encoding = await deflate(data, accepted)
+            if encoding is not None:
+                reply.append((b"content-encoding", encoding))
+        reply.append((b"content-length", str(len(data)).encode()))
+        return reply, data
 
 
 def _header_length(headers: Mapping[bytes, bytes]) -> int | None:
