@@ -104,6 +104,8 @@ class Settings(BaseSettings):
 
     http: Annotated[Address, NoDecode, BeforeValidator(_parse_address)] = Address(host="127.0.0.1", port=8000)
     """Where HTTP listens. Loopback unless told otherwise: the server knows no users."""
+    grpc: Annotated[Address | None, NoDecode, BeforeValidator(_parse_address)] = None
+    """Where gRPC listens; None: nowhere."""
     repository: Path | None = None
     """A directory of bundles, all of them served; clients may load and unload them. None: no control by clients."""
     inference: Inference = Inference()
@@ -120,7 +122,9 @@ class Settings(BaseSettings):
     @property
     def shares_memory(self) -> bool:
         """Whether clients may register shared memory."""
-        return self.http.is_loopback if self.shared_memory is None else self.shared_memory
+        if self.shared_memory is not None:
+            return self.shared_memory
+        return all(address.is_loopback for address in (self.http, self.grpc) if address is not None)
 
     def gateway_options(self) -> GatewayOptions:
         """What a gateway takes of these.

@@ -34,6 +34,7 @@ def serve(
         list[str] | None, typer.Option(help="Where workers run: cpu:CORE or cuda:CARD; give it several times.")
     ] = None,
     http: Annotated[str | None, typer.Option(help="HOST:PORT of HTTP; port 0 is any free one.")] = None,
+    grpc: Annotated[str | None, typer.Option(help="HOST:PORT of gRPC; it listens only when this is given.")] = None,
     backend: Annotated[str | None, typer.Option(help="What runs the workers.")] = None,
     wait: Annotated[str | None, typer.Option(help="What requests wait for: decided, all, quorum or first.")] = None,
     patience: Annotated[
@@ -57,6 +58,7 @@ def serve(
 
     settings = load_settings(
         http=http,
+        grpc=grpc,
         repository=repository,
         inference={
             "devices": device or None,
@@ -74,7 +76,7 @@ def serve(
         raise InputError("nothing to serve, expected directories of bundles or --repository")
     served = Repository(opened, settings.gateway_options(), settings.repository)
     what = ", ".join(map(_summary, opened)) or "nothing loaded"
-    run(served, settings, lambda url: typer.echo(f"ready: {url}  {what}"))
+    run(served, settings, lambda urls: typer.echo(f"ready: {' '.join(urls.values())}  {what}"))
 
 
 @app.command()

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,8 @@ class Running:
 
     url: str
     repository: Repository
+    grpc: str = ""
+    """host:port of gRPC, where it listens."""
 
     @property
     def address(self) -> str:
@@ -53,7 +55,7 @@ def running(*bundles: Path, **settings: Any) -> Iterator[Running]:
     inference = {"devices": "cpu", "patience": 0, **settings.pop("inference", {})}
     values = Settings(http="127.0.0.1:0", inference=inference, **settings)
     repository = Repository([Bundle.open(path) for path in bundles], values.gateway_options(), values.repository)
-    outcome: queue.Queue[str | BaseException] = queue.Queue()
+    outcome: queue.Queue[Mapping[str, str] | BaseException] = queue.Queue()
     loop, stop = uvloop.new_event_loop(), asyncio.Event()
 
     def main() -> None:
@@ -66,10 +68,10 @@ def running(*bundles: Path, **settings: Any) -> Iterator[Running]:
     thread = threading.Thread(target=main)
     thread.start()
     try:
-        url = outcome.get(timeout=60)
-        if isinstance(url, BaseException):
-            raise url
-        yield Running(url, repository)
+        urls = outcome.get(timeout=60)
+        if isinstance(urls, BaseException):
+            raise urls
+        yield Running(urls["http"], repository, urls.get("grpc", "").removeprefix("grpc://"))
     finally:
         with contextlib.suppress(RuntimeError):  # closed: it ended by itself
             loop.call_soon_threadsafe(stop.set)

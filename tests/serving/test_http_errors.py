@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from sensai_serve import errors
-from serving.transports.http.errors import status_of
+from serving.transports._status import status_of
 
 INFER = "/v2/models/tiny/infer"
 ZEROS = bytes(4 * 3 * 8 * 8)
@@ -230,7 +230,9 @@ def test_every_error_of_ours_has_a_status() -> None:
             yield from tree(below)
 
     statuses = {
-        kind.__name__: status_of(kind("x")) for kind in tree(errors.SensaiError) if kind.__module__ == errors.__name__
+        kind.__name__: status_of(kind("x")).http
+        for kind in tree(errors.SensaiError)
+        if kind.__module__ == errors.__name__
     }
     assert {status for name, status in statuses.items() if issubclass(getattr(errors, name), errors.InputError)} <= {
         400,

@@ -1,5 +1,5 @@
 """The HTTP transport: a FastAPI application whose hot path is plain ASGI."""
 
-from serving.transports.http.app import Application, create_app
+from serving.transports.http.server import listen
 
-__all__ = ["Application", "create_app"]
+__all__ = ["listen"]

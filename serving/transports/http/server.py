@@ -1,0 +1,80 @@
+"""The HTTP listener: uvicorn on a socket of ours, stopped and drained by us."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import socket
+from collections.abc import AsyncIterator, Iterator
+
+import uvicorn
+
+from sensai_serve.errors import InputError
+from serving.dataplane import DataPlane
+from serving.settings import Address, Settings
+from serving.transports import Listening
+from serving.transports.http.app import create_app
+
+BACKLOG = 2048
+
+
+@contextlib.asynccontextmanager
+async def listen(plane: DataPlane, settings: Settings) -> AsyncIterator[Listening]:
+    """Listen; on leaving, stop listening and let requests in flight end.
+
+    Raises:
+        InputError: cannot listen there.
+    """
+    listener = _bind(settings.http)
+    host, port = listener.getsockname()[:2]
+    config = uvicorn.Config(
+        create_app(plane),
+        http="httptools",
+        ws="none",
+        interface="asgi3",
+        lifespan="off",
+        log_config=None,
+        access_log=settings.access_log,
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=math.ceil(settings.limits.idle_s),
+        timeout_graceful_shutdown=math.ceil(settings.drain_s),
+    )
+    server = _Uvicorn(config)
+    running = asyncio.create_task(server.serve([listener]))
+    listening = asyncio.create_task(server.listening.wait())
+    await asyncio.wait((running, listening), return_when=asyncio.FIRST_COMPLETED)
+    try:
+        yield Listening(f"http://{Address(host=host, port=port)}", running)
+    finally:
+        listening.cancel()
+        server.should_exit = True
+        await running
+
+
+class _Uvicorn(uvicorn.Server):
+    """Uvicorn, told to stop by us alone, and telling when it listens."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = asyncio.Event()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signals alone; uvicorn would end the process by the signal it got, not with exit code 0."""
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen."""
+        await super().startup(sockets)
+        self.listening.set()
+
+
+def _bind(address: Address) -> socket.socket:
+    try:
+        info = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        return socket.create_server(info[0][4][:2], family=info[0][0], backlog=BACKLOG)
+    except OSError as error:
+        reason = (error.strerror or str(error)).partition(" (")[0]
+        raise InputError(f"cannot listen on {address}: {reason}") from None
