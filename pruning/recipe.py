@@ -62,15 +62,16 @@ class Recipe:
     def __post_init__(self) -> None:
         _in("target", self.target, TARGETS)
         _in("precision", self.precision, ("auto", "fp32", "bf16"))
-        for name in ("distil", "validation"):
-            _between(name, getattr(self, name), 0, 1)
+        _between("distil", self.distil, 0, 1)
         for name in ("amount", "recover_amount"):
             if self.target != "threshold" and (value := getattr(self, name)) is not None:
                 _between(f"{self.target} ({name})", value, 0, 1)
         if not 0 < self.temperature <= 100:
             raise InputError(f"temperature is {self.temperature}, expected more than 0 and at most 100")
-        if self.validation >= 1:
-            raise InputError("validation is 1, expected less: something must be left to train on")
+        if not 0 < self.validation < 1:
+            raise InputError(
+                f"validation is {self.validation}, expected between 0 and 1: a part to choose on, and a rest"
+            )
         for name, least in (("images", 0), ("recover_images", 0), ("batch", 2), ("profile_images", 1)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} is {getattr(self, name)}, expected at least {least}")

@@ -72,7 +72,8 @@ def find_units(model: nn.Module, input_shape: Sequence[int]) -> list[Unit]:
             units.append(Unit(names[root], len(group[0].idxs), blocks, tuple(readers)))
     if not units:
         raise ModelError(f"model: torch-pruning finds no channels in {type(model).__name__} that could be cut")
-    return units
+    order = list(names.values())
+    return sorted(units, key=lambda unit: order.index(unit.layer))
 
 
 def output_layer(model: nn.Module, input_shape: Sequence[int]) -> str:

@@ -146,7 +146,7 @@ def test_the_least_important_channels_go():
     network = models.create("mlp", 5, (4,))
     units = find_units(network, (4,))
     importance = {unit.layer: np.arange(unit.channels, dtype=float) for unit in units}
-    assert [unit.layer for unit in units] == ["1", "3"] or {unit.layer for unit in units} == {"1", "3"}
+    assert [unit.layer for unit in units] == ["1", "3"]
     assert cut_share(units, importance, 0.75)["1"] == tuple(range(48, 64))
     assert cut_below(units, importance, 60)["3"] == (60, 61, 62, 63)
 
@@ -166,9 +166,9 @@ def test_a_layer_is_never_cut_away():
     network = models.create("cnn", 5, IMAGE)
     units = find_units(network, IMAGE)
     importance = {unit.layer: np.zeros(unit.channels) for unit in units}
-    with pytest.raises(ModelError, match="layer conv1 would lose all 32 channels.*expected a lower threshold"):
-        cut_below(units[::-1] if units[0].layer != "conv1" else units, importance, 0.1)
-    with pytest.raises(ModelError, match="would lose all .* channels at a share of 1"):
+    with pytest.raises(ModelError, match=r"layer conv1 would lose all 32 channels.*expected a lower threshold"):
+        cut_below(units, importance, 0.1)
+    with pytest.raises(ModelError, match=r"layer conv1 would lose all 32 channels at a share of 1"):
         cut_share(units, importance, 1.0)
 
 

@@ -1,0 +1,237 @@
+"""Runs from a reference to retrained subnets: good, repeatable, resumed after a kill, refused when they do not fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pruning import data, models, pipeline
+from pruning.checkpoint import RECOVERED, Run
+from pruning.plan import make_plan
+from pruning.recipe import Recipe
+from pruning.train import train
+from sensai_serve.errors import AssignmentError, InputError, ModelError, OutputExistsError, SensaiError
+from sensai_serve.preprocess import normalise
+
+WINE = Recipe("wine", "mlp", amount=0.5, recover_images=3000, images=1000, batch=32, recover_rate=0.05)
+
+
+@pytest.fixture(scope="module")
+def wine(tmp_path_factory) -> Path:
+    """A reference for wine."""
+    path = tmp_path_factory.mktemp("wine") / "wine.safetensors"
+    save_file(train("wine", "mlp", epochs=30, batch=32, rate=0.05).model.state_dict(), path)
+    return path
+
+
+def networks(run: Run) -> list[str]:
+    return [run.folder(worker) for worker in range(run.assignment.n_workers)]
+
+
+def test_a_trained_reference_is_good_and_the_same_for_the_same_seed():
+    first, again = (train("wine", "mlp", epochs=20, batch=32, rate=0.05, seed=3) for _ in range(2))
+    assert first.accuracy > 0.9
+    for a, b in zip(first.model.state_dict().values(), again.model.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_subnets_are_smaller_and_know_their_classes(wine, tmp_path):
+    plan = make_plan(WINE, wine)
+    run = pipeline.prune(plan, tmp_path / "run")
+    assert pipeline.reference_accuracy(plan) > 0.9
+    assert pipeline.validation_accuracy(plan, run) > 0.9
+    dataset = data.load("wine")
+    inputs = torch.from_numpy(normalise(dataset.x_test, dataset.spec))
+    scores = torch.cat([run.load(name)(inputs) for name in networks(run)], dim=1)
+    assert ((scores >= 0) & (scores <= 1)).all()
+    assert (scores.argmax(1).numpy() == dataset.y_test).mean() > 0.9
+    for name in networks(run):
+        network = run.network(name)
+        assert network.macs <= plan.size.macs / 2
+        assert all(len(kept) > 0 for kept in network.cut.values())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"assignment": "cyclic", "redundancy": 2, "head": "softmax_others"},
+        {"assignment": "grouped", "groups": 2, "recover_images": 0, "target": "parameters"},
+        {
+            "assignment": "cyclic",
+            "groups": 3,
+            "redundancy": 2,
+            "grouping": "random",
+            "target": "channels",
+            "distil": 0.5,
+        },
+        {"target": "threshold", "amount": 0.2, "criterion": "apoz", "sampling": "uniform", "distil": 0.0},
+        {"recover_amount": 0.7, "criterion": "taylor"},
+        {"validation": 0.3, "criterion": "mean_activation", "precision": "bf16"},
+    ],
+    ids=lambda changes: "-".join(f"{k}={v}" for k, v in changes.items()),
+)
+def test_every_kind_of_recipe_ends_in_a_network_per_worker(wine, tmp_path, changes):
+    plan = make_plan(dataclasses.replace(WINE, **changes), wine)
+    run = pipeline.prune(plan, tmp_path / "run")
+    assert Run.open(tmp_path / "run").assignment == plan.assignment
+    for name, row in zip(networks(run), plan.assignment.rows, strict=True):
+        scores = run.load(name)(torch.zeros(2, 13))
+        assert scores.shape == (2, len(row))
+    planned = pipeline.planned_sizes(plan)
+    if changes.get("recover_images") == 0:
+        assert [run.network(name).cut for name in networks(run)] != []
+        assert all(size.parameters <= plan.size.parameters / 2 for size in planned)
+
+
+def test_a_second_cut_after_the_recovery_is_of_the_classes(wine, tmp_path):
+    plan = make_plan(dataclasses.replace(WINE, amount=0.3, recover_amount=0.6), wine)
+    run = pipeline.prune(plan, tmp_path / "run")
+    shared, own = run.network(RECOVERED).cut, [run.network(name).cut for name in networks(run)]
+    for cut in own:
+        for layer, kept in cut.items():
+            assert set(kept) < set(shared[layer])
+    assert own[0] != own[1]
+
+
+def test_a_finished_run_is_not_made_again(wine, tmp_path):
+    plan = make_plan(WINE, wine)
+    run = pipeline.prune(plan, tmp_path / "run")
+    files = {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.is_file()}
+    pipeline.prune(plan, tmp_path / "run")
+    assert files == {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.is_file()}
+
+
+def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(wine, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "sensai_serve",
+        "prune",
+        "--data",
+        "wine",
+        "--model",
+        "mlp",
+        "--weights",
+        str(wine),
+    ]
+    command += ["--macs", "0.5", "--recover-images", "3000", "--recover-rate", "0.05", "--images", "1000"]
+    command += ["--batch", "32", "--threads", "1", "--out"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen(
+        [*command, str(tmp_path / "killed")], stderr=subprocess.PIPE, text=True, env=environment
+    ) as first:
+        assert first.stderr is not None
+        for line in first.stderr:
+            if line.startswith("worker 1: done"):  # its files are being written, or worker 2 is at work
+                first.send_signal(signal.SIGKILL)
+                break
+    assert first.returncode == -signal.SIGKILL
+    killed = Run.open(tmp_path / "killed")
+    assert killed.has("subnets/00")
+    assert not killed.has("subnets/02")
+    before = (killed.path / "subnets/00/weights.safetensors").stat().st_mtime_ns
+    for out in ("killed", "whole"):
+        subprocess.run([*command, str(tmp_path / out), "--quiet"], check=True, env=environment, capture_output=True)
+    assert (killed.path / "subnets/00/weights.safetensors").stat().st_mtime_ns == before
+    whole = Run.open(tmp_path / "whole")
+    for name in [RECOVERED, *networks(whole)]:
+        assert killed.network(name) == whole.network(name)
+        for a, b in zip(killed.load(name).parameters(), whole.load(name).parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_a_run_of_another_recipe_data_or_weights_is_refused_and_left_alone(wine, tmp_path):
+    pipeline.prune(make_plan(WINE, wine), tmp_path / "run")
+    with pytest.raises(OutputExistsError, match=r"another recipe .images is 1000 there, 999 here"):
+        pipeline.prune(make_plan(dataclasses.replace(WINE, images=999), wine), tmp_path / "run")
+    torch.manual_seed(1)
+    save_file(models.create("mlp", 3, (13,)).state_dict(), tmp_path / "other.safetensors")
+    with pytest.raises(OutputExistsError, match=r"another recipe .weights is"):
+        pipeline.prune(make_plan(WINE, tmp_path / "other.safetensors"), tmp_path / "run")
+    assert Run.open(tmp_path / "run").recipe == WINE
+
+
+def test_a_run_does_not_go_where_something_is(wine, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(OutputExistsError, match="is not empty"):
+        pipeline.prune(make_plan(WINE, wine), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_data_that_changed_under_a_run_is_noticed(wine, tmp_path, monkeypatch):
+    np.savez(tmp_path / "d.npz", x=data.load("wine").x, y=data.load("wine").y)
+    recipe = dataclasses.replace(WINE, data=f"npz:{tmp_path / 'd.npz'}", recover_images=0, images=64)
+    run = pipeline.prune(make_plan(recipe, wine), tmp_path / "run")
+    np.savez(tmp_path / "d.npz", x=data.load("wine").x + 1, y=data.load("wine").y)
+    with pytest.raises(InputError, match=r"not the data that .* was made with"):
+        _ = Run.open(run.path).dataset
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"assignment": "cyclic", "redundancy": 4}, AssignmentError, "redundancy is 4, expected 1 to .*, 3"),
+        ({"assignment": "cyclic", "offsets": (0, 3)}, AssignmentError, "not distinct modulo 3"),
+        ({"assignment": "ring"}, AssignmentError, "kind is 'ring'"),
+        ({"assignment": "grouped"}, AssignmentError, "expected groups"),
+        ({"assignment": "grouped", "groups": 4}, AssignmentError, "groups is 4, expected 1 to .* 3"),
+        ({"target": "macs", "amount": 0.001}, ModelError, "the smallest network that can be reached has size"),
+        ({"target": "threshold", "amount": 1.0, "theta2": 1e9, "theta1": 99}, ModelError, "layer 1 would lose all 64"),
+        ({"target": "channels", "amount": 1.0}, ModelError, "layer 1 would lose all 64 channels"),
+        ({"criterion": "magic"}, InputError, "nothing is called 'magic'"),
+        ({"head": "magic"}, InputError, "nothing is called 'magic'"),
+    ],
+)
+def test_what_cannot_be_done_is_one_clear_line(wine, tmp_path, changes, error, message):
+    recipe = dataclasses.replace(WINE, **{"recover_images": 0, **changes})
+    with pytest.raises(error, match=message) as caught:
+        pipeline.prune(make_plan(recipe, wine), tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert isinstance(caught.value, SensaiError)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"target": "size"}, "target is 'size', expected one of macs, parameters, channels, threshold"),
+        ({"amount": 1.5}, "macs .amount. is 1.5, expected 0 to 1"),
+        ({"distil": -1.0}, "distil is -1.0, expected 0 to 1"),
+        ({"images": -5}, "images is -5, expected at least 0"),
+        ({"precision": "fp8"}, "precision is 'fp8'"),
+        ({"validation": 1.0}, "expected between 0 and 1"),
+        ({"validation": 0.0}, "validation is 0.0, expected between 0 and 1"),
+        ({"temperature": 0.0}, "temperature is 0.0"),
+    ],
+)
+def test_a_recipe_that_makes_no_sense(changes, message):
+    with pytest.raises(InputError, match=message):
+        Recipe("wine", "mlp", **changes)
+
+
+def test_a_recipe_is_json_and_back():
+    recipe = dataclasses.replace(WINE, offsets=(0, 1, 3))
+    assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
+    with pytest.raises(InputError, match=r"recipe: .*unexpected keyword argument 'colour'"):
+        Recipe.from_json({"data": "wine", "model": "mlp", "colour": 1})
+
+
+@pytest.mark.parametrize("file", ["recipe.json", "task.json", "subnets/00/network.json"])
+@pytest.mark.parametrize("content", ["no json", "[]", "{}"])
+def test_a_damaged_run_is_one_clear_line(wine, tmp_path, file, content):
+    run = pipeline.prune(make_plan(dataclasses.replace(WINE, recover_images=0, images=32), wine), tmp_path / "run")
+    (run.path / file).write_text(content)
+    with pytest.raises(InputError) as caught:
+        Run.open(run.path).load("subnets/00")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="is no run"):
+        Run.open(tmp_path)
