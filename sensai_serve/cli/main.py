@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from sensai_serve import __version__
-from sensai_serve.cli import inspect, offline, online
+from sensai_serve.cli import bench, inspect, offline, online
 from sensai_serve.errors import InputError, SensaiError
 
 app = typer.Typer(
@@ -23,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=True,
 )
-for part in (offline, inspect, online):
+for part in (offline, inspect, online, bench):
     app.registered_commands.extend(part.app.registered_commands)
     app.registered_groups.extend(part.app.registered_groups)
 

@@ -1,0 +1,1 @@
+"""Measures latency: against the reference network, other servers, faults and size. Run by ``sensai bench``."""

@@ -1,0 +1,92 @@
+"""Labelled inputs that benchmarks send: from an .npz file, or the golden samples of a bundle where there are none."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sensai_serve.bundle import Bundle, atomic_file
+from sensai_serve.errors import DataError
+from sensai_serve.preprocess import Floats, InputSpec, normalise
+
+EVALUATION = "evaluation.npz"
+"""In a bundle: the label that each test input got when the bundle was made, and the true one."""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Inputs ready for the network, and what is right."""
+
+    inputs: Floats
+    """[N, *shape], normalised."""
+    labels: npt.NDArray[np.int64] | None
+    """[N]; None where nobody knows."""
+
+    def samples(self, limit: int | None = None) -> list[Floats]:
+        """One by one, FP32 [1, *shape] each."""
+        return [np.ascontiguousarray(one[None]) for one in self.inputs[:limit]]
+
+    def head(self, count: int) -> Labelled:
+        """The first `count` of them."""
+        return Labelled(self.inputs[:count], None if self.labels is None else self.labels[:count])
+
+
+def write(path: Path, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> None:
+    """Keep raw inputs `x` [N, *shape] and labels `y` [N] as an .npz file that `read` takes."""
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, x=x, y=np.asarray(y, np.int64))
+
+
+def read(path: Path, spec: InputSpec, n_classes: int) -> Labelled:
+    """Labelled inputs of an .npz file with raw ``x`` [N, *shape] and ``y`` [N], or ``x_test`` and ``y_test``.
+
+    Raises:
+        DataError: no such file, or arrays that do not fit the model.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} is no readable .npz file of arrays ({error})") from None
+    return from_arrays(str(path), arrays, spec, n_classes)
+
+
+def from_arrays(name: str, arrays: Mapping[str, npt.NDArray[Any]], spec: InputSpec, n_classes: int) -> Labelled:
+    """Labelled inputs from raw arrays. Arguments and errors as `read`."""
+    x, y = (arrays.get(f"{key}_test", arrays.get(key)) for key in ("x", "y"))
+    if x is None or y is None or x.ndim < 1 or y.ndim != 1 or len(x) != len(y) or not len(x):
+        raise DataError(f"{name} holds {', '.join(arrays) or 'nothing'}, expected x [N, ...] and y [N], N above 0")
+    if x.shape[1:] != spec.shape:
+        raise DataError(f"{name}: x has shape {list(x.shape)}, expected [N, {', '.join(map(str, spec.shape))}]")
+    if not np.issubdtype(y.dtype, np.integer) or y.min() < 0 or y.max() >= n_classes:
+        raise DataError(f"{name}: y is {y.dtype} {y.min()} to {y.max()}, expected whole numbers 0 to {n_classes - 1}")
+    return Labelled(normalise(x, spec), y.astype(np.int64))
+
+
+def golden(bundle: Bundle) -> Labelled:
+    """The bundle's golden samples, whose true labels nobody wrote down."""
+    return Labelled(bundle.golden().inputs, None)
+
+
+def kept_labels(bundle: Bundle) -> dict[str, npt.NDArray[np.int64]] | None:
+    """What the bundle's maker got for each test input: ``class_id``, ``reference`` and the true ``label``, [N] each.
+
+    None where the bundle does not say.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    path = bundle.path / EVALUATION
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: np.asarray(file[name], np.int64) for name in ("class_id", "reference", "label")}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} is damaged ({error})") from None

@@ -1,0 +1,228 @@
+"""Start a server as a process of its own, wait until it is ready, weigh it, and end all of it.
+
+Some servers leave their process group, their session, or their parent. So each is started with a mark in its
+environment, and whatever carries the mark, or descends from what does, is its: that is what is weighed, and what is
+ended, process by process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from sensai_serve.errors import ServingError
+
+HOST = "127.0.0.1"
+_MARK = "SENSAI_BENCH_MARK"
+_TERM_S = 10.0
+"""How long a server may take to end by itself."""
+_TAIL = 2000
+
+
+@dataclass(frozen=True)
+class Spec:
+    """How to start a server."""
+
+    name: str
+    command: Sequence[str]
+    port: int
+    health: str
+    """Path that answers 200 once the server is ready."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    cores: frozenset[int] | None = None
+    """What all of its threads may run on, None for all cores."""
+    ready_s: float = 120.0
+    """How long it may take to become ready."""
+    directory: Path | None = None
+    """Its working directory."""
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server that is ready."""
+
+    name: str
+    host: str
+    port: int
+    process: subprocess.Popen[bytes]
+    mark: str
+    ready_s: float
+    """From its start to its first healthy answer."""
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port."""
+        return self.host, self.port
+
+    def pids(self) -> list[int]:
+        """All of its processes."""
+        return _processes(self.mark)
+
+    def memory_bytes(self) -> int:
+        """What its processes hold, pages that several share counted once in all (PSS)."""
+        return sum(_pss(pid) for pid in self.pids())
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on now."""
+    with socket.create_server((HOST, 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def sensai(*arguments: str, port: int, **options: object) -> Spec:
+    """Our own server, ``sensai serve`` with these arguments.
+
+    Args:
+        arguments: bundles and flags.
+        port: where HTTP listens.
+        options: further fields of the `Spec`.
+    """
+    command = [sys.executable, "-m", "sensai_serve", "serve", *arguments, "--http", f"{HOST}:{port}"]
+    given: dict[str, object] = {"name": "sensai-serve", "health": "/v2/health/ready", **options}
+    return Spec(command=command, port=port, **given)  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def running(spec: Spec) -> Iterator[Running]:
+    """Start a server, and end it when the block ends.
+
+    Raises:
+        ServingError: it ended or was not ready in time; the message has the last line that it said.
+    """
+    mark = uuid.uuid4().hex
+    environment = {**os.environ, **spec.environment, _MARK: mark}
+    with tempfile.TemporaryFile() as output:
+        started = time.monotonic()
+        with on_cores(spec.cores):
+            process = subprocess.Popen(
+                list(spec.command),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                cwd=spec.directory,
+                start_new_session=True,  # Ctrl-C is for us; we end it
+            )
+        try:
+            _until_ready(spec, process, started)
+            yield Running(spec.name, HOST, spec.port, process, mark, time.monotonic() - started)
+        except _NotReadyError as error:
+            raise ServingError(f"{spec.name} {error}: {_last_line(output)}") from None
+        finally:
+            _end(process, mark)
+
+
+@contextlib.contextmanager
+def on_cores(cores: frozenset[int] | None) -> Iterator[None]:
+    """Run the block on these cores; what it starts inherits them."""
+    before = os.sched_getaffinity(0)
+    try:
+        if cores:
+            os.sched_setaffinity(0, cores)
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+class _NotReadyError(Exception):
+    """Why a server did not become ready."""
+
+
+def _until_ready(spec: Spec, process: subprocess.Popen[bytes], started: float) -> None:
+    while time.monotonic() - started < spec.ready_s:
+        if process.poll() is not None:
+            raise _NotReadyError(f"ended with exit code {process.returncode}")
+        if _healthy(spec):
+            return
+        time.sleep(0.02)
+    raise _NotReadyError(f"was not ready after {spec.ready_s:.0f} s")
+
+
+def _healthy(spec: Spec) -> bool:
+    connection = http.client.HTTPConnection(HOST, spec.port, timeout=5)
+    try:
+        connection.request("GET", spec.health)
+        return connection.getresponse().status == http.client.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _end(process: subprocess.Popen[bytes], mark: str) -> None:
+    """Ask the first process to end, which mostly ends all; then all that are left; then make them."""
+    handles: dict[int, int] = {}
+    _hold(mark, handles)  # before any ends: what loses its parent cannot be traced to it any more
+    _signal(handles, [process.pid], signal.SIGTERM)
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        _hold(mark, handles)
+        _signal(handles, list(handles), number)
+    process.wait()
+
+
+def _signal(handles: dict[int, int], pids: Sequence[int], number: signal.Signals) -> None:
+    """Signal these and wait until they have ended, not for ever; the handles of all that have ended are closed."""
+    for pid in pids:
+        if pid in handles:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(handles[pid], number)
+    stop = time.monotonic() + _TERM_S
+    while any(pid in handles for pid in pids) and time.monotonic() < stop:
+        ended, _, _ = select.select(list(handles.values()), [], [], 0.1)
+        for pid in [pid for pid, handle in handles.items() if handle in ended]:
+            os.close(handles.pop(pid))
+
+
+def _hold(mark: str, handles: dict[int, int]) -> None:
+    """Open a handle (pidfd) of each process that has none: unlike its number, it can never be another process's."""
+    for pid in _processes(mark):
+        if pid not in handles:
+            with contextlib.suppress(ProcessLookupError):
+                handles[pid] = os.pidfd_open(pid)
+
+
+def _processes(mark: str) -> list[int]:
+    wanted = f"{_MARK}={mark}".encode()
+    children: dict[int, list[int]] = {}
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        with contextlib.suppress(OSError):  # it has ended, or is another user's
+            after_name = (entry / "stat").read_text().rpartition(")")[2].split()
+            if after_name[0] == "Z":
+                continue
+            children.setdefault(int(after_name[1]), []).append(int(entry.name))
+            if wanted in (entry / "environ").read_bytes().split(b"\0"):
+                found.append(int(entry.name))
+    for pid in found:  # grows while it is walked
+        found += [child for child in children.get(pid, ()) if child not in found]
+    return found
+
+
+def _pss(pid: int) -> int:
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
+def _last_line(output: IO[bytes]) -> str:
+    output.seek(0, os.SEEK_END)
+    output.seek(max(output.tell() - _TAIL, 0))
+    lines = [line.strip() for line in output.read().decode(errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else "it said nothing"

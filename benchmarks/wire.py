@@ -1,0 +1,186 @@
+"""What a server is sent and how its replies are read: Open Inference Protocol, binary and JSON, and plain tensors.
+
+A wire is chosen once per server. Requests are built before anything is timed and replies are read after, so a client
+sends ready bytes and takes bytes back.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from sensai_serve.errors import ServingError
+from sensai_serve.preprocess import Floats
+
+OUTPUTS = ("scores", "class_id")
+_DTYPES = {"FP32": np.float32, "INT32": np.int32, "INT64": np.int64}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a reply says about one input."""
+
+    class_id: int
+    scores: Floats | None = None
+    """[C], where the reply holds them."""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    """What the merge did, as our server's replies say it."""
+
+
+class Wire(Protocol):
+    """One way of asking one server."""
+
+    def request(self, inputs: Floats) -> bytes:
+        """The whole HTTP request for inputs FP32 [1, *shape]."""
+
+    def answer(self, headers: bytes, body: bytes) -> Answer:
+        """What a reply with status 200 says; header names are in lower case."""
+
+
+def http_request(path: str, body: bytes, headers: Mapping[str, str]) -> bytes:
+    """A POST on a connection that stays open."""
+    lines = [f"POST {path} HTTP/1.1", "host: 127.0.0.1", f"content-length: {len(body)}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+@dataclass(frozen=True)
+class V2Binary:
+    """Open Inference Protocol v2 with the binary tensor extension."""
+
+    model: str
+    input: str = "input"
+    outputs: tuple[str, ...] = OUTPUTS
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    """Of the request, say ``{"wait": "all"}``."""
+
+    def request(self, inputs: Floats) -> bytes:
+        """See `Wire`."""
+        data = inputs.astype("<f4").tobytes()
+        header = json.dumps(
+            {
+                "inputs": [
+                    {
+                        "name": self.input,
+                        "datatype": "FP32",
+                        "shape": list(inputs.shape),
+                        "parameters": {"binary_data_size": len(data)},
+                    }
+                ],
+                "outputs": [{"name": name, "parameters": {"binary_data": True}} for name in self.outputs],
+                **({"parameters": dict(self.parameters)} if self.parameters else {}),
+            },
+            separators=(",", ":"),
+        ).encode()
+        # Padded, as JSON may be, so that the tensor can begin at an address that a runtime takes without a copy.
+        header += b" " * (-len(header) % 8)
+        headers = {"content-type": "application/octet-stream", "inference-header-content-length": str(len(header))}
+        return http_request(_infer_path(self.model), header + data, headers)
+
+    def answer(self, headers: bytes, body: bytes) -> Answer:
+        """See `Wire`."""
+        length = header_value(headers, b"inference-header-content-length")
+        at = len(body) if length is None else int(length)
+        reply, outputs = json.loads(body[:at]), {}
+        for output in reply["outputs"]:
+            size = output["parameters"]["binary_data_size"]
+            outputs[output["name"]] = np.frombuffer(body[at : at + size], _DTYPES[output["datatype"]])
+            at += size
+        return _answer(outputs, reply.get("parameters", {}))
+
+
+@dataclass(frozen=True)
+class V2Json:
+    """Open Inference Protocol v2, all numbers as JSON."""
+
+    model: str
+    input: str = "input"
+    outputs: tuple[str, ...] = OUTPUTS
+
+    def request(self, inputs: Floats) -> bytes:
+        """See `Wire`."""
+        tensor = {"name": self.input, "datatype": "FP32", "shape": list(inputs.shape)}
+        # No more digits than FP32 has: a client that knows its trade sends 0.1, not 0.10000000149011612.
+        tensor["data"] = [float(str(value)) for value in inputs.reshape(-1)]
+        body: dict[str, Any] = {"inputs": [tensor]}
+        if self.outputs:
+            body["outputs"] = [{"name": name} for name in self.outputs]
+        return http_request(
+            _infer_path(self.model),
+            json.dumps(body, separators=(",", ":")).encode(),
+            {"content-type": "application/json"},
+        )
+
+    def answer(self, headers: bytes, body: bytes) -> Answer:
+        """See `Wire`."""
+        reply = json.loads(body)
+        outputs = {output["name"]: np.array(output["data"]).reshape(-1) for output in reply["outputs"]}
+        return _answer(outputs, reply.get("parameters") or {})
+
+
+@dataclass(frozen=True)
+class Raw:
+    """The tensor's bytes in, the bytes of FP32 scores [C] out: a route that a peer's own users would write."""
+
+    path: str
+    headers: Mapping[str, str] = field(default_factory=lambda: {"content-type": "application/octet-stream"})
+
+    def request(self, inputs: Floats) -> bytes:
+        """See `Wire`."""
+        return http_request(self.path, inputs.astype("<f4").tobytes(), self.headers)
+
+    def answer(self, headers: bytes, body: bytes) -> Answer:
+        """See `Wire`."""
+        return _answer({"scores": np.frombuffer(body, np.float32)}, {})
+
+
+@dataclass(frozen=True)
+class Empty:
+    """The tensor's bytes in, any reply out: for a server that computes nothing."""
+
+    path: str = "/"
+
+    def request(self, inputs: Floats) -> bytes:
+        """See `Wire`."""
+        return http_request(self.path, inputs.astype("<f4").tobytes(), {})
+
+    def answer(self, headers: bytes, body: bytes) -> Answer:
+        """See `Wire`."""
+        return Answer(-1)
+
+
+def header_value(headers: bytes, name: bytes) -> bytes | None:
+    """The value of a header, None where it is not there; `headers` and `name` in lower case."""
+    at = headers.find(b"\r\n" + name + b":")
+    if at < 0:
+        return None
+    start = at + len(name) + 3
+    end = headers.find(b"\r\n", start)
+    return headers[start : end if end >= 0 else len(headers)].strip()
+
+
+def workers_of(answer: Answer, key: str) -> tuple[int, ...]:
+    """Worker ids out of a reply's parameter `key`, ``arrived`` or ``missing``."""
+    return tuple(int(worker) for worker in str(answer.parameters.get(key, "")).split(",") if worker)
+
+
+def _infer_path(model: str) -> str:
+    return f"/v2/models/{model}/infer"
+
+
+def _answer(outputs: Mapping[str, np.ndarray], parameters: Mapping[str, Any]) -> Answer:
+    """One input's answer; several outputs called anything but `OUTPUTS` are subnets' scores that nobody merged."""
+    scores: Sequence[Any] | np.ndarray | None = outputs.get("scores")
+    if "class_id" in outputs:
+        class_id = int(outputs["class_id"][0])
+    elif scores is not None and len(scores):
+        class_id = int(np.argmax(scores))
+    elif outputs:
+        class_id = -1
+    else:
+        raise ServingError("a reply holds no outputs, expected scores")
+    return Answer(class_id, None if scores is None else np.asarray(scores, np.float32), parameters)

@@ -1,0 +1,71 @@
+"""Fixtures for the benchmarks' tests: our server as the harness starts it, and servers that answer what a test says."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from benchmarks import servers
+
+
+@pytest.fixture(scope="session")
+def served(tiny_bundle: Path) -> Iterator[servers.Running]:
+    """The tiny bundle, served by a process of its own."""
+    arguments = (str(tiny_bundle), "--patience", "0", "--device", "cpu")
+    with servers.running(servers.sensai(*arguments, port=servers.free_port())) as running:
+        yield running
+
+
+Reply = Callable[[socket.socket, bytes], None]
+
+
+@contextmanager
+def answering(reply: Reply) -> Iterator[tuple[str, int]]:
+    """A server on which `reply(connection, request)` answers each request of each connection; gives its address."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def connected(connection: socket.socket) -> None:
+        with connection:
+            while (request := _request(connection)) is not None:
+                reply(connection, request)
+
+    def accept() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=connected, args=(connection,), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    try:
+        yield listener.getsockname()
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+
+
+def _request(connection: socket.socket) -> bytes | None:
+    """The next request's body; None where the connection ends."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        got = connection.recv(1 << 16)
+        if not got:
+            return None
+        data += got
+    head, _, body = data.partition(b"\r\n\r\n")
+    length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+    while len(body) < length:
+        body += connection.recv(1 << 16)
+    return body
+
+
+@pytest.fixture
+def answer_with():
+    """See `answering`."""
+    return answering
