@@ -75,12 +75,12 @@ def _strip(proto: onnx.ModelProto) -> None:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """The exporter prints, warns and logs about its own insides; none of it is for the user."""
-    root = logging.getLogger()
     before = logging.root.manager.disable
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    noise = io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(noise), contextlib.redirect_stderr(noise):
         warnings.simplefilter("ignore")
-        logging.disable(logging.ERROR)
+        logging.disable(logging.CRITICAL)
         try:
             yield
         finally:
-            root.manager.disable = before
+            logging.disable(before)

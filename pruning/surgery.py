@@ -241,7 +241,8 @@ def _graph(model: nn.Module, input_shape: Sequence[int]) -> Any:
     model.eval()
     try:
         # Tracing follows gradients, so the input must have one: the first layers of a network may be fixed.
-        example = _example(model, input_shape).requires_grad_()
-        return tp.DependencyGraph().build_dependency(model, example, verbose=False)
+        with torch.enable_grad():
+            example = _example(model, input_shape).requires_grad_()
+            return tp.DependencyGraph().build_dependency(model, example, verbose=False)
     except Exception as error:  # the tracer's own failures are of any kind
         raise ModelError(f"model: torch-pruning cannot follow {type(model).__name__} ({error})") from None

@@ -1,0 +1,143 @@
+"""The commands train, prune and export as a user types them: what they print, and one line where something is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import save_file
+
+from pruning import models
+from sensai_serve.bundle import Bundle
+from sensai_serve.cli.main import main
+
+
+@pytest.fixture
+def sensai(capsys):
+    """Run a command; its exit code, stdout and stderr."""
+
+    def run(*args: object) -> tuple[int, str, str]:
+        code = 0
+        try:
+            main([str(arg) for arg in args])
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("w") / "wine.safetensors"
+    save_file(models.create("mlp", 3, (13,)).state_dict(), path)
+    return path
+
+
+def test_from_nothing_to_a_bundle(sensai, tmp_path):
+    code, out, err = sensai(
+        *("train", "--data", "wine", "--model", "mlp", "--epochs", 20, "--batch", 32, "--rate", 0.05),
+        *("--out", tmp_path / "wine.safetensors", "--threads", 1),
+    )
+    assert code == 0, err
+    assert "of the validation part right" in out
+    assert "train: done in" in err
+    prune = ("prune", "--data", "wine", "--model", "mlp", "--weights", tmp_path / "wine.safetensors")
+    prune += ("--assignment", "cyclic", "--redundancy", 2, "--recover-images", 2000, "--images", 500, "--batch", 32)
+    code, out, err = sensai(*prune, "--dry-run")
+    assert code == 0, err
+    assert "losing 2" in out
+    assert "reference:" in out
+    code, out, err = sensai(*prune, "--out", tmp_path / "run")
+    assert code == 0, err
+    assert "3 subnets; validation part right" in out
+    assert "recover: done in" in err
+    assert "worker 2: done in" in err
+    code, out, err = sensai("export", tmp_path / "run", "--out", tmp_path / "bundle", "--name", "wines", "--quiet")
+    assert code == 0, err
+    assert err == ""
+    assert "test part right" in out
+    bundle = Bundle.open(tmp_path / "bundle")
+    bundle.verify()
+    assert bundle.manifest.name == "wines"
+    assert bundle.assignment.redundancy == 2
+
+
+def test_a_dry_run_writes_nothing(sensai, weights, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = sensai("prune", "--data", "wine", "--model", "mlp", "--weights", weights, "--dry-run")
+    assert code == 0
+    assert "class_0" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"--data": "cifar10:nowhere"}, "'nowhere' is not there"),
+        ({"--data": "mnist"}, "nothing is called 'mnist'"),
+        ({"--data": "folder:empty"}, "has no folders"),
+        ({"--data": "npz:labels.npz"}, "label 2, expected 0 to 1"),
+        ({"--data": "npz:hole.npz"}, "class '1' has no training examples"),
+        ({"--data": "npz:ten.npz"}, "does not fit the model"),
+        ({"--model": "transformer"}, "no network is called 'transformer'"),
+        ({"--model": "resnet20"}, "no network is called 'resnet20'"),
+        ({"--weights": "nowhere.th"}, "'nowhere.th' is not there"),
+        ({"--assignment": "cyclic", "--redundancy": "4"}, "redundancy is 4, expected 1 to"),
+        ({"--assignment": "cyclic", "--offsets": "0,3"}, "not distinct"),
+        ({"--assignment": "cyclic", "--offsets": "0,x"}, "--offsets is '0,x'"),
+        ({"--assignment": "grouped", "--groups": "9"}, "groups is 9"),
+        ({"--channels": "1.0"}, "layer 1 would lose all 64 channels"),
+        ({"--threshold": "9.0"}, "layer 1 would lose all 64 channels"),
+        ({"--macs": "0.0001"}, "smallest network that can be reached"),
+        ({"--macs": "0.5", "--channels": "0.5"}, "--macs and --channels: expected one of them"),
+        ({"--out": "full"}, "full is not empty"),
+        ({"--out": "file"}, "file is a file"),
+        ({"--device": "cuda:7"}, "--device cuda:7"),
+        ({"--device": "toaster"}, "--device toaster"),
+        ({"--criterion": "magic"}, "nothing is called 'magic'"),
+    ],
+)
+def test_a_wrong_prune_is_one_line_and_leaves_nothing(sensai, weights, tmp_path, monkeypatch, changes, message):
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    Path("full").mkdir()
+    Path("full/notes").touch()
+    Path("file").touch()
+    np.savez("labels.npz", x=np.ones((6, 13)), y=[0, 0, 1, 1, 2, 2], labels=["a", "b"])
+    np.savez("hole.npz", x=np.ones((6, 13)), y=[0, 0, 0, 2, 2, 2])
+    np.savez("ten.npz", x=np.random.default_rng(0).normal(size=(40, 13)), y=np.arange(40) % 10)
+    before = sorted(tmp_path.rglob("*"))
+    options = {"--data": "wine", "--model": "mlp", "--weights": str(weights), "--out": "run", "--recover-images": "0"}
+    code, out, err = sensai("prune", "--quiet", *(part for pair in (options | changes).items() for part in pair))
+    assert code == 2
+    assert out == ""
+    assert err.count("\n") == 1
+    assert message in err
+    assert [path for path in sorted(tmp_path.rglob("*")) if "run" not in path.parts[-3:]] == before
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("train", "--data", "wine", "--model", "mlp", "--out", "there.safetensors"), "expected a new file"),
+        (("train", "--data", "wine", "--model", "mlp", "--out", "w.pt"), "ends in .safetensors"),
+        (("train", "--data", "wine", "--model", "cnn", "--out", "w.safetensors"), "no network is called 'cnn'"),
+        (("prune", "--data", "wine", "--model", "mlp", "--weights", "w"), "--out is missing"),
+        (("export", "nowhere", "--out", "bundle"), "nowhere is no run"),
+        (("export", ".", "--out", "full"), "full is not empty"),
+    ],
+)
+def test_other_wrong_commands(sensai, tmp_path, monkeypatch, args, message):
+    monkeypatch.chdir(tmp_path)
+    Path("there.safetensors").touch()
+    Path("full").mkdir()
+    Path("full/notes").touch()
+    before = sorted(tmp_path.rglob("*"))
+    code, _, err = sensai(*args)
+    assert code == 2
+    assert message in err
+    assert "Traceback" not in err
+    assert sorted(tmp_path.rglob("*")) == before
