@@ -104,7 +104,7 @@ class LogSettings:
     log_format: str = "default"
 
     def changed(self, change: Mapping[str, Any]) -> LogSettings:
-        """These settings with some of them replaced.
+        """These settings with some of them replaced; None takes the default back.
 
         Raises:
             RequestError: a value of a wrong type.
@@ -113,10 +113,12 @@ class LogSettings:
         known = {key: value for key, value in change.items() if hasattr(self, key)}
         for key, value in known.items():
             current = getattr(self, key)
-            if type(value) is not type(current) or (type(value) is int and value < 0):
+            if value is None:
+                known[key] = getattr(LogSettings(), key)
+            elif type(value) is not type(current) or (type(value) is int and value < 0):
                 kind = {bool: "true or false", int: "a whole number", str: "text"}[type(current)]
                 raise RequestError(f"{key} is {value!r}, expected {kind}")
-            if key in ("log_file", "log_format") and value != current:
+            elif key in ("log_file", "log_format") and value != current:
                 raise UnsupportedError(f"{key} cannot be changed by a client")
         return replace(self, **known)
 

@@ -85,6 +85,8 @@ class Limits(_Group):
 
     body_bytes: int = Field(default=64 * 1024 * 1024, ge=1)
     """Bytes of one request's body, as sent and inflated."""
+    header_bytes: int = Field(default=32 * 1024, ge=1024)
+    """Bytes of one request's headers."""
     batch: int = Field(default=64, ge=1)
     """Inputs in one request."""
     image_pixels: int = Field(default=MAX_PIXELS, ge=1)

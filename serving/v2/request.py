@@ -49,7 +49,7 @@ def every_output(*, binary: bool) -> tuple[RequestedOutput, ...]:
 def parse_outputs(
     outputs: Sequence[tuple[object, Mapping[str, Any]]], regions: Regions, *, binary: bool
 ) -> tuple[RequestedOutput, ...]:
-    """The requested outputs; all of them where the request names none.
+    """The requested outputs, each once; all of them where the request names none.
 
     Args:
         outputs: the name and the parameters of each; ``binary_data``, ``classification`` and ``shared_memory_...`` are
@@ -58,16 +58,17 @@ def parse_outputs(
         binary: as bytes, where an output's parameters do not say.
 
     Raises:
-        RequestError: no such output, one twice, parameters of wrong types, or shared memory that is not there.
+        RequestError: no such output, parameters of wrong types, or shared memory that is not there.
     """
     if not outputs:
         return every_output(binary=binary)
-    if len(outputs) > len(OUTPUTS):
-        raise RequestError(f"{len(outputs)} outputs are requested, expected at most {len(OUTPUTS)}")
-    parsed = tuple(_output(name, parameters, regions, binary=binary) for name, parameters in outputs)
-    if len({output.name for output in parsed}) < len(parsed):
-        raise RequestError("an output is requested twice, expected each of them once")
-    return parsed
+    chosen: dict[str, RequestedOutput] = {}
+    for name, parameters in outputs:
+        if not isinstance(name, str) or name not in OUTPUTS:
+            raise RequestError(f"output name is {shown(name)}, expected one of {', '.join(OUTPUTS)}")
+        if name not in chosen:
+            chosen[name] = _output(name, parameters, regions, binary=binary)
+    return tuple(chosen.values())
 
 
 def parse_options(parameters: Mapping[str, Any]) -> tuple[Wait | None, float | None]:
@@ -115,9 +116,7 @@ def region_part(parameters: Mapping[str, Any], regions: Regions, where: str) -> 
     return regions.part(name, offset, byte_size)
 
 
-def _output(name: object, parameters: Mapping[str, Any], regions: Regions, *, binary: bool) -> RequestedOutput:
-    if not isinstance(name, str) or name not in OUTPUTS:
-        raise RequestError(f"output name is {shown(name)}, expected one of {', '.join(OUTPUTS)}")
+def _output(name: str, parameters: Mapping[str, Any], regions: Regions, *, binary: bool) -> RequestedOutput:
     count = parameters.get("classification", 0)
     if type(count) is not int or count < 0:
         raise RequestError(f"output {name!r}: classification is {shown(count)}, expected a whole number of classes")

@@ -83,7 +83,7 @@ def from_bytes(data: bytes | memoryview, shape: tuple[int, ...], spec: InputSpec
     if len(data) != expected:
         raise RequestError(f"input {spec.name!r}: {len(data)} bytes, expected {expected} for shape {list(shape)}")
     array = np.frombuffer(data, _NATIVE_FP32).reshape(shape)
-    return _finite(np.require(array, np.float32, ["C", "A"]), spec)
+    return finite(np.require(array, np.float32, ["C", "A"]), spec)
 
 
 def from_json(data: object, shape: tuple[int, ...], spec: InputSpec) -> Floats:
@@ -92,13 +92,21 @@ def from_json(data: object, shape: tuple[int, ...], spec: InputSpec) -> Floats:
     Raises:
         RequestError: no list of numbers, more or fewer than the shape takes, or too large for FP32.
     """
-    array = numbers(data, spec)
+    return from_array(numbers(data, spec), shape, spec)
+
+
+def from_array(array: Floats, shape: tuple[int, ...], spec: InputSpec) -> Floats:
+    """FP32 numbers in row-major order as an array of `shape`, not copied.
+
+    Raises:
+        RequestError: more or fewer than the shape takes, NaN or infinity among them.
+    """
     expected = math.prod(shape)
     if array.size != expected:
         raise RequestError(
             f"input {spec.name!r}: data holds {array.size} numbers, expected {expected} for shape {list(shape)}"
         )
-    return array.reshape(shape)
+    return finite(array, spec).reshape(shape)
 
 
 def numbers(data: object, spec: InputSpec) -> Floats:
@@ -121,10 +129,15 @@ def numbers(data: object, spec: InputSpec) -> Floats:
         wrong = next(value for value in flat if type(value) not in (int, float))
         raise RequestError(f"input {spec.name!r}: data holds {shown(wrong)}, expected numbers only")
     with np.errstate(over="ignore"):
-        return _finite(np.array(flat, np.float32), spec).reshape(shape)
+        return finite(np.array(flat, np.float32), spec).reshape(shape)
 
 
-def _finite(array: Floats, spec: InputSpec) -> Floats:
+def finite(array: Floats, spec: InputSpec) -> Floats:
+    """The same array.
+
+    Raises:
+        RequestError: NaN or infinity among its numbers.
+    """
     # A NaN that a client sends would come out of every worker as scores that are none, and look like their fault.
     # The dot product reads the array once and allocates nothing; only when it overflows is every number looked at.
     flat = array.reshape(-1)

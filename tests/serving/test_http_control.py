@@ -143,6 +143,7 @@ def test_log_settings(client) -> None:
     assert default["log_info"] is True
     assert client.update_log_settings({"log_info": False, "log_verbose_level": 1})["log_info"] is False
     assert client.get_log_settings()["log_verbose_level"] == 1
+    assert client.update_log_settings({"log_info": None, "log_verbose_level": None}) == default
     assert "true or false" in refused(400, client.update_log_settings, {"log_info": "no"})
     assert "whole number" in refused(400, client.update_log_settings, {"log_verbose_level": -1})
     refused(501, client.update_log_settings, {"log_file": "/etc/passwd"})

@@ -1,0 +1,58 @@
+"""grpc.health.v1.Health: what load balancers and Kubernetes ask. The service is "", or a model's name."""
+# ruff: noqa: N802 - the methods are called as the protocol calls them
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import grpc
+from grpc_health.v1 import health_pb2 as pb
+
+from sensai_serve.errors import UnknownModelError
+from serving.repository import Repository
+
+LOOK_S = 0.5
+"""How often a watched state is looked at."""
+
+
+class Health:
+    """Whether the server, or one model, is ready."""
+
+    def __init__(self, repository: Repository, service: str) -> None:
+        """Over the models.
+
+        Args:
+            repository: of models.
+            service: full name of the inference service, as ready as the server is.
+        """
+        self._repository = repository
+        self._service = service
+
+    async def Check(self, request: pb.HealthCheckRequest, context: grpc.aio.ServicerContext) -> pb.HealthCheckResponse:
+        """The state now."""
+        status = self._status(request.service)
+        if status == pb.HealthCheckResponse.SERVICE_UNKNOWN:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"unknown service {request.service!r}")
+        return pb.HealthCheckResponse(status=status)
+
+    async def Watch(
+        self, request: pb.HealthCheckRequest, _: grpc.aio.ServicerContext
+    ) -> AsyncIterator[pb.HealthCheckResponse]:
+        """The state now, and whenever it changes."""
+        last = None
+        while True:
+            status = self._status(request.service)
+            if status != last:
+                yield pb.HealthCheckResponse(status=status)
+                last = status
+            await asyncio.sleep(LOOK_S)
+
+    def _status(self, service: str) -> int:
+        states = pb.HealthCheckResponse
+        try:
+            whole = service in ("", self._service)
+            ready = self._repository.ready if whole else self._repository.get(service).ready
+        except UnknownModelError:
+            return int(states.SERVICE_UNKNOWN)
+        return int(states.SERVING if ready else states.NOT_SERVING)

@@ -1,0 +1,228 @@
+"""GRPCInferenceService: each call translated to the data plane and back, errors to status codes."""
+# ruff: noqa: N802 - the methods are called as the protocol calls them
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import asdict
+from typing import Any
+
+import grpc
+from google.protobuf.json_format import ParseDict
+from google.protobuf.message import Message
+from tritonclient.grpc import service_pb2 as pb
+
+from sensai_serve.errors import UnknownModelError
+from serving.dataplane import DataPlane, cuda_memory
+from serving.gateway import Gateway, Reply
+from serving.transports._status import describe
+from serving.transports.grpc.codec import decode, encode, scalar
+from serving.v2 import InferRequest, metadata
+
+STREAM_DEPTH = 8
+"""Requests of one stream that are answered at a time; more are not read from it yet."""
+_Method = Callable[["Servicer", Any], Awaitable[Any]]
+
+
+def _call(method: _Method) -> Callable[[Servicer, Any, grpc.aio.ServicerContext], Awaitable[Any]]:
+    """A unary call whose errors are status codes."""
+
+    async def call(self: Servicer, request: Any, context: grpc.aio.ServicerContext) -> Any:
+        try:
+            return await method(self, request)
+        except Exception as error:
+            status, message = describe(error)
+            await context.abort(grpc.StatusCode[status.grpc], message)
+
+    call.__doc__ = method.__doc__
+    return call
+
+
+class Servicer:
+    """All calls of the service, over one data plane."""
+
+    def __init__(self, plane: DataPlane) -> None:
+        self._plane = plane
+        self._models = plane.repository
+
+    @_call
+    async def ServerLive(self, _: pb.ServerLiveRequest) -> pb.ServerLiveResponse:
+        """It answers, so it lives."""
+        return pb.ServerLiveResponse(live=True)
+
+    @_call
+    async def ServerReady(self, _: pb.ServerReadyRequest) -> pb.ServerReadyResponse:
+        """Whether every model is ready."""
+        return pb.ServerReadyResponse(ready=self._models.ready)
+
+    @_call
+    async def ModelReady(self, request: pb.ModelReadyRequest) -> pb.ModelReadyResponse:
+        """Whether a model is ready; an unknown one is not."""
+        try:
+            return pb.ModelReadyResponse(ready=self._models.get(request.name, request.version).ready)
+        except UnknownModelError:
+            return pb.ModelReadyResponse(ready=False)
+
+    @_call
+    async def ServerMetadata(self, _: pb.ServerMetadataRequest) -> Message:
+        """Name, version, extensions."""
+        return ParseDict(metadata.server_metadata(), pb.ServerMetadataResponse())
+
+    @_call
+    async def ModelMetadata(self, request: pb.ModelMetadataRequest) -> Message:
+        """Inputs and outputs of a model."""
+        gateway = self._models.get(request.name, request.version)
+        return ParseDict(metadata.model_metadata(gateway.manifest, gateway.version), pb.ModelMetadataResponse())
+
+    @_call
+    async def ModelConfig(self, request: pb.ModelConfigRequest) -> Message:
+        """Triton's description of a model."""
+        gateway = self._models.get(request.name, request.version)
+        config = metadata.model_config(gateway.manifest, gateway.options.max_batch)
+        return ParseDict({"config": config}, pb.ModelConfigResponse())
+
+    @_call
+    async def ModelInfer(self, request: pb.ModelInferRequest) -> pb.ModelInferResponse:
+        """Answer one request."""
+        return await self._infer(request)
+
+    async def ModelStreamInfer(
+        self, requests: AsyncIterator[pb.ModelInferRequest], _: grpc.aio.ServicerContext
+    ) -> AsyncIterator[pb.ModelStreamInferResponse]:
+        """Answer requests in the order in which they come; an error is a reply like others and ends nothing."""
+        replies: asyncio.Queue[asyncio.Task[pb.ModelStreamInferResponse] | None] = asyncio.Queue()
+        slots = asyncio.Semaphore(STREAM_DEPTH)
+
+        async def read() -> None:
+            try:
+                async for request in requests:
+                    await slots.acquire()
+                    replies.put_nowait(asyncio.create_task(self._stream_reply(request)))
+            finally:
+                replies.put_nowait(None)
+
+        reader = asyncio.create_task(read())
+        try:
+            while (reply := await replies.get()) is not None:
+                yield await reply
+                slots.release()
+            await reader
+        finally:
+            reader.cancel()
+            while not replies.empty():
+                if (reply := replies.get_nowait()) is not None:
+                    reply.cancel()
+
+    @_call
+    async def ModelStatistics(self, request: pb.ModelStatisticsRequest) -> Message:
+        """What one model, or each of them, has done."""
+        return ParseDict(self._plane.statistics(request.name, request.version), pb.ModelStatisticsResponse())
+
+    @_call
+    async def RepositoryIndex(self, request: pb.RepositoryIndexRequest) -> Message:
+        """Every model and its state."""
+        return ParseDict({"models": self._plane.index(only_ready=request.ready)}, pb.RepositoryIndexResponse())
+
+    @_call
+    async def RepositoryModelLoad(self, request: pb.RepositoryModelLoadRequest) -> Message:
+        """Load a model."""
+        await self._plane.load(request.model_name)
+        return pb.RepositoryModelLoadResponse()
+
+    @_call
+    async def RepositoryModelUnload(self, request: pb.RepositoryModelUnloadRequest) -> Message:
+        """Unload a model."""
+        await self._plane.unload(request.model_name)
+        return pb.RepositoryModelUnloadResponse()
+
+    @_call
+    async def TraceSetting(self, request: pb.TraceSettingRequest) -> Message:
+        """Read, and where the request holds any change, trace settings. A setting without values goes back."""
+        change: dict[str, Any] = {}
+        for key, setting in request.settings.items():
+            values = list(setting.value)
+            change[key] = (values if key == "trace_level" else values[0]) if values else None
+        settings = self._plane.change_tracing(change, request.model_name)
+        lists = {key: value if isinstance(value, list) else [value] for key, value in settings.items()}
+        return ParseDict(
+            {"settings": {key: {"value": value} for key, value in lists.items()}}, pb.TraceSettingResponse()
+        )
+
+    @_call
+    async def LogSettings(self, request: pb.LogSettingsRequest) -> Message:
+        """Read, and where the request holds any change, log settings."""
+        change = {key: scalar(value) for key, value in request.settings.items()}
+        logs = self._plane.logs
+        logs.settings = logs.settings.changed(change)
+        kinds = {bool: "bool_param", int: "uint32_param", str: "string_param"}
+        return ParseDict(
+            {"settings": {key: {kinds[type(value)]: value} for key, value in asdict(logs.settings).items()}},
+            pb.LogSettingsResponse(),
+        )
+
+    @_call
+    async def SystemSharedMemoryStatus(self, request: pb.SystemSharedMemoryStatusRequest) -> Message:
+        """Registered regions, or one of them."""
+        regions = self._plane.regions
+        chosen = {request.name: regions.get(request.name)} if request.name else regions.all()
+        reply = pb.SystemSharedMemoryStatusResponse()
+        for name, region in chosen.items():
+            reply.regions[name].CopyFrom(
+                reply.RegionStatus(name=name, key=region.key, offset=region.offset, byte_size=region.byte_size)
+            )
+        return reply
+
+    @_call
+    async def SystemSharedMemoryRegister(self, request: pb.SystemSharedMemoryRegisterRequest) -> Message:
+        """Register a region."""
+        self._plane.regions.register(request.name, request.key, request.offset, request.byte_size)
+        return pb.SystemSharedMemoryRegisterResponse()
+
+    @_call
+    async def SystemSharedMemoryUnregister(self, request: pb.SystemSharedMemoryUnregisterRequest) -> Message:
+        """Forget a region, or all of them."""
+        if request.name:
+            self._plane.regions.unregister(request.name)
+        else:
+            self._plane.regions.unregister_all()
+        return pb.SystemSharedMemoryUnregisterResponse()
+
+    @_call
+    async def CudaSharedMemoryStatus(self, _: pb.CudaSharedMemoryStatusRequest) -> Message:
+        """Refused."""
+        raise cuda_memory()
+
+    @_call
+    async def CudaSharedMemoryRegister(self, _: pb.CudaSharedMemoryRegisterRequest) -> Message:
+        """Refused."""
+        raise cuda_memory()
+
+    @_call
+    async def CudaSharedMemoryUnregister(self, _: pb.CudaSharedMemoryUnregisterRequest) -> Message:
+        """Refused."""
+        raise cuda_memory()
+
+    async def _infer(self, request: pb.ModelInferRequest) -> pb.ModelInferResponse:
+        plane = self._plane
+        gateway: Gateway = self._models.get(request.model_name, request.model_version)
+        manifest = gateway.manifest
+
+        def read() -> InferRequest:
+            return decode(request, manifest.input, gateway.options.max_batch, plane.regions)
+
+        def write(asked: InferRequest, reply: Reply) -> pb.ModelInferResponse:
+            return encode(asked, reply.answer, name=gateway.name, version=gateway.version, labels=manifest.labels)
+
+        return await plane.infer(gateway, read, write)
+
+    async def _stream_reply(self, request: pb.ModelInferRequest) -> pb.ModelStreamInferResponse:
+        try:
+            reply = await self._infer(request)
+        except Exception as error:
+            _, message = describe(error)
+            return pb.ModelStreamInferResponse(
+                error_message=message, infer_response=pb.ModelInferResponse(id=request.id)
+            )
+        reply.parameters["triton_final_response"].bool_param = True  # as Triton says of every reply that is the last
+        return pb.ModelStreamInferResponse(infer_response=reply)
