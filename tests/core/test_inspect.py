@@ -1,0 +1,81 @@
+"""``sensai inspect`` and the command's frame: what is printed, and what is refused in one line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sensai_serve import __version__
+from sensai_serve.cli.main import main
+
+
+def sensai(*args: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "sensai_serve", *map(str, args)], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def run(capsys: pytest.CaptureFixture[str], *args: str | Path) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as caught:
+        main(list(map(str, args)))
+    captured = capsys.readouterr()
+    return int(caught.value.code or 0), captured.out, captured.err
+
+
+def test_inspect_shows_workers_guarantees_and_placement(tiny_bundle: Path, capsys) -> None:
+    code, out, _ = run(capsys, "inspect", tiny_bundle, "--devices", "cpu:0,cpu:1")
+    assert code == 0
+    assert "10 classes, 10 workers, cyclic assignment with offsets [0, 1, 3]" in out
+    assert "class-9, class-0, class-2" in out.replace("\n", " ") or "class-9," in out
+    assert "any 2 of 10 workers can be lost" in out
+    assert "any 1 of 2 devices can be lost" in " ".join(out.split())
+    assert "3 copies do not fit on 2 devices" in " ".join(out.split())
+    assert "every file is as it was written" in out
+
+
+def test_inspect_speaks_json(tiny_bundle: Path, capsys) -> None:
+    code, out, _ = run(capsys, "inspect", tiny_bundle, "--json", "--devices", "cuda:0,cuda:1,cuda:2")
+    raw = json.loads(out)
+    assert code == 0
+    assert raw["guarantees"]["losses_covered"] == 2
+    assert len(raw["placement"]["device_of"]) == 10
+    assert raw["placement"]["devices"] == ["cuda:0", "cuda:1", "cuda:2"]  # planned for, not asked for
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["inspect", "nowhere"], "nowhere is no bundle: no such directory"),
+        (["inspect", "BUNDLE", "--devices", "gpu"], "device is 'gpu', expected cpu, cpu:CORE or cuda:CARD"),
+        (["inspect", "BUNDLE", "--devices", "cpu:0,cpu:0"], "expected different ones"),
+    ],
+)
+def test_errors_are_one_line_and_exit_code_2(args: list[str], message: str, tiny_bundle: Path, capsys) -> None:
+    code, out, err = run(capsys, *(str(tiny_bundle) if a == "BUNDLE" else a for a in args))
+    assert (code, out) == (2, "")
+    assert err.startswith("sensai: error: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_a_spoilt_bundle_is_refused(make_bundle, capsys) -> None:
+    bundle = make_bundle()
+    (bundle / "subnets/01.onnx").write_bytes(b"")
+    code, _, err = run(capsys, "inspect", bundle)
+    assert code == 2
+    assert "subnets/01.onnx has SHA-256" in err
+
+
+def test_unknown_options_and_commands_exit_with_2() -> None:
+    for args in (["inspect"], ["inspect", "--nonsense"], ["fly"]):
+        done = sensai(*args)
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
+
+
+def test_the_version_is_the_packages() -> None:
+    assert sensai("--version").stdout == f"sensai-serve {__version__}\n"
