@@ -33,6 +33,8 @@ BASE_RATE = 0.05
 """Disagreement rate that a worker is taken to have before anything is known of it."""
 BASE_WEIGHT = 50
 """... worth so many copies."""
+FORGETTING = 0.999
+"""What the books of one request weigh when the next one's are written."""
 EVIDENCE = math.log(1e6)
 """Log likelihood ratio, wrong against sound, that makes a worker suspect; doubled each time it is found sound."""
 MAX_DOUBLINGS = 3
@@ -146,12 +148,16 @@ class Health:
         w = self.workers[worker]
         if w.state is not State.LIVE or not copies:
             return False
+        if not disagreed and not w.evidence:  # nearly always
+            w.copies, w.disagreed = w.copies * FORGETTING + copies, w.disagreed * FORGETTING
+            return False
         base = min(max(w.disagreed / w.copies, 0.005), 0.3)
         wrong = min(0.9, max(3 * base, base + 0.25))
         gain = disagreed * math.log(wrong / base) + (copies - disagreed) * math.log((1 - wrong) / (1 - base))
         w.evidence = max(0.0, w.evidence + gain)
         if w.evidence < EVIDENCE / 2:  # what looks wrong must not become the new normal
-            w.copies, w.disagreed = w.copies * 0.999 + copies, w.disagreed * 0.999 + disagreed
+            w.copies = w.copies * FORGETTING + copies
+            w.disagreed = w.disagreed * FORGETTING + disagreed
         return disagreed > 0 and w.evidence >= EVIDENCE * 2 ** min(w.cleared, MAX_DOUBLINGS)
 
     def judged(self, worker: int, *, sound: bool) -> None:
