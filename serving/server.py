@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import signal
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
@@ -39,6 +40,7 @@ def run(repository: Repository, settings: Settings, on_ready: OnReady) -> None:
             loop.add_signal_handler(number, stop.set)
         await serve(repository, settings, stop, on_ready)
 
+    _allow_connections()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main())
 
@@ -71,3 +73,9 @@ async def serve(repository: Repository, settings: Settings, stop: asyncio.Event,
             await asyncio.gather(stopping, loading, return_exceptions=True)
     # The transports have drained, so nothing is in flight any more but what ran out of time.
     await repository.stop(drain_s=0)
+
+
+def _allow_connections() -> None:
+    """As many open files as this process may have; the usual soft limit is less than the connections it takes."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

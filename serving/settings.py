@@ -91,6 +91,10 @@ class Limits(_Group):
     """Inputs in one request."""
     image_pixels: int = Field(default=MAX_PIXELS, ge=1)
     """Pixels of one image, counted before it is decoded."""
+    connections: int = Field(default=2000, ge=1)
+    """Open connections over HTTP."""
+    read_s: float = Field(default=30.0, gt=0, allow_inf_nan=False)
+    """Seconds that one request may take to come."""
     idle_s: float = Field(default=75.0, gt=0, allow_inf_nan=False)
     """Seconds that a connection may stay open between requests."""
     in_flight: int = Field(default=64, ge=1)

@@ -15,6 +15,7 @@ from serving.dataplane import DataPlane
 from serving.settings import Address, Settings
 from serving.transports import Listening
 from serving.transports.http.app import create_app
+from serving.transports.http.protocol import bounded_protocol
 
 BACKLOG = 2048
 
@@ -30,7 +31,7 @@ async def listen(plane: DataPlane, settings: Settings) -> AsyncIterator[Listenin
     host, port = listener.getsockname()[:2]
     config = uvicorn.Config(
         create_app(plane),
-        http="httptools",
+        http=bounded_protocol(settings.limits),
         ws="none",
         interface="asgi3",
         lifespan="off",

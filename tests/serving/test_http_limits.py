@@ -1,0 +1,149 @@
+"""Clients that send too much, too slowly, too many at a time, or leave: bounded, answered, nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+INFER = "/v2/models/tiny/infer"
+TENSOR = {"name": "input", "datatype": "FP32", "shape": [1, 3, 8, 8], "data": [0] * 192}
+BODY = json.dumps({"inputs": [TENSOR], "outputs": [{"name": "class_id"}]}).encode()
+REQUEST = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(BODY)}\r\n\r\n".encode() + BODY
+
+
+@pytest.fixture(scope="module")
+def limited(run_server, tiny_bundle) -> Iterator[Any]:
+    limits = {"header_bytes": 2048, "read_s": 0.5, "idle_s": 1, "body_bytes": 10_000}
+    with run_server(tiny_bundle, limits=limits) as server:
+        yield server
+
+
+def connect(server: Any) -> socket.socket:
+    return socket.create_connection((server.host, server.port), timeout=30)
+
+
+def replies(connection: socket.socket) -> list[tuple[int, Any]]:
+    """Status and JSON of every reply until the server closes."""
+    data = b""
+    while chunk := connection.recv(65536):
+        data += chunk
+    found = []
+    while data:
+        head, _, rest = data.partition(b"\r\n\r\n")
+        headers = dict(line.split(b": ", 1) for line in head.lower().split(b"\r\n")[1:])
+        length = int(headers[b"content-length"])
+        found.append((int(head.split()[1]), json.loads(rest[:length] or b"null")))
+        data = rest[length:]
+    return found
+
+
+def refused(server: Any, request: bytes, status: int) -> str:
+    with connect(server) as connection:
+        connection.sendall(request)
+        ((got, content),) = replies(connection)
+    assert (got, list(content)) == (status, ["error"])
+    return str(content["error"])
+
+
+def test_a_request_that_is_no_http(limited) -> None:
+    assert refused(limited, b"hello there\r\n\r\n", 400) == "the request is no HTTP"
+    assert refused(limited, b"POST / HTTP/1.1\r\nContent-Length: -5\r\n\r\n", 400) == "the request is no HTTP"
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /v2 HTTP/1.1\r\nX: " + b"x" * 3000 + b"\r\n\r\n",
+        b"GET /v2 HTTP/1.1\r\n" + b"X: y\r\n" * 1500 + b"\r\n",
+        b"GET /" + b"v" * 3000 + b" HTTP/1.1\r\n\r\n",
+    ],
+    ids=["long", "many", "path"],
+)
+def test_headers_past_the_limit(limited, head: bytes) -> None:
+    assert "more than 2048 bytes" in refused(limited, head, 431)
+
+
+def test_a_header_without_an_end(limited) -> None:
+    """The parser would hold it for ever."""
+    with connect(limited) as connection:
+        connection.sendall(b"GET /v2 HTTP/1.1\r\nX: ")
+        with pytest.raises((ConnectionError, TimeoutError)):
+            while True:
+                connection.sendall(b"x" * 1000)
+                time.sleep(0)
+
+
+@pytest.mark.parametrize("sent", [b"POST", REQUEST[:40], REQUEST[:-1]], ids=["word", "head", "body"])
+def test_a_request_that_comes_too_slowly(limited, sent: bytes) -> None:
+    assert "took longer than 0.5 s" in refused(limited, sent, 408)
+
+
+def test_a_connection_that_says_nothing_is_closed(limited) -> None:
+    with connect(limited) as silent:
+        assert replies(silent) == []
+    with connect(limited) as idle:
+        idle.sendall(REQUEST)
+        assert [status for status, _ in replies(idle)] == [200]
+
+
+def test_too_many_connections(run_server, tiny_bundle) -> None:
+    with run_server(tiny_bundle, limits={"connections": 20}) as server:
+        connections = [connect(server) for _ in range(40)]
+        try:
+            for connection in connections:
+                connection.sendall(REQUEST.replace(b"Host: x", b"Connection: close"))
+            statuses = [[status for status, _ in replies(connection)] for connection in connections]
+        finally:
+            for connection in connections:
+                connection.close()
+    assert statuses == [[200]] * 20 + [[503]] * 20
+
+
+def test_requests_one_behind_the_other_without_waiting(limited) -> None:
+    bad = REQUEST.replace(b"FP32", b"FP64")
+    with connect(limited) as connection:
+        connection.sendall(REQUEST + bad + REQUEST * 3 + REQUEST.replace(b"Host: x", b"Connection: close"))
+        assert [status for status, _ in replies(connection)] == [200, 400, 200, 200, 200, 200]
+
+
+def test_a_body_that_announces_too_much_is_refused_before_it_comes(limited) -> None:
+    head = f"POST {INFER} HTTP/1.1\r\nContent-Length: 1000000\r\nExpect: 100-continue\r\n\r\n".encode()
+    with connect(limited) as connection:
+        connection.sendall(head)
+        assert [status for status, _ in replies(connection)] == [413]
+
+
+def test_a_client_that_leaves_is_not_answered(run_server, tiny_bundle) -> None:
+    """Its request gives up its place, so that the next one is not refused."""
+    with run_server(tiny_bundle, inference={"faults": "*:delay=300ms"}, limits={"in_flight": 1}) as server:
+        admission = server.repository.get("tiny").admission
+        for path in (INFER, "/v1/predict"):
+            body = BODY if path == INFER else json.dumps({"inputs": [[[0] * 8] * 8] * 3}).encode()
+            head = f"POST {path} HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+            with connect(server) as connection:
+                connection.sendall(head.encode() + body)
+                while not admission.in_flight:
+                    time.sleep(0)
+            while admission.in_flight:
+                time.sleep(0)
+        assert server.repository.get("tiny").counters.succeeded == 0
+
+
+def test_a_thousand_connections_at_once(run_server, tiny_bundle) -> None:
+    with run_server(tiny_bundle, limits={"in_flight": 2000}) as server:
+        connections = [connect(server) for _ in range(1000)]
+        try:
+            for connection in connections:
+                connection.sendall(REQUEST.replace(b"Host: x", b"Connection: close"))
+            with ThreadPoolExecutor(8) as pool:
+                statuses = list(pool.map(lambda connection: [status for status, _ in replies(connection)], connections))
+        finally:
+            for connection in connections:
+                connection.close()
+        assert statuses == [[200]] * 1000
