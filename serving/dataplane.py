@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 from sensai_serve.errors import BundleError, RequestError, UnknownModelError, UnsupportedError
 from serving.controls import LogFilter, Tracing
 from serving.gateway import Gateway, Reply
+from serving.metrics import Metrics
 from serving.repository import Repository
 from serving.settings import Settings
 from serving.shared_memory import Regions
@@ -30,6 +32,7 @@ class DataPlane:
         self.regions = Regions(allowed=settings.shares_memory)
         self.tracing = Tracing()
         self.logs = LogFilter()
+        self.metrics = Metrics(repository)
         self._directory = settings.repository
         self._statistics: defaultdict[tuple[str, str], ModelStatistics] = defaultdict(ModelStatistics)
 
@@ -46,7 +49,6 @@ class DataPlane:
         Raises:
             SensaiError: what `decode`, the gateway or `encode` raise.
         """
-        statistics = self._statistics[gateway.name, gateway.version]
         started = perf_counter_ns()
         try:
             request = decode()
@@ -55,14 +57,21 @@ class DataPlane:
             answered = perf_counter_ns()
             encoded = encode(request, reply)
         except BaseException:
-            statistics.fail.add(perf_counter_ns() - started)
+            self._statistics[gateway.name, gateway.version].fail.add(perf_counter_ns() - started)
             raise
         ended = perf_counter_ns()
         compute = min(int(max(reply.worker_seconds.values(), default=0.0) * 1e9), answered - decoded)
         stages = Stages(decoded - started, answered - decoded - compute, compute, ended - answered)
-        statistics.succeeded(len(request.inputs), stages)
-        self.tracing.answered(gateway.name, request.id, stages)
+        # After this request's reply is written: nobody waits for books.
+        asyncio.get_running_loop().call_soon(self._book, gateway, request, reply, stages)
         return encoded
+
+    def _book(self, gateway: Gateway, request: InferRequest, reply: Reply, stages: Stages) -> None:
+        self._statistics[gateway.name, gateway.version].succeeded(len(request.inputs), stages)
+        self.tracing.answered(gateway.name, request.id, stages)
+        if reply.answer.decided_early:
+            usual = max(gateway.workers[worker].latency_s or 0.0 for worker in reply.answer.missing)
+            self.metrics.decided_early(gateway.name, max(0.0, usual - stages.compute / 1e9))
 
     def statistics(self, name: str = "", version: str = "") -> dict[str, Any]:
         """What a model, or every model, has done.

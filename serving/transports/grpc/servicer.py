@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import asdict
+from time import perf_counter
 from typing import Any
 
 import grpc
@@ -28,12 +29,18 @@ _Method = Callable[["Servicer", Any], Awaitable[Any]]
 def _call(method: _Method) -> Callable[[Servicer, Any, grpc.aio.ServicerContext], Awaitable[Any]]:
     """A unary call whose errors are status codes."""
 
+    kind = "infer" if method.__name__ == "ModelInfer" else "other"
+
     async def call(self: Servicer, request: Any, context: grpc.aio.ServicerContext) -> Any:
+        started = perf_counter()
         try:
-            return await method(self, request)
+            reply = await method(self, request)
         except Exception as error:
             status, message = describe(error)
+            self.observe(kind, status.grpc, started)
             await context.abort(grpc.StatusCode[status.grpc], message)
+        self.observe(kind, "OK", started)
+        return reply
 
     call.__doc__ = method.__doc__
     return call
@@ -45,6 +52,10 @@ class Servicer:
     def __init__(self, plane: DataPlane) -> None:
         self._plane = plane
         self._models = plane.repository
+
+    def observe(self, call: str, status: str, started: float) -> None:
+        """One request that came at `started` was answered."""
+        self._plane.metrics.observe("grpc", call, status, perf_counter() - started)
 
     @_call
     async def ServerLive(self, _: pb.ServerLiveRequest) -> pb.ServerLiveResponse:
@@ -217,12 +228,15 @@ class Servicer:
         return await plane.infer(gateway, read, write)
 
     async def _stream_reply(self, request: pb.ModelInferRequest) -> pb.ModelStreamInferResponse:
+        started = perf_counter()
         try:
             reply = await self._infer(request)
         except Exception as error:
-            _, message = describe(error)
+            status, message = describe(error)
+            self.observe("stream", status.grpc, started)
             return pb.ModelStreamInferResponse(
                 error_message=message, infer_response=pb.ModelInferResponse(id=request.id)
             )
+        self.observe("stream", "OK", started)
         reply.parameters["triton_final_response"].bool_param = True  # as Triton says of every reply that is the last
         return pb.ModelStreamInferResponse(infer_response=reply)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import contextlib
 from http import HTTPStatus
+from time import perf_counter
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.responses import PlainTextResponse
 
 import sensai_serve
 from sensai_serve.errors import SensaiError
 from serving.dataplane import DataPlane
+from serving.metrics import CONTENT_TYPE
 from serving.transports.http import control, v1, v2
-from serving.transports.http.asgi import Receive, Scope, Send
+from serving.transports.http.asgi import Message, Receive, Scope, Send
 from serving.transports.http.errors import error_body, error_reply
 from serving.transports.http.infer import OPENAPI, InferRoute
 
@@ -27,9 +30,10 @@ Try `POST /v1/predict` with an image. Inference clients speak the Open Inference
 class Application(FastAPI):
     """FastAPI, with the infer route taken out in front of its routing and its middleware."""
 
-    def __init__(self, infer: InferRoute, **settings: Any) -> None:
+    def __init__(self, plane: DataPlane, **settings: Any) -> None:
         super().__init__(**settings)
-        self._infer = infer
+        self._infer = InferRoute(plane)
+        self._metrics = plane.metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one ASGI scope."""
@@ -38,9 +42,22 @@ class Application(FastAPI):
         elif (model := self._infer.match(scope)) is not None:
             await self._infer(model, scope, receive, send)
         else:
-            # Starlette raises an unforeseen error again once it is logged and answered; it would be logged twice.
-            with contextlib.suppress(Exception):
-                await super().__call__(scope, receive, send)
+            await self._routed(scope, receive, send)
+
+    async def _routed(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started, status = perf_counter(), 0
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        # Starlette raises an unforeseen error again once it is logged and answered; it would be logged twice.
+        with contextlib.suppress(Exception):
+            await super().__call__(scope, receive, watched)
+        call = "predict" if scope["path"] == v1.PREDICT else "other"
+        self._metrics.observe("http", call, str(status), perf_counter() - started)
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document, the infer route included."""
@@ -52,7 +69,7 @@ class Application(FastAPI):
 def create_app(plane: DataPlane) -> Application:
     """The application over a data plane, whose models its caller starts and stops."""
     app = Application(
-        InferRoute(plane),
+        plane,
         title="sensai-serve",
         version=sensai_serve.__version__,
         description=_DESCRIPTION,
@@ -62,6 +79,8 @@ def create_app(plane: DataPlane) -> Application:
     app.include_router(control.router(plane))  # first: "stats" would be the name of a model else
     app.include_router(v2.router(plane))
     app.include_router(v1.router(plane))
+    app.add_api_route("/metrics", lambda: Response(plane.metrics.text(), media_type=CONTENT_TYPE), tags=["Control"],
+                      summary="Metrics for Prometheus", response_class=PlainTextResponse)  # fmt: skip
     app.add_exception_handler(SensaiError, _ours)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)

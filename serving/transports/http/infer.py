@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from time import perf_counter
 
 from starlette.requests import ClientDisconnect
 
@@ -86,6 +87,7 @@ class InferRoute:
             body = error_body("Method Not Allowed")
             await send_reply(send, 405, [*json_headers(body), (b"allow", b"POST")], body)
             return
+        started = perf_counter()
         try:
             headers, body = await self._answer(model, dict(scope["headers"]), receive)
             status = 200
@@ -94,6 +96,7 @@ class InferRoute:
         except Exception as error:
             status, headers, body = error_reply(error)
         await send_reply(send, status, headers, body)
+        self._plane.metrics.observe("http", "infer", str(status), perf_counter() - started)
 
     async def _answer(
         self, model: tuple[str, str], headers: Mapping[bytes, bytes], receive: Receive

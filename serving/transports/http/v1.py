@@ -23,6 +23,8 @@ from serving.transports.http.errors import ERROR_RESPONSE
 from serving.v2 import InferRequest
 from serving.v2.tensors import numbers, shown
 
+PREDICT = "/v1/predict"
+
 
 class _Described(BaseModel):
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
@@ -112,14 +114,14 @@ _BODY = {
 def router(plane: DataPlane) -> APIRouter:
     """The routes under ``/v1``."""
     repository, limits = plane.repository, plane.limits
-    routes = APIRouter(prefix="/v1", tags=["Predict"], responses={"default": ERROR_RESPONSE})
+    routes = APIRouter(tags=["Predict"], responses={"default": ERROR_RESPONSE})
 
-    @routes.get("/models", summary="What is served", response_model=list[ModelSummary])
+    @routes.get("/v1/models", summary="What is served", response_model=list[ModelSummary])
     def models() -> list[ModelSummary]:
         return [_summary(repository.get(name)) for name in repository.names()]
 
     @routes.post(
-        "/predict",
+        PREDICT,
         summary="Classify one image, or one input of raw numbers",
         response_model=Prediction,
         openapi_extra=_BODY,

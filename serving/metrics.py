@@ -1,0 +1,132 @@
+"""Prometheus metrics: what transports saw is observed here, what models did is read from them when asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from serving.gateway import Gateway
+from serving.repository import Repository
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+BUCKETS_S = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+
+_Samples = list[tuple[list[str], float]]
+_COUNTERS: tuple[tuple[str, str, Callable[[Gateway], float]], ...] = (
+    ("answers", "Requests answered with a class", lambda g: g.counters.succeeded),
+    ("refused", "Requests refused because too many were in flight", lambda g: g.counters.refused),
+    ("uncovered", "Requests refused because a class had no copy left", lambda g: g.counters.uncovered),
+    ("decided_early", "Answers that did not wait for every copy", lambda g: g.counters.decided_early),
+    ("incomplete", "Answers that a missing copy could have changed", lambda g: g.counters.incomplete),
+    ("degraded", "Answers in spite of a class without a copy", lambda g: g.counters.degraded),
+    ("late_copies", "Copies that came after their request's answer", lambda g: g.late_copies),
+)
+
+
+class Metrics:
+    """The metrics of one server."""
+
+    def __init__(self, repository: Repository) -> None:
+        """Of the models of a repository; nothing is registered globally."""
+        self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "sensai_requests", "Requests answered, errors among them", ["transport", "call", "status"],
+            registry=self._registry,
+        )  # fmt: skip
+        self._seconds = Histogram(
+            "sensai_request_seconds", "From a request's first byte to its answer", ["transport", "call"],
+            buckets=BUCKETS_S, registry=self._registry,
+        )  # fmt: skip
+        self._saved = Counter(
+            "sensai_early_decision_saved_seconds", "Estimate: how much longer the copies not waited for usually take",
+            ["model"], registry=self._registry,
+        )  # fmt: skip
+        self._children: dict[tuple[str, str, str], tuple[Counter, Histogram]] = {}
+        self._registry.register(_Models(repository))
+
+    def observe(self, transport: str, call: str, status: str, seconds: float) -> None:
+        """One request was answered.
+
+        Args:
+            transport: ``http`` or ``grpc``.
+            call: ``infer``, ``predict``, ``stream`` or ``other``.
+            status: as the transport calls it, ``200`` or ``OK``.
+            seconds: that it took.
+        """
+        key = transport, call, status
+        children = self._children.get(key)
+        if children is None:
+            children = self._requests.labels(*key), self._seconds.labels(transport, call)
+            self._children[key] = children
+        children[0].inc()
+        children[1].observe(seconds)
+
+    def decided_early(self, model: str, saved_s: float) -> None:
+        """An answer did not wait for every copy."""
+        self._saved.labels(model).inc(saved_s)
+
+    def text(self) -> bytes:
+        """The page that Prometheus reads."""
+        return generate_latest(self._registry)
+
+
+class _Models(Collector):
+    """Reads the counters that every gateway keeps."""
+
+    def __init__(self, repository: Repository) -> None:
+        self._repository = repository
+
+    def describe(self) -> Iterator[Metric]:
+        """Nothing: names are known once models are."""
+        return iter(())
+
+    def collect(self) -> Iterator[Metric]:
+        """Every model's metrics."""
+        gateways = [self._repository.get(name) for name in self._repository.names()]
+        yield _counter("sensai_model_swaps", "Models replaced while serving", [([], self._repository.swaps)])
+        yield _gauge("sensai_model_ready", "Every class has a live, checked worker", _each(gateways, lambda g: g.ready))
+        yield _gauge(
+            "sensai_in_flight", "Requests being answered or in line", _each(gateways, lambda g: g.admission.in_flight)
+        )
+        yield _gauge("sensai_queue", "Requests in line for the workers", _each(gateways, lambda g: g.admission.waiting))
+        for name, help_text, value in _COUNTERS:
+            yield _counter(f"sensai_{name}", help_text, _each(gateways, value))
+        yield _counter(
+            "sensai_erasures", "Workers that a request did not wait for",
+            [([g.name, cause], n) for g in gateways for cause, n in g.counters.erasures.items()], "cause",
+        )  # fmt: skip
+        yield _counter(
+            "sensai_worker_seconds", "Time inside each worker's subnet, of copies that came in time",
+            [([g.name, str(w)], s) for g in gateways for w, s in enumerate(g.counters.worker_seconds)], "worker",
+        )  # fmt: skip
+        yield _counter(
+            "sensai_worker_runs", "Copies of each worker that came in time",
+            [([g.name, str(w)], n) for g in gateways for w, n in enumerate(g.counters.worker_runs)], "worker",
+        )  # fmt: skip
+        states = [([g.name, str(w), worker.state.value], 1.0) for g in gateways for w, worker in enumerate(g.workers)]
+        yield _gauge("sensai_worker_state", "What each worker is now", states, "worker", "state")
+
+
+def _each(gateways: list[Gateway], value: Callable[[Gateway], float]) -> _Samples:
+    return [([g.name], float(value(g))) for g in gateways]
+
+
+def _counter(name: str, help_text: str, samples: _Samples, *labels: str) -> Metric:
+    return _filled(CounterMetricFamily(name, help_text, labels=_labels(samples, labels)), samples)
+
+
+def _gauge(name: str, help_text: str, samples: _Samples, *labels: str) -> Metric:
+    return _filled(GaugeMetricFamily(name, help_text, labels=_labels(samples, labels)), samples)
+
+
+def _labels(samples: _Samples, labels: tuple[str, ...]) -> list[str]:
+    return [] if samples and not samples[0][0] else ["model", *labels]
+
+
+def _filled(family: CounterMetricFamily | GaugeMetricFamily, samples: _Samples) -> Metric:
+    for labels, value in samples:
+        family.add_metric(labels, value)
+    return family
