@@ -53,6 +53,10 @@ class GatewayOptions:
     """Requests that are answered or waiting at a time; more are refused."""
     on_missing: OnMissing = "refuse"
     """What happens to a request that a class has no copy left for."""
+    abstain_unelected: bool = False
+    """Give no class (-1) where none has more than half of its arrived copies' votes."""
+    abstain_margin: float = 0.0
+    """Give no class (-1) where the best mean score leads by less."""
     max_batch: int = 64
     """Inputs in one request."""
     faults: tuple[Fault, ...] = ()
@@ -213,6 +217,8 @@ class Gateway:
             # After this request's reply is written: what follows is for the next ones.
             asyncio.get_running_loop().call_soon(self._book, outcome)
             answer = await self._uncovered(inputs, outcome) if outcome.uncovered else outcome.answer
+            if (options.abstain_unelected and not answer.elected) or options.abstain_margin:
+                answer = answer.abstaining(unelected=options.abstain_unelected, margin=options.abstain_margin)
             self.counters.succeeded += 1
             return Reply(answer, {w: a.run_s for w, a in outcome.arrivals.items()}, outcome.erasures)
         finally:

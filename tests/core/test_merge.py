@@ -260,3 +260,12 @@ def test_an_unknown_wait_is_refused_by_name() -> None:
     with pytest.raises(RequestError, match="expected one of decided, all, quorum, first"):
         parse_wait("soon")
     assert [parse_wait(w) for w in WAITS] == list(WAITS)
+
+
+def test_an_answer_abstains_in_the_rows_that_are_too_unsure_and_in_no_other() -> None:
+    plan = MergePlan(binary(2))
+    answer = merge(plan, [np.array([[0.9], [0.4], [0.7]], np.float32), np.array([[0.1], [0.1], [0.6]], np.float32)])
+    assert answer.class_id.tolist() == [0, 0, 0]
+    assert answer.abstaining(unelected=True, margin=0).class_id.tolist() == [0, -1, 0]
+    assert answer.abstaining(unelected=False, margin=0.2).class_id.tolist() == [0, 0, -1]
+    assert answer.abstaining(unelected=False, margin=0) is answer
