@@ -1,4 +1,4 @@
-"""Every setting of the server: frozen, checked, from flags, then the environment (``SENSAI_...``), then defaults.
+"""Every setting of the server: frozen, checked, from flags, the environment (``SENSAI_...``), a file, or defaults.
 
 A field of a group is set by ``SENSAI_GROUP__FIELD``, for example ``SENSAI_LIMITS__BODY_BYTES=1000000``.
 """
@@ -6,11 +6,14 @@ A field of a group is set by ``SENSAI_GROUP__FIELD``, for example ``SENSAI_LIMIT
 from __future__ import annotations
 
 import ipaddress
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
+from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict, SettingsError
 
 from sensai_serve.errors import InputError
 from sensai_serve.merge import Wait
@@ -152,17 +155,34 @@ class Settings(BaseSettings):
         )
 
 
-def load_settings(**flags: Any) -> Settings:
-    """The settings of this process.
+Origin = Literal["flag", "environment", "file", "default"]
+
+
+@dataclass(frozen=True)
+class Described:
+    """One setting: what it is and where that comes from."""
+
+    name: str
+    value: str
+    origin: Origin
+    help: str
+
+
+def load_settings(file: Path | None = None, /, **flags: Any) -> Settings:
+    """The settings of this process: flags win over the environment, that over the file, that over the defaults.
 
     Args:
+        file: TOML, with groups as tables.
         flags: what the command line says, by field, groups as dictionaries; None where it says nothing.
 
     Raises:
         InputError: a value that cannot be accepted, wherever it comes from.
     """
     try:
-        return Settings(**_given(flags))
+        merged: dict[str, Any] = {}
+        for _, source in _sources(file, flags):
+            merged = _updated(merged, source)
+        return Settings(**merged)
     except ValidationError as error:
         first = error.errors()[0]
         where, what = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
@@ -171,6 +191,57 @@ def load_settings(**flags: Any) -> Settings:
         raise InputError(f"settings: {error}") from None
 
 
+def describe_settings(file: Path | None = None, /, **flags: Any) -> list[Described]:
+    """Every setting with its value and its origin. See `load_settings`."""
+    settings = load_settings(file, **flags)
+    sources = _sources(file, flags)
+    described = []
+    for name, value, text in _leaves(settings):
+        path = name.split(".")
+        origins: list[Origin] = [origin for origin, source in reversed(sources) if _holds(source, path)]
+        described.append(Described(name, value, origins[0] if origins else "default", text))
+    return described
+
+
+def _sources(file: Path | None, flags: dict[str, Any]) -> list[tuple[Origin, dict[str, Any]]]:
+    """What each source says, the weakest first."""
+    return [("file", {} if file is None else _read(file)), ("environment", EnvSettingsSource(Settings)()),
+            ("flag", _given(flags))]  # fmt: skip
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: no TOML: {error}") from None
+
+
 def _given(flags: dict[str, Any]) -> dict[str, Any]:
     nested = {name: _given(value) if isinstance(value, dict) else value for name, value in flags.items()}
     return {name: value for name, value in nested.items() if value is not None and value != {}}
+
+
+def _updated(weak: dict[str, Any], strong: dict[str, Any]) -> dict[str, Any]:
+    both = {
+        name: _updated(weak[name], value) if isinstance(value, dict) and isinstance(weak.get(name), dict) else value
+        for name, value in strong.items()
+    }
+    return weak | both
+
+
+def _holds(source: dict[str, Any], path: list[str]) -> bool:
+    for part in path:
+        if not isinstance(source, dict) or part not in source:
+            return False
+        source = source[part]
+    return True
+
+
+def _leaves(group: BaseModel, prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    for name, field in type(group).model_fields.items():
+        value = getattr(group, name)
+        if isinstance(value, _Group) and not isinstance(value, Address):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            text = " ".join(map(str, value)) if isinstance(value, tuple) else "" if value is None else str(value)
+            yield prefix + name, text, field.description or ""

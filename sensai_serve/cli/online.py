@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from sensai_serve.bundle import Bundle
     from sensai_serve.cli.samples import Sample
+    from serving.settings import Described
 
 Classify = Callable[["Sample"], dict[str, Any]]
 
@@ -45,6 +46,12 @@ def serve(
     on_missing: Annotated[
         str | None, typer.Option(help="When a class has no copy left: refuse, degrade or reference.")
     ] = None,
+    settings_file: Annotated[
+        Path | None, typer.Option("--settings", help="A TOML file of settings; flags and the environment win over it.")
+    ] = None,
+    show_settings: Annotated[
+        bool, typer.Option("--show-settings", help="Print every setting and where it comes from, and exit.")
+    ] = False,
     fault: Annotated[
         list[str] | None, typer.Option(help="Let workers fail on purpose: 3:delay=50ms, 0+4:drop=0.1.")
     ] = None,
@@ -54,13 +61,13 @@ def serve(
     from sensai_serve.errors import InputError
     from serving.repository import Repository
     from serving.server import run
-    from serving.settings import load_settings
+    from serving.settings import describe_settings, load_settings
 
-    settings = load_settings(
-        http=http,
-        grpc=grpc,
-        repository=repository,
-        inference={
+    flags: dict[str, Any] = {
+        "http": http,
+        "grpc": grpc,
+        "repository": repository,
+        "inference": {
             "devices": device or None,
             "backend": backend,
             "wait": wait,
@@ -69,8 +76,12 @@ def serve(
             "on_missing": on_missing,
             "faults": fault or None,
         },
-        limits={"in_flight": max_in_flight},
-    )
+        "limits": {"in_flight": max_in_flight},
+    }
+    if show_settings:
+        _show(describe_settings(settings_file, **flags))
+        return
+    settings = load_settings(settings_file, **flags)
     opened = [Bundle.open(path) for path in [*(bundles or []), *_bundles_in(settings.repository)]]
     if not opened and settings.repository is None:
         raise InputError("nothing to serve, expected directories of bundles or --repository")
@@ -95,6 +106,16 @@ def predict(
     from rich.console import Console
 
     Console().print(_table(predictions))
+
+
+def _show(settings: list[Described]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("setting", "value", "from", "what it is")
+    for setting in settings:
+        table.add_row(setting.name, setting.value or "none", setting.origin, setting.help)
+    Console().print(table)
 
 
 def _bundles_in(repository: Path | None) -> list[Path]:

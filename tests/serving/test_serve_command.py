@@ -83,6 +83,17 @@ def test_settings_come_from_the_environment(start, tiny_bundle: Path) -> None:
     assert url
 
 
+def test_settings_are_shown_with_their_origin(sensai, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SENSAI_LIMITS__BATCH", "7")
+    monkeypatch.setenv("COLUMNS", "200")
+    code, out, _ = sensai("serve", "--show-settings", "--wait", "all")
+    lines = {line.split()[1]: line for line in out.splitlines() if len(line.split()) > 2}
+    assert code == 0
+    assert [
+        tuple(lines[name].replace("│", " ").split()[1:3]) for name in ("limits.batch", "inference.wait", "drain_s")
+    ] == [("7", "environment"), ("all", "flag"), ("10.0", "default")]
+
+
 def test_a_port_that_is_taken(sensai, tiny_bundle: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"

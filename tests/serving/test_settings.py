@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
 from sensai_serve.errors import InputError
 from serving.devices import Device
-from serving.settings import Address, Settings, load_settings
+from serving.settings import Address, Settings, describe_settings, load_settings
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +49,41 @@ def test_every_setting_is_described() -> None:
             assert field.description, name
             if isinstance(field.annotation, type) and hasattr(field.annotation, "model_fields"):
                 groups.append(field.annotation)
+
+
+def test_every_setting_says_where_it_comes_from(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "sensai.toml"
+    file.write_text('http = "127.0.0.1:81"\n[limits]\nbatch = 8\nin_flight = 8\nidle_s = 8\n')
+    monkeypatch.setenv("SENSAI_LIMITS__IN_FLIGHT", "16")
+    monkeypatch.setenv("SENSAI_LIMITS__IDLE_S", "16")
+    flags = {"limits": {"idle_s": 32}, "inference": {"devices": ["cpu:0", "cpu:1"], "wait": None}}
+    described = {setting.name: (setting.value, setting.origin) for setting in describe_settings(file, **flags)}
+    assert described["http"] == ("127.0.0.1:81", "file")
+    assert described["limits.batch"] == ("8", "file")
+    assert described["limits.in_flight"] == ("16", "environment")
+    assert described["limits.idle_s"] == ("32.0", "flag")
+    assert described["inference.devices"] == ("cpu:0 cpu:1", "flag")
+    assert described["inference.wait"] == ("decided", "default")
+    assert described["grpc"] == ("", "default")
+    assert load_settings(file, **flags).limits.in_flight == 16
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("batch", "no TOML"),
+        ("[limits]\nbatch = 'x'\n", "setting limits.batch: Input should be a valid integer"),
+        ("limits = 5\n", "setting limits: Input should be"),
+        ("[limit]\nbatch = 5\n", "setting limit: Extra inputs are not permitted"),
+    ],
+)
+def test_a_file_that_cannot_be_accepted(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "sensai.toml"
+    file.write_text(text)
+    with pytest.raises(InputError) as caught:
+        load_settings(file)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("address", ["8000", "localhost", ":8000", "host:", "host:http", "::1:80", "host:-1", "host:٣"])
