@@ -159,15 +159,7 @@ class RawClient:
 
     def exchange(self, index: int) -> None:
         """See `Client`."""
-        connection = self._connection
-        try:
-            connection.begin(self._requests[index])
-            while not connection.receive():
-                pass
-        except OSError as error:
-            raise ServingError(f"no reply: {error}") from None
-        if connection.status != _OK:
-            raise ServingError(f"status {connection.status}: {connection.reply()[1][:200].decode('latin-1')}")
+        exchange(self._connection, self._requests[index])
 
     def answer(self) -> Answer:
         """See `Client`."""
@@ -176,6 +168,22 @@ class RawClient:
     def close(self) -> None:
         """See `Client`."""
         self._connection.close()
+
+
+def exchange(connection: Connection, request: bytes) -> None:
+    """Send a request on a blocking connection and take its reply whole.
+
+    Raises:
+        ServingError: the server refused it, failed, or is gone.
+    """
+    try:
+        connection.begin(request)
+        while not connection.receive():
+            pass
+    except OSError as error:
+        raise ServingError(f"no reply: {error}") from None
+    if connection.status != _OK:
+        raise ServingError(f"status {connection.status}: {connection.reply()[1][:200].decode('latin-1')}")
 
 
 def _unchunked(body: bytes) -> bytes:

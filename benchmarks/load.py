@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.client import Client, Connection
+from benchmarks.client import Connection
 from benchmarks.stats import Seconds
 from sensai_serve.errors import ServingError
 
@@ -44,17 +44,6 @@ class Exchange:
     def latency(self) -> float:
         """Seconds from when it was due."""
         return self.done - self.due
-
-
-def time_exchanges(client: Client, indices: Sequence[int]) -> Seconds:
-    """Latencies [n] in seconds of one request after the other, the plainest closed loop."""
-    clock, exchange = time.perf_counter, client.exchange
-    seconds = np.empty(len(indices))
-    for i, index in enumerate(indices):
-        started = clock()
-        exchange(index)
-        seconds[i] = clock() - started
-    return seconds
 
 
 def closed_loop(

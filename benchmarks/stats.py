@@ -146,6 +146,7 @@ def histogram(seconds: npt.ArrayLike, *, bins_per_decade: int = 40) -> tuple[npt
     values = np.asarray(seconds, np.float64).reshape(-1)
     first, last = (np.log10(v) * bins_per_decade for v in (values.min(), values.max()))
     edges = 10 ** (np.arange(np.floor(first), np.floor(last) + 2) / bins_per_decade)
+    edges[0], edges[-1] = min(edges[0], values.min()), max(edges[-1], values.max())  # powers round
     counts, _ = np.histogram(values, edges)
     return counts, edges
 

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from sensai_serve.cli.progress import progress
+
+if TYPE_CHECKING:
+    from benchmarks.labelled import Labelled
+    from benchmarks.report import Report
+    from sensai_serve.bundle import Bundle
 
 app = typer.Typer()
 bench = typer.Typer(help="Measure a bundle: latency, other servers, size, faults.", no_args_is_help=True)
@@ -25,3 +32,97 @@ def data(
     dataset = load(source, seed=seed)
     labelled.write(out, dataset.x_test, dataset.y_test)
     typer.echo(f"{out}: {len(dataset.y_test)} labelled inputs")
+
+
+BundleDirectory = Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle's directory.")]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE|SOURCE",
+        help="Labelled inputs: a file of `sensai bench data`, or a data source; the golden samples if not given.",
+    ),
+]
+Out = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="For JSON, pictures and HTML; benchmarks/results/... if not given.")
+]
+Devices = Annotated[list[str] | None, typer.Option("--device", help="Where workers run; every core if not given.")]
+BackendName = Annotated[str, typer.Option("--backend", help="What runs the workers.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
+
+
+@bench.command()
+def latency(
+    bundle: BundleDirectory,
+    *,
+    data: Data = None,
+    requests: Annotated[int, typer.Option(min=20, help="Of each network over each transport.")] = 2000,
+    rounds: Annotated[int, typer.Option(min=3, help="In which all take their turns.")] = 20,
+    transport: Annotated[list[str] | None, typer.Option(help="Say 'HTTP binary'; all if not given.")] = None,
+    monolith: Annotated[
+        Path | None, typer.Option(help="An ONNX file: one pruned network for all classes, to compare with.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0, help="Of each load of several clients; 0: none.")] = 3.0,
+    steps: Annotated[int, typer.Option(min=0, help="Requests that are divided into steps; 0: none.")] = 500,
+    device: Devices = None,
+    backend: BackendName = "ort",
+    out: Out = None,
+    quiet: Quiet = False,
+) -> None:
+    """Reference, monolith and class-parallel on the same cores, in turns, in process and over every transport."""
+    from benchmarks import latency as benchmark
+    from benchmarks.latency_report import report
+    from benchmarks.transports import TRANSPORTS
+    from sensai_serve.errors import InputError
+
+    if unknown := set(transport or ()) - set(TRANSPORTS):
+        raise InputError(f"--transport is {min(unknown)!r}, expected {', '.join(TRANSPORTS)}")
+    options = benchmark.Options(
+        requests=requests,
+        rounds=rounds,
+        transports=tuple(transport or TRANSPORTS),
+        devices=tuple(device or ()),
+        backend=backend,
+        monolith=monolith,
+        seconds=seconds,
+        steps=steps,
+    )
+    opened = _open(bundle)
+    with progress(quiet=quiet) as on_step:
+        measured = benchmark.measure(opened, _labelled(opened, data), options, on_step)
+    _publish(report(measured), out)
+
+
+def _open(path: Path) -> Bundle:
+    from sensai_serve.bundle import Bundle
+
+    bundle = Bundle.open(path)
+    bundle.verify()
+    return bundle
+
+
+def _labelled(bundle: Bundle, data: str | None) -> Labelled:
+    """The inputs that `--data` names, else the golden samples."""
+    from benchmarks import labelled
+
+    if data is None:
+        return labelled.golden(bundle)
+    spec, n_classes = bundle.manifest.input, len(bundle.manifest.labels)
+    if data.endswith(".npz") and ":" not in data:
+        return labelled.read(Path(data), spec, n_classes)
+    from pruning.data import load
+
+    # The test part is drawn with the seed that the bundle's own run drew it with, so that nothing trained on is in it.
+    recipe = bundle.manifest.provenance.get("recipe", {})
+    dataset = load(data, seed=int(recipe.get("seed", 0)))
+    return labelled.from_arrays(data, {"x": dataset.x_test, "y": dataset.y_test}, spec, n_classes)
+
+
+def _publish(report: Report, out: Path | None) -> None:
+    from rich.console import Console
+
+    from benchmarks.report import show, write
+
+    out = out or Path("benchmarks/results") / f"{report.bench}-{report.subject}"
+    write(report, out)
+    show(report, Console())
+    typer.echo(f"{out / 'report.html'}")

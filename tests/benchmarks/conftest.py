@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import servers
+from sensai_serve.cli.main import main
 
 
 @pytest.fixture(scope="session")
@@ -69,3 +70,16 @@ def _request(connection: socket.socket) -> bytes | None:
 def answer_with():
     """See `answering`."""
     return answering
+
+
+@pytest.fixture
+def bench(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs ``sensai bench`` in this process; gives exit code, stdout and stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main(["bench", *map(str, arguments)])
+        captured = capsys.readouterr()
+        return int(ended.value.code or 0), captured.out, captured.err
+
+    return run

@@ -1,0 +1,44 @@
+"""Figures as the cells of tables."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from benchmarks.stats import Estimate
+
+
+class Cell(NamedTuple):
+    """A figure, and its 95% interval, which the terminal has no room for."""
+
+    text: str
+    interval: str = ""
+
+
+def microseconds(estimate: Estimate | None) -> Cell:
+    """Seconds as microseconds; nothing where there is no figure."""
+    return _scaled(estimate, 1e6)
+
+
+def milliseconds(estimate: Estimate | None) -> Cell:
+    """Seconds as milliseconds; nothing where there is no figure."""
+    return _scaled(estimate, 1e3)
+
+
+def times(estimate: Estimate | None) -> Cell:
+    """A ratio; nothing where there is none."""
+    if estimate is None:
+        return Cell("")
+    low, high = estimate.low, estimate.high
+    return Cell(f"{estimate.value:.2f}x", "" if low is None or high is None else f"{low:.2f}-{high:.2f}")
+
+
+def number(value: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _scaled(estimate: Estimate | None, scale: float) -> Cell:
+    if estimate is None:
+        return Cell("")
+    low, high = ("" if bound is None else number(bound * scale) for bound in (estimate.low, estimate.high))
+    return Cell(number(estimate.value * scale), f"{low}-{high}" if low or high else "")

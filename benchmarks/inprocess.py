@@ -1,0 +1,61 @@
+"""Our gateway without any transport: the fan-out, the vote and the merge alone, in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import uvloop
+
+from benchmarks.stats import Seconds
+from sensai_serve.bundle import Bundle
+from sensai_serve.preprocess import Floats
+from serving.gateway import Gateway, GatewayOptions
+
+
+class InProcess:
+    """A gateway on an event loop that runs while it is measured. See `benchmarks.turns.Subject`."""
+
+    def __init__(self, gateway: Gateway, loop: asyncio.AbstractEventLoop, samples: Sequence[Floats]) -> None:
+        self.gateway = gateway
+        self._loop = loop
+        self._samples = samples
+
+    def time(self, indices: Sequence[int]) -> Seconds:
+        """See `benchmarks.turns.Subject`."""
+        return self._loop.run_until_complete(self._time(indices))
+
+    async def _time(self, indices: Sequence[int]) -> Seconds:
+        clock, infer, samples = time.perf_counter, self.gateway.infer, self._samples
+        seconds = np.empty(len(indices))
+        for i, index in enumerate(indices):
+            started = clock()
+            await infer(samples[index])
+            seconds[i] = clock() - started
+        return seconds
+
+
+@contextlib.contextmanager
+def in_process(bundle: Bundle, options: GatewayOptions, samples: Sequence[Floats]) -> Iterator[InProcess]:
+    """Start a gateway in this process, and stop it when the block ends.
+
+    Raises:
+        BundleError: it cannot be served.
+        DeviceError: a device that this machine does not have.
+    """
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        loop = runner.get_loop()
+
+        async def make() -> Gateway:
+            gateway = Gateway(bundle, options)
+            await gateway.start()
+            return gateway
+
+        gateway = runner.run(make())
+        try:
+            yield InProcess(gateway, loop, samples)
+        finally:
+            runner.run(gateway.stop(0))

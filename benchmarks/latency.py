@@ -1,0 +1,228 @@
+"""``sensai bench latency``: reference, monolith and class-parallel on the same cores, over every transport."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks import backend as threaded
+from benchmarks import machine, servers
+from benchmarks.breakdown import Breakdown, breakdown
+from benchmarks.client import Client
+from benchmarks.inprocess import in_process
+from benchmarks.labelled import Labelled
+from benchmarks.loads import Load, closed, opened
+from benchmarks.networks import Fastest, Network, Threads, as_bundle, direct, fastest, monolith
+from benchmarks.stats import summarise
+from benchmarks.transports import TRANSPORTS, Endpoint, is_lean, uses_grpc
+from benchmarks.turns import Calls, Rounds, Subject, in_turns
+from benchmarks.wire import V2Binary
+from sensai_serve import load
+from sensai_serve.bundle import Bundle
+from sensai_serve.errors import ServingError
+from sensai_serve.preprocess import Floats
+from serving.devices import default_devices, parse_device
+from serving.gateway import GatewayOptions
+
+IN_PROCESS = "in process"
+REFERENCE, MONOLITH, PARALLEL, SUBNET = "reference", "monolith", "class-parallel", "slowest subnet"
+LOADED = "HTTP binary"
+"""The transport that loads and the histogram are shown for."""
+OnStep = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How much is measured."""
+
+    requests: int = 2000
+    """Of each network over each transport."""
+    rounds: int = 20
+    """In which all take their turns."""
+    transports: tuple[str, ...] = tuple(TRANSPORTS)
+    samples: int = 64
+    """Different inputs that are sent."""
+    devices: tuple[str, ...] = ()
+    """Where workers run; every core where empty."""
+    backend: str = "ort"
+    monolith: Path | None = None
+    """One pruned network for all classes; what the bundle names where None."""
+    clients: tuple[int, ...] = (1, 2, 4, 8, 16)
+    """Of the closed loops."""
+    rates: tuple[float, ...] = (0.25, 0.5, 0.75)
+    """Of the open loops, as fractions of what one client gets out of the fastest network."""
+    seconds: float = 3.0
+    """Of each loop with several clients; 0 leaves them out."""
+    steps: int = 500
+    """Requests that are divided into steps, over each transport; 0: none."""
+
+
+Key = tuple[str, str]
+"""A network and the place where it was measured: a transport, or `IN_PROCESS`."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Everything that one run found."""
+
+    bundle: Bundle
+    options: Options
+    machine: dict[str, Any]
+    threads: dict[str, Fastest]
+    """Of each whole network."""
+    times: dict[Key, Rounds]
+    missing: dict[Key, str] = field(default_factory=dict)
+    """What could not be measured, and why."""
+    ready_s: dict[str, float] = field(default_factory=dict)
+    """From a server's start until it is ready."""
+    memory: dict[str, int] = field(default_factory=dict)
+    """Bytes of a server's processes."""
+    labels: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Over each transport: answers that were complete, and how many of those had another label than in this process."""
+    loads: list[Load] = field(default_factory=list)
+    steps: list[Breakdown] = field(default_factory=list)
+
+
+def measure(bundle: Bundle, data: Labelled, options: Options, on_step: OnStep) -> Measured:
+    """Run the benchmark.
+
+    Raises:
+        InputError: the bundle has nothing to compare with, or cannot be served.
+        ServingError: a server does not start.
+    """
+    described = machine.describe()
+    device = parse_device(options.devices[0]) if options.devices else None
+    samples, name = data.samples(options.samples), bundle.manifest.input.name
+    whole = {REFERENCE: bundle.reference(), MONOLITH: monolith(bundle, options.monolith)}
+    networks = {kind: network for kind, network in whole.items() if network is not None}
+    threads: dict[str, Fastest] = {}
+    for done, (kind, network) in enumerate(networks.items()):
+        on_step("threads", done, len(networks))
+        threads[kind] = fastest(network, name, samples, device)
+    on_step("threads", 1, 1)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        bundles = {kind: as_bundle(network, bundle, folder / kind, kind) for kind, network in networks.items()}
+        bundles[PARALLEL] = bundle
+        measured = Measured(bundle, options, described, threads, {})
+        subjects: dict[Key, Subject] = {
+            (kind, IN_PROCESS): direct(Network(network, name, threads[kind].threads, device), samples)
+            for kind, network in networks.items()
+        }
+        subjects[SUBNET, IN_PROCESS] = _slowest_subnet(bundle, samples)
+        served = GatewayOptions(
+            devices=tuple(map(parse_device, options.devices)) or default_devices(), backend=options.backend
+        )
+        subjects[PARALLEL, IN_PROCESS] = stack.enter_context(in_process(bundle, served, samples))
+        endpoints = {
+            kind: stack.enter_context(_served(kind, one, measured, threads.get(kind))) for kind, one in bundles.items()
+        }
+        clients = dict(_clients(endpoints, samples, measured))
+        for client in clients.values():
+            stack.callback(client.close)
+        for key, client in clients.items():
+            subjects[key] = Calls(client.exchange)
+        _time(subjects, measured, len(samples), on_step)
+        _check_labels(clients, samples, measured)
+        _loads(endpoints, samples, measured, on_step)
+    if options.steps:
+        on_step("steps of a request", 0, 1)
+        places = [t for t in options.transports if (PARALLEL, t) in measured.times and is_lean(t)]
+        measured.steps.extend(
+            breakdown(bundle, samples, places, count=options.steps, backend=options.backend, devices=options.devices)
+        )
+        on_step("steps of a request", 1, 1)
+    return measured
+
+
+def _slowest_subnet(bundle: Bundle, samples: Sequence[Floats]) -> Subject:
+    """The subnet that takes longest alone: what no fan-out can beat."""
+    name, one = bundle.manifest.input.name, Threads(1, spinning=False)
+    workers = range(bundle.assignment.n_workers)
+    alone = {w: direct(Network(bundle.subnet(w), name, one), samples) for w in workers}
+    times = in_turns(alone, rounds=5, per_round=20, n_samples=len(samples))
+    return alone[max(workers, key=lambda w: summarise(times[w]).p50)]
+
+
+@contextmanager
+def _served(kind: str, bundle: Bundle, measured: Measured, ways: Fastest | None) -> Iterator[Endpoint]:
+    """A server of one of the networks; `ways` says how a whole one is run."""
+    options, http, grpc = measured.options, servers.free_port(), servers.free_port()
+    arguments = [str(bundle.path)]
+    if any(map(uses_grpc, options.transports)):
+        arguments += ["--grpc", f"{servers.HOST}:{grpc}"]
+    if ways is None:
+        arguments += ["--backend", options.backend, *(f"--device={device}" for device in options.devices)]
+        environment = {}
+    else:
+        arguments += ["--backend", "benchmarks.backend:Backend"]
+        arguments.append(f"--device={options.devices[0] if options.devices else 'cpu'}")
+        environment = threaded.environment(ways.threads)
+    with servers.running(servers.sensai(*arguments, port=http, name=kind, environment=environment)) as server:
+        measured.ready_s[kind], measured.memory[kind] = server.ready_s, server.memory_bytes()
+        manifest = bundle.manifest
+        yield Endpoint(server.host, http, grpc, manifest.name, manifest.input.name, len(manifest.labels))
+
+
+def _clients(
+    endpoints: dict[str, Endpoint], samples: Sequence[Floats], measured: Measured
+) -> Iterator[tuple[Key, Client]]:
+    for transport in measured.options.transports:
+        for kind, to in endpoints.items():
+            try:
+                client = TRANSPORTS[transport](to, samples)
+                client.exchange(0)
+                yield (kind, transport), client
+            except ServingError as error:
+                measured.missing[kind, transport] = str(error)
+
+
+def _time(subjects: dict[Key, Subject], measured: Measured, n_samples: int, on_step: OnStep) -> None:
+    options = measured.options
+    times = in_turns(
+        subjects,
+        rounds=options.rounds,
+        per_round=max(options.requests // options.rounds, 1),
+        n_samples=n_samples,
+        on_round=lambda done, total: on_step("latency", done, total),
+    )
+    measured.times.update(times)
+
+
+def _check_labels(clients: dict[Key, Client], samples: Sequence[Floats], measured: Measured) -> None:
+    """A fast answer that is another one would be no feat."""
+    classifier = load(measured.bundle)
+    expected = [int(classifier.predict_tensor(sample).class_id[0]) for sample in samples]
+    for (kind, transport), client in clients.items():
+        if kind != PARALLEL:
+            continue
+        answers = []
+        for index in range(len(samples)):
+            client.exchange(index)
+            answers.append(client.answer())
+        sure = [a.class_id == label for a, label in zip(answers, expected, strict=True) if a.parameters["complete"]]
+        measured.labels[transport] = (len(sure), sure.count(False))
+
+
+def _loads(endpoints: dict[str, Endpoint], samples: Sequence[Floats], measured: Measured, on_step: OnStep) -> None:
+    options = measured.options
+    alone = [summarise(measured.times[kind, LOADED]).p50 for kind in endpoints if (kind, LOADED) in measured.times]
+    if not options.seconds or not alone:
+        return
+    rates = [round(fraction / min(alone), 1) for fraction in options.rates]
+    total, done = len(endpoints) * (len(options.clients) + len(rates)), 0
+    for kind, to in endpoints.items():
+        requests = [V2Binary(to.model, to.input).request(sample) for sample in samples]
+        for clients in options.clients:
+            count = options.requests * 2
+            measured.loads.append(
+                closed(kind, (to.host, to.http), requests, clients=clients, count=count, seconds=options.seconds)
+            )
+            on_step("load", done := done + 1, total)
+        for rate in rates:
+            measured.loads.append(opened(kind, (to.host, to.http), requests, rate=rate, seconds=options.seconds))
+            on_step("load", done := done + 1, total)

@@ -1,0 +1,187 @@
+"""What `benchmarks.latency` measured, as tables, pictures and plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from benchmarks import plots
+from benchmarks.breakdown import PARTS
+from benchmarks.cells import Cell, microseconds, milliseconds, number, times
+from benchmarks.latency import IN_PROCESS, LOADED, MONOLITH, PARALLEL, REFERENCE, Measured
+from benchmarks.report import Picture, Report, Row, Table
+from benchmarks.stats import QUANTILES, Estimate, Summary, ratio, summarise
+
+MIDDLE, TAIL = (0.25, 0.75), (0.99, 1.0)
+"""Of the requests that are divided into steps: the middle half by their total, and the slowest of a hundred."""
+
+
+def report(measured: Measured) -> Report:
+    """The report of a run."""
+    summaries = {key: summarise(rounds) for key, rounds in measured.times.items()}
+    parts = [*_latency(measured, summaries), *_speed(measured), *_steps(measured), *_loads(measured), *_rest(measured)]
+    return Report("latency", measured.bundle.manifest.name, measured.machine, _settings(measured),
+                  _results(measured, summaries), parts)  # fmt: skip
+
+
+def _latency(measured: Measured, summaries: dict[tuple[str, str], Summary]) -> Iterator[Table | Picture]:
+    places = list(dict.fromkeys(place for _, place in summaries))
+    rows: list[Row] = [
+        (f"{place}: {kind}", *map(microseconds, summaries[kind, place].quantiles.values()))
+        for place in places
+        for kind in dict.fromkeys(kind for kind, where in summaries if where == place)
+    ]
+    rows += [(f"{place}: {kind}", *(Cell("") for _ in QUANTILES)) for kind, place in measured.missing]
+    reasons = "; ".join(f"{kind} over {place}: {why}" for (kind, place), why in measured.missing.items())
+    note = f"Microseconds, 95% intervals. {measured.options.requests} requests each, one at a time, in turns."
+    note += f" Not measured: {reasons}." if reasons else ""
+    yield Table("Latency", ("", *QUANTILES), rows, note)
+    medians = {
+        place: {kind: summaries[kind, place].quantiles["p50"] for kind, where in summaries if where == place}
+        for place in places
+    }
+    yield Picture("latency", "Median latency of one request", plots.bars(medians), size=(9, 1.5 + len(rows) * 0.33))
+    for place in (IN_PROCESS, LOADED):
+        seen = {kind: rounds for (kind, where), rounds in measured.times.items() if where == place}
+        if seen:
+            name = place.lower().replace(" ", "-")
+            lines = {kind: summaries[kind, place] for kind in seen}
+            yield Picture(f"tail-{name}", f"Latency by quantile, {place}", plots.nines(lines))
+            samples = {kind: np.concatenate(rounds) for kind, rounds in seen.items()}
+            yield Picture(f"histogram-{name}", f"Latency, {place}", plots.histograms(samples))
+
+
+def _speed(measured: Measured) -> Iterator[Table]:
+    kinds = [kind for kind in (REFERENCE, MONOLITH) if kind in measured.threads]
+    pairs = [(kind, name) for kind in kinds for name in ("p50", "p99")]
+    rows: list[Row] = []
+    for place in dict.fromkeys(place for _, place in measured.times):
+        ours = measured.times.get((PARALLEL, place))
+        cells = [
+            times(ratio(theirs, ours, QUANTILES[name]) if ours and theirs else None)
+            for kind, name in pairs
+            for theirs in (measured.times.get((kind, place)),)
+        ]
+        rows.append((place, *cells))
+    if pairs:
+        yield Table(
+            f"How many times faster {PARALLEL} is",
+            ("", *(f"than {kind}, {name}" for kind, name in pairs)),
+            rows,
+            "Above 1: faster. Intervals from the rounds, in which both took their turns.",
+        )
+
+
+def _steps(measured: Measured) -> Iterator[Table | Picture]:
+    if not measured.steps:
+        return
+    for name, share in (("middle half", MIDDLE), ("slowest hundredth", TAIL)):
+        means = {one.transport: one.mean(*share) for one in measured.steps}
+        rows = [(part, *(number(parts[part] * 1e6) for parts in means.values())) for part in PARTS]
+        rows.append(("total", *(number(sum(parts.values()) * 1e6) for parts in means.values())))
+        yield Table(
+            f"Where a request's time goes, {name} of requests",
+            ("", *means),
+            rows,
+            f"Mean microseconds of {PARALLEL}, by a stopwatch inside the server; they add up to what the client saw.",
+        )
+    bars = {one.transport: one.mean(*MIDDLE) for one in measured.steps}
+    yield Picture(
+        "steps",
+        "Where a request's time goes, middle half of requests",
+        plots.stacks(bars),
+        "; ".join(f"{part}: {meaning}" for part, meaning in PARTS.items()) + ".",
+        size=(10, 2.2 + 0.6 * len(bars)),
+    )
+
+
+def _loads(measured: Measured) -> Iterator[Table | Picture]:
+    if not measured.loads:
+        return
+    rows: list[Row] = []
+    for one in measured.loads:
+        how = f"{one.clients} clients" if one.clients else f"{one.rate:,.0f}/s arrive"
+        refused = sum(n for status, n in one.statuses.items() if status != 200)
+        quantiles = one.latency.quantiles if one.latency else {}
+        cells = (milliseconds(quantiles.get(name)) for name in ("p50", "p99"))
+        rows.append((f"{one.subject}, {how}", number(one.throughput), *cells, str(refused), number(one.lag_p99 * 1e3)))
+    yield Table(
+        f"Answers per second and latency under load, {LOADED}",
+        ("", "per s", "p50", "p99", "refused", "late"),
+        rows,
+        "Milliseconds. Arrivals are Poisson, and a latency counts from when its request was due, sent or not. Late: by "
+        "how much 99% of the requests were sent late at most, for want of a core or of one of 128 connections.",
+    )
+    kinds = list(dict.fromkeys(one.subject for one in measured.loads))
+    for loop, x_label in (("closed", "clients"), ("open", "arrivals per second")):
+        lines = []
+        for colour, kind in enumerate(kinds):
+            chosen = [one for one in measured.loads if (one.subject, one.loop) == (kind, loop) and one.latency]
+            x = [float(one.clients or one.rate or 0) for one in chosen]
+            for name in ("p50", "p99"):
+                y = [one.latency.quantiles[name].value * 1e3 for one in chosen if one.latency]
+                lines.append(plots.Line(f"{kind}, {name}", x, y, colour, dashed=name == "p99"))
+        draw = plots.lines(lines, x_label=x_label, y_label="milliseconds", log_x=loop == "closed", log_y=True)
+        yield Picture(f"load-{loop}", f"Latency under load, {loop} loop, {LOADED}", draw)
+
+
+def _rest(measured: Measured) -> Iterator[Table]:
+    rows = [
+        (f"{kind}: {way}", microseconds(one.quantiles["p50"]), "fastest" if way == str(found.threads) else "")
+        for kind, found in measured.threads.items()
+        for way, one in found.tried.items()
+    ]
+    if rows:
+        yield Table("ONNX Runtime threads of whole networks", ("", "p50", ""), rows, "Microseconds, in process.")
+    ready = [
+        (kind, f"{seconds:.2f}", f"{measured.memory[kind] / 2**20:,.0f}") for kind, seconds in measured.ready_s.items()
+    ]
+    yield Table("Servers", ("", "start to ready, s", "memory, MiB"), ready)
+    labels = [(place, str(sure), str(other)) for place, (sure, other) in measured.labels.items()]
+    note = "An incomplete answer, one that gave a straggler up, may have another label and says so."
+    yield Table("Labels against the bundle run in this process", ("", "complete answers", "other label"),
+                labels, note)  # fmt: skip
+
+
+def _settings(measured: Measured) -> dict[str, Any]:
+    settings = asdict(measured.options)
+    settings["monolith"] = None if measured.options.monolith is None else measured.options.monolith.name
+    settings["threads"] = {kind: str(found.threads) for kind, found in measured.threads.items()}
+    return settings
+
+
+def _results(measured: Measured, summaries: dict[tuple[str, str], Summary]) -> dict[str, Any]:
+    ratios = {
+        f"{kind} / {PARALLEL}": {
+            place: {name: _plain(ratio(rounds, measured.times[PARALLEL, place], q)) for name, q in QUANTILES.items()}
+            for (other, place), rounds in measured.times.items()
+            if other == kind and (PARALLEL, place) in measured.times
+        }
+        for kind in (REFERENCE, MONOLITH)
+    }
+    return {
+        "latency": {f"{place}: {kind}": one.to_json() for (kind, place), one in summaries.items()},
+        "missing": {f"{place}: {kind}": why for (kind, place), why in measured.missing.items()},
+        "ratios": {name: places for name, places in ratios.items() if places},
+        "threads": {
+            kind: {way: one.to_json() for way, one in found.tried.items()} for kind, found in measured.threads.items()
+        },
+        "steps_us": {
+            one.transport: {
+                name: {part: round(seconds * 1e6, 2) for part, seconds in one.mean(*share).items()}
+                for name, share in (("middle_half", MIDDLE), ("slowest_hundredth", TAIL))
+            }
+            for one in measured.steps
+        },
+        "loads": [one.to_json() for one in measured.loads],
+        "ready_s": measured.ready_s,
+        "memory_bytes": measured.memory,
+        "labels": {place: {"complete": n, "other": other} for place, (n, other) in measured.labels.items()},
+    }
+
+
+def _plain(estimate: Estimate) -> dict[str, float | None]:
+    return {key: None if value is None else round(value, 4) for key, value in asdict(estimate).items()}

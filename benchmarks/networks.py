@@ -1,0 +1,181 @@
+"""Whole networks beside a bundle's subnets: the reference, and the monolith where there is one, at their fastest."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.stats import Summary, summarise
+from benchmarks.turns import Calls, in_turns
+from sensai_serve.bundle import GOLDEN, MANIFEST, Bundle
+from sensai_serve.errors import BundleError, InputError
+from sensai_serve.manifest import SubnetSpec
+from sensai_serve.onnxfile import read_signature
+from sensai_serve.preprocess import Floats
+from serving.devices import Device, providers, require
+
+MONOLITH = "monolith"
+"""In a manifest's provenance: the file, inside the bundle, of one pruned network for all classes, what a user would run
+in place of the subnets; its SHA-256 stands with the other checksums."""
+SEARCH_ROUNDS, SEARCH_RUNS = 10, 30
+
+
+@dataclass(frozen=True)
+class Threads:
+    """How ONNX Runtime runs one network."""
+
+    count: int
+    spinning: bool
+    """Threads that wait for work burn their core: faster, where nobody else wants it."""
+
+    def __str__(self) -> str:
+        return f"{self.count}{' spinning' if self.spinning else ''}"
+
+
+class Network:
+    """An ONNX network from FP32 [N, *shape] to scores FP32 [N, C], run by as many threads as wanted."""
+
+    def __init__(self, data: bytes, input_name: str, threads: Threads, device: Device | None = None) -> None:
+        """Open it.
+
+        Args:
+            data: the ONNX file.
+            input_name: of its one input.
+            threads: on the CPU.
+            device: where it runs; any core where None.
+
+        Raises:
+            DeviceError: this machine does not have the device.
+            BundleError: ONNX Runtime cannot run it.
+        """
+        import onnxruntime as ort
+
+        device = device or Device("cpu")
+        require([device])
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads.count
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(threads.spinning)))
+        try:
+            self._session: Any = ort.InferenceSession(data, options, providers=providers(device))
+        except Exception as error:  # onnxruntime's exceptions share no base of its own
+            raise BundleError(f"the network cannot be run: {str(error).splitlines()[0]}") from None
+        self._input = input_name
+
+    def run(self, inputs: Floats) -> Floats:
+        """Scores FP32 [N, C] of inputs FP32 [N, *shape]."""
+        scores: Floats = self._session.run(["scores"], {self._input: inputs})[0]
+        return scores
+
+
+@dataclass(frozen=True)
+class Fastest:
+    """The outcome of the search for the fastest way to run a network."""
+
+    threads: Threads
+    tried: dict[str, Summary]
+    """Latency by threads, in words."""
+
+
+def monolith(bundle: Bundle, file: Path | None = None) -> bytes | None:
+    """The bundle's monolith, checked; None where it has none.
+
+    Args:
+        bundle: whose provenance may name it.
+        file: this one instead.
+
+    Raises:
+        BundleError: missing, damaged, or no network for the bundle's input and classes.
+    """
+    manifest, name = bundle.manifest, bundle.manifest.provenance.get(MONOLITH)
+    if file is None and not isinstance(name, str):
+        return None
+    path = file or (bundle.path / str(name)).resolve()
+    if file is None and not path.is_relative_to(bundle.path.resolve()):
+        raise BundleError(f"{bundle.path}: {name} leads out of the bundle")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error.strerror}") from None
+    if file is None and hashlib.sha256(data).hexdigest() != manifest.checksums.get(str(name)):
+        raise BundleError(f"{bundle.path}: {name} is not the file that was written")
+    signature = read_signature(data)
+    n_classes = len(manifest.labels)
+    if (
+        len(signature.inputs) != 1
+        or signature.inputs[0].name != manifest.input.name
+        or not signature.inputs[0].accepts(manifest.input.shape)
+        or not (signature.outputs and signature.outputs[0].accepts((n_classes,)))
+    ):
+        raise BundleError(f"{path} is no network from {manifest.input.name} to FP32 [N, {n_classes}]")
+    return data
+
+
+def fastest(data: bytes, input_name: str, samples: Sequence[Floats], device: Device | None = None) -> Fastest:
+    """Try every thread count that the cores allow, spinning and not, in turns.
+
+    Args:
+        data: the ONNX file.
+        input_name: of its input.
+        samples: FP32 [1, *shape] each.
+        device: on a card there is nothing to search.
+    """
+    cores = 1 if device is not None and device.kind == "cuda" else len(os.sched_getaffinity(0))
+    counts = sorted({1, cores, *(2**i for i in range(1, cores.bit_length()) if 2**i < cores)})
+    ways = [Threads(n, spinning) for n in counts for spinning in ((False, True) if n > 1 else (False,))]
+    subjects = {str(way): direct(Network(data, input_name, way, device), samples) for way in ways}
+    times = in_turns(subjects, rounds=SEARCH_ROUNDS, per_round=SEARCH_RUNS, n_samples=len(samples))
+    tried = {name: summarise(rounds) for name, rounds in times.items()}
+    return Fastest(min(ways, key=lambda way: tried[str(way)].p50), tried)
+
+
+def direct(network: Network, samples: Sequence[Floats]) -> Calls:
+    """A network run in this process, without any server, as something to measure."""
+    return Calls(lambda index: network.run(samples[index]))
+
+
+def as_bundle(data: bytes, bundle: Bundle, folder: Path, name: str) -> Bundle:
+    """One whole network as a bundle of one worker, so that our server serves it too.
+
+    Args:
+        data: its ONNX file, from the bundle's input to scores of all its classes.
+        bundle: whose input, labels and golden inputs it takes.
+        folder: a new directory.
+        name: of the model.
+
+    Raises:
+        InputError: its scores are not in [0, 1], which subnets' are.
+    """
+    manifest = bundle.manifest
+    inputs = bundle.golden().inputs
+    scores = Network(data, manifest.input.name, Threads(1, spinning=False)).run(inputs)
+    if not ((scores >= 0) & (scores <= 1)).all():
+        raise InputError(f"{name} gives scores outside [0, 1], expected probabilities")
+    (folder / "subnets").mkdir(parents=True)
+    classes = tuple(range(len(manifest.labels)))
+    (folder / "subnets/00.onnx").write_bytes(data)
+    spec = SubnetSpec(0, "subnets/00.onnx", hashlib.sha256(data).hexdigest(), classes, "softmax")
+    elected = np.argmax((scores >= manifest.merge.threshold) * 2.0 + scores, axis=1)  # as the merge has it for one copy
+    np.savez(folder / GOLDEN, inputs=inputs, scores=scores, class_id=elected)
+    digest = hashlib.sha256((folder / GOLDEN).read_bytes()).hexdigest()
+    whole = replace(
+        manifest,
+        name=name,
+        subnets=(spec,),
+        kind="whole",
+        offsets=(),
+        symbols=(),
+        reference=None,
+        checksums={GOLDEN: digest},
+        accuracy={},
+        provenance={},
+    )
+    (folder / MANIFEST).write_text(whole.to_json())
+    return Bundle.open(folder)

@@ -1,0 +1,200 @@
+"""The kinds of pictures that reports are made of. Times come in seconds and are drawn in micro- or milliseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.cells import number
+from benchmarks.stats import Estimate, Summary, histogram
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Draw = Callable[["Figure"], None]
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5D3A9B", "#8C8C8C", "#000000", "#A6761D")
+_LIGHT = ("#E69F00", "#56B4E9", "#CC79A7", "#8C8C8C")
+
+
+@dataclass(frozen=True)
+class Line:
+    """Points that are joined."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    colour: int
+    """Lines of one colour belong together."""
+    dashed: bool = False
+
+
+def bars(groups: Mapping[str, Mapping[str, Estimate]]) -> Draw:
+    """Horizontal bars with intervals: for each group along the axis, for each series its figure in seconds."""
+
+    from matplotlib.patches import Patch
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        series = list(dict.fromkeys(name for group in groups.values() for name in group))
+        unit, scale = _unit(e.value for group in groups.values() for e in group.values())
+        row, ticks = 0.0, []
+        for group in groups.values():
+            first = row
+            for name, estimate in group.items():
+                below, above = _error(estimate)
+                value, colour = estimate.value * scale, _colour(series.index(name))
+                axes.barh(row, value, 0.85, xerr=[[below * scale], [above * scale]], color=colour, ecolor="#444",
+                          capsize=2)  # fmt: skip
+                axes.annotate(number(value), (value + above * scale, row), (4, 0), textcoords="offset points",
+                              va="center", fontsize=9)  # fmt: skip
+                row += 1
+            ticks.append((first + row - 1) / 2)
+            row += 0.6
+        axes.set_yticks(ticks, list(groups))
+        axes.invert_yaxis()
+        axes.margins(x=0.1, y=0.02)
+        axes.set_xlabel(f"{unit}, 95% interval")
+        _finish(axes)
+        if len(series) > 1:
+            handles = [Patch(color=_colour(at), label=name) for at, name in enumerate(series)]
+            figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
+
+    return draw
+
+
+def nines(summaries: Mapping[str, Summary]) -> Draw:
+    """Latency against quantile, with as much room for the tail as for the body."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        unit, scale = _unit(s.p50 for s in summaries.values())
+        for at, (name, summary) in enumerate(summaries.items()):
+            x = np.linspace(0, 4, len(summary.curve))
+            seen = x <= np.log10(summary.count)  # beyond, the plot would only repeat the largest
+            axes.plot(x[seen], np.array(summary.curve)[seen] * scale, color=_colour(at), label=name)
+        axes.set_xticks(range(5), ["0", "p90", "p99", "p99.9", "p99.99"])
+        _log_scale(axes, "y")
+        axes.set_xlabel("quantile")
+        axes.set_ylabel(unit)
+        _finish(axes, legend=True)
+
+    return draw
+
+
+def histograms(samples: Mapping[str, npt.ArrayLike]) -> Draw:
+    """One row of counts per name, on one logarithmic axis of time."""
+
+    def draw(figure: Figure) -> None:
+        rows = figure.subplots(len(samples), 1, sharex=True, squeeze=False)[:, 0]
+        unit, scale = _unit(np.median(np.asarray(s)) for s in samples.values())
+        for at, (axes, (name, seconds)) in enumerate(zip(rows, samples.items(), strict=True)):
+            counts, edges = histogram(seconds)
+            axes.stairs(counts / counts.sum(), edges * scale, fill=True, color=_colour(at))
+            _log_scale(axes, "x")
+            axes.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
+            axes.set_yticks([])
+            _finish(axes)
+        rows[-1].set_xlabel(f"{unit}; heights are shares of each row's own samples")
+
+    return draw
+
+
+def lines(
+    given: Sequence[Line],
+    *,
+    x_label: str,
+    y_label: str,
+    log_x: bool = False,
+    log_y: bool = False,
+    y_limits: tuple[float, float] | None = None,
+) -> Draw:
+    """Points joined by lines."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        for line in given:
+            style = "--" if line.dashed else "-"
+            axes.plot(line.x, line.y, style, marker="o", markersize=4, color=_colour(line.colour), label=line.name)
+        if log_x:
+            ticks = sorted({x for line in given for x in line.x})
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
+            axes.minorticks_off()
+        if log_y:
+            _log_scale(axes, "y")
+        else:
+            axes.set_ylim(*(y_limits or (0, None)))
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        _finish(axes, legend=len(given) > 1)
+
+    return draw
+
+
+def stacks(rows: Mapping[str, Mapping[str, float]]) -> Draw:
+    """Horizontal bars made of parts: for each row its parts in seconds, which add up to its length."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        unit, scale = _unit(sum(parts.values()) for parts in rows.values())
+        names = list(dict.fromkeys(name for parts in rows.values() for name in parts))
+        left, longest = np.zeros(len(rows)), max(sum(parts.values()) for parts in rows.values())
+        for at, name in enumerate(names):
+            widths = np.array([parts.get(name, 0.0) for parts in rows.values()]) * scale
+            axes.barh(range(len(rows)), widths, 0.55, left=left, color=_colour(at), label=name, edgecolor="white")
+            for y, (start, width) in enumerate(zip(left, widths, strict=True)):
+                if width > 0.035 * longest * scale:
+                    axes.annotate(number(width), (start + width / 2, y), ha="center", va="center", fontsize=8,
+                                  color="black" if _colour(at) in _LIGHT else "white")  # fmt: skip
+            left += widths
+        axes.set_yticks(range(len(rows)), list(rows))
+        axes.invert_yaxis()
+        axes.set_xlabel(unit)
+        _finish(axes)
+        figure.legend(loc="outside lower center", ncols=5, frameon=False)
+
+    return draw
+
+
+def _log_scale(axes: Axes, which: str) -> None:
+    """A logarithmic axis with plain numbers at 1, 2 and 5 of each decade."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    if which == "x":
+        axes.set_xscale("log")
+    else:
+        axes.set_yscale("log")
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _finish(axes: Axes, *, legend: bool = False) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(visible=True, which="major", color="#e4e4e4")
+    axes.set_axisbelow(True)
+    if legend:
+        axes.legend(frameon=False, fontsize=9)
+
+
+def _unit(seconds: Iterable[float]) -> tuple[str, float]:
+    return ("milliseconds", 1e3) if max(seconds, default=0.0) >= 0.02 else ("microseconds", 1e6)
+
+
+def _error(estimate: Estimate) -> tuple[float, float]:
+    """How far the interval reaches below and above; 0 on a side that is not known."""
+    value = estimate.value
+    low, high = (value if bound is None else bound for bound in (estimate.low, estimate.high))
+    return max(value - low, 0.0), max(high - value, 0.0)
+
+
+def _colour(index: int) -> str:
+    return COLOURS[index % len(COLOURS)]

@@ -1,0 +1,192 @@
+"""Our server with a stopwatch: the same transports, gateway and workers, and a note of when each step ends.
+
+It stands at the two seams that the server has: the data plane, which every transport calls, and the backend, which the
+gateway gives its tasks to. Run as a process by `benchmarks.breakdown`, for one client that asks one thing at a time.
+All times are of `time.perf_counter`, which is one clock for all processes of a machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Any, TypeVar
+
+import uvloop
+
+from sensai_serve.bundle import Bundle, atomic_file
+from sensai_serve.plugins import find
+from serving.backends import Backend as AnyBackend
+from serving.backends import Plan
+from serving.dataplane import DataPlane
+from serving.gateway import Gateway, Reply
+from serving.job import Cause, Scores, Task
+from serving.repository import Repository
+from serving.settings import load_settings
+from serving.v2 import InferRequest
+
+_T = TypeVar("_T")
+CODE = "from benchmarks.tracing import main; main()"
+"""Run as ``python -c CODE CONFIG``, not as a module: the backend below must be of the same module as `main`."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """What the process is to serve."""
+
+    bundle: str
+    http: str
+    """HOST:PORT."""
+    grpc: str
+    """HOST:PORT."""
+    backend: str
+    """The backend that really runs the workers."""
+    devices: Sequence[str]
+    marks: str
+    """The file that the marks are written to in the end: a JSON list of `Marks`."""
+
+
+@dataclass
+class Marks:
+    """When each step of one request began or ended."""
+
+    asked: float
+    """The data plane has the request's bytes."""
+    decoded: float = 0.0
+    submitted: float = 0.0
+    """The gateway gives the task to the workers."""
+    first_started: float = float("inf")
+    """The first worker begins its subnet."""
+    started: float = 0.0
+    """... and the one that decided the vote."""
+    ran: float = 0.0
+    """... which ends it."""
+    merged: float = 0.0
+    """The vote is decided and the answer is made."""
+    answered: float = 0.0
+    """The event loop has the answer."""
+    encoded: float = 0.0
+
+
+@dataclass
+class _Recorder:
+    """Of this process: the request that is under way, and those that are over."""
+
+    backend: str = "ort"
+    current: Marks | None = None
+    all: list[Marks] = field(default_factory=list)
+
+
+_recorder = _Recorder()
+
+
+class _Plane(DataPlane):
+    async def infer(
+        self, gateway: Gateway, decode: Callable[[], InferRequest], encode: Callable[[InferRequest, Reply], _T]
+    ) -> _T:
+        marks = _recorder.current = Marks(perf_counter())
+
+        def timed_decode() -> InferRequest:
+            request = decode()
+            marks.decoded = perf_counter()
+            return request
+
+        def timed_encode(request: InferRequest, reply: Reply) -> _T:
+            marks.answered = perf_counter()
+            encoded = encode(request, reply)
+            marks.encoded = perf_counter()
+            return encoded
+
+        try:
+            return await super().infer(gateway, timed_decode, timed_encode)
+        finally:
+            _recorder.current = None
+            _recorder.all.append(marks)
+
+
+class Backend:
+    """The configured backend, its tasks watched. See `serving.backends.Backend`."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._inner: AnyBackend = find("serving.backends", _recorder.backend, "Backend")(plan)
+
+    def start(self) -> None:
+        """See `serving.backends.Backend`."""
+        self._inner.start()
+
+    def submit(self, task: Task, workers: Sequence[int]) -> None:
+        """See `serving.backends.Backend`."""
+        marks = _recorder.current
+        if marks is None:  # golden samples and probes belong to no request
+            self._inner.submit(task, workers)
+            return
+        marks.submitted = perf_counter()
+        self._inner.submit(_Watched(task, marks), workers)
+
+    def stop(self) -> None:
+        """See `serving.backends.Backend`."""
+        self._inner.stop()
+
+
+class _Watched:
+    """A task that notes when its scores come."""
+
+    def __init__(self, task: Task, marks: Marks) -> None:
+        self._task = task
+        self._marks = marks
+        self.inputs = task.inputs
+
+    @property
+    def closed(self) -> bool:
+        return self._task.closed
+
+    def deliver(self, worker: int, scores: Scores, seconds: float) -> None:
+        ran, was_open = perf_counter(), not self._task.closed
+        self._task.deliver(worker, scores, seconds)
+        if was_open:
+            marks = self._marks
+            marks.first_started = min(marks.first_started, ran - seconds)
+            if self._task.closed:
+                marks.started, marks.ran, marks.merged = ran - seconds, ran, perf_counter()
+
+    def fail(self, worker: int, cause: Cause) -> None:
+        self._task.fail(worker, cause)
+
+
+async def _serve(config: Config, stop: asyncio.Event) -> None:
+    settings = load_settings(
+        http=config.http,
+        grpc=config.grpc,
+        inference={"devices": list(config.devices) or None, "backend": f"{__name__}:Backend"},
+    )
+    repository = Repository([Bundle.open(config.bundle)], settings.gateway_options())
+    async with AsyncExitStack() as transports:
+        for name in ("http", "grpc"):
+            listen = find("serving.transports", name, "listen")
+            await transports.enter_async_context(listen(_Plane(repository, settings), settings))
+        await repository.start()
+        await stop.wait()
+    await repository.stop(drain_s=0)
+
+
+def main() -> None:
+    """Serve until SIGTERM, then write the marks."""
+    raw: Mapping[str, Any] = json.loads(sys.argv[1])
+    config = Config(**raw)
+    _recorder.backend = config.backend
+
+    async def run() -> None:
+        stop = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+        await _serve(config, stop)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run())
+    with atomic_file(Path(config.marks)) as temporary:
+        temporary.write_text(json.dumps([asdict(marks) for marks in _recorder.all]))

@@ -1,0 +1,181 @@
+"""Every way in which our server can be asked, by name, each as a client that asks about the same samples."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import mmap
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.client import Client, Connection, RawClient, exchange
+from benchmarks.triton_client import TritonClient
+from benchmarks.wire import OUTPUTS, Answer, V2Binary, V2Json, http_request
+from sensai_serve.errors import ServingError
+from sensai_serve.preprocess import Floats
+
+_DIRECTORY = Path("/dev/shm")  # where Linux keeps POSIX shared memory
+_ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """One served model."""
+
+    host: str
+    http: int
+    """Port."""
+    grpc: int
+    """Port."""
+    model: str
+    input: str
+    """Name of its input."""
+    n_classes: int
+
+
+Connect = Callable[[Endpoint, Sequence[Floats]], Client]
+
+
+class SharedMemoryClient:
+    """Tensors in and out through shared memory, the request itself over HTTP. See `benchmarks.client.Client`."""
+
+    def __init__(self, to: Endpoint, samples: Sequence[Floats]) -> None:
+        """Make and register the memory, and build every request.
+
+        Raises:
+            ServingError: the server takes no shared memory.
+        """
+        self._region = f"sensai-bench-{os.getpid()}-{to.http}"
+        step = -(-samples[0].nbytes // _ALIGNMENT) * _ALIGNMENT
+        sizes = {"scores": 4 * to.n_classes, "class_id": 8}
+        self._at = {"scores": len(samples) * step, "class_id": len(samples) * step + -(-sizes["scores"] // 8) * 8}
+        size = self._at["class_id"] + sizes["class_id"]
+        self._path = _DIRECTORY / self._region
+        with self._path.open("w+b") as file:
+            file.truncate(size)
+            self._memory = mmap.mmap(file.fileno(), size)
+        self._n_classes = to.n_classes
+        self._requests = []
+        for index, sample in enumerate(samples):
+            self._memory[index * step : index * step + sample.nbytes] = sample.tobytes()
+            tensor = {"name": to.input, "datatype": "FP32", "shape": list(sample.shape)}
+            body = {
+                "inputs": [{**tensor, "parameters": self._place(index * step, sample.nbytes)}],
+                "outputs": [{"name": n, "parameters": self._place(self._at[n], sizes[n])} for n in OUTPUTS],
+            }
+            path = f"/v2/models/{to.model}/infer"
+            self._requests.append(http_request(path, json.dumps(body).encode(), {"content-type": "application/json"}))
+        self._connection = Connection.open(to.host, to.http)
+        self._ask("register", {"key": f"/{self._region}", "offset": 0, "byte_size": size})
+
+    def exchange(self, index: int) -> None:
+        """See `benchmarks.client.Client`."""
+        exchange(self._connection, self._requests[index])
+
+    def answer(self) -> Answer:
+        """See `benchmarks.client.Client`."""
+        at = self._at
+        scores = np.frombuffer(self._memory[at["scores"] : at["scores"] + 4 * self._n_classes], np.float32)
+        class_id = np.frombuffer(self._memory[at["class_id"] : at["class_id"] + 8], np.int64)
+        reply = json.loads(self._connection.reply()[1])
+        return Answer(int(class_id[0]), scores, reply.get("parameters", {}))
+
+    def close(self) -> None:
+        """See `benchmarks.client.Client`."""
+        with contextlib.suppress(ServingError):
+            self._ask("unregister", {})
+        self._connection.close()
+        self._path.unlink(missing_ok=True)
+
+    def _place(self, offset: int, size: int) -> dict[str, Any]:
+        return {
+            "shared_memory_region": self._region,
+            "shared_memory_offset": offset,
+            "shared_memory_byte_size": size,
+        }
+
+    def _ask(self, what: str, content: dict[str, Any]) -> None:
+        path = f"/v2/systemsharedmemory/region/{self._region}/{what}"
+        try:
+            exchange(self._connection, http_request(path, json.dumps(content).encode(), {}))
+        except ServingError:
+            self._path.unlink(missing_ok=True)
+            raise
+
+
+class LeanGrpcClient:
+    """gRPC with requests that were serialised before. See `benchmarks.client.Client`."""
+
+    def __init__(self, to: Endpoint, samples: Sequence[Floats]) -> None:
+        """Open the channel and build every request."""
+        import grpc
+        from tritonclient.grpc import service_pb2
+
+        self._failed = grpc.RpcError
+        self._reply_type: Any = service_pb2.ModelInferResponse
+        self._requests = []
+        for sample in samples:
+            request: Any = service_pb2.ModelInferRequest(model_name=to.model)
+            request.inputs.add(name=to.input, datatype="FP32", shape=sample.shape)
+            request.raw_input_contents.append(sample.tobytes())
+            for name in OUTPUTS:
+                request.outputs.add(name=name)
+            self._requests.append(request.SerializeToString())
+        self._channel = grpc.insecure_channel(f"{to.host}:{to.grpc}")
+        self._infer = self._channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        self._reply = b""
+
+    def exchange(self, index: int) -> None:
+        """See `benchmarks.client.Client`."""
+        try:
+            self._reply = self._infer(self._requests[index])
+        except self._failed as error:
+            raise ServingError(f"gRPC {error.code().name}: {error.details()}") from None
+
+    def answer(self) -> Answer:
+        """See `benchmarks.client.Client`."""
+        reply = self._reply_type.FromString(self._reply)
+        raw = {output.name: data for output, data in zip(reply.outputs, reply.raw_output_contents, strict=True)}
+        class_id = int(np.frombuffer(raw["class_id"], np.int64)[0])
+        parameters = {key: getattr(v, v.WhichOneof("parameter_choice")) for key, v in reply.parameters.items()}
+        return Answer(class_id, np.frombuffer(raw["scores"], np.float32), parameters)
+
+    def close(self) -> None:
+        """See `benchmarks.client.Client`."""
+        self._channel.close()
+
+
+def _raw(wire: type[V2Binary | V2Json]) -> Connect:
+    return lambda to, samples: RawClient(to.host, to.http, wire(to.model, to.input), samples)
+
+
+def _triton(protocol: str) -> Connect:
+    return lambda to, samples: TritonClient(
+        protocol, to.host, to.http if protocol == "http" else to.grpc, to.model, samples, input_name=to.input
+    )
+
+
+TRANSPORTS: Mapping[str, Connect] = {
+    "HTTP binary": _raw(V2Binary),
+    "HTTP JSON": _raw(V2Json),
+    "HTTP shared memory": SharedMemoryClient,
+    "gRPC": LeanGrpcClient,
+    "tritonclient HTTP": _triton("http"),
+    "tritonclient gRPC": _triton("grpc"),
+}
+"""The first four through lean clients."""
+
+
+def uses_grpc(transport: str) -> bool:
+    """Whether the server must listen for gRPC for it."""
+    return transport.endswith("gRPC")
+
+
+def is_lean(transport: str) -> bool:
+    """Whether its client is one of ours."""
+    return not transport.startswith("tritonclient")

@@ -1,0 +1,126 @@
+"""``sensai bench latency`` and ``sensai bench data`` as a user runs them, and what they leave."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.breakdown import PARTS, breakdown
+from benchmarks.labelled import golden
+from benchmarks.networks import Network, Threads, as_bundle, fastest, monolith
+from benchmarks.transports import TRANSPORTS
+from sensai_serve import load
+from sensai_serve.bundle import Bundle
+from sensai_serve.errors import BundleError
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def test_a_run_leaves_tables_json_pictures_and_one_page(bench, tiny_bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "results"
+    whole = tiny_bundle / "reference.onnx"
+    arguments = ("--requests", 40, "--rounds", 4, "--seconds", 0.1, "--steps", 20, "--device", "cpu", "--quiet")
+    code, text, err = bench("latency", tiny_bundle, "--monolith", whole, *arguments, "--out", out)
+    assert (code, err) == (0, "")
+    assert "How many times faster" in text
+    content = json.loads((out / "result.json").read_text())
+    assert content["machine"]["cores"] > 0
+    results = content["results"]
+    assert results["missing"] == {}
+    networks = ("reference", "monolith", "class-parallel")
+    assert set(results["latency"]) == {f"{place}: {n}" for place in ("in process", *TRANSPORTS) for n in networks} | {
+        "in process: slowest subnet"
+    }
+    for one in results["latency"].values():
+        values = [estimate["value"] for estimate in one["quantiles_us"].values()]
+        assert one["count"] == 40
+        assert values == sorted(values)
+        assert values[0] > 0
+    assert results["ratios"]["reference / class-parallel"]["HTTP binary"]["p50"]["low"] > 0
+    assert all(one == {"complete": one["complete"], "other": 0} for one in results["labels"].values())
+    assert {load["loop"] for load in results["loads"]} == {"open", "closed"}
+    assert all(path.read_bytes().startswith(PNG) for path in out.glob("*.png"))
+    page = (out / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == len(list(out.glob("*.png"))) >= 5
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    for file in ("result.json", "report.html"):
+        assert str(tmp_path) not in (out / file).read_text()
+
+
+def test_the_steps_of_a_request_add_up_to_what_the_client_saw(tiny_bundle: Path) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    samples = golden(bundle).samples()
+    for one in breakdown(bundle, samples, ["HTTP binary", "gRPC"], count=25, backend="ort", devices=["cpu"]):
+        assert len(one.total) + one.dropped == 25
+        assert list(one.parts) == list(PARTS)
+        assert all((times >= 0).all() for times in one.parts.values())
+        np.testing.assert_allclose(np.sum(list(one.parts.values()), axis=0), one.total)
+        assert one.parts["slowest worker"].min() > 0
+        assert sum(one.mean(0, 1).values()) == pytest.approx(one.total.mean())
+
+
+def test_a_whole_network_is_served_as_a_bundle_of_one(tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    data = bundle.reference()
+    assert data is not None
+    whole = as_bundle(data, bundle, tmp_path / "whole", "reference")
+    whole.verify()
+    samples = golden(bundle).inputs
+    answer = load(whole).predict_tensor(samples)
+    whole.golden().check(answer.scores, answer.class_id)
+    found = fastest(data, "input", [samples[:1]])
+    assert str(found.threads) in found.tried
+    scores = Network(data, "input", Threads(2, spinning=True)).run(samples)
+    np.testing.assert_allclose(scores, answer.scores, atol=1e-6)
+
+
+def test_a_monolith_is_named_in_the_provenance(make_bundle, tmp_path: Path) -> None:
+    path = make_bundle(reference=True)
+    assert monolith(Bundle.open(path)) is None
+    data = (path / "reference.onnx").read_bytes()
+    (path / "monolith.onnx").write_bytes(data)
+    raw = json.loads((path / "manifest.json").read_text())
+    raw["provenance"]["monolith"] = "monolith.onnx"
+    raw["checksums"]["monolith.onnx"] = hashlib.sha256(data).hexdigest()
+    (path / "manifest.json").write_text(json.dumps(raw))
+    assert monolith(Bundle.open(path)) == data
+    (path / "monolith.onnx").write_bytes(data + b" ")
+    with pytest.raises(BundleError, match=r"monolith.onnx is not the file that was written"):
+        monolith(Bundle.open(path))
+    with pytest.raises(BundleError, match="is no network from input to FP32"):
+        monolith(Bundle.open(path), path / "subnets/00.onnx")
+
+
+def test_data_of_a_source_goes_to_a_file_that_benchmarks_read(bench, tmp_path: Path) -> None:
+    out = tmp_path / "digits.npz"
+    code, text, _ = bench("data", "digits", "--out", out)
+    assert (code, text) == (0, f"{out}: 359 labelled inputs\n")
+    with np.load(out) as arrays:
+        assert arrays["x"].shape == (359, 1, 8, 8)
+        assert sorted(set(arrays["y"].tolist())) == list(range(10))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{tiny}", "--transport", "carrier pigeon"], "--transport is 'carrier pigeon', expected HTTP binary"),
+        (["nowhere"], "nowhere is no bundle"),
+        (["{tiny}", "--data", "nowhere.npz"], "nowhere.npz is no readable .npz file"),
+        (["{tiny}", "--data", "{other}"], "x has shape [4, 7], expected [N, 3, 8, 8]"),
+        (["{tiny}", "--data", "nothing"], "nothing is called 'nothing'"),
+        (["{tiny}", "--device", "gpu"], "device is 'gpu', expected cpu"),
+        (["{tiny}", "--monolith", "nowhere.onnx"], "nowhere.onnx cannot be read"),
+    ],
+)
+def test_wrong_arguments(bench, tiny_bundle: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+    other = tmp_path / "other.npz"
+    np.savez(other, x=np.zeros((4, 7)), y=np.zeros(4, np.int64))
+    code, out, err = bench("latency", *(a.format(tiny=tiny_bundle, other=other) for a in arguments), "--quiet")
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
