@@ -1,10 +1,12 @@
-"""Make one network for some classes: profile what it is cut from, cut, give it a head, retrain."""
+"""Make one network for some classes: cut it, reconstruct what its layers made, give it a head, retrain it."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -12,39 +14,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pruning import heads
-from pruning.activations import Profile, profile, some_of_each_class
 from pruning.checkpoint import Network
-from pruning.criteria import Criterion, Thresholds
+from pruning.choose import Base, choose_cut
 from pruning.data import Labels
 from pruning.heads import Head, Subnet, replace_output
 from pruning.plan import Plan
+from pruning.reconstruct import reconstruct
 from pruning.retrain import Loss, Schedule, autocast, fit, infer, use_bf16
-from pruning.surgery import (
-    Cut,
-    Size,
-    Unit,
-    apply_cut,
-    compose,
-    cut_below,
-    cut_share,
-    find_units,
-    measure,
-    output_layer,
-    search_share,
-    unit_importance,
-)
+from pruning.surgery import apply_cut, compose, kept_outputs, measure, output_layer
 from sensai_serve import plugins
-from sensai_serve.preprocess import Floats
+from sensai_serve.preprocess import Floats, normalise
 
 CERTAIN = 50.0
 """A logit so high that a label written with it is certain."""
-
-OnProgress = Callable[[str, int, int], None]
-"""Called with the name of a stage, how much of it is done, and how much it is in all."""
-
-
-def silent(stage: str, done: int, total: int) -> None:
-    """No progress is shown."""
 
 
 @dataclass(frozen=True)
@@ -53,56 +35,36 @@ class Stage:
 
     name: str
     classes: tuple[int, ...]
-    amount: float
-    """How much is cut, in the recipe's target."""
+    amount: float | None
+    """How much is cut, in the recipe's target; None: nothing."""
     head: str
     sampling: str
     schedule: Schedule
     seed: int
 
 
-@dataclass(frozen=True)
-class Base:
-    """What networks are cut from: the reference, or the compact network recovered from it."""
+def make_network(base: Base, stage: Stage) -> tuple[Network, nn.Module, Floats]:
+    """Cut a network for some classes out of `base`, reconstruct what its layers made, give it a head, and retrain it.
 
-    network: nn.Module
-    cut: Cut
-    """That made it from the reference."""
-    units: Sequence[Unit]
-    profile: Profile
-
-
-def make_base(plan: Plan, network: nn.Module, cut: Cut, on_progress: OnProgress = silent) -> Base:
-    """Profile `network`, which gives logits [N, C], and find what can be cut in it."""
-    indices = some_of_each_class(plan.dataset.y, plan.train, plan.recipe.profile_images, plan.recipe.seed)
-    stage = "profile recovered" if cut else "profile"
-    measured = profile(
-        network,
-        plan.dataset,
-        indices,
-        theta1=plan.recipe.theta1,
-        on_step=lambda done, total: on_progress(stage, done, total),
-    )
-    return Base(network, cut, find_units(network, plan.shape), measured)
-
-
-def make_network(
-    plan: Plan, base: Base, stage: Stage, on_progress: OnProgress = silent
-) -> tuple[Network, nn.Module, Floats]:
-    """Cut a network for some classes out of `base`, give it their head, and retrain it.
+    Raises:
+        ModelError: the cut cannot be made.
 
     Returns:
         How to rebuild it, the network, and its scores [V, k] of the validation part.
     """
-    dataset, head = plan.dataset, heads.find(stage.head)
-    cut = choose_cut(plan, base, stage)
+    plan, dataset, head = base.plan, base.plan.dataset, heads.find(stage.head)
+    cut = choose_cut(base, stage.amount, stage.classes)
     network = apply_cut(base.network, cut, plan.shape)
-    replace_output(network, output_layer(base.network, plan.shape), head, stage.classes)
-    network.requires_grad_(True)
-
     batches = plugins.find("pruning.sampling", stage.sampling, "batches")(
         dataset.y, plan.train, stage.classes, stage.schedule.batch, np.random.default_rng(stage.seed)
     )
+    if plan.recipe.reconstruct_images and any(len(cut[unit.layer]) < unit.channels for unit in base.units):
+        n_batches = math.ceil(plan.recipe.reconstruct_images / stage.schedule.batch)
+        indices = np.concatenate(list(islice(batches, n_batches)))
+        inputs = torch.from_numpy(normalise(dataset.x[indices], dataset.spec)).to(plan.device)
+        reconstruct(network, base.network, kept_outputs(base.units, cut), inputs)
+    replace_output(network, output_layer(base.network, plan.shape), head, stage.classes)
+    network.requires_grad_(True)
     fit(
         network,
         dataset,
@@ -111,42 +73,12 @@ def make_network(
         schedule=stage.schedule,
         seed=stage.seed,
         precision=plan.recipe.precision,
-        on_step=lambda done, total: on_progress(stage.name, done, total),
+        on_step=lambda done, total: base.on_progress(stage.name, done, total),
     )
     subnet = Subnet(network, head)
     size = measure(subnet, plan.shape)
     made = Network(stage.classes, stage.head, compose(base.cut, cut), size.macs, size.parameters)
     return made, network, infer(subnet, dataset, dataset.x[plan.validation])
-
-
-def choose_cut(plan: Plan, base: Base, stage: Stage) -> Cut:
-    """The channels of `base` that stay for a stage's classes, as the recipe's criterion and target say.
-
-    Raises:
-        ModelError: a layer would lose all its channels, or the budget is smaller than the smallest cut.
-    """
-    recipe = plan.recipe
-    criterion: Criterion = plugins.find("pruning.criteria", recipe.criterion, "importance")
-    thresholds = Thresholds(recipe.theta1, recipe.theta2)
-    importance = {
-        unit.layer: unit_importance(
-            unit, lambda layer: criterion(base.profile.statistics(layer, stage.classes), thresholds)
-        )
-        for unit in base.units
-    }
-    if recipe.target == "threshold":
-        return cut_below(base.units, importance, stage.amount)
-
-    def size_at(share: float) -> Size:
-        return measure(apply_cut(base.network, cut_share(base.units, importance, share), plan.shape), plan.shape)
-
-    if recipe.target == "parameters":
-        share = search_share(lambda s: size_at(s).parameters, int(stage.amount * plan.size.parameters))
-    elif recipe.target == "macs":
-        share = search_share(lambda s: size_at(s).macs, int(stage.amount * plan.size.macs))
-    else:
-        share = stage.amount
-    return cut_share(base.units, importance, share)
 
 
 def distillation(plan: Plan, head: Head, classes: Sequence[int]) -> Loss:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from pruning.checkpoint import RECOVERED, Run
-from pruning.network import OnProgress, Stage, choose_cut, make_base, make_network, silent
+from pruning.choose import Base, OnProgress, choose_cut, silent
+from pruning.network import Stage, make_network
 from pruning.plan import Plan
 from pruning.retrain import Schedule, infer
 from pruning.surgery import Size, apply_cut, measure
@@ -24,17 +25,22 @@ def prune(plan: Plan, out: str | Path, *, on_progress: OnProgress = silent) -> R
         dataset = plan.dataset
         run = Run(Path(out), plan.recipe, plan.digests, dataset.labels, dataset.spec, plan.assignment)
         run.create(plan.reference, plan.size)
-    recipe = plan.recipe
-
-    base = make_base(plan, plan.reference, {}, on_progress)
-    if recipe.recover_images:
+    base = Base(plan, plan.reference, {}, on_progress)
+    if recovery_images(plan):
         if not run.has(RECOVERED):
-            run.save(RECOVERED, *make_network(plan, base, recovery(plan), on_progress))
-        base = make_base(plan, run.load(RECOVERED).network.to(plan.device), run.network(RECOVERED).cut, on_progress)
+            run.save(RECOVERED, *make_network(base, recovery(plan)))
+        # Read back even where it was just made: a resumed run must go on from the same numbers.
+        base = Base(plan, run.load(RECOVERED).network.to(plan.device), run.network(RECOVERED).cut, on_progress)
     for worker in range(run.assignment.n_workers):
         if not run.has(run.folder(worker)):
-            run.save(run.folder(worker), *make_network(plan, base, specialisation(plan, worker), on_progress))
+            run.save(run.folder(worker), *make_network(base, specialisation(plan, worker)))
     return run
+
+
+def recovery_images(plan: Plan) -> int:
+    """Image passes of the shared compact network; 0 where there is none."""
+    given = plan.recipe.recover_images
+    return max(12 * len(plan.train), 40_000) if given is None else given
 
 
 def recovery(plan: Plan) -> Stage:
@@ -46,7 +52,7 @@ def recovery(plan: Plan) -> Stage:
         recipe.amount if recipe.recover_amount is None else recipe.recover_amount,
         "softmax",
         "uniform",
-        Schedule(recipe.recover_images, recipe.recover_rate, recipe.batch),
+        Schedule(recovery_images(plan), recipe.recover_rate, recipe.batch),
         recipe.seed,
     )
 
@@ -54,21 +60,28 @@ def recovery(plan: Plan) -> Stage:
 def specialisation(plan: Plan, worker: int) -> Stage:
     """One worker's own network. Its seed is its own, so the order in which workers are made does not matter."""
     recipe = plan.recipe
+    images = max(len(plan.train), 8_000) if recipe.images is None else recipe.images
+    amount: float | None = recipe.amount
+    if recovery_images(plan):
+        if recipe.recover_amount is None:
+            amount = None
+        elif recipe.target == "channels":  # a share of what is left is not a share of the reference's
+            amount = 1 - (1 - recipe.amount) / (1 - recipe.recover_amount)
     return Stage(
         f"worker {worker}",
         plan.assignment.rows[worker],
-        recipe.amount,
+        amount,
         recipe.head,
         recipe.sampling,
-        Schedule(recipe.images, recipe.rate, recipe.batch),
+        Schedule(images, recipe.rate, recipe.batch),
         recipe.seed + 1 + worker,
     )
 
 
 def planned_sizes(plan: Plan, *, on_progress: OnProgress = silent) -> list[Size]:
     """What each worker's cut leaves, before anything is retrained (with the reference's own output layer)."""
-    base = make_base(plan, plan.reference, {}, on_progress)
-    cuts = (choose_cut(plan, base, specialisation(plan, worker)) for worker in range(plan.assignment.n_workers))
+    base, recipe = Base(plan, plan.reference, {}, on_progress), plan.recipe
+    cuts = (choose_cut(base, recipe.amount, row) for row in plan.assignment.rows)
     return [measure(apply_cut(plan.reference, cut, plan.shape), plan.shape) for cut in cuts]
 
 

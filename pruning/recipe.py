@@ -27,7 +27,7 @@ class Recipe:
     offsets: tuple[int, ...] | None = None
     grouping: str = "tsne"
 
-    criterion: str = "hybrid"
+    criterion: str = "taylor"
     theta1: float = Thresholds.theta1
     theta2: float = Thresholds.theta2
     target: str = "macs"
@@ -37,20 +37,23 @@ class Recipe:
     profile_images: int = 256
     """Images of each class that are profiled."""
 
+    reconstruct_images: int = 512
+    """Images that the layers of a cut network are fitted to before it is retrained; 0: they stay as they were cut."""
+
     head: str = "sigmoid"
     sampling: str = "balanced"
     distil: float = 1.0
     """Weight of the reference's answers in the loss; the rest is the labels'."""
-    temperature: float = 2.0
+    temperature: float = 4.0
     """That both networks' logits are divided by for it."""
-    recover_images: int = 200_000
+    recover_images: int | None = None
     """Image passes that one compact network for all classes gets before workers are made of it; 0: every worker is cut
-    from the reference."""
+    from the reference. None: twelve times the training part, at least 40,000."""
     recover_amount: float | None = None
     """`amount` of that network; None: the same, so that workers are specialised from it without a second cut."""
-    recover_rate: float = 0.1
-    images: int = 20_000
-    """Image passes of each worker's own retraining."""
+    recover_rate: float = 0.02
+    images: int | None = None
+    """Image passes of each worker's own retraining. None: once the training part, at least 8,000."""
     rate: float = 0.02
     batch: int = 128
 
@@ -62,6 +65,10 @@ class Recipe:
     def __post_init__(self) -> None:
         _in("target", self.target, TARGETS)
         _in("precision", self.precision, ("auto", "fp32", "bf16"))
+        if self.target == "channels" and (self.recover_amount or 0) > self.amount:
+            raise InputError(
+                f"channels is {self.amount} and recover_amount {self.recover_amount}, expected workers to lose more"
+            )
         _between("distil", self.distil, 0, 1)
         for name in ("amount", "recover_amount"):
             if self.target != "threshold" and (value := getattr(self, name)) is not None:
@@ -72,9 +79,15 @@ class Recipe:
             raise InputError(
                 f"validation is {self.validation}, expected between 0 and 1: a part to choose on, and a rest"
             )
-        for name, least in (("images", 0), ("recover_images", 0), ("batch", 2), ("profile_images", 1)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} is {getattr(self, name)}, expected at least {least}")
+        for name, least in (
+            ("images", 0),
+            ("recover_images", 0),
+            ("batch", 2),
+            ("profile_images", 1),
+            ("reconstruct_images", 0),
+        ):
+            if (number := getattr(self, name)) is not None and number < least:
+                raise InputError(f"{name} is {number}, expected at least {least}")
 
     def to_json(self) -> dict[str, Any]:
         """As ``recipe.json`` holds it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -67,7 +68,7 @@ def fit(
     layout = torch.channels_last if faster and len(dataset.spec.shape) == 3 else torch.contiguous_format
     model.to(memory_format=layout).train()  # type: ignore[call-overload]
 
-    steps = max(1, round(schedule.images / schedule.batch))
+    steps = math.ceil(schedule.images / schedule.batch)
     decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
     others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]  # biases and batch normalisation
     groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": schedule.weight_decay}, {"params": others}]

@@ -25,6 +25,17 @@ Cut = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
+class Link:
+    """Which channels of a layer are a unit's."""
+
+    layer: str
+    at: npt.NDArray[np.int64]
+    """Positions among the layer's channels."""
+    source: npt.NDArray[np.int64]
+    """The unit's channel at each."""
+
+
+@dataclass(frozen=True)
 class Unit:
     """Channels of several layers that come and go together, named after the first layer that makes them."""
 
@@ -32,8 +43,10 @@ class Unit:
     channels: int
     blocks: int
     """Of a grouped convolution among them: each block loses the same channels. Else 1."""
-    readers: tuple[tuple[str, npt.NDArray[np.int64], npt.NDArray[np.int64]], ...]
-    """Layers that are fed by the channels: name, positions among its input channels, and the unit's channel of each."""
+    writers: tuple[Link, ...]
+    """Layers that make the channels: links to their output channels."""
+    readers: tuple[Link, ...]
+    """Layers that are fed by the channels: links to their input channels."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +69,7 @@ def find_units(model: nn.Module, input_shape: Sequence[int]) -> list[Unit]:
     units = []
     for group in graph.get_all_groups(ignored_layers=[output], root_module_types=PRUNABLE):
         root = group[0].dep.target.module
-        readers, blocks = [], 1
+        writers, readers, blocks = [], [], 1
         for item in group:
             module = item.dep.target.module
             if not isinstance(module, PRUNABLE):
@@ -65,11 +78,13 @@ def find_units(model: nn.Module, input_shape: Sequence[int]) -> list[Unit]:
             depthwise = n_groups > 1 and n_groups == module.out_channels == module.in_channels
             if n_groups > 1 and not depthwise:
                 blocks = max(blocks, n_groups)
+            link = Link(names[module], np.asarray(item.idxs, np.int64), np.asarray(item.root_idxs, np.int64))
             if depthwise or graph.is_in_channel_pruning_fn(item.dep.handler):
-                at, source = np.asarray(item.idxs, np.int64), np.asarray(item.root_idxs, np.int64)
-                readers.append((names[module], at, source))
+                readers.append(link)
+            if depthwise or graph.is_out_channel_pruning_fn(item.dep.handler):
+                writers.append(link)
         if readers:
-            units.append(Unit(names[root], len(group[0].idxs), blocks, tuple(readers)))
+            units.append(Unit(names[root], len(group[0].idxs), blocks, tuple(writers), tuple(readers)))
     if not units:
         raise ModelError(f"model: torch-pruning finds no channels in {type(model).__name__} that could be cut")
     order = list(names.values())
@@ -110,10 +125,10 @@ def unit_importance(unit: Unit, by_layer: Callable[[str], Floats]) -> Floats:
         [unit.channels].
     """
     rows = []
-    for name, at, source in unit.readers:
-        importance = by_layer(name)[at]
-        count = np.bincount(source, minlength=unit.channels)
-        rows.append(np.bincount(source, importance, minlength=unit.channels) / np.maximum(count, 1))
+    for link in unit.readers:
+        count = np.bincount(link.source, minlength=unit.channels)
+        total = np.bincount(link.source, by_layer(link.layer)[link.at], minlength=unit.channels)
+        rows.append(total / np.maximum(count, 1))
     importance = np.mean(rows, axis=0)
     if unit.blocks > 1:
         importance = np.tile(importance.reshape(unit.blocks, -1).mean(axis=0), unit.blocks)
@@ -158,6 +173,16 @@ def cut_below(units: Sequence[Unit], importance: Mapping[str, Floats], threshold
     return kept
 
 
+def kept_outputs(units: Sequence[Unit], cut: Cut) -> dict[str, list[int]]:
+    """For every layer that makes channels of a unit, the positions of the output channels that stay, ascending."""
+    kept: dict[str, list[int]] = {}
+    for unit in units:
+        for link in unit.writers:
+            stays = link.at[np.isin(link.source, cut[unit.layer])]
+            kept[link.layer] = sorted({*kept.get(link.layer, ()), *map(int, stays)})
+    return kept
+
+
 def apply_cut(model: nn.Module, cut: Cut, input_shape: Sequence[int]) -> nn.Module:
     """A copy of `model` with only the channels of `cut` left.
 
@@ -189,7 +214,7 @@ def compose(first: Cut, second: Cut) -> Cut:
 
 def measure(model: nn.Module, input_shape: Sequence[int]) -> Size:
     """MACs for one input, and parameters."""
-    macs, parameters = tp.utils.count_ops_and_params(copy.deepcopy(model), _example(model, input_shape))
+    macs, parameters = tp.utils.count_ops_and_params(model, _example(model, input_shape))
     return Size(int(macs), int(parameters))
 
 
@@ -243,6 +268,6 @@ def _graph(model: nn.Module, input_shape: Sequence[int]) -> Any:
         # Tracing follows gradients, so the input must have one: the first layers of a network may be fixed.
         with torch.enable_grad():
             example = _example(model, input_shape).requires_grad_()
-            return tp.DependencyGraph().build_dependency(model, example, verbose=False)
+            return tp.DependencyGraph().build_dependency(model, (example,), verbose=False)
     except Exception as error:  # the tracer's own failures are of any kind
         raise ModelError(f"model: torch-pruning cannot follow {type(model).__name__} ({error})") from None

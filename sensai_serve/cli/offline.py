@@ -93,7 +93,7 @@ def prune(
     offsets: Annotated[
         str | None, typer.Option(help="Of the cyclic code, say 0,1,3; searched for if not given.")
     ] = None,
-    criterion: Annotated[str | None, typer.Option(help="hybrid | apoz | mean_activation | taylor | ...")] = None,
+    criterion: Annotated[str | None, typer.Option(help="taylor | hybrid | mean_activation | apoz | ...")] = None,
     theta1: Annotated[float | None, typer.Option(help="Activations below it count as none (hybrid).")] = None,
     theta2: Annotated[float | None, typer.Option(help="Channels of a higher mean activation stay (hybrid).")] = None,
     macs: Annotated[float | None, typer.Option(help="Keep this fraction of the reference's MACs (0.25).")] = None,
@@ -105,14 +105,19 @@ def prune(
     distil: Annotated[
         float | None, typer.Option(help="Weight of the reference's answers against the labels, 0 to 1.")
     ] = None,
+    temperature: Annotated[float | None, typer.Option(help="Of the distillation.")] = None,
+    reconstruct_images: Annotated[
+        int | None, typer.Option(help="Images that a cut network's layers are fitted to before retraining; 0: none.")
+    ] = None,
     recover_images: Annotated[
-        int | None, typer.Option(help="Image passes of the shared compact network; 0: cut each worker on its own.")
+        int | None,
+        typer.Option(help="Image passes of the shared compact network (12 epochs); 0: none, cut each worker anew."),
     ] = None,
     recover_amount: Annotated[
         float | None, typer.Option(help="Its --macs (or --parameters, ...); as the workers' if not given.")
     ] = None,
     recover_rate: Annotated[float | None, typer.Option(help="Its peak learning rate.")] = None,
-    images: Annotated[int | None, typer.Option(help="Image passes of each worker's own retraining.")] = None,
+    images: Annotated[int | None, typer.Option(help="Image passes of each worker's own retraining (1 epoch).")] = None,
     rate: Annotated[float | None, typer.Option(help="Its peak learning rate.")] = None,
     batch: Annotated[int | None, typer.Option(help="Images per iteration.")] = None,
     profile_images: Annotated[int | None, typer.Option(help="Images of each class to profile.")] = None,
@@ -148,6 +153,8 @@ def prune(
         head=head,
         sampling=sampling,
         distil=distil,
+        temperature=temperature,
+        reconstruct_images=reconstruct_images,
         recover_images=recover_images,
         recover_amount=recover_amount,
         recover_rate=recover_rate,

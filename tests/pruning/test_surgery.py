@@ -108,9 +108,9 @@ def test_a_cut_network_computes_what_the_whole_one_does_with_those_channels_unre
     small = apply_cut(network, kept, IMAGE)
     with torch.no_grad():
         for unit in units:
-            for name, at, source in unit.readers:
-                layer = network.get_submodule(name)
-                gone = at[~np.isin(source, kept[unit.layer])]
+            for link in unit.readers:
+                layer = network.get_submodule(link.layer)
+                gone = link.at[~np.isin(link.source, kept[unit.layer])]
                 if getattr(layer, "groups", 1) == 1:
                     layer.weight[:, gone] = 0
     if any(
