@@ -11,7 +11,7 @@ from sensai_serve.errors import RequestError, UnsupportedError
 from serving.statistics import Stages
 
 _LEVELS = ("OFF", "TIMESTAMPS")
-_trace_log = logging.getLogger("sensai.trace")
+_trace_log = logging.getLogger("serving.trace")
 
 
 @dataclass(frozen=True)

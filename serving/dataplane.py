@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from time import perf_counter_ns
+from time import perf_counter, perf_counter_ns
 from typing import Any, TypeVar
 
 from sensai_serve.errors import BundleError, RequestError, UnknownModelError, UnsupportedError
@@ -20,6 +21,7 @@ from serving.statistics import ModelStatistics, Stages
 from serving.v2 import InferRequest
 
 _T = TypeVar("_T")
+_access = logging.getLogger("serving.access")
 
 
 class DataPlane:
@@ -33,8 +35,25 @@ class DataPlane:
         self.tracing = Tracing()
         self.logs = LogFilter()
         self.metrics = Metrics(repository)
+        self._access_log = settings.access_log
         self._directory = settings.repository
         self._statistics: defaultdict[tuple[str, str], ModelStatistics] = defaultdict(ModelStatistics)
+
+    def observe(self, transport: str, call: str, target: str, status: str, started: float) -> None:
+        """A transport has answered a request.
+
+        Args:
+            transport: ``http`` or ``grpc``.
+            call: ``infer``, ``predict``, ``stream`` or ``other``.
+            target: method and path.
+            status: as the transport calls it, ``200`` or ``OK``.
+            started: when the request came, on `time.perf_counter`.
+        """
+        seconds = perf_counter() - started
+        self.metrics.observe(transport, call, status, seconds)
+        if self._access_log:
+            milliseconds = round(seconds * 1000, 3)
+            _access.info("%s %s", target, status, extra={"transport": transport, "milliseconds": milliseconds})
 
     async def infer(
         self, gateway: Gateway, decode: Callable[[], InferRequest], encode: Callable[[InferRequest, Reply], _T]

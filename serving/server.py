@@ -13,6 +13,7 @@ import uvloop
 from sensai_serve.errors import ServingError
 from sensai_serve.plugins import find
 from serving.dataplane import DataPlane
+from serving.logs import configure
 from serving.repository import Repository
 from serving.settings import Settings
 from serving.transports import Listen
@@ -38,19 +39,21 @@ def run(repository: Repository, settings: Settings, on_ready: OnReady) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
-        await serve(repository, settings, stop, on_ready)
+        await serve(plane, settings, stop, on_ready)
 
+    plane = DataPlane(repository, settings)
+    configure(settings.log_format, plane.logs)
     _allow_connections()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main())
 
 
-async def serve(repository: Repository, settings: Settings, stop: asyncio.Event, on_ready: OnReady) -> None:
+async def serve(plane: DataPlane, settings: Settings, stop: asyncio.Event, on_ready: OnReady) -> None:
     """Serve until `stop` is set. See `run`.
 
     The transports answer from the first moment: live at once, ready when the models are.
     """
-    plane = DataPlane(repository, settings)
+    repository = plane.repository
     async with AsyncExitStack() as transports:
         listening = {}
         for name in ("http",) if settings.grpc is None else ("http", "grpc"):

@@ -21,6 +21,7 @@ from sensai_serve.preprocess import MAX_PIXELS
 from serving.devices import default_devices, parse_device
 from serving.faults import parse_fault
 from serving.gateway import GatewayOptions, OnMissing
+from serving.logs import LogFormat
 
 
 def _parse_address(value: Any) -> Any:
@@ -125,8 +126,10 @@ class Settings(BaseSettings):
     """Whether clients may register shared memory; None: where only this machine can connect."""
     drain_s: float = Field(default=10.0, ge=0, allow_inf_nan=False)
     """Seconds that requests in flight have to end after SIGTERM."""
+    log_format: LogFormat = "text"
+    """Of the log on standard error: text, or one JSON object a line."""
     access_log: bool = False
-    """One line per request on standard error."""
+    """A line in the log for every request."""
 
     @property
     def shares_memory(self) -> bool:

@@ -46,6 +46,10 @@ def serve(
     on_missing: Annotated[
         str | None, typer.Option(help="When a class has no copy left: refuse, degrade or reference.")
     ] = None,
+    log_format: Annotated[str | None, typer.Option(help="Of the log on standard error: text or json.")] = None,
+    access_log: Annotated[
+        bool | None, typer.Option("--access-log", help="A line in the log for every request.")
+    ] = None,
     settings_file: Annotated[
         Path | None, typer.Option("--settings", help="A TOML file of settings; flags and the environment win over it.")
     ] = None,
@@ -67,6 +71,8 @@ def serve(
         "http": http,
         "grpc": grpc,
         "repository": repository,
+        "log_format": log_format,
+        "access_log": access_log,
         "inference": {
             "devices": device or None,
             "backend": backend,

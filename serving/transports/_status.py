@@ -19,7 +19,7 @@ from sensai_serve.errors import (
 )
 
 INTERNAL = "internal error"
-_log = logging.getLogger("sensai.transports")
+_log = logging.getLogger(__name__)
 
 
 class Status(NamedTuple):

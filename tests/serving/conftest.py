@@ -17,6 +17,7 @@ import pytest
 import uvloop
 
 from sensai_serve.bundle import Bundle
+from serving.dataplane import DataPlane
 from serving.repository import Repository
 from serving.server import serve
 from serving.settings import Settings
@@ -61,7 +62,7 @@ def running(*bundles: Path, **settings: Any) -> Iterator[Running]:
     def main() -> None:
         with asyncio.Runner(loop_factory=lambda: loop) as runner:
             try:
-                runner.run(serve(repository, values, stop, outcome.put))
+                runner.run(serve(DataPlane(repository, values), values, stop, outcome.put))
             except BaseException as error:
                 outcome.put(error)
 

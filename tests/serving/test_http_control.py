@@ -133,7 +133,7 @@ def test_traced_requests_leave_their_stages_in_the_log(client, golden, caplog) -
     client.update_trace_settings(settings={"trace_level": ["TIMESTAMPS"], "trace_rate": "2", "trace_count": "2"})
     for request_id in "abcdefg":
         infer(client, golden.inputs[:1], request_id=request_id)
-    records = [record for record in caplog.records if record.name == "sensai.trace"]
+    records = [record for record in caplog.records if record.name == "serving.trace"]
     assert [record.request_id for record in records] == ["a", "c"]
     assert all(record.compute_ns > 0 for record in records)
 

@@ -17,6 +17,7 @@ from tritonclient.grpc import service_pb2 as pb
 from sensai_serve.errors import UnknownModelError
 from serving.dataplane import DataPlane, cuda_memory
 from serving.gateway import Gateway, Reply
+from serving.logs import begin_request
 from serving.transports._status import describe
 from serving.transports.grpc.codec import decode, encode, scalar
 from serving.v2 import InferRequest, metadata
@@ -33,13 +34,15 @@ def _call(method: _Method) -> Callable[[Servicer, Any, grpc.aio.ServicerContext]
 
     async def call(self: Servicer, request: Any, context: grpc.aio.ServicerContext) -> Any:
         started = perf_counter()
+        given = dict(context.invocation_metadata() or ())
+        begin_request(given.get("x-request-id"))
         try:
             reply = await method(self, request)
         except Exception as error:
             status, message = describe(error)
-            self.observe(kind, status.grpc, started)
+            self.observe(kind, method.__name__, status.grpc, started)
             await context.abort(grpc.StatusCode[status.grpc], message)
-        self.observe(kind, "OK", started)
+        self.observe(kind, method.__name__, "OK", started)
         return reply
 
     call.__doc__ = method.__doc__
@@ -53,9 +56,9 @@ class Servicer:
         self._plane = plane
         self._models = plane.repository
 
-    def observe(self, call: str, status: str, started: float) -> None:
+    def observe(self, call: str, method: str, status: str, started: float) -> None:
         """One request that came at `started` was answered."""
-        self._plane.metrics.observe("grpc", call, status, perf_counter() - started)
+        self._plane.observe("grpc", call, method, status, started)
 
     @_call
     async def ServerLive(self, _: pb.ServerLiveRequest) -> pb.ServerLiveResponse:
@@ -229,14 +232,15 @@ class Servicer:
 
     async def _stream_reply(self, request: pb.ModelInferRequest) -> pb.ModelStreamInferResponse:
         started = perf_counter()
+        begin_request(request.id or None)
         try:
             reply = await self._infer(request)
         except Exception as error:
             status, message = describe(error)
-            self.observe("stream", status.grpc, started)
+            self.observe("stream", "ModelStreamInfer", status.grpc, started)
             return pb.ModelStreamInferResponse(
                 error_message=message, infer_response=pb.ModelInferResponse(id=request.id)
             )
-        self.observe("stream", "OK", started)
+        self.observe("stream", "ModelStreamInfer", "OK", started)
         reply.parameters["triton_final_response"].bool_param = True  # as Triton says of every reply that is the last
         return pb.ModelStreamInferResponse(infer_response=reply)

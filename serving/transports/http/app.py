@@ -18,7 +18,7 @@ from sensai_serve.errors import SensaiError
 from serving.dataplane import DataPlane
 from serving.metrics import CONTENT_TYPE
 from serving.transports.http import control, v1, v2
-from serving.transports.http.asgi import Message, Receive, Scope, Send
+from serving.transports.http.asgi import Message, Receive, Scope, Send, request_id
 from serving.transports.http.errors import error_body, error_reply
 from serving.transports.http.infer import OPENAPI, InferRoute
 
@@ -33,7 +33,7 @@ class Application(FastAPI):
     def __init__(self, plane: DataPlane, **settings: Any) -> None:
         super().__init__(**settings)
         self._infer = InferRoute(plane)
-        self._metrics = plane.metrics
+        self._plane = plane
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one ASGI scope."""
@@ -46,18 +46,20 @@ class Application(FastAPI):
 
     async def _routed(self, scope: Scope, receive: Receive, send: Send) -> None:
         started, status = perf_counter(), 0
+        name = request_id(dict(scope["headers"]))
 
         async def watched(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                message["headers"] = [*message.get("headers", []), (b"x-request-id", name)]
             await send(message)
 
         # Starlette raises an unforeseen error again once it is logged and answered; it would be logged twice.
         with contextlib.suppress(Exception):
             await super().__call__(scope, receive, watched)
         call = "predict" if scope["path"] == v1.PREDICT else "other"
-        self._metrics.observe("http", call, str(status), perf_counter() - started)
+        self._plane.observe("http", call, f"{scope['method']} {scope['path']}", str(status), started)
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document, the infer route included."""

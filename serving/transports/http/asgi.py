@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from starlette.requests import ClientDisconnect
 
 from sensai_serve.errors import RequestError, TooLargeError, UnsupportedError
+from serving.logs import begin_request
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -24,6 +25,12 @@ WORTH_COMPRESSING = 4096
 """Bytes of a body; a smaller one costs more time than it saves."""
 # zlib's window bits: 16 more is the gzip wrapper; plain is zlib's own, which HTTP calls deflate (RFC 9110, 8.4.1.2).
 _WINDOW = {b"gzip": 16 + zlib.MAX_WBITS, b"x-gzip": 16 + zlib.MAX_WBITS, b"deflate": zlib.MAX_WBITS}
+
+
+def request_id(headers: Mapping[bytes, bytes]) -> bytes:
+    """Name this request in the log: by its ``X-Request-ID``, or by a name made up here. The reply carries it."""
+    given = headers.get(b"x-request-id")
+    return begin_request(None if given is None else given.decode("latin-1")).encode()
 
 
 async def read_body(receive: Receive, headers: Mapping[bytes, bytes], limit: int) -> bytes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
+
 import orjson
 
 from sensai_serve.errors import OverloadedError
@@ -29,6 +31,12 @@ def error_reply(error: Exception) -> tuple[int, Headers, bytes]:
     if isinstance(error, OverloadedError):
         headers.append((b"retry-after", str(RETRY_AFTER_S).encode()))
     return status.http, headers, body
+
+
+def http_error(status: HTTPStatus, more: Headers) -> tuple[int, Headers, bytes]:
+    """Status, headers and body of an error of HTTP itself."""
+    body = error_body(status.phrase)
+    return status, [*json_headers(body), *more], body
 
 
 def error_body(message: str) -> bytes:

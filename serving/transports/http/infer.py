@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from http import HTTPStatus
 from time import perf_counter
 
 from starlette.requests import ClientDisconnect
@@ -17,10 +18,11 @@ from serving.transports.http.asgi import (
     Send,
     deflate,
     read_body,
+    request_id,
     send_reply,
     until_disconnected,
 )
-from serving.transports.http.errors import ERROR_RESPONSE, error_body, error_reply, json_headers
+from serving.transports.http.errors import ERROR_RESPONSE, error_reply, http_error
 from serving.v2 import InferRequest, decode_request, encode_response
 
 OPENAPI = {
@@ -83,20 +85,21 @@ class InferRoute:
 
     async def __call__(self, model: tuple[str, str], scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, whatever it holds."""
-        if scope["method"] != "POST":
-            body = error_body("Method Not Allowed")
-            await send_reply(send, 405, [*json_headers(body), (b"allow", b"POST")], body)
-            return
         started = perf_counter()
+        given = dict(scope["headers"])
+        name = request_id(given)
         try:
-            headers, body = await self._answer(model, dict(scope["headers"]), receive)
-            status = 200
+            if scope["method"] == "POST":
+                status, headers, body = 200, *await self._answer(model, given, receive)
+            else:
+                status, headers, body = http_error(HTTPStatus.METHOD_NOT_ALLOWED, [(b"allow", b"POST")])
         except ClientDisconnect:
             return
         except Exception as error:
             status, headers, body = error_reply(error)
+        headers.append((b"x-request-id", name))
         await send_reply(send, status, headers, body)
-        self._plane.metrics.observe("http", "infer", str(status), perf_counter() - started)
+        self._plane.observe("http", "infer", f"{scope['method']} {scope['path']}", str(status), started)
 
     async def _answer(
         self, model: tuple[str, str], headers: Mapping[bytes, bytes], receive: Receive

@@ -36,7 +36,7 @@ async def listen(plane: DataPlane, settings: Settings) -> AsyncIterator[Listenin
         interface="asgi3",
         lifespan="off",
         log_config=None,
-        access_log=settings.access_log,
+        access_log=False,  # the data plane keeps it, for all transports
         proxy_headers=False,
         server_header=False,
         timeout_keep_alive=math.ceil(settings.limits.idle_s),

@@ -1,0 +1,78 @@
+"""The server's log on standard error: text for people or one JSON object a line, each with the id of its request."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import re
+import secrets
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+LogFormat = Literal["text", "json"]
+
+_request_id: ContextVar[str] = ContextVar("request_id", default="")
+_GIVEN = re.compile(r"[\x21-\x7e]{1,128}")
+_process = secrets.token_hex(4)
+_count = itertools.count(1)
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "request_id"}
+
+
+def begin_request(given: str | None) -> str:
+    """Name the request that this task answers, in every line of the log that it leaves.
+
+    Args:
+        given: what the client calls it; a name is made up where that is None or unfit for a log.
+
+    Returns:
+        The name.
+    """
+    name = given if given is not None and _GIVEN.fullmatch(given) else f"{_process}-{next(_count):x}"
+    _request_id.set(name)
+    return name
+
+
+def configure(form: LogFormat, wanted: logging.Filter) -> None:
+    """Write this process's log to standard error.
+
+    Args:
+        form: of each line.
+        wanted: lets through what is to be written.
+    """
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Json() if form == "json" else _Text())
+    handler.addFilter(wanted)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("serving").setLevel(logging.DEBUG)  # what of it is written, the filter decides
+
+
+def _extra(record: logging.LogRecord) -> dict[str, Any]:
+    extra = {key: value for key, value in vars(record).items() if key not in _STANDARD}
+    if request_id := getattr(record, "request_id", "") or _request_id.get():
+        extra["request_id"] = request_id
+    return extra
+
+
+class _Json(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_extra(record),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+class _Text(logging.Formatter):
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name for it
+        extra = " ".join(f"{key}={value}" for key, value in _extra(record).items())
+        return f"{super().formatMessage(record)} {extra}".rstrip()
