@@ -15,7 +15,7 @@ from PIL import Image
 
 import sensai_serve
 from sensai_serve.preprocess import Normalisation
-from serving.transports.http.v1 import ModelSummary, Prediction
+from serving.transports.http.schema import EXAMPLE, ModelSummary, Prediction
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +87,15 @@ def test_raw_numbers_are_normalised_by_the_server(client, wine, batched: bool) -
     assert response.json()["scores"] == pytest.approx(expected.scores, abs=1e-5)
 
 
+def test_raw_numbers_as_bytes(client, wine) -> None:
+    raw, kind = np.array([0.1, 2.5, 3, -1], np.float32), {"Content-Type": "application/x-fp32"}
+    response = client.post("/v1/predict?model=wine&wait=all", content=raw.tobytes(), headers=kind)
+    expected = sensai_serve.load(wine).predict(raw)
+    assert response.json()["scores"] == pytest.approx(expected.scores, abs=1e-5)
+    bad(client.post("/v1/predict?model=wine", content=bytes(15), headers=kind), 400, "15 bytes, expected 16")
+    bad(client.post("/v1/predict?model=wine", content=b"\xff" * 16, headers=kind), 400, "NaN or infinity")
+
+
 def test_the_only_model_needs_no_name(server, picture) -> None:
     response = httpx.post(f"{server.url}/v1/predict", content=encoded(picture, "PNG"))
     assert response.json()["model"] == "tiny"
@@ -137,7 +146,13 @@ def test_requests_that_do_not_fit(client, picture) -> None:
 def test_the_openapi_document_describes_every_way_in(client) -> None:
     document = client.get("/openapi.json").json()
     predict = document["paths"]["/v1/predict"]["post"]
-    assert set(predict["requestBody"]["content"]) == {"image/*", "multipart/form-data", "application/json"}
+    assert set(predict["requestBody"]["content"]) == {
+        "image/*",
+        "multipart/form-data",
+        "application/json",
+        "application/x-fp32",
+    }
+    assert Prediction.model_validate(EXAMPLE).label == "cat"
     assert "Prediction" in json.dumps(predict["responses"]["200"])
     assert {"/v2", "/v2/health/ready", "/v2/models/{name}/infer", "/v1/models"} <= set(document["paths"])
     assert client.get("/docs").status_code == 200

@@ -17,7 +17,7 @@ import sensai_serve
 from sensai_serve.errors import SensaiError
 from serving.dataplane import DataPlane
 from serving.metrics import CONTENT_TYPE
-from serving.transports.http import control, v1, v2
+from serving.transports.http import control, stream, v1, v2
 from serving.transports.http.asgi import Message, Receive, Scope, Send, request_id
 from serving.transports.http.errors import error_body, error_reply
 from serving.transports.http.infer import OPENAPI, InferRoute
@@ -81,6 +81,7 @@ def create_app(plane: DataPlane) -> Application:
     app.include_router(control.router(plane))  # first: "stats" would be the name of a model else
     app.include_router(v2.router(plane))
     app.include_router(v1.router(plane))
+    app.include_router(stream.router(plane))
     app.add_api_route("/metrics", lambda: Response(plane.metrics.text(), media_type=CONTENT_TYPE), tags=["Control"],
                       summary="Metrics for Prometheus", response_class=PlainTextResponse)  # fmt: skip
     app.add_exception_handler(SensaiError, _ours)

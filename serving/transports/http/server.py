@@ -32,7 +32,9 @@ async def listen(plane: DataPlane, settings: Settings) -> AsyncIterator[Listenin
     config = uvicorn.Config(
         create_app(plane),
         http=bounded_protocol(settings.limits),
-        ws="none",
+        ws="websockets-sansio",
+        ws_max_size=settings.limits.body_bytes,
+        ws_per_message_deflate=False,  # images are compressed already, and inflating has no bound
         interface="asgi3",
         lifespan="off",
         log_config=None,

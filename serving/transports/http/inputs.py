@@ -1,0 +1,86 @@
+"""One input of a model from what a client of ``/v1`` sends: an image, a form with one, JSON, or FP32 numbers."""
+
+from __future__ import annotations
+
+import asyncio
+
+import orjson
+from fastapi import Request
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+
+from sensai_serve.errors import RequestError
+from sensai_serve.preprocess import Floats, InputSpec, from_image, normalise
+from serving.transports.http.asgi import Message, Receive
+from serving.v2.tensors import from_bytes, numbers, shown
+
+FP32 = "application/x-fp32"
+"""Content type of raw numbers: little-endian FP32 in row-major order, not normalised."""
+
+
+async def from_body(request: Request, body: bytes, spec: InputSpec, max_pixels: int) -> Floats:
+    """FP32 [1, *shape], normalised, from a request's body, by its content type.
+
+    Raises:
+        RequestError: no readable image, or numbers that do not fit.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "application/json":
+        return from_json(body, spec)
+    if kind == FP32:
+        return from_numbers(body, spec)
+    return await from_picture(
+        await _uploaded(request, body) if kind == "multipart/form-data" else body, spec, max_pixels
+    )
+
+
+async def from_picture(image: bytes, spec: InputSpec, max_pixels: int) -> Floats:
+    """FP32 [1, *shape] from an image file. Raises as `from_image`."""
+    # Off the event loop: decoding a large photograph takes longer than many answers.
+    tensor = await asyncio.to_thread(from_image, image, spec, max_pixels=max_pixels)
+    return tensor.reshape(1, *spec.shape)
+
+
+def from_numbers(data: bytes, spec: InputSpec) -> Floats:
+    """FP32 [1, *shape], normalised, from little-endian FP32 raw values.
+
+    Raises:
+        RequestError: another number of bytes, NaN or infinity.
+    """
+    return normalise(from_bytes(data, spec.shape, spec), spec).reshape(1, *spec.shape)
+
+
+def from_json(body: bytes | str, spec: InputSpec) -> Floats:
+    """FP32 [1, *shape], normalised, from ``{"inputs": ...}`` with raw values.
+
+    Raises:
+        RequestError: no such JSON, or numbers that do not fit.
+    """
+    try:
+        content = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise RequestError(f"the request is not JSON: {error}") from None
+    if not isinstance(content, dict) or "inputs" not in content:
+        raise RequestError(f'the request is {shown(content)}, expected {{"inputs": [...]}}')
+    raw = numbers(content["inputs"], spec)
+    if raw.shape not in (spec.shape, (1, *spec.shape)):
+        raise RequestError(f"inputs has shape {list(raw.shape)}, expected one input, {list(spec.shape)}")
+    return normalise(raw.reshape(spec.shape), spec).reshape(1, *spec.shape)
+
+
+async def _uploaded(request: Request, body: bytes) -> bytes:
+    try:
+        async with Request(request.scope, _replay(body)).form(max_files=1, max_fields=16) as form:
+            file = form.get("file")
+            if not isinstance(file, UploadFile):
+                raise RequestError("the form has no file, expected an image in the field 'file'")
+            return await file.read()
+    except HTTPException as error:
+        raise RequestError(f"the form cannot be read: {error.detail}") from None
+
+
+def _replay(body: bytes) -> Receive:
+    async def receive() -> Message:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return receive

@@ -1,0 +1,97 @@
+"""``WS /v1/stream``: frames in, answers out. Of frames that come faster than answers, the latest wins."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import orjson
+from fastapi import APIRouter, WebSocket, WebSocketDisconnect
+
+from sensai_serve.errors import SensaiError
+from sensai_serve.preprocess import Floats, InputSpec
+from serving.dataplane import DataPlane
+from serving.logs import begin_request
+from serving.transports._status import describe
+from serving.transports.http.inputs import from_json, from_numbers, from_picture
+from serving.transports.http.v1 import Model, TimeoutMs, Waits, answer, chosen
+
+POLICY_VIOLATION = 1008
+
+
+class _Latest:
+    """The newest frame that nobody has taken yet, and how many came before it."""
+
+    def __init__(self) -> None:
+        self._frame: tuple[int, bytes | str] | None = None
+        self._there = asyncio.Event()
+        self.count = 0
+
+    def put(self, frame: bytes | str) -> None:
+        """A frame has come; one still waiting is forgotten."""
+        self._frame = self.count, frame
+        self.count += 1
+        self._there.set()
+
+    async def take(self) -> tuple[int, bytes | str]:
+        """Wait for a frame; its number, from 0, and the frame."""
+        await self._there.wait()
+        self._there.clear()
+        assert self._frame is not None
+        return self._frame
+
+
+def router(plane: DataPlane) -> APIRouter:
+    """The WebSocket route."""
+    routes = APIRouter()
+
+    @routes.websocket("/v1/stream")
+    async def stream(socket: WebSocket, model: Model = "", wait: Waits = None, timeout_ms: TimeoutMs = None) -> None:
+        """Each binary message is an image, or FP32 numbers where the model takes no images; each text is JSON."""
+        await socket.accept()
+        begin_request(socket.headers.get("x-request-id"))
+        try:
+            chosen(plane.repository, model)
+        except SensaiError as error:
+            await socket.send_text(orjson.dumps({"error": str(error)}).decode())
+            await socket.close(POLICY_VIOLATION)
+            return
+        latest = _Latest()
+        answering = asyncio.create_task(_answer(plane, socket, latest, model, wait, timeout_ms))
+        try:
+            while True:
+                message = await socket.receive()
+                if message["type"] == "websocket.disconnect":
+                    return
+                latest.put(message["bytes"] if message.get("bytes") is not None else message["text"])
+        finally:
+            answering.cancel()
+
+    return routes
+
+
+async def _answer(
+    plane: DataPlane, socket: WebSocket, latest: _Latest, model: str, wait: Waits, timeout_ms: TimeoutMs
+) -> None:
+    while True:
+        number, frame = await latest.take()
+        started = time.perf_counter()
+        try:
+            gateway = chosen(plane.repository, model)  # again for each frame: a model may be replaced in between
+            inputs = await _inputs(frame, gateway.manifest.input, plane.limits.image_pixels)
+            prediction = await answer(plane, gateway, inputs, wait, timeout_ms, started)
+            reply, status = {"frame": number, **prediction.model_dump(mode="json")}, "200"
+        except Exception as error:
+            code, message = describe(error)
+            reply, status = {"frame": number, "error": message}, str(code.http)
+        plane.observe("http", "stream", "WS /v1/stream", status, started)
+        try:
+            await socket.send_text(orjson.dumps(reply).decode())
+        except (WebSocketDisconnect, RuntimeError):
+            return  # the client has left; the reader sees it too
+
+
+async def _inputs(frame: bytes | str, spec: InputSpec, max_pixels: int) -> Floats:
+    if isinstance(frame, str):
+        return from_json(frame, spec)
+    return from_numbers(frame, spec) if spec.image is None else await from_picture(frame, spec, max_pixels)
