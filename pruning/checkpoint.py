@@ -55,7 +55,7 @@ class Run:
     path: Path
     recipe: Recipe
     digests: dict[str, str]
-    """SHA-256 of the ``data`` and of the ``weights``."""
+    """SHA-256 of the ``data`` and of the ``weights``; by them, not by their paths, is a run of the same recipe."""
     labels: tuple[str, ...]
     spec: InputSpec
     assignment: Assignment
@@ -112,7 +112,7 @@ class Run:
 
     @classmethod
     def resume(cls, path: str | Path, recipe: Recipe, digests: dict[str, str]) -> Run | None:
-        """The run at `path` if it is of this recipe; None if nothing is there.
+        """The run at `path` if it is of this recipe, wherever the data lies now; None if nothing is there.
 
         Raises:
             OutputExistsError: a run of another recipe, or something else, is there.
@@ -122,8 +122,7 @@ class Run:
             refuse_existing(path)
             return None
         run = cls.open(path)
-        there, asked = run.recipe.to_json() | run.digests, json.loads(json.dumps(recipe.to_json())) | digests
-        there = json.loads(json.dumps(there))
+        there, asked = run.recipe.to_json() | run.digests, recipe.to_json() | digests
         if different := [key for key in asked if there.get(key) != asked[key]]:
             key = different[0]
             raise OutputExistsError(

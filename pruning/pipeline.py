@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pruning import heads
 from pruning.checkpoint import RECOVERED, Run
 from pruning.choose import Base, OnProgress, choose_cut, silent
 from pruning.network import Stage, make_network
 from pruning.plan import Plan
 from pruning.retrain import Schedule, infer
 from pruning.surgery import Size, apply_cut, measure
+from sensai_serve import plugins
 from sensai_serve.merge import MergePlan
 
 
@@ -21,11 +23,12 @@ def prune(plan: Plan, out: str | Path, *, on_progress: OnProgress = silent) -> R
         ModelError: the cut cannot be made.
     """
     run = Run.resume(out, plan.recipe, plan.digests)
+    base = Base(plan, plan.reference, {}, on_progress)
     if run is None:
+        check_cuts(base)
         dataset = plan.dataset
         run = Run(Path(out), plan.recipe, plan.digests, dataset.labels, dataset.spec, plan.assignment)
         run.create(plan.reference, plan.size)
-    base = Base(plan, plan.reference, {}, on_progress)
     if recovery_images(plan):
         if not run.has(RECOVERED):
             run.save(RECOVERED, *make_network(base, recovery(plan)))
@@ -35,6 +38,17 @@ def prune(plan: Plan, out: str | Path, *, on_progress: OnProgress = silent) -> R
         if not run.has(run.folder(worker)):
             run.save(run.folder(worker), *make_network(base, specialisation(plan, worker)))
     return run
+
+
+def check_cuts(base: Base) -> None:
+    """Raise what would be wrong with a cut of the reference before anything is written."""
+    plan = base.plan
+    workers = [specialisation(plan, worker) for worker in range(plan.assignment.n_workers)]
+    for stage in [recovery(plan)] if recovery_images(plan) else workers:
+        choose_cut(base, stage.amount, stage.classes)
+    for stage in workers:
+        heads.find(stage.head)
+        plugins.find("pruning.sampling", stage.sampling, "batches")
 
 
 def recovery_images(plan: Plan) -> int:

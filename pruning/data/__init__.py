@@ -32,7 +32,7 @@ class Augmentation:
     flip: bool = False
     """Mirror left and right, every second image."""
     shift: int = 0
-    """Move by up to this many pixels along each axis; what comes in is the edge of the normalised range's mean, 0."""
+    """Move by up to this many pixels along each axis; what comes in from outside is 0 after normalisation."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,15 @@ def load(source: str, *, seed: int = 0) -> Dataset:
     if not isinstance(dataset, Dataset):
         raise DataError(f"{place}: gave {type(dataset).__name__}, expected a Dataset or a mapping with x and y")
     return _with_moments(dataset, moments) if moments else dataset
+
+
+def absolute(source: str) -> str:
+    """`source` with the path in it, where there is one, from the root: so that it is found from anywhere."""
+    place, mark, query = source.partition("?")
+    name, colon, argument = place.partition(":")
+    if argument and Path(argument).exists():
+        argument = str(Path(argument).resolve())
+    return f"{name}{colon}{argument}{mark}{query}"
 
 
 def from_arrays(name: str, arrays: Mapping[str, Any], *, seed: int) -> Dataset:

@@ -133,6 +133,7 @@ def prune(
 ) -> None:
     """Cut one small subnet per worker out of a trained network and retrain each. A killed run goes on where it was."""
     from pruning import pipeline
+    from pruning.data import absolute
     from pruning.plan import make_plan
     from pruning.recipe import Recipe
 
@@ -165,7 +166,7 @@ def prune(
         validation=validation,
         precision=precision,
     )
-    recipe = Recipe(data, model, assignment, seed=seed, **target, **given)
+    recipe = Recipe(absolute(data), model, assignment, seed=seed, **target, **given)
     _use(device, threads)
     with progress(quiet=quiet) as report:
         plan = make_plan(recipe, weights, device=device)
@@ -186,18 +187,27 @@ def prune(
 def export(
     run: Annotated[Path, typer.Argument(help="What `sensai prune --out` made.")],
     out: Annotated[Path, typer.Option(metavar="BUNDLE", help="A new or empty directory.")],
+    data: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="Where the run's data lies now, if it moved.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="The model's name when served; the data's if not given.")] = None,
     evaluate: Annotated[bool, typer.Option(help="Label the whole test part, one input at a time.")] = True,
     quiet: Quiet = False,
 ) -> None:
     """Make a bundle of a run: ONNX files that agree with torch, evaluated as the server will run them."""
+    from dataclasses import replace
+
     from export.assemble import export as export_run
     from pruning.checkpoint import Run
+    from pruning.data import absolute
     from sensai_serve.bundle import refuse_existing
 
     refuse_existing(out)
     with progress(quiet=quiet) as report:
-        bundle = export_run(Run.open(run), out, name=name, with_evaluation=evaluate, on_progress=report)
+        opened = Run.open(run)
+        if data is not None:
+            opened = replace(opened, recipe=replace(opened.recipe, data=absolute(data)))
+        bundle = export_run(opened, out, name=name, with_evaluation=evaluate, on_progress=report)
     accuracy = bundle.manifest.accuracy
     right = f"; test part right: {accuracy['test']:.2%}, reference {accuracy['reference']:.2%}" if accuracy else ""
     typer.echo(f"{out}: {len(bundle.manifest.subnets)} subnets{right}")
