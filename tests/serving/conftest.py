@@ -1,10 +1,21 @@
-"""Fixtures for the serving tests: real servers on loopback, each in a thread of this process."""
+"""Fixtures for the serving tests: real servers on loopback, each in a thread of this process, and a real Triton.
+
+Triton runs where SENSAI_TRITON_VENV names a virtual environment of Python 3.11 with nvidia-pytriton 0.7 and numpy < 2,
+which brings tritonserver 2.51 with its Python backend; tests that need it are skipped elsewhere.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
+import os
 import queue
+import shutil
+import signal
+import socket
+import subprocess
+import sysconfig
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -91,3 +102,101 @@ def server(tiny_bundle: Path) -> Iterator[Running]:
     """The tiny bundle, served."""
     with running(tiny_bundle) as server:
         yield server
+
+
+CONFIG = """
+backend: "python"
+max_batch_size: 64
+input [{ name: "input" data_type: TYPE_FP32 dims: [3, 8, 8] }]
+output [
+  { name: "scores" data_type: TYPE_FP32 dims: [10] label_filename: "labels.txt" },
+  { name: "votes" data_type: TYPE_INT32 dims: [10] },
+  { name: "copies" data_type: TYPE_INT32 dims: [10] },
+  { name: "margin" data_type: TYPE_FP32 dims: [1] reshape { shape: [] } },
+  { name: "class_id" data_type: TYPE_INT64 dims: [1] reshape { shape: [] } }
+]
+instance_group [{ kind: KIND_CPU }]
+"""
+MODEL = """
+import sys
+sys.path.insert(0, {packages!r})
+import numpy as np
+import triton_python_backend_utils as backend
+
+class TritonPythonModel:
+    def execute(self, requests):
+        replies = []
+        for request in requests:
+            n = len(backend.get_input_tensor_by_name(request, "input").as_numpy())
+            arrays = {{
+                "scores": np.tile(np.linspace(0, 0.9, 10, dtype=np.float32), (n, 1)),
+                "votes": np.ones((n, 10), np.int32),
+                "copies": np.full((n, 10), 3, np.int32),
+                "margin": np.full(n, 0.1, np.float32),
+                "class_id": np.full(n, 9),
+            }}
+            tensors = [backend.Tensor(name, array) for name, array in arrays.items()]
+            replies.append(backend.InferenceResponse(tensors))
+        return replies
+"""
+
+
+@dataclass(frozen=True)
+class Triton:
+    """host:port of each transport."""
+
+    http: str
+    grpc: str
+
+
+@pytest.fixture(scope="session")
+def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Triton]:
+    """A real Triton, serving a model that looks like the tiny bundle."""
+    environment = os.environ.get("SENSAI_TRITON_VENV")
+    if environment is None:
+        pytest.skip("no Triton: SENSAI_TRITON_VENV names no environment that has it")
+    packages = next(Path(environment).glob("lib/python3.11/site-packages"))
+    installed, home = packages / "pytriton/tritonserver", tmp_path_factory.mktemp("triton")
+    shutil.copytree(installed / "backends/python", home / "backends/python")
+    stub = home / "backends/python/triton_python_backend_stub"
+    shutil.copy(installed / "python_backend_stubs/3.11/triton_python_backend_stub", stub)
+    stub.chmod(0o755)
+    (home / "models/tiny/1").mkdir(parents=True)
+    (home / "models/tiny/config.pbtxt").write_text(CONFIG)
+    (home / "models/tiny/labels.txt").write_text("".join(f"class-{c}\n" for c in range(10)))
+    (home / "models/tiny/1/model.py").write_text(MODEL.format(packages=str(packages)))
+    ports = [_free_port() for _ in range(3)]
+    binary = shutil.copy(installed / "bin/tritonserver", home / "tritonserver")
+    Path(binary).chmod(0o755)
+    arguments = [f"--model-repository={home / 'models'}", f"--backend-directory={home / 'backends'}"]
+    for kind, port in zip(("http", "grpc", "metrics"), ports, strict=True):
+        arguments += [f"--{kind}-address=127.0.0.1", f"--{kind}-port={port}"]
+    libraries = f"{packages / 'nvidia_pytriton.libs'}:{sysconfig.get_config_var('LIBDIR')}"
+    with (home / "log").open("w") as log:
+        process = subprocess.Popen(
+            [binary, *arguments], env=os.environ | {"LD_LIBRARY_PATH": libraries}, stdout=log, stderr=log
+        )
+        try:
+            server = Triton(f"127.0.0.1:{ports[0]}", f"127.0.0.1:{ports[1]}")
+            while not _ready(server.http):
+                assert process.poll() is None, (home / "log").read_text()
+            yield server
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def _ready(address: str) -> bool:
+    connection = http.client.HTTPConnection(address, timeout=30)
+    try:
+        connection.request("GET", "/v2/health/ready")
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+    finally:
+        connection.close()
