@@ -40,5 +40,8 @@ def number(value: float) -> str:
 def _scaled(estimate: Estimate | None, scale: float) -> Cell:
     if estimate is None:
         return Cell("")
-    low, high = ("" if bound is None else number(bound * scale) for bound in (estimate.low, estimate.high))
-    return Cell(number(estimate.value * scale), f"{low}-{high}" if low or high else "")
+    low, high = (None if bound is None else number(bound * scale) for bound in (estimate.low, estimate.high))
+    if low and high:
+        return Cell(number(estimate.value * scale), f"{low}-{high}")
+    one_sided = f"from {low}" if low else f"up to {high}" if high else ""  # too few samples for the other side
+    return Cell(number(estimate.value * scale), one_sided)

@@ -24,13 +24,15 @@ Row = Sequence[str | Cell]
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under headings; the first column holds names, the others figures."""
+    """Rows under headings; the first column holds names, the others figures. A row of one cell heads those below."""
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Row]
     note: str = ""
     """What a reader must know to read it right."""
+    prose: bool = False
+    """The cells are words, to be wrapped, not figures to be aligned."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +72,12 @@ def show(report: Report, console: Console) -> None:
             continue
         table = RichTable(title=part.title, title_justify="left", caption=part.note or None, caption_justify="left")
         for at, heading in enumerate(part.columns):
-            table.add_column(heading, justify="right" if at else "left", no_wrap=not at)
+            table.add_column(
+                heading, justify="right" if at and not part.prose else "left", no_wrap=not (at or part.prose)
+            )
         for row in part.rows:
-            table.add_row(*(cell if isinstance(cell, str) else cell.text for cell in row))
+            style = "bold" if len(row) == 1 else None
+            table.add_row(*(cell if isinstance(cell, str) else cell.text for cell in row), style=style)
         console.print(table)
     console.print(machines.in_words(report.machine), style="dim")
 
@@ -120,9 +125,7 @@ def _page(report: Report, images: dict[str, bytes]) -> str:
             sections.append(f"<h2>{escape(part.title)}</h2>\n{_html_table(part)}")
         else:
             data = base64.b64encode(images[part.name]).decode()
-            sections.append(
-                f'<h2>{escape(part.title)}</h2>\n<img alt="{escape(part.title)}" src="data:image/png;base64,{data}">'
-            )
+            sections.append(f'<p><img alt="{escape(part.title)}" src="data:image/png;base64,{data}"></p>')
         if part.note:
             sections.append(f'<p class="note">{escape(part.note)}</p>')
     details = json.dumps({"settings": report.settings, "machine": report.machine}, indent=1)
@@ -132,8 +135,14 @@ def _page(report: Report, images: dict[str, bytes]) -> str:
 
 def _html_table(table: Table) -> str:
     head = "".join(f"<th>{html.escape(heading)}</th>" for heading in table.columns)
-    rows = "\n".join(f"<tr>{''.join(map(_html_cell, row))}</tr>" for row in table.rows)
-    return f"<table><thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody></table>"
+    rows = "\n".join(
+        f'<tr><th colspan="{len(table.columns)}" class="head">{html.escape(str(row[0]))}</th></tr>'
+        if len(row) == 1
+        else f"<tr>{''.join(map(_html_cell, row))}</tr>"
+        for row in table.rows
+    )
+    kind = ' class="prose"' if table.prose else ""
+    return f"<table{kind}><thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody></table>"
 
 
 def _html_cell(cell: str | Cell) -> str:
@@ -149,7 +158,8 @@ _PAGE = """<!doctype html>
 body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums }}
 th, td {{ padding: .25rem .8rem; text-align: right; border-bottom: 1px solid #ddd }}
-th:first-child, td:first-child {{ text-align: left }}
+th:first-child, td:first-child, .prose th, .prose td {{ text-align: left }}
+.head {{ padding-top: 1rem }}
 img {{ max-width: 100%; height: auto }}
 .note, small {{ color: #555 }}
 small {{ white-space: nowrap }}

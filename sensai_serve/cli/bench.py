@@ -126,3 +126,36 @@ def _publish(report: Report, out: Path | None) -> None:
     write(report, out)
     show(report, Console())
     typer.echo(f"{out / 'report.html'}")
+
+
+@bench.command()
+def stragglers(
+    bundle: BundleDirectory,
+    *,
+    data: Data = None,
+    case: Annotated[list[str] | None, typer.Option(help="Only this one; several times for several.")] = None,
+    inputs: Annotated[int, typer.Option(min=1, help="The first so many of the data.")] = 1000,
+    requests: Annotated[int, typer.Option(min=100, help="Of each measurement that counts requests.")] = 1000,
+    seconds: Annotated[float, typer.Option(min=1, help="Of each that counts time: kills, overload.")] = 10.0,
+    swaps: Annotated[int, typer.Option(min=1, help="Replacements of the model under load.")] = 20,
+    beside: Annotated[
+        list[Path] | None, typer.Option(help="Another bundle of the same classes, for the accuracy curve.")
+    ] = None,
+    device: Devices = None,
+    backend: BackendName = "ort",
+    seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
+    out: Out = None,
+    quiet: Quiet = False,
+) -> None:
+    """Slow, dead, killed and wrong workers, overload, hot swaps: every answer held against the offline merge."""
+    from benchmarks.straggler_run import measure
+    from benchmarks.stragglers import Context, Options
+
+    opened = _open(bundle)
+    options = Options(requests, seconds, swaps, backend, tuple(device or ()), seed)
+    context = Context(
+        opened, _labelled(opened, data).head(inputs), options, tuple(_open(path) for path in beside or ())
+    )
+    with progress(quiet=quiet) as on_step:
+        report = measure(context, case or (), on_step)
+    _publish(report, out)

@@ -1,0 +1,70 @@
+"""Runs the cases of `benchmarks.stragglers` and reports them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from benchmarks import machine
+from benchmarks.report import Picture, Report, Row, Table
+from benchmarks.stragglers import CASES, Context, Finding, OnStep
+from sensai_serve.errors import InputError, ServingError
+from sensai_serve.plugins import available, find
+
+PACKAGE = "benchmarks.stragglers"
+
+
+def measure(context: Context, cases: Sequence[str], on_step: OnStep) -> Report:
+    """Run cases one after the other.
+
+    Args:
+        context: what they work with.
+        cases: their names; all where empty.
+        on_step: hears of progress.
+
+    Raises:
+        InputError: there is no such case.
+        ServingError: a server does not start.
+    """
+    known = [*CASES, *(name for name in available(PACKAGE) if name not in CASES)]
+    if unknown := set(cases) - set(known):
+        raise InputError(f"--case is {min(unknown)!r}, expected {', '.join(known)}")
+    described, findings = machine.describe(), {}
+    chosen = [name for name in known if not cases or name in cases]
+    for done, name in enumerate(chosen):
+        on_step(f"stragglers: {name}", 0, 1)
+        try:
+            findings[name] = find(PACKAGE, name, "run")(context)
+        except ServingError as error:
+            raise ServingError(f"case {name}: {error}") from None
+        on_step(f"stragglers: {name}", 1, 1)
+        on_step("cases", done + 1, len(chosen))
+    return report(context, findings, described)
+
+
+def report(context: Context, findings: dict[str, Finding], described: dict[str, object]) -> Report:
+    """The table of all cases, and their pictures."""
+    rows: list[Row] = []
+    for finding in findings.values():
+        rows.append((finding.case,))
+        rows += [
+            (aim.wanted, aim.found, "" if aim.holds is None else "yes" if aim.holds else "NO") for aim in finding.aims
+        ]
+    pictures: list[Picture] = [picture for finding in findings.values() for picture in finding.pictures]
+    n = len(context.data.inputs)
+    note = f"{n} inputs; every label held against the offline merge of the copies that its reply lists."
+    return Report(
+        "stragglers",
+        context.bundle.manifest.name,
+        described,
+        {**asdict(context.options), "inputs": n, "labelled": context.data.labels is not None},
+        {
+            name: {
+                "case": finding.case,
+                "aims": [asdict(aim) for aim in finding.aims],
+                "measured": finding.results,
+            }
+            for name, finding in findings.items()
+        },
+        [Table("Slow, dead and wrong workers", ("aim", "found", "holds"), rows, note, prose=True), *pictures],
+    )

@@ -1,0 +1,120 @@
+"""Signals sent to random worker processes while requests come in."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+
+from benchmarks import servers
+from benchmarks.load import closed_loop
+from benchmarks.stragglers import Aim, Context, Finding, Reply, as_merged, none_failed
+
+CLIENTS = 2
+MEMORY_LIMIT = 1.1
+_WORKER = re.compile(rb'"worker": (\d+)')
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One process that was sent a signal."""
+
+    at: float
+    """On the clock of `time.perf_counter`."""
+    worker: int | None
+    """None where its command line does not say."""
+
+
+def run(context: Context, number: signal.Signals, every_s: float, settle_s: float, what: str) -> Finding:
+    """Send a signal to random children while clients ask, and hold every answer against the merge.
+
+    Args:
+        context: of all cases.
+        number: the signal.
+        every_s: seconds between two.
+        settle_s: seconds in which the last one that was hit is back for sure.
+        what: the case, in words.
+    """
+    requests, everyone = context.requests(), context.requests(wait="all")
+    # In turns: as the server is set, and waiting for all, which tells in every reply who is there.
+    mixed = [one for pair in zip(requests, everyone, strict=True) for one in pair]
+    hits: list[Hit] = []
+    over = threading.Event()
+    with context.serve(backend="process") as server:
+        closed_loop(server.address, mixed, clients=CLIENTS, count=400)
+        before = server.memory_bytes()
+        killer = threading.Thread(target=_send, args=(server, number, every_s, hits, over, context.options.seed))
+        killer.start()
+        try:
+            seconds = context.options.seconds
+            exchanges = closed_loop(server.address, mixed, clients=CLIENTS, seconds=seconds, keep_replies=True)
+        finally:
+            over.set()
+            killer.join()
+        closed_loop(server.address, mixed, clients=CLIENTS, seconds=settle_s)  # the last one is back by then
+        after = server.memory_bytes()
+    replies = context.read(exchanges, lambda request: request // 2)
+    back = [b for hit in hits if (b := _back_after(hit, replies)) is not None]
+    restart = f"{np.median(back):.2f} s, at most {max(back):.2f} s" if back else "not seen"
+    memory = f"{before / 2**20:.0f} to {after / 2**20:.0f} MiB"
+    return Finding(
+        f"{what} every {every_s:g} s for {seconds:g} s: {len(hits)} times, {len(exchanges)} requests",
+        [
+            none_failed(exchanges),
+            as_merged(context, replies),
+            Aim("memory flat", memory, after <= MEMORY_LIMIT * before),
+            Aim("a worker is back in", restart, None),
+        ],
+        {
+            "hits": len(hits),
+            "requests": len(exchanges),
+            "incomplete": sum(not reply.complete for reply in replies),
+            "back_s": [round(b, 3) for b in back],
+            "memory_bytes": [before, after],
+        },
+    )
+
+
+def _send(
+    server: servers.Running,
+    number: signal.Signals,
+    every_s: float,
+    hits: list[Hit],
+    over: threading.Event,
+    seed: int,
+) -> None:
+    random = np.random.default_rng(seed)
+    while not over.wait(every_s):
+        children = [pid for pid in server.pids() if pid != server.process.pid]
+        if not children:
+            continue
+        pid = children[int(random.integers(len(children)))]
+        worker = _worker_of(pid)
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            continue
+        hits.append(Hit(perf_counter(), worker))
+
+
+def _worker_of(pid: int) -> int | None:
+    try:
+        match = _WORKER.search(Path(f"/proc/{pid}/cmdline").read_bytes())
+    except OSError:
+        return None
+    return int(match[1]) if match else None
+
+
+def _back_after(hit: Hit, replies: Sequence[Reply]) -> float | None:
+    """Seconds until a request that was sent after the hit has the worker's copies."""
+    if hit.worker is None:
+        return None
+    done = [r.exchange.done for r in replies if r.exchange.sent > hit.at and hit.worker in r.arrived]
+    return min(done) - hit.at if done else None

@@ -1,0 +1,13 @@
+"""kill -9 of a random worker process every second, under load."""
+
+from __future__ import annotations
+
+import signal
+
+from benchmarks.stragglers import Context, Finding
+from benchmarks.stragglers import _signals as signals
+
+
+def run(context: Context) -> Finding:
+    """See the file."""
+    return signals.run(context, signal.SIGKILL, 1.0, 1.5, "kill -9 of a random worker")

@@ -1,0 +1,115 @@
+"""``sensai bench stragglers``: what it says of real servers with faults, and the offline merge that it goes by."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks import labelled
+from benchmarks.oracle import Oracle, losses, majority
+from benchmarks.stragglers import CASES
+from sensai_serve.assignment import cyclic
+from sensai_serve.bundle import Bundle
+from sensai_serve.merge import MergePlan
+from sensai_serve.merge.collector import merge
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    n_classes=st.integers(4, 9),
+    lost=st.sets(st.integers(0, 8), max_size=7),
+    ties=st.booleans(),
+)
+def test_the_vote_over_many_inputs_is_the_merge_of_each(seed: int, n_classes: int, lost: set[int], ties: bool) -> None:
+    assignment = cyclic(n_classes, (0, 1, 3))
+    random = np.random.default_rng(seed)
+    scores = random.random((n_classes, 12, 3)).astype(np.float32)
+    if ties:
+        scores = np.round(scores * 4) / 4
+    copies = np.full((12, n_classes, n_classes), np.nan)
+    for worker, row in enumerate(assignment.rows):
+        if worker not in lost:
+            copies[:, worker, list(row)] = scores[worker]
+    got = majority(copies, 0.5)
+    for at in range(12):
+        one = [None if w in lost else scores[w, at : at + 1] for w in range(n_classes)]
+        assert got[at] == merge(MergePlan(assignment), one).class_id[0]
+
+
+def test_sets_of_lost_workers() -> None:
+    assert sorted(losses(5, 2, 100)) == [(a, b) for a in range(5) for b in range(a + 1, 5)]
+    drawn = list(losses(30, 10, 7))
+    assert len(drawn) == 7
+    assert all(len(set(one)) == 10 for one in drawn)
+
+
+@pytest.fixture(scope="module")
+def data(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Raw inputs, labelled as all workers of the tiny bundle do, but every tenth one wrongly."""
+    bundle = Bundle.open(tiny_bundle)
+    norm = bundle.manifest.input.normalisation
+    inputs = np.random.default_rng(3).normal(size=(40, 3, 8, 8)).astype(np.float32)
+    labels = Oracle(bundle, inputs).labels()
+    labels[::10] = (labels[::10] + 1) % 10
+    path = tmp_path_factory.mktemp("data") / "data.npz"
+    labelled.write(path, (inputs * norm.std[0] + norm.mean[0]) / norm.scale, labels)
+    return path
+
+
+def run(bench, bundle: Path, data: Path, out: Path, *arguments: object) -> dict:
+    """The results of a run in which every answer was as it must be."""
+    code, _, err = bench("stragglers", bundle, "--data", data, *arguments, "--device", "cpu", "--quiet", "--out", out)
+    assert (code, err) == (0, "")
+    results = json.loads((out / "result.json").read_text())["results"]
+    certain = (
+        "no failed request",
+        "every label is the offline merge of the copies listed",
+        "patience off: labels as all workers give them",
+        "patience on: every changed label is marked incomplete",
+        "nothing but answers and 503",
+        "no crash",
+    )
+    for case in results.values():
+        for aim in case["aims"]:
+            assert aim["holds"] or aim["wanted"] not in certain, (case["case"], aim)
+    return results
+
+
+def test_cases_hold_answers_against_the_merge(bench, tiny_bundle: Path, data: Path, tmp_path: Path) -> None:
+    cases = ("--case", "killed", "--case", "wrong", "--case", "swaps", "--case", "curve")
+    few = ("--requests", 100, "--seconds", 1.5, "--swaps", 2)
+    results = run(bench, tiny_bundle, data, tmp_path / "out", *cases, *few)
+    assert results["killed"]["measured"]["hits"] == 1
+    assert results["swaps"]["measured"]["swaps"] == 2
+    assert results["wrong"]["measured"]["lost_after"] is not None
+    curve = results["curve"]["measured"]
+    assert list(curve) == ["tiny, r = 1", "tiny, r = 2", "tiny, r = 3"]
+    assert curve["tiny, r = 3"]["0"] == {"mean": 0.9, "worst": 0.9}
+    assert curve["tiny, r = 3"]["10"] == {"mean": 0.0, "worst": 0.0}
+    assert curve["tiny, r = 1"]["1"]["worst"] < curve["tiny, r = 3"]["1"]["worst"]
+    assert (tmp_path / "out" / "accuracy-curve.png").exists()
+
+
+@pytest.mark.soak
+def test_every_case(bench, tiny_bundle: Path, data: Path, tmp_path: Path) -> None:
+    results = run(bench, tiny_bundle, data, tmp_path / "out", "--seconds", 10)
+    assert set(results) == set(CASES)
+    assert results["stopped"]["measured"]["hits"] >= 2
+
+
+def test_without_labels_the_curve_says_so(bench, tiny_bundle: Path, tmp_path: Path) -> None:
+    code, text, _ = bench("stragglers", tiny_bundle, "--case", "curve", "--out", tmp_path / "out", "--quiet")
+    assert code == 0
+    assert "no labels given" in text
+
+
+def test_an_unknown_case(bench, tiny_bundle: Path) -> None:
+    code, _, err = bench("stragglers", tiny_bundle, "--case", "earthquake", "--quiet")
+    assert code == 2
+    assert "--case is 'earthquake', expected delay, dead, killed" in err
