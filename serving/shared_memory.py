@@ -28,8 +28,8 @@ class Region:
     offset: int
     """Of the region in the object, in bytes."""
     byte_size: int
-    view: memoryview
-    descriptor: int
+    memory: mmap.mmap
+    """All of the object; closed when nothing looks at it any more."""
 
 
 class Regions:
@@ -58,30 +58,22 @@ class Regions:
         if byte_size < 1 or offset < 0:
             raise RequestError(f"shared memory region {name!r}: offset is {offset} and byte_size {byte_size}, "
                                "expected 0 or more and 1 or more")  # fmt: skip
-        descriptor = _open(name, key)
-        try:
-            size = os.fstat(descriptor).st_size
-            if offset + byte_size > size:
-                raise RequestError(
-                    f"shared memory region {name!r} ends at {offset + byte_size}, expected at most {size}, the bytes "
-                    f"of {key!r}"
-                )
-            view = memoryview(mmap.mmap(descriptor, size))[offset : offset + byte_size]
-        except BaseException:
-            os.close(descriptor)
-            raise
-        self._regions[name] = Region(name, key, offset, byte_size, view, descriptor)
+        memory = _open(name, key)
+        size = len(memory)
+        if offset + byte_size > size:
+            raise RequestError(
+                f"shared memory region {name!r} ends at {offset + byte_size}, expected at most {size}, the bytes of "
+                f"{key!r}"
+            )
+        self._regions[name] = Region(name, key, offset, byte_size, memory)
 
     def unregister(self, name: str) -> None:
         """Forget a region; one that is not registered is fine."""
-        region = self._regions.pop(name, None)
-        if region is not None:
-            os.close(region.descriptor)
+        self._regions.pop(name, None)
 
     def unregister_all(self) -> None:
         """Forget every region."""
-        for name in list(self._regions):
-            self.unregister(name)
+        self._regions.clear()
 
     def get(self, name: str) -> Region:
         """A region.
@@ -112,15 +104,21 @@ class Regions:
                 f"{region.byte_size} bytes"
             )
         # Touching a page behind the end of a shrunken object would end this process with SIGBUS.
-        if os.fstat(region.descriptor).st_size < region.offset + region.byte_size:
+        if region.memory.size() < region.offset + region.byte_size:
             raise RequestError(f"shared memory region {name!r}: {region.key!r} is smaller than when it was registered")
-        return region.view[offset : offset + byte_size]
+        start = region.offset + offset
+        return memoryview(region.memory)[start : start + byte_size]
 
 
-def _open(name: str, key: str) -> int:
+def _open(name: str, key: str) -> mmap.mmap:
     if not _KEY.fullmatch(key) or key.lstrip("/") in (".", ".."):
         raise RequestError(f"shared memory region {name!r}: key is {key[:60]!r}, expected the name of a shared memory")
     try:
-        return os.open(DIRECTORY / key.lstrip("/"), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError as error:
-        raise RequestError(f"shared memory region {name!r}: {key!r} cannot be opened: {error.strerror}") from None
+        descriptor = os.open(DIRECTORY / key.lstrip("/"), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            return mmap.mmap(descriptor, 0)  # keeps a descriptor of its own
+        finally:
+            os.close(descriptor)
+    except (OSError, ValueError) as error:  # ValueError: nothing in it
+        reason = error.strerror if isinstance(error, OSError) else "it is empty"
+        raise RequestError(f"shared memory region {name!r}: {key!r} cannot be opened: {reason}") from None
