@@ -41,7 +41,7 @@ class Regions:
         Args:
             allowed: False refuses to register any.
         """
-        self._allowed = allowed
+        self.allowed = allowed
         self._regions: dict[str, Region] = {}
 
     def register(self, name: str, key: str, offset: int, byte_size: int) -> None:
@@ -51,7 +51,7 @@ class Regions:
             UnsupportedError: shared memory is turned off.
             RequestError: the name is taken, there is no such object, or it is too small.
         """
-        if not self._allowed:
+        if not self.allowed:
             raise UnsupportedError("shared memory is turned off here")
         if name in self._regions:
             raise RequestError(f"shared memory region {name!r} is registered already")

@@ -8,13 +8,23 @@ import sensai_serve
 from sensai_serve.manifest import Manifest
 from serving.v2.tensors import OUTPUTS
 
-EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration")
+EXTENSIONS = (
+    "binary_tensor_data",
+    "classification",
+    "logging",
+    "model_configuration",
+    "model_repository",
+    "parameters",
+    "statistics",
+    "trace",
+)
 _DATA_TYPES = {"FP32": "TYPE_FP32", "INT32": "TYPE_INT32", "INT64": "TYPE_INT64"}
 
 
-def server_metadata() -> dict[str, Any]:
+def server_metadata(*, shares_memory: bool) -> dict[str, Any]:
     """Name, version and the extensions that are really there."""
-    return {"name": "sensai-serve", "version": sensai_serve.__version__, "extensions": list(EXTENSIONS)}
+    extensions = sorted([*EXTENSIONS, "system_shared_memory"]) if shares_memory else list(EXTENSIONS)
+    return {"name": "sensai-serve", "version": sensai_serve.__version__, "extensions": extensions}
 
 
 def model_metadata(manifest: Manifest, version: str) -> dict[str, Any]:

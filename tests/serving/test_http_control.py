@@ -254,6 +254,7 @@ def test_shared_memory_is_for_this_machine_unless_told_otherwise(run_server, tin
         run_server(tiny_bundle, shared_memory=False) as server,
         triton.InferenceServerClient(server.address) as client,
     ):
+        assert "system_shared_memory" not in client.get_server_metadata()["extensions"]
         assert "turned off" in refused(501, client.register_system_shared_memory, "mine", region[0], 1000)
 
 

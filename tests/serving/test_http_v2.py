@@ -39,7 +39,7 @@ def test_health_and_metadata(client) -> None:
     assert not client.is_model_ready("tiny", "2")
     server = client.get_server_metadata()
     assert (server["name"], server["version"]) == ("sensai-serve", sensai_serve.__version__)
-    assert "binary_tensor_data" in server["extensions"]
+    assert {"binary_tensor_data", "classification", "system_shared_memory"} <= set(server["extensions"])
 
 
 @pytest.mark.parametrize("version", ["", "1"])

@@ -81,7 +81,9 @@ class Servicer:
     @_call
     async def ServerMetadata(self, _: pb.ServerMetadataRequest) -> Message:
         """Name, version, extensions."""
-        return ParseDict(metadata.server_metadata(), pb.ServerMetadataResponse())
+        return ParseDict(
+            metadata.server_metadata(shares_memory=self._plane.regions.allowed), pb.ServerMetadataResponse()
+        )
 
     @_call
     async def ModelMetadata(self, request: pb.ModelMetadataRequest) -> Message:

@@ -41,12 +41,12 @@ def router(plane: DataPlane) -> APIRouter:
     async def index(content: Content) -> Response:
         return reply(plane.index(only_ready=content.get("ready") is True))
 
-    @routes.post("/repository/models/{name}/load", summary="Load a model")
+    @routes.post("/repository/models/{name}/load", summary="Load a model", response_class=Response)
     async def load(name: str) -> Response:
         await plane.load(name)
         return Response()
 
-    @routes.post("/repository/models/{name}/unload", summary="Unload a model")
+    @routes.post("/repository/models/{name}/unload", summary="Unload a model", response_class=Response)
     async def unload(name: str) -> Response:
         await plane.unload(name)
         return Response()
@@ -91,7 +91,7 @@ def _memory(routes: APIRouter, plane: DataPlane) -> None:
     async def region(name: str) -> Response:
         return reply([_status(plane.regions.get(name))])
 
-    @routes.post(f"{system}/region/{{name}}/register", summary="Register shared memory")
+    @routes.post(f"{system}/region/{{name}}/register", summary="Register shared memory", response_class=Response)
     async def register(name: str, content: Content) -> Response:
         key, offset, size = content.get("key"), content.get("offset", 0), content.get("byte_size")
         if not isinstance(key, str) or type(offset) is not int or type(size) is not int:
@@ -102,12 +102,12 @@ def _memory(routes: APIRouter, plane: DataPlane) -> None:
         plane.regions.register(name, key, offset, size)
         return Response()
 
-    @routes.post(f"{system}/region/{{name}}/unregister", summary="Forget a region")
+    @routes.post(f"{system}/region/{{name}}/unregister", summary="Forget a region", response_class=Response)
     async def unregister(name: str) -> Response:
         plane.regions.unregister(name)
         return Response()
 
-    @routes.post(f"{system}/unregister", summary="Forget every region")
+    @routes.post(f"{system}/unregister", summary="Forget every region", response_class=Response)
     async def unregister_all() -> Response:
         plane.regions.unregister_all()
         return Response()

@@ -20,11 +20,11 @@ def router(plane: DataPlane) -> APIRouter:
     repository = plane.repository
     routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], responses={"default": ERROR_RESPONSE})
 
-    @routes.get("/health/live", summary="Is the server running")
+    @routes.get("/health/live", summary="Is the server running", response_class=Response)
     def live() -> Response:
         return Response()
 
-    @routes.get("/health/ready", summary="Is every model ready")
+    @routes.get("/health/ready", summary="Is every model ready", response_class=Response)
     def ready() -> Response:
         if not repository.ready:
             raise NotReadyError("the server is not ready")
@@ -32,7 +32,7 @@ def router(plane: DataPlane) -> APIRouter:
 
     @routes.get("", summary="Server metadata")
     def server() -> Response:
-        return reply(metadata.server_metadata())
+        return reply(metadata.server_metadata(shares_memory=plane.regions.allowed))
 
     def model_ready(name: str, version: str = "") -> Response:
         # Unlike everywhere else an unknown model is no 404 here: clients of the protocol know 200 and 400 only.
@@ -55,7 +55,7 @@ def router(plane: DataPlane) -> APIRouter:
     for path in _MODEL:
         routes.get(path, summary="Model metadata")(model)
         routes.get(f"{path}/config", summary="Model configuration")(config)
-        routes.get(f"{path}/ready", summary="Is the model ready")(model_ready)
+        routes.get(f"{path}/ready", summary="Is the model ready", response_class=Response)(model_ready)
     return routes
 
 
