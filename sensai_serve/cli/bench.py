@@ -159,3 +159,45 @@ def stragglers(
     with progress(quiet=quiet) as on_step:
         report = measure(context, case or (), on_step)
     _publish(report, out)
+
+
+@bench.command()
+def scale(
+    *,
+    requests: Annotated[int, typer.Option(min=20, help="At each point.")] = 1000,
+    rounds: Annotated[int, typer.Option(min=3, help="In which the points take their turns.")] = 20,
+    workers: Annotated[str, typer.Option(help="Numbers of workers, at most 64.")] = "1,2,4,8,10,16,32,64",
+    inputs: Annotated[str, typer.Option(help="Shapes of one input.")] = "3x32x32,3x64x64,3x128x128,3x224x224,3x480x640",
+    clients: Annotated[str, typer.Option(help="Numbers of clients.")] = "1,2,4,8,16,32,64",
+    classes: Annotated[str, typer.Option(help="Numbers of classes, at least 10.")] = "10,100,1000",
+    device: Devices = None,
+    backend: BackendName = "ort",
+    out: Out = None,
+    quiet: Quiet = False,
+) -> None:
+    """The server's own time by workers that compute nothing: workers, input size, classes, clients."""
+    from benchmarks import scale as benchmark
+    from benchmarks.scale_report import report
+
+    options = benchmark.Options(
+        requests=requests,
+        rounds=rounds,
+        workers=_numbers("--workers", workers, 1, benchmark.MOST_WORKERS),
+        inputs=tuple(_numbers("--inputs", shape, 1, 1 << 16, "x") for shape in inputs.split(",")),
+        clients=_numbers("--clients", clients, 1, 512),
+        classes=_numbers("--classes", classes, benchmark.WORKERS, 100_000),
+        devices=tuple(device or ()),
+        backend=backend,
+    )
+    with progress(quiet=quiet) as on_step:
+        measured = benchmark.measure(options, on_step)
+    _publish(report(measured), out)
+
+
+def _numbers(option: str, text: str, least: int, most: int, separator: str = ",") -> tuple[int, ...]:
+    from sensai_serve.errors import InputError
+
+    parts = text.split(separator)
+    if not all(part.isascii() and part.isdigit() and least <= int(part) <= most for part in parts):
+        raise InputError(f"{option}: {text!r}, expected numbers of {least} to {most} with {separator!r} between them")
+    return tuple(map(int, parts))

@@ -1,0 +1,131 @@
+"""Networks that compute next to nothing, and bundles of them of any size: what is left is the server's own time.
+
+The ONNX files are written byte by byte, as Protocol Buffers lay them out, so that the serving machine needs no onnx
+package. Field numbers: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from sensai_serve import load
+from sensai_serve.assignment import Assignment, grouped
+from sensai_serve.bundle import GOLDEN, MANIFEST, REFERENCE, Bundle
+from sensai_serve.manifest import Manifest, SubnetSpec
+from sensai_serve.preprocess import InputSpec
+
+_FLOAT, _INT64 = 1, 7
+_OPSET, _IR_VERSION = 17, 8
+_GOLDEN_SAMPLES = 2
+
+
+def noop_network(shape: Sequence[int], n_outputs: int, *, seed: int = 0) -> bytes:
+    """An ONNX file from ``input`` FP32 [N, *shape] to ``scores`` FP32 [N, n_outputs] that looks at one number.
+
+    Slice, Flatten, Gemm, Sigmoid: its time does not depend on the input's size.
+    """
+    random = np.random.default_rng(seed)
+    constants: dict[str, npt.NDArray[np.generic]] = {
+        "starts": np.zeros(len(shape), np.int64),
+        "ends": np.ones(len(shape), np.int64),
+        "axes": np.arange(1, len(shape) + 1, dtype=np.int64),
+        "weight": random.normal(size=(1, n_outputs)).astype(np.float32),
+        "bias": random.normal(size=n_outputs).astype(np.float32),
+    }
+    nodes = (
+        ("Slice", ("input", "starts", "ends", "axes"), "one"),
+        ("Flatten", ("one",), "flat"),
+        ("Gemm", ("flat", "weight", "bias"), "logits"),
+        ("Sigmoid", ("logits",), "scores"),
+    )
+    graph = b"".join(
+        (
+            *(_bytes(1, _node(*node)) for node in nodes),
+            _bytes(2, b"noop"),
+            *(_bytes(5, _tensor(name, value)) for name, value in constants.items()),
+            _bytes(11, _value("input", shape)),
+            _bytes(12, _value("scores", (n_outputs,))),
+        )
+    )
+    return _number(1, _IR_VERSION) + _bytes(7, graph) + _bytes(8, _number(2, _OPSET))
+
+
+def noop_bundle(
+    folder: Path, *, n_workers: int = 10, n_classes: int = 10, shape: Sequence[int] = (3, 32, 32), name: str = "noop"
+) -> Bundle:
+    """A bundle of no-op subnets: the classes in as many equal groups as there are workers, and a no-op reference.
+
+    Args:
+        folder: a new directory.
+        n_workers: at most `n_classes`.
+        n_classes: in all.
+        shape: of one input.
+        name: of the model.
+    """
+    assignment: Assignment = grouped([part.tolist() for part in np.array_split(np.arange(n_classes), n_workers)])
+    (folder / "subnets").mkdir(parents=True)
+    subnets = []
+    for worker, classes in enumerate(assignment.rows):
+        file = f"subnets/{worker:02}.onnx"
+        digest = _write(folder / file, noop_network(shape, len(classes), seed=worker))
+        subnets.append(SubnetSpec(worker, file, digest, classes))
+    checksums = {REFERENCE: _write(folder / REFERENCE, noop_network(shape, n_classes, seed=n_workers))}
+    manifest = Manifest(
+        name=name,
+        labels=tuple(f"class-{c}" for c in range(n_classes)),
+        input=InputSpec(shape=tuple(shape)),
+        subnets=tuple(subnets),
+        kind=assignment.kind,
+        symbols=assignment.symbols,
+        reference=REFERENCE,
+        checksums=checksums,
+    )
+    (folder / MANIFEST).write_text(manifest.to_json())
+    inputs = np.random.default_rng(0).normal(size=(_GOLDEN_SAMPLES, *shape)).astype(np.float32)
+    answer = load(folder).predict_tensor(inputs)
+    np.savez(folder / GOLDEN, inputs=inputs, scores=answer.scores, class_id=answer.class_id)
+    return Bundle.open(folder)
+
+
+def _write(path: Path, data: bytes) -> str:
+    path.write_bytes(data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def _node(operator: str, inputs: Sequence[str], output: str) -> bytes:
+    return b"".join((*(_bytes(1, name.encode()) for name in inputs), _bytes(2, output.encode()),
+                     _bytes(4, operator.encode())))  # fmt: skip
+
+
+def _tensor(name: str, value: npt.NDArray[np.generic]) -> bytes:
+    kind = _FLOAT if value.dtype == np.float32 else _INT64
+    dimensions = b"".join(_number(1, size) for size in value.shape)
+    return dimensions + _number(2, kind) + _bytes(8, name.encode()) + _bytes(9, value.tobytes())
+
+
+def _value(name: str, shape: Sequence[int]) -> bytes:
+    dimensions = [_bytes(2, b"N"), *(_number(1, size) for size in shape)]
+    tensor = _number(1, _FLOAT) + _bytes(2, b"".join(_bytes(1, dimension) for dimension in dimensions))
+    return _bytes(1, name.encode()) + _bytes(2, _bytes(1, tensor))
+
+
+def _number(field: int, value: int) -> bytes:
+    return _varint(field << 3) + _varint(value)
+
+
+def _bytes(field: int, value: bytes) -> bytes:
+    return _varint(field << 3 | 2) + _varint(len(value)) + value
+
+
+def _varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
