@@ -11,8 +11,12 @@ from math import comb
 from sensai_serve.assignment import Assignment
 from sensai_serve.guarantees import ENUMERATE, survives
 
+STARTS = 8
+"""Placements that the local search begins with; the best end is taken."""
 ROUNDS = 50
 """Passes of the local search; it stops at the first pass that improves nothing."""
+SEARCHED = 32
+"""Workers up to which there are several starts and swaps; past that greedy and moves must do."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +44,10 @@ class Placement:
 def place(assignment: Assignment, n_devices: int, costs: Sequence[float] | None = None) -> Placement:
     """Spread workers over devices.
 
-    In this order: the copies of each class on as many different devices as can be, as many device losses survived as
-    can be, the work in balance. Greedy from the costliest worker, then moves and swaps while they improve. The same
-    arguments always give the same placement.
+    In this order: the copies of each class on different devices (two classes with two copies together are better than
+    one with three, which one device loss would take), as many device losses survived as can be, the work in balance.
+    From a few starts, the greedy one from the costliest worker among them, workers are moved and swapped while that
+    improves. The same arguments always give the same placement.
 
     Args:
         assignment: who covers what.
@@ -51,13 +56,21 @@ def place(assignment: Assignment, n_devices: int, costs: Sequence[float] | None 
     """
     n_workers = assignment.n_workers
     weights = [max(float(c), 1e-9) for c in costs] if costs is not None and any(costs) else [1.0] * n_workers
-    state = _State(assignment, n_devices, weights)
-    for worker in sorted(range(n_workers), key=lambda w: (-weights[w], w)):
-        state.put(worker, min(range(n_devices), key=lambda d: (state.cost_with(worker, d), d)))
-    for _ in range(ROUNDS if n_devices > 1 else 0):
-        if not (state.try_moves() or state.try_swaps()):
-            break
-    return _describe(assignment, tuple(state.device_of), n_devices)
+    best: _State | None = None
+    for start in range(STARTS if n_devices > 1 and n_workers <= SEARCHED else 1):
+        state = _State(assignment, n_devices, weights)
+        for turn, worker in enumerate(sorted(range(n_workers), key=lambda w: (-weights[w], w))):
+            greedy = min(range(n_devices), key=lambda d: (state.cost_with(worker, d), d)) if start == 0 else 0
+            state.put(worker, greedy if start == 0 else (start * worker + turn // start) % n_devices)
+        for _ in range(ROUNDS if n_devices > 1 else 0):
+            if not (state.try_moves() or (n_workers <= SEARCHED and state.try_swaps())):
+                break
+        if best is None or state.cost() < best.cost():
+            best = state
+        if best.cost()[0] == 0:
+            break  # no two copies together: other starts cannot do better where it matters
+    assert best is not None
+    return _describe(assignment, tuple(best.device_of), n_devices)
 
 
 class _State:
@@ -68,6 +81,7 @@ class _State:
         self.weights = weights
         self.device_of = [-1] * len(self.rows)
         self.loads = [0.0] * n_devices
+        self.copies = [len(workers) for workers in assignment.workers_of]
         self.counts = [[0] * n_devices for _ in range(assignment.n_classes)]
 
     def put(self, worker: int, device: int) -> None:
@@ -83,7 +97,8 @@ class _State:
 
     def cost(self) -> tuple[int, int, float]:
         distinct = [sum(n > 0 for n in row) for row in self.counts]
-        return (-sum(distinct), -min(distinct), round(sum(load * load for load in self.loads), 6))
+        together = sum((copies - d) ** 2 for copies, d in zip(self.copies, distinct, strict=True))
+        return (together, -min(distinct), round(sum(load * load for load in self.loads), 6))
 
     def cost_with(self, worker: int, device: int) -> tuple[int, int, float]:
         before = self.device_of[worker]

@@ -45,8 +45,19 @@ def test_promised_device_losses_are_survived(n_workers: int, n_devices: int, dat
         assert survives(assignment, {w for w, d in enumerate(placement.device_of) if d in lost})
     for lost in placement.surviving:
         assert survives(assignment, {w for w, d in enumerate(placement.device_of) if d in lost})
-    if redundancy <= n_devices and n_workers <= 8:  # small enough for the search to be sure of it
-        assert placement.losses_covered >= min(redundancy, n_devices) - 2
+
+
+@pytest.mark.parametrize(("n_workers", "redundancy"), [(4, 2), (5, 2), (5, 3), (6, 3), (7, 2), (7, 3)])
+@pytest.mark.parametrize("n_devices", [2, 3])
+def test_as_many_device_losses_are_survived_as_any_placement_survives(
+    n_workers: int, redundancy: int, n_devices: int
+) -> None:
+    assignment = build("cyclic", n_workers, redundancy=redundancy)
+    best = max(
+        min(len({devices[w] for w in workers}) for workers in assignment.workers_of) - 1
+        for devices in itertools.product(range(n_devices), repeat=n_workers)
+    )
+    assert place(assignment, n_devices).losses_covered == best
 
 
 @pytest.mark.parametrize("n_workers", [64, 100])
