@@ -87,7 +87,7 @@ def _make(console: Console, variant: Variant) -> None:
         console.print(f"{variant.bundle} is there and used again (`make clean` removes it)")
         return
     weights, run = RUNS / "reference.safetensors", RUNS / variant.name
-    data = ("--data", "digits", "--model", "cnn", "--threads", "1")
+    data = ("--data", "digits", "--model", "cnn")
     if not weights.exists():
         _sensai(console, "train", *data, "--epochs", "15", "--out", str(weights))
     budget = ("--recover-images", "20000", "--images", "4000")

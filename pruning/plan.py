@@ -13,6 +13,7 @@ from pruning.activations import some_of_each_class
 from pruning.data import Dataset, Labels
 from pruning.grouping import class_features
 from pruning.recipe import Recipe
+from pruning.retrain import use_threads
 from pruning.surgery import Size, measure
 from sensai_serve import assignment, plugins
 from sensai_serve.assignment import Assignment
@@ -46,18 +47,20 @@ class Plan:
         return next(self.reference.parameters()).device
 
 
-def make_plan(recipe: Recipe, weights: str | Path, *, device: str = "cpu") -> Plan:
+def make_plan(recipe: Recipe, weights: str | Path, *, device: str = "cpu", threads: int | None = None) -> Plan:
     """Load data and reference, group the classes where the recipe says so, and assign them to workers.
 
     Args:
         recipe: every option.
         weights: of the reference.
         device: torch's name of where to compute.
+        threads: of the CPU; None: as many as pay.
 
     Raises:
         InputError: the data, the model, the weights or the assignment is wrong.
     """
     dataset = data.load(recipe.data, seed=recipe.seed)
+    use_threads(threads, dataset.spec.shape)
     train, validation = data.split(dataset.y, recipe.validation, recipe.seed)
     model = models.create(recipe.model, dataset.n_classes, dataset.spec.shape)
     models.load_weights(model, weights)

@@ -24,6 +24,10 @@ OnStep = Callable[[int, int], None]
 """Called with images done and images in all."""
 
 
+SMALL = 512
+"""Numbers in an input below which one CPU thread is the fastest."""
+
+
 @dataclass(frozen=True)
 class Schedule:
     """How long and how fast."""
@@ -135,6 +139,16 @@ def use_bf16(precision: Precision, shape: tuple[int, ...], device: torch.device)
         return bool(torch.cuda.is_bf16_supported())
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+
+
+def use_threads(threads: int | None, shape: tuple[int, ...]) -> None:
+    """Let torch compute on so many CPU threads; None: all cores, or one where inputs [*shape] are so small that several
+    threads would wait for each other more than they compute.
+    """
+    if threads is None and math.prod(shape) < SMALL:
+        threads = 1
+    if threads is not None:
+        torch.set_num_threads(threads)
 
 
 def autocast(device: torch.device, *, enabled: bool) -> AbstractContextManager[Any]:

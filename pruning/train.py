@@ -11,7 +11,7 @@ from torch import nn
 
 from pruning import data, models
 from pruning.data import Dataset
-from pruning.retrain import OnStep, Precision, Schedule, fit, infer
+from pruning.retrain import OnStep, Precision, Schedule, fit, infer, use_threads
 from pruning.sampling import uniform
 
 
@@ -36,6 +36,7 @@ def train(
     seed: int = 0,
     precision: Precision = "auto",
     device: str = "cpu",
+    threads: int | None = None,
     on_step: OnStep = lambda done, total: None,
 ) -> Trained:
     """Train a network from scratch on the training part of `source`, less its validation part.
@@ -51,6 +52,7 @@ def train(
         seed: of initial weights, order and augmentation.
         precision: as `fit` takes it.
         device: torch's name of where to compute.
+        threads: of the CPU; None: as many as pay.
         on_step: hears of progress.
 
     Raises:
@@ -58,6 +60,7 @@ def train(
     """
     dataset = data.load(source, seed=seed)
     indices, held_out = data.split(dataset.y, validation, seed)
+    use_threads(threads, dataset.spec.shape)
     schedule = Schedule(epochs * len(indices), rate, batch)
     torch.manual_seed(seed)
     model = models.create(model_name, dataset.n_classes, dataset.spec.shape).to(device)

@@ -26,7 +26,7 @@ Data = Annotated[
 Model = Annotated[str, typer.Option(help="cnn | mlp | resnet20 | vgg16 | ... | package.module:callable")]
 Seed = Annotated[int, typer.Option(help="Of everything that is drawn.")]
 Device = Annotated[str, typer.Option(help="Where torch computes: cpu, cuda:0, ...")]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of torch; all cores where not given.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of torch; as many as pay where not given.")]
 Validation = Annotated[float | None, typer.Option(help="Fraction of the training part to choose on, not to train on.")]
 Precision = Annotated[str | None, typer.Option(help="auto | fp32 | bf16")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
@@ -58,7 +58,7 @@ def train(
     if out.suffix != ".safetensors" or out.exists():
         raise InputError(f"--out is {out}, expected a new file that ends in .safetensors")
     options = Recipe(data, model, **_given(validation=validation, precision=precision), batch=batch, seed=seed)
-    _use(device, threads)
+    _check(device)
     with progress(quiet=quiet) as report:
         trained = train_reference(
             data,
@@ -70,6 +70,7 @@ def train(
             seed=seed,
             precision=options.precision,
             device=device,
+            threads=threads,
             on_step=lambda done, total: report("train", done, total),
         )
     with atomic_file(out) as temporary:
@@ -167,9 +168,9 @@ def prune(
         precision=precision,
     )
     recipe = Recipe(absolute(data), model, assignment, seed=seed, **target, **given)
-    _use(device, threads)
+    _check(device)
     with progress(quiet=quiet) as report:
-        plan = make_plan(recipe, weights, device=device)
+        plan = make_plan(recipe, weights, device=device, threads=threads)
         if out is None or dry_run:
             sizes = pipeline.planned_sizes(plan, on_progress=report)
         else:
@@ -225,13 +226,11 @@ def _offsets(text: str) -> tuple[int, ...]:
         raise InputError(f"--offsets is {text!r}, expected whole numbers, say 0,1,3") from None
 
 
-def _use(device: str, threads: int | None) -> None:
+def _check(device: str) -> None:
     import torch
 
     from sensai_serve.errors import DeviceError
 
-    if threads is not None:
-        torch.set_num_threads(threads)
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch raises either, by how it was built
