@@ -11,7 +11,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +32,6 @@ from serving.session import Session
 from serving.supervisor import Supervisor
 
 OnMissing = Literal["refuse", "degrade", "reference"]
-ON_MISSING: tuple[OnMissing, ...] = get_args(OnMissing)
 
 
 @dataclass(frozen=True)
@@ -79,6 +78,7 @@ class Counters:
     """What a model has done since it started. Plain numbers; the metrics page reads them."""
 
     succeeded: int = 0
+    abstained: int = 0
     refused: int = 0
     uncovered: int = 0
     decided_early: int = 0
@@ -219,6 +219,7 @@ class Gateway:
             answer = await self._uncovered(inputs, outcome) if outcome.uncovered else outcome.answer
             if (options.abstain_unelected and not answer.elected) or options.abstain_margin:
                 answer = answer.abstaining(unelected=options.abstain_unelected, margin=options.abstain_margin)
+                self.counters.abstained += bool((answer.class_id < 0).any())
             self.counters.succeeded += 1
             return Reply(answer, {w: a.run_s for w, a in outcome.arrivals.items()}, outcome.erasures)
         finally:

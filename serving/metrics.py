@@ -16,7 +16,8 @@ BUCKETS_S = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.
 
 _Samples = list[tuple[list[str], float]]
 _COUNTERS: tuple[tuple[str, str, Callable[[Gateway], float]], ...] = (
-    ("answers", "Requests answered with a class", lambda g: g.counters.succeeded),
+    ("answers", "Requests answered", lambda g: g.counters.succeeded),
+    ("abstained", "Answers that give some input no class because they are too unsure", lambda g: g.counters.abstained),
     ("refused", "Requests refused because too many were in flight", lambda g: g.counters.refused),
     ("uncovered", "Requests refused because a class had no copy left", lambda g: g.counters.uncovered),
     ("decided_early", "Answers that did not wait for every copy", lambda g: g.counters.decided_early),

@@ -80,6 +80,10 @@ class Inference(_Group):
     """Milliseconds that a request has that does not say; None for no limit."""
     on_missing: OnMissing = "refuse"
     """What happens to a request that a class has no copy left for."""
+    abstain_unelected: bool = False
+    """Give no class where none has more than half of its arrived copies' votes."""
+    abstain_margin: float = Field(default=0.0, ge=0, le=1)
+    """Give no class where the best mean score leads by less; 0 gives one always."""
     faults: Words = ()
     """What is to go wrong on purpose, for tests and demonstrations: ``3:delay=50ms``, ``0+4:drop=0.1``."""
 
@@ -153,6 +157,8 @@ class Settings(BaseSettings):
             deadline_s=None if inference.deadline_ms is None else inference.deadline_ms / 1000,
             max_in_flight=limits.in_flight,
             on_missing=inference.on_missing,
+            abstain_unelected=inference.abstain_unelected,
+            abstain_margin=inference.abstain_margin,
             max_batch=limits.batch,
             faults=tuple(map(parse_fault, inference.faults)),
         )

@@ -6,7 +6,6 @@ commands runs, so `sensai serve` never imports torch and `sensai --help` imports
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Annotated, Any
 
@@ -48,18 +47,14 @@ def main(args: list[str] | None = None) -> Any:
     try:
         return app(args=args)
     except SensaiError as error:
+        _fail_if_missing(error.__cause__)  # a plugin of ours whose libraries are another extra
         _fail(str(error), 2 if isinstance(error, InputError) else 1)
     except ModuleNotFoundError as error:
-        missing = (error.name or "").partition(".")[0]
-        if (extra := _EXTRA_OF.get(missing)) is None:
-            raise
-        _fail(f"{missing} is not installed, expected it for this command: pip install 'sensai-serve[{extra}]'", 2)
+        _fail_if_missing(error)
+        raise
     except OSError as error:  # a path that cannot be read or written, a port that is taken, a disk that is full
         where = f"{error.filename}: " if error.filename else ""
         _fail(f"{where}{error.strerror or error}", 2 if error.filename else 1)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -78,9 +73,21 @@ _EXTRA_OF = {
     "pydantic": "serve",
     "pydantic_settings": "serve",
     "prometheus_client": "serve",
+    "uvloop": "serve",
+    "httptools": "serve",
+    "websockets": "serve",
+    "tritonclient": "grpc",
+    "grpc": "grpc",
+    "grpc_health": "grpc",
+    "grpc_reflection": "grpc",
     "matplotlib": "bench",
-    "tritonclient": "bench",
 }
+
+
+def _fail_if_missing(error: BaseException | None) -> None:
+    missing = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if (extra := _EXTRA_OF.get(missing)) is not None:
+        _fail(f"{missing} is not installed, expected it for this command: pip install 'sensai-serve[{extra}]'", 2)
 
 
 def _fail(message: str, code: int) -> None:

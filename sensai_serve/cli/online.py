@@ -46,6 +46,12 @@ def serve(
     on_missing: Annotated[
         str | None, typer.Option(help="When a class has no copy left: refuse, degrade or reference.")
     ] = None,
+    abstain_unelected: Annotated[
+        bool | None, typer.Option("--abstain-unelected", help="Give no class where no majority votes for one.")
+    ] = None,
+    abstain_margin: Annotated[
+        float | None, typer.Option(help="Give no class where the best mean score leads by less.")
+    ] = None,
     log_format: Annotated[str | None, typer.Option(help="Of the log on standard error: text or json.")] = None,
     access_log: Annotated[
         bool | None, typer.Option("--access-log", help="A line in the log for every request.")
@@ -80,6 +86,8 @@ def serve(
             "patience": patience,
             "deadline_ms": deadline_ms,
             "on_missing": on_missing,
+            "abstain_unelected": abstain_unelected,
+            "abstain_margin": abstain_margin,
             "faults": fault or None,
         },
         "limits": {"in_flight": max_in_flight},

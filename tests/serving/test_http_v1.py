@@ -154,5 +154,5 @@ def test_the_openapi_document_describes_every_way_in(client) -> None:
     }
     assert Prediction.model_validate(EXAMPLE).label == "cat"
     assert "Prediction" in json.dumps(predict["responses"]["200"])
-    assert {"/v2", "/v2/health/ready", "/v2/models/{name}/infer", "/v1/models"} <= set(document["paths"])
+    assert {"/v2", "/v2/health/ready", "/v2/models/{name}/infer", "/v1/models", "/v1/workers"} <= set(document["paths"])
     assert client.get("/docs").status_code == 200

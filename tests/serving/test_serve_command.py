@@ -94,6 +94,42 @@ def test_settings_are_shown_with_their_origin(sensai, monkeypatch: pytest.Monkey
     ] == [("7", "environment"), ("all", "flag"), ("10.0", "default")]
 
 
+def test_abstention_is_set_by_flags(start, sensai, tiny_bundle: Path, picture: Path) -> None:
+    flags = ("--abstain-unelected", "--abstain-margin", "1")
+    _, out, _ = sensai("serve", "--show-settings", *flags)
+    shown = {words[0]: words[1:3] for line in out.splitlines() if len(words := line.replace("│", " ").split()) > 2}
+    assert shown["inference.abstain_unelected"] == ["True", "flag"]
+    assert shown["inference.abstain_margin"] == ["1.0", "flag"]
+    _, url = start(tiny_bundle, "--http", "127.0.0.1:0", *flags)
+    _, out, _ = sensai("predict", url, picture, "--json")
+    assert (json.loads(out)["label"], json.loads(out)["class_id"]) == (None, -1)
+
+
+@pytest.mark.parametrize("args", [["--version"], ["serve", "--show-settings"]])
+def test_a_reader_that_leaves_ends_the_command_quietly(args: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer) as closed:
+        ended = subprocess.run(
+            [sys.executable, "-m", "sensai_serve", *args], stdout=closed, stderr=subprocess.PIPE, check=False
+        )
+    assert (ended.returncode, ended.stderr) == (1, b"")
+
+
+@pytest.mark.parametrize("module", ["tritonclient", "grpc", "grpc_health", "grpc_reflection"])
+def test_what_grpc_needs_is_an_extra_that_the_error_names(
+    sensai, monkeypatch: pytest.MonkeyPatch, tiny_bundle: Path, module: str
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("serving.transports.grpc")]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in [name for name in sys.modules if name.split(".")[0] == module]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, module, None)
+    code, _, err = sensai("serve", tiny_bundle, "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0")
+    expected = f"{module} is not installed, expected it for this command: pip install 'sensai-serve[grpc]'"
+    assert (code, err) == (2, f"sensai: error: {expected}\n")
+
+
 def test_a_port_that_is_taken(sensai, tiny_bundle: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict
 from pydantic.config import JsonDict
 
 from serving.gateway import Gateway, Reply
+from serving.health import State
 
 
 class _Described(BaseModel):
@@ -46,8 +47,9 @@ class Prediction(_Described):
 
     model: str
     label: str | None
-    """The elected class; null where no copy of any class arrived."""
+    """The elected class; null where no copy of any class arrived, and where the server was told to abstain."""
     class_id: int
+    """Its index; -1 where label is null."""
     scores: dict[str, float]
     """Mean score of the arrived copies of each class."""
     votes: dict[str, int]
@@ -84,6 +86,38 @@ class ModelSummary(_Described):
     workers: int
     redundancy: int
     """Copies of every class."""
+
+
+class WorkerStatus(_Described):
+    """One worker: what it runs, where, and how it has done."""
+
+    worker: int
+    state: State
+    """Requests go to live ones. Ejected: a straggler, probed. Quarantined: its scores are not its subnet's."""
+    device: str
+    labels: list[str]
+    """The classes that it knows."""
+    latency_ms: float | None
+    """Estimate of the time from hand-over to scores; null before the first."""
+    runs: int
+    """Times that its scores came in time."""
+    restarts: int
+    """Times that it came up again after it was dead."""
+    ejections: int
+    """Times that it was found a straggler since it came up."""
+    cleared: int
+    """Times that it kept disagreeing and was found sound since it came up."""
+
+
+class ModelWorkers(_Described):
+    """The workers of one model."""
+
+    model: str
+    version: str
+    ready: bool
+    """Every class has a live worker."""
+    workers: list[WorkerStatus]
+    """Empty until the model is loaded and checked."""
 
 
 def prediction_of(gateway: Gateway, reply: Reply, seconds: float) -> Prediction:
@@ -125,3 +159,23 @@ def summary_of(gateway: Gateway) -> ModelSummary:
         workers=assignment.n_workers,
         redundancy=assignment.redundancy,
     )
+
+
+def workers_of(gateway: Gateway) -> ModelWorkers:
+    """What an operator needs to know of a model's workers."""
+    manifest, devices, runs = gateway.manifest, gateway.options.devices, gateway.counters.worker_runs
+    workers = [
+        WorkerStatus(
+            worker=w,
+            state=worker.state,
+            device=str(devices[gateway.placement.device_of[w]]),
+            labels=[manifest.labels[c] for c in manifest.assignment.rows[w]],
+            latency_ms=None if worker.latency_s is None else round(worker.latency_s * 1000, 3),
+            runs=runs[w],
+            restarts=max(0, worker.restarts),
+            ejections=worker.ejections,
+            cleared=worker.cleared,
+        )
+        for w, worker in enumerate(gateway.workers)
+    ]
+    return ModelWorkers(model=gateway.name, version=gateway.version, ready=gateway.ready, workers=workers)

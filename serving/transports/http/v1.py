@@ -16,7 +16,7 @@ from serving.repository import Repository
 from serving.transports.http.asgi import read_body, until_disconnected
 from serving.transports.http.errors import ERROR_RESPONSE
 from serving.transports.http.inputs import FP32, from_body
-from serving.transports.http.schema import ModelSummary, Prediction, prediction_of, summary_of
+from serving.transports.http.schema import ModelSummary, ModelWorkers, Prediction, prediction_of, summary_of, workers_of
 from serving.v2 import InferRequest
 
 PREDICT = "/v1/predict"
@@ -61,6 +61,10 @@ def router(plane: DataPlane) -> APIRouter:
     @routes.get("/v1/models", summary="What is served", response_model=list[ModelSummary])
     def models() -> list[ModelSummary]:
         return [summary_of(repository.get(name)) for name in repository.names()]
+
+    @routes.get("/v1/workers", summary="How each worker is", response_model=list[ModelWorkers])
+    async def workers() -> list[ModelWorkers]:
+        return [workers_of(repository.get(name)) for name in repository.names()]
 
     @routes.post(
         PREDICT,
