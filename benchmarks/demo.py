@@ -13,21 +13,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import labelled, servers
-from benchmarks.client import RawClient
-from benchmarks.stats import Summary, summarise
-from benchmarks.wire import V2Binary
+from benchmarks import labelled
+from benchmarks.replay import ARGUMENTS, Replay, replay
 from sensai_serve.bundle import MANIFEST, Bundle
 from sensai_serve.errors import SensaiError, ServingError
 
 RUNS = Path("runs/digits")
 BUNDLES = Path("bundles")
-WARM_UP = 50
 
 
 @dataclass(frozen=True)
@@ -45,22 +40,6 @@ VARIANTS = (
 )
 
 
-@dataclass(frozen=True)
-class Served:
-    """What sending the test part to one bundle gave."""
-
-    bundle: Bundle
-    labels: npt.NDArray[np.int64]
-    """[N], as the server said."""
-    latency: Summary
-
-    @property
-    def as_kept(self) -> bool:
-        """Every label is the one that the bundle's maker got for that image."""
-        kept = labelled.kept_labels(self.bundle)
-        return kept is not None and np.array_equal(kept["class_id"], self.labels)
-
-
 def main() -> int:
     """Run the demonstration; the exit code."""
     console, started = Console(highlight=False, soft_wrap=True), time.monotonic()
@@ -73,7 +52,7 @@ def main() -> int:
         console.print(f"[red]demo:[/red] {error}")
         return 1
     console.print(_table(served, test))
-    if not all(s.as_kept for s in served):
+    if any(one.different != 0 for one in served):
         console.print("[red]demo:[/red] a label differs from the one that `sensai export` kept for that image")
         return 1
     console.print(f"Every label is the one that `sensai export` kept. {time.monotonic() - started:.0f} s in all.")
@@ -103,28 +82,13 @@ def _test_part(console: Console) -> labelled.Labelled:
     return labelled.read(path, manifest.input, len(manifest.labels))
 
 
-def _serve(console: Console, variant: Variant, test: labelled.Labelled) -> Served:
+def _serve(console: Console, variant: Variant, test: labelled.Labelled) -> Replay:
     """Serve a bundle and send it the test part, one image at a time."""
-    bundle, samples = Bundle.open(variant.bundle), test.samples()
-    # Patience off: on a busy machine a straggler would be given up, and then an answer may be another one.
-    arguments = (str(variant.bundle), "--patience", "0")
-    console.print(f"[dim]$ sensai serve {' '.join(arguments)}[/dim]")
-    with servers.running(servers.sensai(*arguments, port=servers.free_port())) as server:
-        wire = V2Binary(bundle.manifest.name, bundle.manifest.input.name)
-        client = RawClient(server.host, server.port, wire, samples)
-        for index in range(min(WARM_UP, len(samples))):
-            client.exchange(index)
-        labels, seconds = np.empty(len(samples), np.int64), np.empty(len(samples))
-        for index in range(len(samples)):
-            before = time.perf_counter()
-            client.exchange(index)
-            seconds[index] = time.perf_counter() - before
-            labels[index] = client.answer().class_id
-        client.close()
-    return Served(bundle, labels, summarise(seconds))
+    console.print(f"[dim]$ sensai serve {variant.bundle} {' '.join(ARGUMENTS)}[/dim]")
+    return replay(Bundle.open(variant.bundle), test)
 
 
-def _table(served: Sequence[Served], test: labelled.Labelled) -> Table:
+def _table(served: Sequence[Replay], test: labelled.Labelled) -> Table:
     table = Table(title=f"{len(test.inputs)} held-out digits over HTTP, one at a time; times in milliseconds")
     for heading in ("bundle", "assignment"):
         table.add_column(heading, no_wrap=True)
@@ -137,7 +101,7 @@ def _table(served: Sequence[Served], test: labelled.Labelled) -> Table:
             f"{manifest.kind} r={manifest.assignment.redundancy}",
             str(manifest.assignment.n_workers),
             f"{manifest.accuracy['reference']:.2%}",
-            f"{float(np.mean(one.labels == test.labels)):.2%}",
+            f"{one.accuracy:.2%}",
             f"{one.latency.p50 * 1e3:.2f}",
             f"{one.latency.p99 * 1e3:.2f}",
         )

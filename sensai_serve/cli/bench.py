@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sensai_serve.cli.progress import progress
+from sensai_serve.errors import WorkerError
 
 if TYPE_CHECKING:
     from benchmarks.labelled import Labelled
@@ -129,6 +130,26 @@ def _publish(report: Report, out: Path | None) -> None:
 
 
 @bench.command()
+def replay(
+    bundle: BundleDirectory,
+    data: Annotated[str, typer.Option(metavar="FILE|SOURCE", help="Labelled inputs, as for the other benchmarks.")],
+    client: Annotated[str, typer.Option(help="lean | tritonclient")] = "tritonclient",
+    out: Out = None,
+    quiet: Quiet = False,
+) -> None:
+    """Serve a bundle, send it a whole labelled set, and hold every label against the one its maker kept."""
+    from benchmarks.replay import replay as run
+    from benchmarks.replay import report
+
+    opened = _open(bundle)
+    with progress(quiet=quiet) as on_step:
+        done = run(opened, _labelled(opened, data), client=client, on_step=on_step)
+    _publish(report(done, client), out)
+    if done.different:
+        raise WorkerError(f"{done.different} labels differ from those that the bundle's maker kept, expected none")
+
+
+@bench.command()
 def stragglers(
     bundle: BundleDirectory,
     *,
@@ -201,3 +222,37 @@ def _numbers(option: str, text: str, least: int, most: int, separator: str = ","
     if not all(part.isascii() and part.isdigit() and least <= int(part) <= most for part in parts):
         raise InputError(f"{option}: {text!r}, expected numbers of {least} to {most} with {separator!r} between them")
     return tuple(map(int, parts))
+
+
+@bench.command()
+def peers(
+    bundle: Annotated[
+        Path | None, typer.Argument(metavar="[BUNDLE]", help="With a reference; a no-op one if not given.")
+    ] = None,
+    *,
+    data: Data = None,
+    peer: Annotated[list[str] | None, typer.Option(help="Only this one; several times for several.")] = None,
+    requests: Annotated[int, typer.Option(min=20, help="Of each server, and as many of ours beside it.")] = 2000,
+    rounds: Annotated[int, typer.Option(min=3, help="In which the two take their turns.")] = 20,
+    device: Devices = None,
+    backend: BackendName = "ort",
+    out: Out = None,
+    quiet: Quiet = False,
+) -> None:
+    """The same ONNX files behind FastAPI, MLServer, LitServe, BentoML, Ray Serve and tritonserver, beside ours.
+
+    Each is installed, once, into an environment of its own in the user's cache directory.
+    """
+    import tempfile
+
+    from benchmarks import compare
+    from benchmarks.compare_report import report
+    from benchmarks.noop import noop_bundle
+
+    options = compare.Options(requests, rounds, tuple(device or ()), backend)
+    with tempfile.TemporaryDirectory() as folder:
+        opened = noop_bundle(Path(folder) / "noop") if bundle is None else _open(bundle)
+        samples = _labelled(opened, data).samples()
+        with progress(quiet=quiet) as on_step:
+            measured = compare.measure(opened, samples, peer or (), options, on_step)
+        _publish(report(measured), out)

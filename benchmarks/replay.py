@@ -1,0 +1,143 @@
+"""Send a whole labelled set to a served bundle, one input at a time, and hold each label against the one expected.
+
+Expected is what the bundle's maker got for that input, from the same ONNX files through the same merge but
+without a server: ``evaluation.npz`` of the bundle.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks import labelled, machine, servers
+from benchmarks.cells import milliseconds
+from benchmarks.client import Client, RawClient
+from benchmarks.labelled import Labelled
+from benchmarks.report import Report, Table
+from benchmarks.stats import Summary, summarise
+from benchmarks.triton_client import TritonClient
+from benchmarks.wire import V2Binary
+from sensai_serve.bundle import Bundle
+from sensai_serve.errors import DataError
+
+WARM_UP = 50
+# Patience off: on a busy machine a straggler would be given up, and then an answer may be another one.
+ARGUMENTS = ("--patience", "0")
+OnStep = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What sending a labelled set to one bundle gave."""
+
+    bundle: Bundle
+    class_id: npt.NDArray[np.int64]
+    """[N], as the server said."""
+    label: npt.NDArray[np.int64]
+    """[N], what is right."""
+    kept: npt.NDArray[np.int64] | None
+    """[N], what the bundle's maker got; None where the bundle does not say, or says it of other inputs."""
+    decided_early: int
+    incomplete: int
+    latency: Summary
+
+    @property
+    def accuracy(self) -> float:
+        """Of the served answers."""
+        return float(np.mean(self.class_id == self.label))
+
+    @property
+    def different(self) -> int | None:
+        """Inputs whose label is not the one that was kept; None where none was."""
+        return None if self.kept is None else int(np.sum(self.class_id != self.kept))
+
+
+def replay(
+    bundle: Bundle, test: Labelled, *, client: str = "lean", on_step: OnStep = lambda name, done, total: None
+) -> Replay:
+    """Serve a bundle and send it labelled inputs over HTTP, one at a time.
+
+    Args:
+        bundle: what is served.
+        test: with labels.
+        client: ``lean``, or ``tritonclient``.
+        on_step: hears of progress.
+
+    Raises:
+        DataError: inputs without labels.
+        ServingError: the server does not start, or a request fails.
+    """
+    if test.labels is None:
+        raise DataError("the inputs have no labels, expected some: --data FILE or SOURCE")
+    samples, total = test.samples(), len(test.inputs)
+    class_id, seconds = np.empty(total, np.int64), np.empty(total)
+    early = incomplete = 0
+    with servers.running(servers.sensai(str(bundle.path), *ARGUMENTS, port=servers.free_port())) as server:
+        asks: Client
+        if client == "tritonclient":
+            asks = TritonClient("http", server.host, server.port, bundle.manifest.name, samples)
+        else:
+            wire = V2Binary(bundle.manifest.name, bundle.manifest.input.name)
+            asks = RawClient(server.host, server.port, wire, samples)
+        for index in range(min(WARM_UP, total)):
+            asks.exchange(index)
+        for index in range(total):
+            before = time.perf_counter()
+            asks.exchange(index)
+            seconds[index] = time.perf_counter() - before
+            answer = asks.answer()
+            class_id[index] = answer.class_id
+            early += bool(answer.parameters["decided_early"])
+            incomplete += not answer.parameters["complete"]
+            on_step("replay", index + 1, total)
+        asks.close()
+    kept = labelled.kept_labels(bundle)
+    same = kept is not None and np.array_equal(kept["label"], test.labels)
+    return Replay(
+        bundle,
+        class_id,
+        test.labels,
+        kept["class_id"] if kept is not None and same else None,
+        early,
+        incomplete,
+        summarise(seconds),
+    )
+
+
+def report(done: Replay, client: str) -> Report:
+    """The replay as a table and as plain data."""
+    manifest, total = done.bundle.manifest, len(done.class_id)
+    different = "not known" if done.different is None else str(done.different)
+    macs = [s.macs for s in manifest.subnets]
+    reference = manifest.provenance.get("reference", {}).get("macs", 0)
+    rows = [
+        ("inputs", f"{total:,}"),
+        ("labels that differ from those kept", different),
+        ("accuracy, served", f"{done.accuracy:.2%}"),
+        ("accuracy, reference", f"{manifest.accuracy['reference']:.2%}" if "reference" in manifest.accuracy else ""),
+        ("MACs per subnet", f"{min(macs):,} to {max(macs):,}" if min(macs) != max(macs) else f"{macs[0]:,}"),
+        ("MACs of the reference", f"{reference:,}"),
+        ("decided early", f"{done.decided_early / total:.1%}"),
+        ("incomplete", str(done.incomplete)),
+        ("p50, ms", milliseconds(done.latency.quantiles["p50"]).text),
+        ("p99, ms", milliseconds(done.latency.quantiles["p99"]).text),
+    ]
+    results = {
+        "inputs": total,
+        "different": done.different,
+        "accuracy": done.accuracy,
+        "reference_accuracy": manifest.accuracy.get("reference"),
+        "macs": macs,
+        "reference_macs": reference,
+        "decided_early": done.decided_early,
+        "incomplete": done.incomplete,
+        "latency_us": done.latency.to_json(),
+        "recipe": manifest.provenance.get("recipe", {}),
+    }
+    title = f"{manifest.name}: {manifest.kind} r={manifest.assignment.redundancy}, served, over HTTP with {client}"
+    table = Table(title, ("", ""), rows, note="One input at a time; patience off, so that every answer is complete.")
+    return Report("replay", manifest.name, machine.describe(), {"client": client}, results, [table])
