@@ -11,7 +11,9 @@ import subprocess
 import sys
 import time
 import uuid
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,23 +29,41 @@ from serving.v2 import decode_request
 
 pytestmark = pytest.mark.soak
 
-REQUESTS = 100_000
-RESULTS = Path(__file__).parents[2] / "benchmarks/results/soak.json"
+REQUESTS = INPUTS = 100_000
+RESULTS = Path(__file__).parents[2] / "benchmarks/results"
 SPEC = InputSpec(shape=(2, 3))
 GOOD = b'{"id":"x","inputs":[{"name":"input","datatype":"FP32","shape":[1,2,3],"parameters":{"binary_data_size":24}}]}'
 
 
-@settings(max_examples=100_000, deadline=None, suppress_health_check=list(HealthCheck))
-@given(cuts=st.lists(st.tuples(st.integers(0, 160), st.integers(0, 9), st.binary(max_size=6)), max_size=4),
-       length=st.none() | st.integers(-2, 200))  # fmt: skip
-def test_mutated_requests_do_no_harm(cuts: list[tuple[int, int, bytes]], length: int | None) -> None:
-    body = GOOD + bytes(24)
-    for at, size, patch in cuts:
-        body = body[:at] + patch + body[at + size :]
-    try:
-        decode_request(body, length if length is not None else len(GOOD), SPEC, 4, Regions(allowed=True))
-    except RequestError as error:
-        assert "\n" not in str(error)
+def test_mutated_requests_do_no_harm() -> None:
+    outcomes: Counter[str] = Counter()
+    regions = Regions(allowed=True)
+
+    # No database: each run tries new inputs, and a failure is printed with how to reproduce it.
+    @settings(max_examples=INPUTS, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(cuts=st.lists(st.tuples(st.integers(0, 160), st.integers(0, 9), st.binary(max_size=6)), max_size=4),
+           length=st.none() | st.integers(-2, 200))  # fmt: skip
+    def decode(cuts: list[tuple[int, int, bytes]], length: int | None) -> None:
+        body = GOOD + bytes(24)
+        for at, size, patch in cuts:
+            body = body[:at] + patch + body[at + size :]
+        try:
+            decode_request(body, length if length is not None else len(GOOD), SPEC, 4, regions)
+            outcomes["accepted"] += 1
+        except RequestError as error:
+            assert "\n" not in str(error)
+            outcomes["refused"] += 1
+
+    started = time.monotonic()
+    decode()
+    record("codec_fuzz.json", {"inputs": outcomes.total(), "seconds": round(time.monotonic() - started, 1), **outcomes})
+    assert outcomes.total() >= INPUTS
+
+
+def record(name: str, figures: dict[str, Any]) -> None:
+    """Write figures with the machine that they were taken on."""
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / name).write_text(json.dumps({"machine": machine.describe()} | figures, indent=1) + "\n")
 
 
 def usage(process: subprocess.Popen[str]) -> dict[str, int]:
@@ -125,15 +145,7 @@ def test_nothing_is_left_behind(tiny_bundle: Path) -> None:
         process.kill()
         process.communicate()
         shm.destroy_shared_memory_region(region)
-    RESULTS.parent.mkdir(exist_ok=True)
-    figures = {
-        "machine": machine.describe(),
-        "requests": REQUESTS,
-        "seconds": round(seconds, 1),
-        "before": before,
-        "after": after,
-    }
-    RESULTS.write_text(json.dumps(figures, indent=1) + "\n")
+    record("soak.json", {"requests": REQUESTS, "seconds": round(seconds, 1), "before": before, "after": after})
     assert after["threads"] <= before["threads"]
     assert after["sockets"] <= before["sockets"] + 1
     assert after["files"] <= before["files"] + 1
