@@ -79,8 +79,8 @@ class DataPlane:
             self._statistics[gateway.name, gateway.version].fail.add(perf_counter_ns() - started)
             raise
         ended = perf_counter_ns()
-        compute = min(int(max(reply.worker_seconds.values(), default=0.0) * 1e9), answered - decoded)
-        stages = Stages(decoded - started, answered - decoded - compute, compute, ended - answered)
+        queue = min(int(reply.queue_s * 1e9), answered - decoded)  # these clocks differ by nanoseconds
+        stages = Stages(decoded - started, queue, answered - decoded - queue, ended - answered)
         # After this request's reply is written: nobody waits for books.
         asyncio.get_running_loop().call_soon(self._book, gateway, request, reply, stages)
         return encoded
@@ -90,7 +90,7 @@ class DataPlane:
         self.tracing.answered(gateway.name, request.id, stages)
         if reply.answer.decided_early:
             usual = max(gateway.workers[worker].latency_s or 0.0 for worker in reply.answer.missing)
-            self.metrics.decided_early(gateway.name, max(0.0, usual - stages.compute / 1e9))
+            self.metrics.decided_early(gateway.name, max(0.0, usual - reply.elapsed_s))
 
     def statistics(self, name: str = "", version: str = "") -> dict[str, Any]:
         """What a model, or every model, has done.

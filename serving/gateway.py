@@ -11,6 +11,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Literal
 
 import numpy as np
@@ -71,6 +72,10 @@ class Reply:
     """For each worker that arrived in time, how long its subnet took."""
     erasures: Mapping[int, Cause]
     """For each worker that was not waited for, why."""
+    queue_s: float
+    """Seconds from admission until the last of the arrived workers began: in line, and behind its earlier task."""
+    elapsed_s: float
+    """Seconds from hand-over to the workers until the answer was decided."""
 
 
 @dataclass
@@ -213,7 +218,8 @@ class Gateway:
                 f"model {self.name} has {self.admission.in_flight} requests in flight, the most it takes"
             )
         try:
-            outcome = await self._run(inputs, waits, options.deadline_s if timeout_s is None else timeout_s)
+            deadline_s = options.deadline_s if timeout_s is None else timeout_s
+            outcome, line_s = await self._run(inputs, waits, deadline_s)
             # After this request's reply is written: what follows is for the next ones.
             asyncio.get_running_loop().call_soon(self._book, outcome)
             answer = await self._uncovered(inputs, outcome) if outcome.uncovered else outcome.answer
@@ -221,22 +227,26 @@ class Gateway:
                 answer = answer.abstaining(unelected=options.abstain_unelected, margin=options.abstain_margin)
                 self.counters.abstained += bool((answer.class_id < 0).any())
             self.counters.succeeded += 1
-            return Reply(answer, {w: a.run_s for w, a in outcome.arrivals.items()}, outcome.erasures)
+            worker_seconds = {w: a.run_s for w, a in outcome.arrivals.items()}
+            return Reply(answer, worker_seconds, outcome.erasures, line_s + outcome.queue_s, outcome.elapsed_s)
         finally:
             self.admission.leave()
 
-    async def _run(self, inputs: npt.NDArray[np.float32], wait: Wait, timeout_s: float | None) -> Outcome:
+    async def _run(self, inputs: npt.NDArray[np.float32], wait: Wait, timeout_s: float | None) -> tuple[Outcome, float]:
+        """What became of the request, and how long it stood in line, in seconds."""
         assert self._backend is not None
         assert self._supervisor is not None
         loop = asyncio.get_running_loop()
         expires = None if timeout_s is None else loop.time() + timeout_s
+        admitted = perf_counter()
         placed = await self.admission.turn(expires)
+        line_s = perf_counter() - admitted
         health = self._supervisor.health
         job = Job(inputs, self.plan.collect(len(inputs), wait), loop, self._supervisor.late)
         timers = []
         if not placed:
             job.expire(Cause.DEADLINE)  # it never came to the workers: every copy is an erasure
-            return await job.outcome
+            return await job.outcome, line_s
         if expires is not None:
             timers.append(loop.call_at(expires, job.expire, Cause.DEADLINE))
         if self.options.patience and health.typical_s is not None:
@@ -245,7 +255,7 @@ class Gateway:
             for worker, cause in self._supervisor.unwaited():
                 job.fail(worker, cause)
             self._backend.submit(job, health.admitted())
-            return await job.outcome
+            return await job.outcome, line_s
         finally:
             job.abandon()
             for timer in timers:

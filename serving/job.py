@@ -81,6 +81,11 @@ class Outcome:
     erasures: dict[int, Cause]
     elapsed_s: float
 
+    @property
+    def queue_s(self) -> float:
+        """Seconds from hand-over until the last of the arrived workers began; all of them where none arrived."""
+        return max((a.elapsed_s - a.run_s for a in self.arrivals.values()), default=self.elapsed_s)
+
 
 class Job:
     """A request's inputs and its collector, filled by worker threads, finished once on the event loop."""

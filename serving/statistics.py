@@ -30,17 +30,17 @@ class Stages:
 
     decode: int
     """Checking the request and taking its tensors."""
-    wait: int
-    """In the gateway outside the subnets: in line, handed over, merged."""
+    queue: int
+    """From admission until the last of the arrived workers began."""
     compute: int
-    """Inside the slowest subnet that was waited for."""
+    """From there to the merged answer."""
     encode: int
     """Writing the reply."""
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.decode + self.wait + self.compute + self.encode
+        return self.decode + self.queue + self.compute + self.encode
 
 
 @dataclass
@@ -70,7 +70,7 @@ class ModelStatistics:
         self.last_inference_ms = time.time_ns() // 1_000_000
         self.inference_count += n_inputs
         self.success.add(stages.total)
-        self.queue.add(stages.wait)
+        self.queue.add(stages.queue)
         batch = self.by_batch.setdefault(n_inputs, BatchStatistics())
         batch.compute_input.add(stages.decode)
         batch.compute_infer.add(stages.compute)

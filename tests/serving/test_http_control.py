@@ -114,6 +114,19 @@ def test_statistics_count_inputs_requests_and_failures(client, golden) -> None:
     refused(400, client.get_inference_statistics, "tiny", "2")
 
 
+def test_time_behind_another_request_is_time_in_the_queue(run_server, tiny_bundle, golden) -> None:
+    """Four at once on workers that take 200 ms each: the others wait for 200, 400 and 600 ms."""
+    with run_server(tiny_bundle, inference={"faults": "*:delay=200ms"}) as server:
+        with triton.InferenceServerClient(server.address, concurrency=4) as client:
+            given = triton.InferInput("input", [1, 3, 8, 8], "FP32").set_data_from_numpy(golden.inputs[:1])
+            for pending in [client.async_infer("tiny", [given]) for _ in range(4)]:
+                pending.get_result()
+            (model,) = client.get_inference_statistics()["model_stats"]
+        times = model["inference_stats"]
+    assert times["queue"]["ns"] > 600e6
+    assert times["compute_infer"]["ns"] >= 4 * 200e6
+
+
 def test_trace_settings_are_read_changed_and_cleared(client) -> None:
     default = client.get_trace_settings()
     assert default["trace_level"] == ["OFF"]

@@ -30,16 +30,18 @@ def tensor(array: np.ndarray, *, binary: bool = True) -> triton.InferInput:
     return triton.InferInput("input", list(array.shape), "FP32").set_data_from_numpy(array, binary_data=binary)
 
 
-def test_health_and_metadata(client) -> None:
+def test_health_and_metadata(client, server) -> None:
     assert client.is_server_live()
     assert client.is_server_ready()
     assert client.is_model_ready("tiny")
     assert client.is_model_ready("tiny", "1")
     assert not client.is_model_ready("nobody")
     assert not client.is_model_ready("tiny", "2")
-    server = client.get_server_metadata()
-    assert (server["name"], server["version"]) == ("sensai-serve", sensai_serve.__version__)
-    assert {"binary_tensor_data", "classification", "system_shared_memory"} <= set(server["extensions"])
+    for state in ("live", "ready"):
+        assert httpx.get(f"{server.url}/v2/health/{state}").json() == {state: True}
+    metadata = client.get_server_metadata()
+    assert (metadata["name"], metadata["version"]) == ("sensai-serve", sensai_serve.__version__)
+    assert {"binary_tensor_data", "classification", "system_shared_memory"} <= set(metadata["extensions"])
 
 
 @pytest.mark.parametrize("version", ["", "1"])

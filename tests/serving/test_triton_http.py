@@ -174,6 +174,7 @@ HTTP: dict[str, tuple[Any, ...]] = {
 }
 
 MENDABLE = "the client can mend it: 400, where Triton says 500"
+BODY = "the protocol has this body and KServe's client reads it; Triton sends none and its client reads none"
 DIFFERENT: dict[str, tuple[Any, Any, str]] = {
     **dict.fromkeys(
         ("no json", "json in a wrong place", "null", "no inputs", "id of a wrong type", "negative batch",
@@ -181,6 +182,8 @@ DIFFERENT: dict[str, tuple[Any, Any, str]] = {
          "binary_data of a wrong type", "parameters of a wrong type", "region that is not"),
         (500, 400, MENDABLE),
     ),
+    "live": ((200, "NoneType"), (200, {"live": "bool"}), BODY),
+    "ready": ((200, "NoneType"), (200, {"ready": "bool"}), BODY),
     "cuda regions": ((200, []), 501, "CUDA memory is refused at once, not when it is used"),
 }  # fmt: skip
 

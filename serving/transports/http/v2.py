@@ -20,15 +20,16 @@ def router(plane: DataPlane) -> APIRouter:
     repository = plane.repository
     routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], responses={"default": ERROR_RESPONSE})
 
-    @routes.get("/health/live", summary="Is the server running", response_class=Response)
+    # The protocol describes these two bodies, and KServe's client reads them; Triton sends none.
+    @routes.get("/health/live", summary="Is the server running")
     def live() -> Response:
-        return Response()
+        return reply({"live": True})
 
-    @routes.get("/health/ready", summary="Is every model ready", response_class=Response)
+    @routes.get("/health/ready", summary="Is every model ready")
     def ready() -> Response:
         if not repository.ready:
             raise NotReadyError("the server is not ready")
-        return Response()
+        return reply({"ready": True})
 
     @routes.get("", summary="Server metadata")
     def server() -> Response:
