@@ -105,6 +105,8 @@ class Limits(_Group):
     """Seconds that one request may take to come."""
     idle_s: float = Field(default=75.0, gt=0, allow_inf_nan=False)
     """Seconds that a connection may stay open between requests."""
+    half_closed_s: float = Field(default=0.1, ge=0, allow_inf_nan=False)
+    """Seconds that an answer has once its client has closed its sending side: it may be waiting, or be gone."""
     in_flight: int = Field(default=64, ge=1)
     """Requests that a model answers or holds waiting at a time."""
 

@@ -119,6 +119,39 @@ def test_a_body_that_announces_too_much_is_refused_before_it_comes(limited) -> N
         assert [status for status, _ in replies(connection)] == [413]
 
 
+@pytest.mark.parametrize("requests", [1, 3])
+def test_a_client_that_only_closes_its_sending_side_gets_its_answers(run_server, tiny_bundle, requests: int) -> None:
+    with run_server(tiny_bundle, limits={"half_closed_s": 60}) as server, connect(server) as connection:
+        connection.sendall(REQUEST * requests)
+        connection.shutdown(socket.SHUT_WR)
+        assert [status for status, _ in replies(connection)] == [200] * requests
+
+
+def test_an_answer_that_takes_too_long_for_a_client_that_may_be_gone(run_server, tiny_bundle) -> None:
+    faults = {"faults": "*:delay=300ms"}
+    with (
+        run_server(tiny_bundle, inference=faults, limits={"half_closed_s": 0}) as server,
+        connect(server) as connection,
+    ):
+        connection.sendall(REQUEST)
+        connection.shutdown(socket.SHUT_WR)
+        assert replies(connection) == []
+        admission = server.repository.get("tiny").admission
+        while admission.in_flight:
+            time.sleep(0)
+        assert server.repository.get("tiny").counters.succeeded == 0
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST", REQUEST[:40], REQUEST[:-1]], ids=["nothing", "word", "head", "body"])
+def test_a_client_that_stops_in_the_middle_is_let_go(run_server, tiny_bundle, sent: bytes) -> None:
+    """At once: no limit on time is what ends it."""
+    limits = {"half_closed_s": 60, "read_s": 60, "idle_s": 60}
+    with run_server(tiny_bundle, limits=limits) as server, connect(server) as connection:
+        connection.sendall(sent)
+        connection.shutdown(socket.SHUT_WR)
+        assert replies(connection) == []
+
+
 def test_a_client_that_leaves_is_not_answered(run_server, tiny_bundle) -> None:
     """Its request gives up its place, so that the next one is not refused."""
     with run_server(tiny_bundle, inference={"faults": "*:delay=300ms"}, limits={"in_flight": 1}) as server:

@@ -58,6 +58,19 @@ class _BoundedProtocol(HttpToolsProtocol):
             self._raw_bytes = 0 if self._raw_bytes is None else self._raw_bytes + len(data)
             self._check_head(self._raw_bytes)
 
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """The client sends no more.
+
+        TCP does not tell a client that waits for its answer from one that is gone: both have sent their FIN. A whole
+        request is answered if that takes but a moment; longer, an abandoned one would cost what nobody wants.
+        """
+        cycle = self.cycle
+        if self._refused or self._in_head or cycle is None or cycle.more_body or cycle.response_complete:
+            return False
+        cycle.keep_alive = False  # of requests in a row this is the last one, so the connection ends with its reply
+        self.loop.call_later(self.limits.half_closed_s, self.transport.close)
+        return True
+
     def timeout_keep_alive_handler(self) -> None:
         """Nothing came for too long."""
         if self.transport.get_write_buffer_size():
