@@ -21,6 +21,8 @@ Headers = list[tuple[bytes, bytes]]
 _REFUSED = re.compile(rb";\s*q=0(\.0*)?\s*$")
 _T = TypeVar("_T")
 
+UNWATCHED_S = 0.005
+"""Time that a request has before its client is looked for."""
 WORTH_COMPRESSING = 4096
 """Bytes of a body; a smaller one costs more time than it saves."""
 # zlib's window bits: 16 more is the gzip wrapper; plain is zlib's own, which HTTP calls deflate (RFC 9110, 8.4.1.2).
@@ -103,6 +105,9 @@ def _compress(body: bytes, window: int) -> bytes:
 async def until_disconnected(work: Coroutine[Any, Any, _T], receive: Receive) -> _T:
     """Await `work`, and cancel it when the client goes away.
 
+    A client that goes away within the first milliseconds is not looked for: most work is done by then, and a task for
+    each request that looks would cost more than it saves.
+
     Args:
         work: what the client waits for.
         receive: ASGI's, the body read to its end: all that can still come is the disconnect.
@@ -110,9 +115,10 @@ async def until_disconnected(work: Coroutine[Any, Any, _T], receive: Receive) ->
     Raises:
         ClientDisconnect: the client went away.
     """
-    task = asyncio.current_task()
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
     gone = False
+    watcher: asyncio.Task[None] | None = None
 
     async def watch() -> None:
         nonlocal gone
@@ -121,7 +127,11 @@ async def until_disconnected(work: Coroutine[Any, Any, _T], receive: Receive) ->
         gone = True
         task.cancel()
 
-    watcher = asyncio.create_task(watch())
+    def begin() -> None:
+        nonlocal watcher
+        watcher = loop.create_task(watch())
+
+    timer = loop.call_later(UNWATCHED_S, begin)
     try:
         return await work
     except asyncio.CancelledError:
@@ -130,7 +140,9 @@ async def until_disconnected(work: Coroutine[Any, Any, _T], receive: Receive) ->
         task.uncancel()
         raise ClientDisconnect from None
     finally:
-        watcher.cancel()
+        timer.cancel()
+        if watcher is not None:
+            watcher.cancel()
 
 
 async def send_reply(send: Send, status: int, headers: Headers, body: bytes) -> None:
