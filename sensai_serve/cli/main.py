@@ -68,6 +68,7 @@ _EXTRA_OF = {
     "onnxscript": "offline",
     "safetensors": "offline",
     "fastapi": "serve",
+    "fastapi_offline": "serve",
     "uvicorn": "serve",
     "orjson": "serve",
     "pydantic": "serve",

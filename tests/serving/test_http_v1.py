@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -155,4 +156,14 @@ def test_the_openapi_document_describes_every_way_in(client) -> None:
     assert Prediction.model_validate(EXAMPLE).label == "cat"
     assert "Prediction" in json.dumps(predict["responses"]["200"])
     assert {"/v2", "/v2/health/ready", "/v2/models/{name}/infer", "/v1/models", "/v1/workers"} <= set(document["paths"])
-    assert client.get("/docs").status_code == 200
+
+
+def test_the_page_to_try_it_from_needs_no_other_server(client) -> None:
+    page = client.get("/docs")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "://" not in page.text
+    loaded = re.findall(r'(?:src|href)="([^":]+)"', page.text)
+    assert sorted(loaded) == ["docs/swagger-ui-bundle.js", "docs/swagger-ui.css"]
+    kinds = [client.get(f"/{name}").headers["content-type"].partition(";")[0] for name in sorted(loaded)]
+    assert kinds == ["text/javascript", "text/css"]
+    assert "url: 'openapi.json'" in page.text

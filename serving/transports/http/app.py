@@ -17,7 +17,7 @@ import sensai_serve
 from sensai_serve.errors import SensaiError
 from serving.dataplane import DataPlane
 from serving.metrics import CONTENT_TYPE
-from serving.transports.http import control, stream, v1, v2
+from serving.transports.http import control, docs, stream, v1, v2
 from serving.transports.http.asgi import Message, Receive, Scope, Send, request_id
 from serving.transports.http.errors import error_body, error_reply
 from serving.transports.http.infer import OPENAPI, InferRoute
@@ -75,13 +75,16 @@ def create_app(plane: DataPlane) -> Application:
         title="sensai-serve",
         version=sensai_serve.__version__,
         description=_DESCRIPTION,
+        openapi_tags=[{"name": name} for name in ("Predict", "Open Inference Protocol", "Control")],  # in this order
         redirect_slashes=False,
+        docs_url=None,  # FastAPI's page loads its script from elsewhere; see `docs`
         redoc_url=None,
     )
     app.include_router(control.router(plane))  # first: "stats" would be the name of a model else
     app.include_router(v2.router(plane))
     app.include_router(v1.router(plane))
     app.include_router(stream.router(plane))
+    app.include_router(docs.router(app.title))
     app.add_api_route("/metrics", lambda: Response(plane.metrics.text(), media_type=CONTENT_TYPE), tags=["Control"],
                       summary="Metrics for Prometheus", response_class=PlainTextResponse)  # fmt: skip
     app.add_exception_handler(SensaiError, _ours)
