@@ -72,12 +72,13 @@ def show(report: Report, console: Console) -> None:
             continue
         table = RichTable(title=part.title, title_justify="left", caption=part.note or None, caption_justify="left")
         for at, heading in enumerate(part.columns):
-            table.add_column(
-                heading, justify="right" if at and not part.prose else "left", no_wrap=not (at or part.prose)
-            )
+            # Where the terminal is narrow, names are folded and figures are not.
+            figures = bool(at) and not part.prose
+            width = max((len(_text(row[at])) for row in part.rows if len(row) > at), default=0) if figures else None
+            table.add_column(heading, justify="right" if figures else "left", min_width=width)
         for row in part.rows:
             style = "bold" if len(row) == 1 else None
-            table.add_row(*(cell if isinstance(cell, str) else cell.text for cell in row), style=style)
+            table.add_row(*map(_text, row), style=style)
         console.print(table)
     console.print(machines.in_words(report.machine), style="dim")
 
@@ -143,6 +144,10 @@ def _html_table(table: Table) -> str:
     )
     kind = ' class="prose"' if table.prose else ""
     return f"<table{kind}><thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody></table>"
+
+
+def _text(cell: str | Cell) -> str:
+    return cell if isinstance(cell, str) else cell.text
 
 
 def _html_cell(cell: str | Cell) -> str:

@@ -7,11 +7,12 @@ sends ready bytes and takes bytes back.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from sensai_serve.errors import ServingError
 from sensai_serve.preprocess import Floats
@@ -90,7 +91,7 @@ class V2Binary:
             size = output["parameters"]["binary_data_size"]
             outputs[output["name"]] = np.frombuffer(body[at : at + size], _DTYPES[output["datatype"]])
             at += size
-        return _answer(outputs, reply.get("parameters", {}))
+        return _answer({name: outputs[name] for name in self.outputs}, reply.get("parameters", {}))
 
 
 @dataclass(frozen=True)
@@ -103,9 +104,7 @@ class V2Json:
 
     def request(self, inputs: Floats) -> bytes:
         """See `Wire`."""
-        tensor = {"name": self.input, "datatype": "FP32", "shape": list(inputs.shape)}
-        # No more digits than FP32 has: a client that knows its trade sends 0.1, not 0.10000000149011612.
-        tensor["data"] = [float(str(value)) for value in inputs.reshape(-1)]
+        tensor = {"name": self.input, "datatype": "FP32", "shape": list(inputs.shape), "data": _numbers(inputs)}
         body: dict[str, Any] = {"inputs": [tensor]}
         if self.outputs:
             body["outputs"] = [{"name": name} for name in self.outputs]
@@ -136,6 +135,22 @@ class Raw:
     def answer(self, headers: bytes, body: bytes) -> Answer:
         """See `Wire`."""
         return _answer({"scores": np.frombuffer(body, np.float32)}, {})
+
+
+@dataclass(frozen=True)
+class PlainJson:
+    """``{"data": [...]}`` in, ``{"scores": [...]}`` out."""
+
+    path: str
+
+    def request(self, inputs: Floats) -> bytes:
+        """See `Wire`."""
+        body = json.dumps({"data": _numbers(inputs)}, separators=(",", ":")).encode()
+        return http_request(self.path, body, {"content-type": "application/json"})
+
+    def answer(self, headers: bytes, body: bytes) -> Answer:
+        """See `Wire`."""
+        return _answer({"scores": np.array(json.loads(body)["scores"], np.float32)}, {})
 
 
 @dataclass(frozen=True)
@@ -172,15 +187,19 @@ def _infer_path(model: str) -> str:
     return f"/v2/models/{model}/infer"
 
 
-def _answer(outputs: Mapping[str, np.ndarray], parameters: Mapping[str, Any]) -> Answer:
-    """One input's answer; several outputs called anything but `OUTPUTS` are subnets' scores that nobody merged."""
-    scores: Sequence[Any] | np.ndarray | None = outputs.get("scores")
-    if "class_id" in outputs:
-        class_id = int(outputs["class_id"][0])
-    elif scores is not None and len(scores):
-        class_id = int(np.argmax(scores))
-    elif outputs:
-        class_id = -1
-    else:
+def _numbers(inputs: Floats) -> list[float]:
+    # No more digits than FP32 has: a client that knows its trade sends 0.1, not 0.10000000149011612.
+    return [float(str(value)) for value in inputs.reshape(-1)]
+
+
+def _answer(outputs: Mapping[str, npt.NDArray[Any]], parameters: Mapping[str, Any]) -> Answer:
+    """One input's answer. Outputs without a class are scores, side by side where there are several."""
+    if not outputs:
         raise ServingError("a reply holds no outputs, expected scores")
-    return Answer(class_id, None if scores is None else np.asarray(scores, np.float32), parameters)
+    scores = outputs.get("scores")
+    if scores is None and "class_id" not in outputs:
+        scores = np.concatenate(list(outputs.values()))
+    if scores is None:
+        return Answer(int(outputs["class_id"][0]), None, parameters)
+    class_id = int(outputs["class_id"][0]) if "class_id" in outputs else int(np.argmax(scores))
+    return Answer(class_id, np.asarray(scores, np.float32), parameters)

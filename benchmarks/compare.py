@@ -1,0 +1,249 @@
+"""``sensai bench peers``: the same ONNX files behind other servers, in turns with ours, through the same client."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import backend as threaded
+from benchmarks import machine, servers
+from benchmarks.client import Client
+from benchmarks.networks import Network, Threads, as_bundle, fastest
+from benchmarks.peers import LEAN, Peer, Setup, Work
+from benchmarks.transports import TRANSPORTS, Endpoint
+from benchmarks.turns import Calls, Rounds, Subject, in_turns
+from benchmarks.venvs import environment
+from sensai_serve.bundle import Bundle
+from sensai_serve.errors import InputError, ServingError
+from sensai_serve.plugins import available, find
+from sensai_serve.preprocess import Floats
+
+PACKAGE = "benchmarks.peers"
+TOLERANCE = 1e-4
+_OURS = {LEAN: "HTTP binary", "tritonclient HTTP": "tritonclient HTTP", "tritonclient gRPC": "tritonclient gRPC"}
+"""For each client of a peer, the transport of ours that it is compared with."""
+OnStep = Callable[[str, int, int], None]
+Install = Callable[[str, Sequence[str]], tuple[Path, dict[str, str]]]
+"""Gives the Python that has some requirements, and the versions of its packages."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How much is measured."""
+
+    requests: int = 2000
+    """Of each setup, and as many of ours beside it."""
+    rounds: int = 20
+    devices: tuple[str, ...] = ()
+    backend: str = "ort"
+    samples: int = 32
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One setup of a peer through one client, beside ours."""
+
+    peer: str
+    setup: str
+    client: str
+    fan_out: bool
+    theirs: Rounds
+    ours: Rounds
+    ready_s: float
+    memory: int
+    version: str
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Everything that one run found."""
+
+    subject: str
+    options: Options
+    machine: dict[str, Any]
+    threads: Threads
+    compared: list[Compared] = field(default_factory=list)
+    missing: dict[tuple[str, str], str] = field(default_factory=dict)
+    """Setups that could not be measured, by peer and setup, and why."""
+    notes: dict[str, str] = field(default_factory=dict)
+    ready_s: dict[str, float] = field(default_factory=dict)
+    """Of our servers, by what they serve."""
+    memory: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Workload:
+    """The reference, or the fan-out: the networks, what they must answer, and our server of it."""
+
+    name: str
+    networks: Sequence[bytes]
+    expected: Floats
+    """[samples, scores of all networks side by side]."""
+    widths: Sequence[int]
+    threads: int
+    ours: Endpoint
+
+
+def names() -> tuple[str, ...]:
+    """All peers."""
+    return available(PACKAGE)
+
+
+def measure(
+    bundle: Bundle,
+    samples: Sequence[Floats],
+    chosen: Sequence[str],
+    options: Options,
+    on_step: OnStep,
+    install: Install = environment,
+) -> Measured:
+    """Run the benchmark.
+
+    Args:
+        bundle: with a reference.
+        samples: FP32 [1, *shape] each.
+        chosen: names of peers; all where empty.
+        options: how much.
+        on_step: hears of progress.
+        install: makes the environment of a peer.
+
+    Raises:
+        InputError: the bundle has no reference.
+        PluginError: no such peer.
+        ServingError: our own server does not start.
+    """
+    described, reference = machine.describe(), bundle.reference()
+    if reference is None:
+        raise InputError(f"{bundle.path} has no reference network, expected one for other servers to serve")
+    peers: dict[str, Peer] = {name: find(PACKAGE, name, "PEER") for name in chosen or names()}
+    samples = samples[: options.samples]
+    input_name = bundle.manifest.input.name
+    found = fastest(reference, input_name, samples)
+    measured = Measured(bundle.manifest.name, options, described, found.threads)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        whole = as_bundle(reference, bundle, folder / "reference", "reference")
+        subnets = [bundle.subnet(worker) for worker in range(bundle.assignment.n_workers)]
+        workloads = [
+            _workload(stack, measured, "reference", whole, [reference], found.threads, samples),
+            _workload(stack, measured, "fan-out", bundle, subnets, None, samples),
+        ]
+        for done, (name, peer) in enumerate(peers.items()):
+            on_step("peers", done, len(peers))
+            _measure_peer(name, peer, workloads, samples, measured, install)
+        on_step("peers", len(peers), len(peers))
+    return measured
+
+
+def _workload(
+    stack: ExitStack,
+    measured: Measured,
+    name: str,
+    bundle: Bundle,
+    networks: Sequence[bytes],
+    threads: Threads | None,
+    samples: Sequence[Floats],
+) -> _Workload:
+    """Start our server of one workload; `threads` where it is one whole network."""
+    manifest, one = bundle.manifest, Threads(1, spinning=False)
+    opened = [Network(data, manifest.input.name, one) for data in networks]
+    expected = np.stack([np.concatenate([network.run(sample)[0] for network in opened]) for sample in samples])
+    widths = [len(subnet.classes) for subnet in manifest.subnets]
+    count = 1 if threads is None else threads.count
+    ours = stack.enter_context(_ours(measured, name, bundle, threads))
+    return _Workload(name, networks, expected, widths, count, ours)
+
+
+@contextmanager
+def _ours(measured: Measured, name: str, bundle: Bundle, threads: Threads | None) -> Iterator[Endpoint]:
+    options, http, grpc = measured.options, servers.free_port(), servers.free_port()
+    devices = [f"--device={device}" for device in options.devices]
+    arguments = [str(bundle.path), "--grpc", f"{servers.HOST}:{grpc}", *devices]
+    arguments += ["--backend", options.backend if threads is None else "benchmarks.backend:Backend"]
+    environ = {} if threads is None else threaded.environment(threads)
+    with servers.running(servers.sensai(*arguments, port=http, environment=environ)) as server:
+        manifest = bundle.manifest
+        yield Endpoint(server.host, http, grpc, manifest.name, manifest.input.name, len(manifest.labels))
+        measured.ready_s[name], measured.memory[name] = server.ready_s, server.memory_bytes()
+
+
+def _measure_peer(
+    name: str,
+    peer: Peer,
+    workloads: Sequence[_Workload],
+    samples: Sequence[Floats],
+    measured: Measured,
+    install: Install,
+) -> None:
+    if peer.note:
+        measured.notes[peer.name] = peer.note
+    try:
+        python, versions = install(name, peer.requirements)
+    except ServingError as error:
+        measured.missing[peer.name, "all"] = str(error)
+        return
+    for setup in peer.setups:
+        workload = workloads[setup.fan_out]
+        try:
+            _measure_setup(peer, setup, python, versions.get(peer.version_of, ""), workload, samples, measured)
+        except (ServingError, OSError) as error:
+            measured.missing[peer.name, setup.name] = str(error)
+
+
+def _measure_setup(
+    peer: Peer,
+    setup: Setup,
+    python: Path,
+    version: str,
+    workload: _Workload,
+    samples: Sequence[Floats],
+    measured: Measured,
+) -> None:
+    options = measured.options
+    with ExitStack() as stack:
+        work = Work(
+            folder=Path(stack.enter_context(tempfile.TemporaryDirectory())),
+            python=python,
+            networks=workload.networks,
+            input=workload.ours.input,
+            shape=samples[0].shape[1:],
+            widths=workload.widths,
+            threads=workload.threads,
+            port=servers.free_port(),
+            more_ports=(servers.free_port(), servers.free_port()),
+        )
+        server = stack.enter_context(servers.running(setup.start(work)))
+        clients = setup.clients(work, samples)
+        ours = {client: TRANSPORTS[_OURS[client]](workload.ours, samples) for client in clients}
+        for one in (*clients.values(), *ours.values()):
+            stack.callback(one.close)
+        for one in clients.values():
+            _check(one, workload)
+        subjects: dict[tuple[str, str], Subject] = {
+            (who, client): Calls(one.exchange)
+            for who, group in (("theirs", clients), ("ours", ours))
+            for client, one in group.items()
+        }
+        per_round = max(options.requests // options.rounds, 1)
+        times = in_turns(subjects, rounds=options.rounds, per_round=per_round, n_samples=len(samples))
+        memory = server.memory_bytes()
+    for client in clients:
+        theirs, beside = times["theirs", client], times["ours", client]
+        measured.compared.append(
+            Compared(peer.name, setup.name, client, setup.fan_out, theirs, beside, server.ready_s, memory, version)
+        )
+
+
+def _check(client: Client, workload: _Workload) -> None:
+    """A server that answers something else is not fast but wrong."""
+    for index, expected in enumerate(workload.expected):
+        client.exchange(index)
+        scores = client.answer().scores
+        if scores is None or scores.shape != expected.shape or np.abs(scores - expected).max() > TOLERANCE:
+            raise ServingError(f"its scores of input {index} are not those of the networks in this process")

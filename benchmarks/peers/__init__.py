@@ -1,0 +1,125 @@
+"""Other servers, each serving the same ONNX files in the way that its own users would. A peer is a folder here.
+
+``__init__.py`` has a `PEER`: what to install, and its setups, which start a server and say how it is asked. ``app.py``
+is what a user of that server writes; it is copied to a scratch directory and run by the peer's own Python, and imports
+nothing of ours.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.client import Client, RawClient
+from benchmarks.servers import HOST, Spec
+from benchmarks.wire import Wire
+from sensai_serve.preprocess import Floats
+
+LEAN = "lean client"
+FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a peer is to serve, and where."""
+
+    folder: Path
+    """Empty, for the server's files and its working directory."""
+    python: Path
+    """The interpreter that has the peer installed."""
+    networks: Sequence[bytes]
+    """ONNX files; several are a fan-out: every one sees every input, and their scores go back side by side."""
+    input: str
+    """Name of their one input."""
+    shape: Sequence[int]
+    widths: Sequence[int]
+    """How many scores each network gives."""
+    threads: int
+    """ONNX Runtime threads of one network."""
+    port: int
+    more_ports: tuple[int, int]
+    """Two others that are free."""
+
+
+Clients = Callable[[Work, Sequence[Floats]], Mapping[str, Client]]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """One way of serving with a peer."""
+
+    name: str
+    fan_out: bool
+    start: Callable[[Work], Spec]
+    """Write what is needed to the folder, and say how to start."""
+    clients: Clients
+    """Connect once the server is ready, each client by its name."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One other server."""
+
+    name: str
+    requirements: tuple[str, ...]
+    """As pip takes them."""
+    setups: tuple[Setup, ...]
+    version_of: str
+    """The package whose version is shown."""
+    note: str = ""
+
+
+def lean(wire: Callable[[Work], Wire]) -> Clients:
+    """The lean client alone."""
+    return lambda work, samples: {LEAN: RawClient(HOST, work.port, wire(work), samples)}
+
+
+@dataclass(frozen=True)
+class App:
+    """Starts the ``app.py`` of a peer."""
+
+    peer: str
+    """Its folder's name."""
+    health: str
+    """Path that answers 200 once the app is ready."""
+    mode: str = ""
+    """What the app is to do, where it can do more than one thing."""
+    command: Sequence[str] = ("app.py",)
+    """Arguments of the peer's Python; ``{port}`` stands for the port."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def __call__(self, work: Work) -> Spec:
+        """See `Setup.start`."""
+        shutil.copy(FOLDER / self.peer / "app.py", work.folder / "app.py")
+        files = write_networks(work, work.folder)
+        settings = {
+            "networks": files,
+            "input": work.input,
+            "shape": list(work.shape),
+            "threads": work.threads,
+            "port": work.port,
+            "more_ports": list(work.more_ports),
+            "mode": self.mode,
+        }
+        (work.folder / "settings.json").write_text(json.dumps(settings))
+        command = [str(work.python), *(part.format(port=work.port) for part in self.command)]
+        return spec(work, self.peer, command, self.health, self.environment)
+
+
+def write_networks(work: Work, folder: Path) -> list[str]:
+    """Write the ONNX files to a folder; their names."""
+    names = [f"{at:02}.onnx" for at in range(len(work.networks))]
+    for name, data in zip(names, work.networks, strict=True):
+        (folder / name).write_bytes(data)
+    return names
+
+
+def spec(work: Work, name: str, command: Sequence[str], health: str, environment: Mapping[str, Any]) -> Spec:
+    """How to start a command in the work's folder, with nothing of our own environment's Python."""
+    path = f"{work.python.parent}:/usr/local/bin:/usr/bin:/bin"
+    clean = {"PYTHONPATH": "", "VIRTUAL_ENV": str(work.python.parent.parent), "PATH": path}
+    return Spec(name, command, work.port, health, {**clean, **environment}, directory=work.folder)

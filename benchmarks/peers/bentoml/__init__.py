@@ -1,0 +1,19 @@
+"""BentoML: a service with a raw route mounted in it, which is faster than its own JSON."""
+
+from __future__ import annotations
+
+from benchmarks.peers import App, Peer, Setup, lean
+from benchmarks.wire import Raw
+
+_COMMAND = ("-m", "bentoml", "serve", "app:Networks", "--port", "{port}", "--host", "127.0.0.1")
+_START = App("bentoml", "/readyz", command=_COMMAND, environment={"BENTOML_DO_NOT_TRACK": "true"})
+
+PEER = Peer(
+    name="BentoML",
+    requirements=("bentoml", "uvloop", "httptools", "numpy", "onnxruntime"),
+    version_of="bentoml",
+    setups=(
+        Setup("raw body", False, _START, lean(lambda _: Raw("/tensors/raw"))),
+        Setup("raw body, in a loop", True, _START, lean(lambda _: Raw("/tensors/raw"))),
+    ),
+)

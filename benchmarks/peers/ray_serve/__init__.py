@@ -1,0 +1,18 @@
+"""Ray Serve: one replica behind its HTTP proxy, raw bytes in and out."""
+
+from __future__ import annotations
+
+from benchmarks.peers import App, Peer, Setup, lean
+from benchmarks.wire import Raw
+
+_START = App("ray_serve", "/ready", environment={"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0"})
+
+PEER = Peer(
+    name="Ray Serve",
+    requirements=("ray[serve]", "uvloop", "httptools", "numpy", "onnxruntime"),
+    version_of="ray",
+    setups=(
+        Setup("raw body", False, _START, lean(lambda _: Raw("/raw"))),
+        Setup("raw body, in a loop", True, _START, lean(lambda _: Raw("/raw"))),
+    ),
+)

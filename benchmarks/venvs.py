@@ -1,0 +1,75 @@
+"""A virtual environment for each other server, made once and kept in the user's cache directory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from collections.abc import Sequence
+from pathlib import Path
+
+from sensai_serve.errors import ServingError
+
+INSTALL_S = 1800.0
+"""How long an installation may take."""
+_DONE = "installed.json"
+_VERSIONS = (
+    "import json; from importlib.metadata import distributions as d; "
+    "print(json.dumps({x.metadata['Name'].lower(): x.version for x in d()}))"
+)
+
+
+def cache_directory() -> Path:
+    """Where environments are kept; ``XDG_CACHE_HOME`` says otherwise."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "sensai-serve" / "peers"
+
+
+def environment(name: str, requirements: Sequence[str]) -> tuple[Path, dict[str, str]]:
+    """The Python of an environment that has these packages, made if it is not there.
+
+    Args:
+        name: of the peer.
+        requirements: as pip takes them. Other ones, or another Python, are another environment.
+
+    Returns:
+        The interpreter, and the versions of all packages by their names.
+
+    Raises:
+        ServingError: they cannot be installed; the message has what pip said last.
+    """
+    key = json.dumps([sys.version_info[:2], *requirements])
+    folder = cache_directory() / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    python = folder / "bin" / "python"
+    if not (folder / _DONE).exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        venv.create(folder, with_pip=True, symlinks=True)
+        command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements]
+        try:
+            _run(command, f"{name} cannot be installed")
+            versions = _run([str(python), "-c", _VERSIONS], f"{name} cannot be installed")
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        (folder / _DONE).write_text(versions)
+    installed: dict[str, str] = json.loads((folder / _DONE).read_text())
+    return python, installed
+
+
+def _run(command: Sequence[str], failure: str) -> str:
+    # Nothing of our own environment may reach into the other one.
+    clean = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV", "PYTHONHOME")}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, env=clean, timeout=INSTALL_S, check=False)
+    except subprocess.TimeoutExpired:
+        raise ServingError(f"{failure}: not done after {INSTALL_S:.0f} s") from None
+    if done.returncode:
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        first = next((line for line in lines if line.startswith("ERROR")), lines[-1] if lines else "pip said nothing")
+        raise ServingError(f"{failure}: {first}")
+    return done.stdout

@@ -1,0 +1,108 @@
+"""``sensai bench peers``: other servers beside ours, and those that cannot be had."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import compare, venvs
+from benchmarks.compare_report import report
+from benchmarks.noop import noop_bundle, noop_network
+from benchmarks.peers import Peer, Work, fastapi
+from benchmarks.servers import Spec
+from sensai_serve.bundle import Bundle
+from sensai_serve.errors import ServingError
+from sensai_serve.plugins import find
+
+SAMPLES = [np.random.default_rng(i).normal(size=(1, 3, 32, 32)).astype(np.float32) for i in range(4)]
+WHOLE = fastapi.PEER.setups[0]
+
+
+def start_wrong(work: Work) -> Spec:
+    return WHOLE.start(dataclasses.replace(work, networks=[noop_network(work.shape, 10, seed=99)]))
+
+
+def start_dead(work: Work) -> Spec:
+    return dataclasses.replace(WHOLE.start(work), command=[sys.executable, "-c", ""])
+
+
+BROKEN = dataclasses.replace(
+    fastapi.PEER,
+    setups=(
+        dataclasses.replace(WHOLE, name="wrong", start=start_wrong),
+        dataclasses.replace(WHOLE, name="dead", start=start_dead),
+    ),
+)
+FEW = compare.Options(requests=20, rounds=4, devices=("cpu",))
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return noop_bundle(tmp_path_factory.mktemp("noop") / "bundle")
+
+
+def here(name: str, requirements) -> tuple[Path, dict[str, str]]:
+    """This environment, which has what FastAPI's app needs."""
+    if name == "litserve":
+        raise ServingError("litserve cannot be installed: ERROR: no network")
+    return Path(sys.executable), {"fastapi": version("fastapi")}
+
+
+def test_a_peer_is_measured_beside_ours_and_a_missing_one_is_reported(bundle: Bundle) -> None:
+    steps = []
+    measured = compare.measure(
+        bundle, SAMPLES, ["fastapi", "litserve"], FEW, lambda *step: steps.append(step), install=here
+    )
+    assert steps[-1] == ("peers", 2, 2)
+    assert {(one.setup, one.fan_out) for one in measured.compared} == {
+        (setup.name, setup.fan_out) for setup in fastapi.PEER.setups
+    }
+    for one in measured.compared:
+        assert sum(map(len, one.theirs)) == sum(map(len, one.ours)) == 20
+        assert one.memory > 2e7
+        assert one.version == version("fastapi")
+    assert measured.missing == {("LitServe", "all"): "litserve cannot be installed: ERROR: no network"}
+    made = report(measured)
+    assert {part.title for part in made.parts} >= {"Not measured", "Servers"}
+    assert made.results["missing"][0]["peer"] == "LitServe"
+    assert all(one["ratio_p50"]["value"] > 0 for one in made.results["compared"])
+
+
+def test_a_server_that_answers_something_else_or_ends_is_no_result(bundle: Bundle) -> None:
+    measured = compare.measure(bundle, SAMPLES, [f"{__name__}:BROKEN"], FEW, lambda *_: None, install=here)
+    assert measured.compared == []
+    assert "are not those of the networks in this process" in measured.missing["FastAPI", "wrong"]
+    assert "ended with exit code 0" in measured.missing["FastAPI", "dead"]
+
+
+def test_every_peer_says_what_it_is() -> None:
+    assert compare.names() == ("bentoml", "fastapi", "litserve", "mlserver", "ray_serve", "triton")
+    for name in compare.names():
+        peer = find("benchmarks.peers", name, "PEER")
+        assert isinstance(peer, Peer)
+        assert {setup.fan_out for setup in peer.setups} == {False, True}
+        assert any(requirement.startswith(peer.version_of) for requirement in peer.requirements)
+
+
+def test_an_environment_is_made_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(ServingError, match="nothing cannot be installed: ERROR: Invalid requirement"):
+        venvs.environment("nothing", ["this is no requirement"])
+    assert list(venvs.cache_directory().iterdir()) == []
+
+
+def test_a_bundle_without_a_reference(bench, make_bundle, tmp_path: Path) -> None:
+    code, _, err = bench("peers", make_bundle(), "--peer", "fastapi", "--quiet", "--out", tmp_path / "out")
+    assert code == 2
+    assert "has no reference network, expected one for other servers to serve" in err
+
+
+def test_an_unknown_peer(bench, tmp_path: Path) -> None:
+    code, _, err = bench("peers", "--peer", "apache", "--quiet", "--out", tmp_path / "out")
+    assert code == 2
+    assert "nothing is called 'apache', expected one of bentoml, fastapi" in err
