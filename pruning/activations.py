@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pruning.criteria import Floats, Statistics
 from pruning.data import Dataset, Labels
+from sensai_serve.errors import ModelError
 from sensai_serve.preprocess import normalise
 
 PRUNABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -28,7 +29,13 @@ class Profile:
     """[4, C, channels] for the layer of that name, in the order of the fields of `Statistics`."""
 
     def statistics(self, layer: str, classes: Sequence[int]) -> Statistics:
-        """Of one layer over some classes, each class weighing the same. Arrays [channels]."""
+        """Of one layer over some classes, each class weighing the same. Arrays [channels].
+
+        Raises:
+            ModelError: the network computes that layer without calling it as a module.
+        """
+        if layer not in self.layers:
+            raise ModelError(f"model: {layer} is not called as a module, expected that of every layer that is cut")
         sparsity, zeros, magnitude, taylor = self.layers[layer][:, list(classes)].mean(axis=1)
         return Statistics(sparsity, zeros, magnitude, taylor)
 
@@ -74,7 +81,8 @@ def profile(
             def take_gradient(gradient: Tensor) -> None:
                 rows[3] = _per_channel(x.detach() * gradient, axis, torch.sum).abs()
 
-            x.register_hook(take_gradient)  # type: ignore[no-untyped-call]
+            if x.requires_grad:
+                x.register_hook(take_gradient)  # type: ignore[no-untyped-call]
             pending.append(lambda: _accumulate(sums, name, rows, label, dataset.n_classes))
 
         return hook
@@ -109,9 +117,8 @@ def some_of_each_class(y: Labels, indices: Labels, count: int, seed: int) -> Lab
     return np.sort(np.concatenate(drawn))
 
 
-def _per_channel(
-    x: Tensor, axis: int, reduce: Callable[..., Tensor] = torch.mean
-) -> Tensor:  # [batch, ...] to [batch, channels]
+def _per_channel(x: Tensor, axis: int, reduce: Callable[..., Tensor] = torch.mean) -> Tensor:
+    """[batch, ...] to [batch, channels], over all positions."""
     rows = x.movedim(axis, 1).flatten(2) if x.ndim > 2 else x[..., None]
     return reduce(rows, dim=2)
 

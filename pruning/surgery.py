@@ -21,7 +21,7 @@ from pruning.criteria import Floats
 from sensai_serve.errors import ModelError
 
 Cut = Mapping[str, tuple[int, ...]]
-"""For the first layer of each set of coupled channels: the output channels that stay, ascending."""
+"""For each unit, by its name: the output channels of that layer that stay, ascending."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Link:
 
 @dataclass(frozen=True)
 class Unit:
-    """Channels of several layers that come and go together, named after the first layer that makes them."""
+    """Channels of several layers that come and go together, named after one of the layers that make them."""
 
     layer: str
     channels: int

@@ -66,6 +66,25 @@ def test_a_profile_counts_what_each_class_does_to_each_channel():
     np.testing.assert_allclose(both.magnitude, [(0.0005 + 5) / 2, 1.5, 1])
 
 
+class Uncalled(nn.Module):
+    """Uses the weights of a layer without calling it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+        self.output = nn.Linear(2, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.output(nn.functional.linear(x, self.layer.weight))
+
+
+def test_a_layer_that_is_never_called_cannot_be_profiled():
+    measured = profile(Uncalled(), table(np.ones((2, 3), np.float32), [0, 1]), np.arange(2), theta1=0.01)
+    assert measured.statistics("output", [0]).magnitude.shape == (2,)
+    with pytest.raises(ModelError, match="layer is not called as a module"):
+        measured.statistics("layer", [0])
+
+
 def test_the_taylor_statistic_is_activation_times_gradient():
     torch.manual_seed(0)
     x = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
