@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from http import HTTPStatus
 from time import perf_counter
+from typing import Any
 
 from starlette.requests import ClientDisconnect
 
 from sensai_serve.errors import RequestError
+from sensai_serve.merge import WAITS
 from serving.dataplane import DataPlane
 from serving.gateway import Reply
 from serving.transports.http.asgi import (
@@ -24,40 +26,76 @@ from serving.transports.http.asgi import (
 )
 from serving.transports.http.errors import ERROR_RESPONSE, error_reply, http_error
 from serving.v2 import InferRequest, decode_request, encode_response
+from serving.v2.tensors import OUTPUTS
+
+_PARAMETERS = {"type": "object", "additionalProperties": {"type": ["string", "number", "boolean"]}}
+_INPUT = {
+    "type": "object",
+    "required": ["name", "datatype", "shape"],
+    "properties": {
+        "name": {"type": "string"},
+        "datatype": {"const": "FP32"},
+        "shape": {"type": "array", "items": {"type": "integer", "minimum": 1}},
+        "data": {"type": "array", "description": "Numbers, flat or nested", "items": {}},
+        "parameters": _PARAMETERS,
+    },
+}
+_OUTPUT = {
+    "type": "object",
+    "required": ["name"],
+    "properties": {"name": {"enum": list(OUTPUTS)}, "parameters": _PARAMETERS},
+}
+_REQUEST = {
+    "type": "object",
+    "required": ["inputs"],
+    "properties": {
+        "id": {"type": "string"},
+        "parameters": {
+            "type": "object",
+            "properties": {"wait": {"enum": list(WAITS)}, "timeout": {"type": "integer", "minimum": 0}},
+        },
+        "inputs": {"type": "array", "minItems": 1, "maxItems": 1, "items": _INPUT},
+        "outputs": {"type": "array", "items": _OUTPUT},
+    },
+}
+_OPERATION = {
+    "tags": ["Open Inference Protocol"],
+    "summary": "Infer, for inference clients",
+    "description": (
+        "One input FP32 [N, ...], normalised as the bundle says; outputs `scores`, `votes`, `copies`, `margin` "
+        "and `class_id`. With the binary tensor and classification extensions. Parameters: `wait`, `timeout` "
+        "in microseconds."
+    ),
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": _REQUEST,
+                "example": {
+                    "inputs": [{"name": "input", "datatype": "FP32", "shape": [1, 2], "data": [0.1, -0.2]}],
+                    "outputs": [{"name": "class_id"}, {"name": "scores"}],
+                },
+            }
+        },
+    },
+    "responses": {
+        "200": {
+            "description": "The outputs, and what the merge did as parameters",
+            "content": {"application/json": {"schema": {"type": "object", "required": ["outputs"]}}},
+        },
+        "default": ERROR_RESPONSE,
+    },
+}
+
+
+def _operation(operation_id: str, *names: str) -> dict[str, Any]:
+    parameters = [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names]
+    return {"post": {**_OPERATION, "operationId": operation_id, "parameters": parameters}}
+
 
 OPENAPI = {
-    "/v2/models/{name}/infer": {
-        "post": {
-            "tags": ["Open Inference Protocol"],
-            "summary": "Infer, for inference clients",
-            "description": (
-                "One input FP32 [N, ...], normalised as the bundle says; outputs `scores`, `votes`, `copies`, `margin` "
-                "and `class_id`. With the binary tensor and classification extensions. Parameters: `wait`, `timeout` "
-                "in microseconds."
-            ),
-            "operationId": "infer",
-            "parameters": [{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}],
-            "requestBody": {
-                "required": True,
-                "content": {
-                    "application/json": {
-                        "schema": {"type": "object", "required": ["inputs"]},
-                        "example": {
-                            "inputs": [{"name": "input", "datatype": "FP32", "shape": [1, 2], "data": [0.1, -0.2]}],
-                            "outputs": [{"name": "class_id"}, {"name": "scores"}],
-                        },
-                    }
-                },
-            },
-            "responses": {
-                "200": {
-                    "description": "The outputs, and what the merge did as parameters",
-                    "content": {"application/json": {"schema": {"type": "object", "required": ["outputs"]}}},
-                },
-                "default": ERROR_RESPONSE,
-            },
-        }
-    }
+    "/v2/models/{name}/infer": _operation("infer", "name"),
+    "/v2/models/{name}/versions/{version}/infer": _operation("infer_version", "name", "version"),
 }
 """For the OpenAPI document, which FastAPI writes without knowing of this route."""
 
