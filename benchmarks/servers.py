@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import random
 import select
 import signal
 import socket
@@ -27,6 +28,7 @@ from sensai_serve.errors import ServingError
 
 HOST = "127.0.0.1"
 _MARK = "SENSAI_BENCH_MARK"
+_PORTS = 20_000, 32_000
 _TERM_S = 10.0
 """How long a server may take to end by itself."""
 _TAIL = 2000
@@ -77,9 +79,11 @@ class Running:
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on now."""
-    with socket.create_server((HOST, 0)) as listener:
-        return int(listener.getsockname()[1])
+    """A TCP port that nobody listens on now, below those that the kernel gives to outgoing connections."""
+    while True:
+        port = random.randrange(*_PORTS)
+        with contextlib.suppress(OSError), socket.create_server((HOST, port)):
+            return port
 
 
 def sensai(*arguments: str, port: int, **options: object) -> Spec:

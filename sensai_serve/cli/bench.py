@@ -256,3 +256,20 @@ def peers(
         with progress(quiet=quiet) as on_step:
             measured = compare.measure(opened, samples, peer or (), options, on_step)
         _publish(report(measured), out)
+
+
+@bench.command()
+def speed(
+    results: Annotated[Path, typer.Argument(metavar="DIR", help="With the runs.")] = Path("benchmarks/results"),
+) -> None:
+    """What the kept runs of scale, peers and latency say about the speed that is promised; writes speed.md beside."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from benchmarks.speed import FILE, Runs, write
+
+    table = Table("figure", "aim", "measured", "holds")
+    for figure in write(Runs(results), results):
+        table.add_row(*figure.cells())
+    Console().print(table)
+    typer.echo(f"{results / FILE}")

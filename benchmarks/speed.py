@@ -1,0 +1,147 @@
+"""``sensai bench speed``: what the kept runs say about the speed that is promised, figure by figure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine as machines
+from sensai_serve.bundle import atomic_file
+from sensai_serve.errors import DataError
+
+FILE = "speed.md"
+TINY = "noop"
+"""The subject of runs with networks that compute nothing."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of the table."""
+
+    what: str
+    aim: str
+    value: float | None
+    """None: not measured."""
+    unit: str
+    low: float | None
+    high: float | None
+    holds: bool | None
+
+    def cells(self) -> tuple[str, str, str, str]:
+        """Figure, aim, measured, whether it holds."""
+        if self.value is None:
+            return self.what, self.aim, "not measured", ""
+        interval = "" if self.low is None or self.high is None else f" ({self.low:.2f}-{self.high:.2f})"
+        return self.what, self.aim, f"{self.value:.2f}{self.unit}{interval}", "yes" if self.holds else "no"
+
+
+class Runs:
+    """The ``result.json`` files under a directory."""
+
+    def __init__(self, directory: Path) -> None:
+        """Read them.
+
+        Raises:
+            DataError: there are none, or one is damaged.
+        """
+        self._runs: list[dict[str, Any]] = []
+        for path in sorted(directory.glob("*/result.json")):
+            try:
+                self._runs.append(json.loads(path.read_text()))
+            except ValueError:
+                raise DataError(f"{path} is not JSON") from None
+        if not self._runs:
+            raise DataError(f"{directory} holds no runs, expected directories with result.json")
+
+    def of(self, bench: str, *, tiny: bool) -> Iterator[dict[str, Any]]:
+        """Results of a benchmark, of no-op networks or of real ones, the latest first."""
+        for run in sorted(self._runs, key=lambda run: str(run["machine"]["date"]), reverse=True):
+            if run["bench"] == bench and (run["subject"] == TINY) == tiny:
+                yield run["results"]
+
+    def machine(self) -> str:
+        """The machine of the latest run."""
+        return machines.in_words(max((run["machine"] for run in self._runs), key=lambda m: str(m["date"])))
+
+
+def figures(runs: Runs) -> list[Figure]:
+    """Every promised figure."""
+    scale = next(runs.of("scale", tiny=True), {}).get("ratios", {})
+    tiny = next(runs.of("peers", tiny=True), {})
+    real = next(runs.of("peers", tiny=False), {})
+    latency = next(runs.of("latency", tiny=False), {})
+    whole = latency.get("ratios", {}).get("reference / class-parallel", {}).get("HTTP binary", {}).get("p50")
+    lean = "lean client"
+    return [
+        _at_most(5, "one no-op worker / empty server, both on the client's core", scale.get(
+            "one no-op worker / empty server, both on the client's core")),
+        _at_least(1.5, "FastAPI, raw body / ours, tiny network", _peer(tiny, "FastAPI", "raw body", lean)),
+        _at_least(2, "Triton, Python backend, v2 binary / ours, tiny network",
+                  _peer(tiny, "Triton, Python backend", "v2 binary", lean)),
+        *(_at_least(5, f"{peer}, its fastest route / ours, tiny network", _fastest(tiny, peer, fan_out=False))
+          for peer in ("MLServer", "BentoML", "LitServe", "Ray Serve")),
+        *(_at_least(1.3, f"{client}: Triton / ours", _peer(tiny, "Triton, Python backend", "v2 binary", client))
+          for client in ("tritonclient HTTP", "tritonclient gRPC")),
+        _at_least(5, "ten tiny subnets: Triton's ensemble / ours",
+                  _peer(tiny, "Triton, Python backend", "v2 binary, ensemble", lean)),
+        _at_least(1.2, "ten tiny subnets: FastAPI in a loop / ours",
+                  _peer(tiny, "FastAPI", "raw body, in a loop", lean)),
+        _at_most(2, "fan-out alone: W = 10 / W = 1, in process", scale.get("10 no-op workers / 1, in process")),
+        _at_most(3, "W = 64 / W = 8, HTTP binary", scale.get("64 no-op workers / 8, HTTP binary")),
+        _at_least(3, "reference at its fastest / class-parallel, HTTP binary, same cores", whole),
+        _at_most(1.5, "memory: ours / FastAPI with the reference", _memory(real)),
+        _at_most(3, "start to ready", _ready(real), " s"),
+    ]  # fmt: skip
+
+
+def write(runs: Runs, directory: Path) -> list[Figure]:
+    """Write the table as Markdown beside the runs, for the README to quote."""
+    found = figures(runs)
+    lines = ["| figure | aim | measured | holds |", "|---|---|---|---|"]
+    lines += [f"| {' | '.join(figure.cells())} |" for figure in found]
+    lines += ["", f"{runs.machine()}. Ratios of medians, 95% intervals."]
+    with atomic_file(directory / FILE) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return found
+
+
+def _peer(results: Mapping[str, Any], peer: str, setup: str, client: str) -> Mapping[str, Any] | None:
+    for one in results.get("compared", ()):
+        if (one["peer"], one["setup"], one["client"]) == (peer, setup, client):
+            ratio: Mapping[str, Any] = one["ratio_p50"]
+            return ratio
+    return None
+
+
+def _fastest(results: Mapping[str, Any], peer: str, *, fan_out: bool) -> Mapping[str, Any] | None:
+    found = [one["ratio_p50"] for one in results.get("compared", ())
+             if one["peer"] == peer and one["fan_out"] == fan_out]  # fmt: skip
+    return min(found, key=lambda ratio: float(ratio["value"]), default=None)
+
+
+def _memory(results: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    theirs = [one["memory_bytes"] for one in results.get("compared", ())
+              if (one["peer"], one["setup"]) == ("FastAPI", "raw body")]  # fmt: skip
+    return {"value": results["ours"]["fan-out"]["memory_bytes"] / theirs[0]} if theirs else None
+
+
+def _ready(results: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    return {"value": results["ours"]["fan-out"]["ready_s"]} if "ours" in results else None
+
+
+def _at_most(limit: float, what: str, found: Mapping[str, Any] | None, unit: str = "x") -> Figure:
+    return _figure(what, f"<= {limit:g}{unit}", found, unit, lambda value: value <= limit)
+
+
+def _at_least(limit: float, what: str, found: Mapping[str, Any] | None) -> Figure:
+    return _figure(what, f">= {limit:g}x", found, "x", lambda value: value >= limit)
+
+
+def _figure(what: str, aim: str, found: Mapping[str, Any] | None, unit: str, holds: Callable[[float], bool]) -> Figure:
+    if found is None:
+        return Figure(what, aim, None, unit, None, None, None)
+    value = float(found["value"])
+    return Figure(what, aim, value, unit, found.get("low"), found.get("high"), holds(value))
