@@ -33,13 +33,13 @@ CMD ["--help"]
 
 FROM base AS serve
 COPY --from=wheel /dist /tmp/dist
-RUN wheel=$(ls /tmp/dist/*.whl) && pip install --constraint /tmp/constraints.txt "${wheel}[serve]" && rm -r /tmp/dist \
+RUN wheel=$(ls /tmp/dist/*.whl) && pip install --constraint /tmp/constraints.txt "${wheel}[grpc]" && rm -r /tmp/dist \
     && if python -c "import torch" 2>/dev/null; then echo "torch is in the serving image" >&2; exit 1; fi
 USER sensai
 WORKDIR /home/sensai
 # Inside a container loopback reaches nobody; what is published is the operator's choice (docker run -p).
-ENV SENSAI_HTTP=0.0.0.0:8000
-EXPOSE 8000
+ENV SENSAI_HTTP=0.0.0.0:8000 SENSAI_GRPC=0.0.0.0:8001
+EXPOSE 8000 8001
 VOLUME /bundles
 HEALTHCHECK --interval=10s --timeout=2s --start-period=30s --retries=3 \
     CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/v2/health/ready', timeout=2)"]
