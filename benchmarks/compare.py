@@ -16,6 +16,7 @@ from benchmarks import machine, servers
 from benchmarks.client import Client
 from benchmarks.networks import Network, Threads, as_bundle, fastest
 from benchmarks.peers import LEAN, Peer, Setup, Work
+from benchmarks.report import without_paths
 from benchmarks.transports import TRANSPORTS, Endpoint
 from benchmarks.turns import Calls, Rounds, Subject, in_turns
 from benchmarks.venvs import environment
@@ -186,14 +187,14 @@ def _measure_peer(
     try:
         python, versions = install(name, peer.requirements)
     except ServingError as error:
-        measured.missing[peer.name, "all"] = str(error)
+        measured.missing[peer.name, "all"] = without_paths(str(error))
         return
     for setup in peer.setups:
         workload = workloads[setup.fan_out]
         try:
             _measure_setup(peer, setup, python, versions.get(peer.version_of, ""), workload, samples, measured)
         except (ServingError, OSError) as error:
-            measured.missing[peer.name, setup.name] = str(error)
+            measured.missing[peer.name, setup.name] = without_paths(str(error))
 
 
 def _measure_setup(

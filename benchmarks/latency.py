@@ -17,6 +17,7 @@ from benchmarks.inprocess import in_process
 from benchmarks.labelled import Labelled
 from benchmarks.loads import Load, closed, opened
 from benchmarks.networks import Fastest, Network, Threads, as_bundle, direct, fastest, monolith
+from benchmarks.report import without_paths
 from benchmarks.stats import summarise
 from benchmarks.transports import TRANSPORTS, Endpoint, is_lean, uses_grpc
 from benchmarks.turns import Calls, Rounds, Subject, in_turns
@@ -25,7 +26,7 @@ from sensai_serve import load
 from sensai_serve.bundle import Bundle
 from sensai_serve.errors import ServingError
 from sensai_serve.preprocess import Floats
-from serving.devices import default_devices, parse_device
+from serving.devices import Device, default_devices, parse_device
 from serving.gateway import GatewayOptions
 
 IN_PROCESS = "in process"
@@ -113,7 +114,7 @@ def measure(bundle: Bundle, data: Labelled, options: Options, on_step: OnStep) -
             (kind, IN_PROCESS): direct(Network(network, name, threads[kind].threads, device), samples)
             for kind, network in networks.items()
         }
-        subjects[SUBNET, IN_PROCESS] = _slowest_subnet(bundle, samples)
+        subjects[SUBNET, IN_PROCESS] = _slowest_subnet(bundle, samples, device)
         served = GatewayOptions(
             devices=tuple(map(parse_device, options.devices)) or default_devices(), backend=options.backend
         )
@@ -139,11 +140,11 @@ def measure(bundle: Bundle, data: Labelled, options: Options, on_step: OnStep) -
     return measured
 
 
-def _slowest_subnet(bundle: Bundle, samples: Sequence[Floats]) -> Subject:
+def _slowest_subnet(bundle: Bundle, samples: Sequence[Floats], device: Device | None) -> Subject:
     """The subnet that takes longest alone: what no fan-out can beat."""
     name, one = bundle.manifest.input.name, Threads(1, spinning=False)
     workers = range(bundle.assignment.n_workers)
-    alone = {w: direct(Network(bundle.subnet(w), name, one), samples) for w in workers}
+    alone = {w: direct(Network(bundle.subnet(w), name, one, device), samples) for w in workers}
     times = in_turns(alone, rounds=5, per_round=20, n_samples=len(samples))
     return alone[max(workers, key=lambda w: summarise(times[w]).p50)]
 
@@ -178,7 +179,7 @@ def _clients(
                 client.exchange(0)
                 yield (kind, transport), client
             except ServingError as error:
-                measured.missing[kind, transport] = str(error)
+                measured.missing[kind, transport] = without_paths(str(error))
 
 
 def _time(subjects: dict[Key, Subject], measured: Measured, n_samples: int, on_step: OnStep) -> None:

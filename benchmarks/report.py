@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,11 @@ class Report:
     results: Any
     """Plain data, as JSON holds it."""
     parts: Sequence[Table | Picture]
+
+
+def without_paths(message: str) -> str:
+    """A reason for a report: of a path, which is nobody's business, only the last part."""
+    return re.sub(r"(?:/[\w.+~-]+){2,}", lambda path: path[0].rpartition("/")[2], message)
 
 
 def show(report: Report, console: Console) -> None:

@@ -13,6 +13,7 @@ import pytest
 from benchmarks.breakdown import PARTS, breakdown
 from benchmarks.labelled import golden
 from benchmarks.networks import Network, Threads, as_bundle, fastest, monolith
+from benchmarks.report import without_paths
 from benchmarks.transports import TRANSPORTS
 from sensai_serve import load
 from sensai_serve.bundle import Bundle
@@ -94,6 +95,11 @@ def test_a_monolith_is_named_in_the_provenance(make_bundle, tmp_path: Path) -> N
         monolith(Bundle.open(path))
     with pytest.raises(BundleError, match="is no network from input to FP32"):
         monolith(Bundle.open(path), path / "subnets/00.onnx")
+
+
+def test_a_reason_names_no_path() -> None:
+    reason = "/home/someone/.cache/peers/x-1/bin/python: No module named y (status 404 of /ready)"
+    assert without_paths(reason) == "python: No module named y (status 404 of /ready)"
 
 
 def test_data_of_a_source_goes_to_a_file_that_benchmarks_read(bench, tmp_path: Path) -> None:

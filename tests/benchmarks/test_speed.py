@@ -28,16 +28,15 @@ def compared(peer: str, setup: str, value: float, *, fan_out: bool = False, clie
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
     ours = {"fan-out": {"memory_bytes": 120, "ready_s": 1.5}}
-    tiny = [compared("FastAPI", "raw body", 1.6), compared("MLServer", "v2 JSON", 7.0),
-            compared("MLServer", "something faster", 4.0), compared("MLServer", "v2 JSON, in a loop", 2.0, fan_out=True)]  # fmt: skip
+    tiny = [
+        compared("FastAPI", "raw body", 1.6),
+        compared("MLServer", "v2 JSON", 7.0),
+        compared("MLServer", "something faster", 4.0),
+        compared("MLServer", "v2 JSON, in a loop", 2.0, fan_out=True),
+    ]
     keep(tmp_path, "peers-noop", "peers", "noop", {"compared": tiny, "ours": ours})
-    keep(
-        tmp_path,
-        "peers-cifar10",
-        "peers",
-        "cifar10",
-        {"compared": [compared("FastAPI", "raw body", 2.0)], "ours": ours},
-    )
+    real = [compared("FastAPI", "raw body", 2.0)]
+    keep(tmp_path, "peers-cifar10", "peers", "cifar10", {"compared": real, "ours": ours})
     fan_out = {"10 no-op workers / 1, in process": {"value": 1.9, "low": None, "high": None}}
     keep(tmp_path, "scale-noop", "scale", "noop", {"ratios": fan_out})
     old = {"ratios": {"10 no-op workers / 1, in process": {"value": 9.9, "low": 9.8, "high": 10.0}}}
