@@ -124,9 +124,9 @@ def predict(
 
 def _show(settings: list[Described]) -> None:
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table("setting", "value", "from", "what it is")
+    table = Table(Column("setting", no_wrap=True), "value", Column("from", no_wrap=True), "what it is")
     for setting in settings:
         table.add_row(setting.name, setting.value or "none", setting.origin, setting.help)
     Console().print(table)
