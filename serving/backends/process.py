@@ -65,7 +65,9 @@ class _Process:
     busy_since: float = 0.0
     """When it was given its oldest task, or answered the one before."""
     tasks: deque[tuple[int, Task]] = field(default_factory=deque)
-    """Word and task, oldest first: two open ones at most, and closed ones that it has yet to drop."""
+    """Word and task, oldest first, as they stand in its ring: those that it has not answered or dropped yet."""
+    held: deque[tuple[int, Task]] = field(default_factory=deque)
+    """What is handed over next: a straggler's ring may be full of tasks that were answered without it."""
 
 
 class Backend:
@@ -129,20 +131,30 @@ class Backend:
         self._ticket += 1
         word = Word(self._ticket, slot, n_inputs).pack()
         self._memory.tickets[slot] = self._ticket
-        now = time.monotonic()
         for worker in workers:
             process = self._processes[worker]
             if not process.up:
                 task.fail(worker, Cause.DEAD)
-            elif len(process.tasks) >= RING or sum(not t.closed for _, t in process.tasks) >= HOLDS:
+                continue
+            process.held = deque((w, t) for w, t in process.held if not t.closed)
+            if len(process.held) + sum(not t.closed for _, t in process.tasks) >= HOLDS:
                 task.fail(worker, Cause.FULL)
-            else:
-                if not process.tasks:
-                    process.busy_since = now
-                process.tasks.append((word, task))
-                self._memory.mailboxes[worker][process.given % RING] = word
-                process.given += 1
-                os.eventfd_write(process.wake_fd, 1)
+                continue
+            process.held.append((word, task))
+            self._hand_over(process)
+
+    def _hand_over(self, process: _Process) -> None:
+        """Give a worker what is held for it, as far as its ring has room."""
+        while process.held and len(process.tasks) < RING:
+            word, task = process.held.popleft()
+            if task.closed:
+                continue
+            if not process.tasks:
+                process.busy_since = time.monotonic()
+            process.tasks.append((word, task))
+            self._memory.mailboxes[process.worker][process.given % RING] = word
+            process.given += 1
+            os.eventfd_write(process.wake_fd, 1)
 
     def stop(self) -> None:
         """Kill every process: none of them holds anything that would be lost."""
@@ -186,6 +198,7 @@ class Backend:
                     task.fail(process.worker, Cause.FAILED)
                 if task.closed and int(self._memory.tickets[unpacked.slot]) == unpacked.ticket:
                     self._memory.tickets[unpacked.slot] = 0  # who has not begun need not
+            self._hand_over(process)
 
     def _open(self) -> None:
         self._loop.add_reader(self._done_fd, self._on_done)
@@ -280,8 +293,9 @@ class Backend:
         if process.popen is not None:
             process.popen.wait()
             process.popen = None
-        while process.tasks:
-            process.tasks.popleft()[1].fail(process.worker, Cause.DEAD)
+        for tasks in (process.tasks, process.held):
+            while tasks:
+                tasks.popleft()[1].fail(process.worker, Cause.DEAD)
         with contextlib.suppress(BlockingIOError):  # a wake-up that nobody took
             _drain(process.wake_fd)
 

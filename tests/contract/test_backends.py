@@ -222,6 +222,20 @@ def test_disagreeing_on_the_same_input_for_ever_is_no_fault(make_bundle, backend
     run(test)
 
 
+def test_without_patience_a_straggler_is_never_an_erasure(tiny_bundle: Path, backend: str) -> None:
+    """However many requests are answered while it runs one."""
+
+    async def test() -> None:
+        async with serving(tiny_bundle, "5:delay=80ms,after=8", backend=backend, patience=0) as gateway:
+            for seed in range(120):
+                reply = await gateway.infer(inputs(1, seed))
+                assert reply.erasures == {}
+                assert reply.answer.complete
+            assert gateway.counters.decided_early > 50
+
+    run(test)
+
+
 def test_an_abandoned_request_costs_nothing_more(tiny_bundle: Path, backend: str) -> None:
     async def test() -> None:
         async with serving(tiny_bundle, "*:delay=30ms", backend=backend, patience=0) as gateway:
