@@ -223,8 +223,10 @@ class Gateway:
             # After this request's reply is written: what follows is for the next ones.
             asyncio.get_running_loop().call_soon(self._book, outcome)
             answer = await self._uncovered(inputs, outcome) if outcome.uncovered else outcome.answer
-            if (options.abstain_unelected and not answer.elected) or options.abstain_margin:
-                answer = answer.abstaining(unelected=options.abstain_unelected, margin=options.abstain_margin)
+            # Nobody votes where the reference answers.
+            unelected = options.abstain_unelected and not (outcome.uncovered and self._reference is not None)
+            if (unelected and not answer.elected) or options.abstain_margin:
+                answer = answer.abstaining(unelected=unelected, margin=options.abstain_margin)
                 self.counters.abstained += bool((answer.class_id < 0).any())
             self.counters.succeeded += 1
             worker_seconds = {w: a.run_s for w, a in outcome.arrivals.items()}
