@@ -58,7 +58,7 @@ def _picture(chosen: Sequence[Compared], what: str, name: str) -> Picture:
         for label in sorted(medians, key=lambda label: medians[label].value)
     }
     title = f"{what}: median time of one request, lean client"
-    return Picture(name, title, plots.bars(bars), size=(9, 1.6 + 0.62 * len(bars)))
+    return Picture(name, title, plots.bars(bars, [OURS]), size=(9, 1.6 + 0.62 * len(bars)))
 
 
 def _servers(measured: Measured) -> Iterator[Table]:

@@ -35,14 +35,19 @@ class Line:
     dashed: bool = False
 
 
-def bars(groups: Mapping[str, Mapping[str, Estimate]]) -> Draw:
-    """Horizontal bars with intervals: for each group along the axis, for each series its figure in seconds."""
+def bars(groups: Mapping[str, Mapping[str, Estimate]], first: Sequence[str] = ()) -> Draw:
+    """Horizontal bars with intervals.
+
+    Args:
+        groups: for each group along the axis, for each series its figure in seconds.
+        first: series that get the first colours.
+    """
 
     from matplotlib.patches import Patch
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
-        series = list(dict.fromkeys(name for group in groups.values() for name in group))
+        series = list(dict.fromkeys([*first, *(name for group in groups.values() for name in group)]))
         unit, scale = _unit(e.value for group in groups.values() for e in group.values())
         row, ticks = 0.0, []
         for group in groups.values():

@@ -31,6 +31,8 @@ _MARK = "SENSAI_BENCH_MARK"
 _PORTS = 20_000, 32_000
 _TERM_S = 10.0
 """How long a server may take to end by itself."""
+_LEFT_S = 2.0
+"""How long what it leaves behind may take."""
 _TAIL = 2000
 
 
@@ -170,20 +172,20 @@ def _end(process: subprocess.Popen[bytes], mark: str) -> None:
     """Ask the first process to end, which mostly ends all; then all that are left; then make them."""
     handles: dict[int, int] = {}
     _hold(mark, handles)  # before any ends: what loses its parent cannot be traced to it any more
-    _signal(handles, [process.pid], signal.SIGTERM)
-    for number in (signal.SIGTERM, signal.SIGKILL):
+    _signal(handles, [process.pid], signal.SIGTERM, _TERM_S)
+    for number, wait_s in ((signal.SIGTERM, _LEFT_S), (signal.SIGKILL, _TERM_S)):
         _hold(mark, handles)
-        _signal(handles, list(handles), number)
+        _signal(handles, list(handles), number, wait_s)
     process.wait()
 
 
-def _signal(handles: dict[int, int], pids: Sequence[int], number: signal.Signals) -> None:
-    """Signal these and wait until they have ended, not for ever; the handles of all that have ended are closed."""
+def _signal(handles: dict[int, int], pids: Sequence[int], number: signal.Signals, wait_s: float) -> None:
+    """Signal these and wait until they have ended, so long at most; the handles of all that have ended are closed."""
     for pid in pids:
         if pid in handles:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(handles[pid], number)
-    stop = time.monotonic() + _TERM_S
+    stop = time.monotonic() + wait_s
     while any(pid in handles for pid in pids) and time.monotonic() < stop:
         ended, _, _ = select.select(list(handles.values()), [], [], 0.1)
         for pid in [pid for pid, handle in handles.items() if handle in ended]:
