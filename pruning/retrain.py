@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pruning.data import Augmentation, Dataset, Labels
+from sensai_serve.errors import DeviceError
 from sensai_serve.preprocess import Floats, normalise
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -149,6 +150,18 @@ def use_threads(threads: int | None, shape: tuple[int, ...]) -> None:
         threads = 1
     if threads is not None:
         torch.set_num_threads(threads)
+
+
+def require_device(device: str) -> None:
+    """Check that torch can compute there.
+
+    Raises:
+        DeviceError: it cannot.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch raises either, by how it was built
+        raise DeviceError(f"--device {device}: torch cannot use it here ({str(error).splitlines()[0]})") from None
 
 
 def autocast(device: torch.device, *, enabled: bool) -> AbstractContextManager[Any]:

@@ -52,13 +52,14 @@ def train(
     from safetensors.torch import save_file
 
     from pruning.recipe import Recipe
+    from pruning.retrain import require_device
     from pruning.train import train as train_reference
     from sensai_serve.bundle import atomic_file
 
     if out.suffix != ".safetensors" or out.exists():
         raise InputError(f"--out is {out}, expected a new file that ends in .safetensors")
     options = Recipe(data, model, **_given(validation=validation, precision=precision), batch=batch, seed=seed)
-    _check(device)
+    require_device(device)
     with progress(quiet=quiet) as report:
         trained = train_reference(
             data,
@@ -137,6 +138,7 @@ def prune(
     from pruning.data import absolute
     from pruning.plan import make_plan
     from pruning.recipe import Recipe
+    from pruning.retrain import require_device
 
     if out is None and not dry_run:
         raise InputError("--out is missing, expected a directory for the run (or --dry-run)")
@@ -168,7 +170,7 @@ def prune(
         precision=precision,
     )
     recipe = Recipe(absolute(data), model, assignment, seed=seed, **target, **given)
-    _check(device)
+    require_device(device)
     with progress(quiet=quiet) as report:
         plan = make_plan(recipe, weights, device=device, threads=threads)
         if out is None or dry_run:
@@ -224,17 +226,6 @@ def _offsets(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise InputError(f"--offsets is {text!r}, expected whole numbers, say 0,1,3") from None
-
-
-def _check(device: str) -> None:
-    import torch
-
-    from sensai_serve.errors import DeviceError
-
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch raises either, by how it was built
-        raise DeviceError(f"--device {device}: torch cannot use it here ({str(error).splitlines()[0]})") from None
 
 
 def _print_plan(plan: Plan, sizes: list[Any]) -> None:
