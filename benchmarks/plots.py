@@ -51,7 +51,7 @@ def bars(groups: Mapping[str, Mapping[str, Estimate]], first: Sequence[str] = ()
         unit, scale = _unit(e.value for group in groups.values() for e in group.values())
         row, ticks = 0.0, []
         for group in groups.values():
-            first = row
+            top = row
             for name, estimate in group.items():
                 below, above = _error(estimate)
                 value, colour = estimate.value * scale, _colour(series.index(name))
@@ -60,7 +60,7 @@ def bars(groups: Mapping[str, Mapping[str, Estimate]], first: Sequence[str] = ()
                 axes.annotate(number(value), (value + above * scale, row), (4, 0), textcoords="offset points",
                               va="center", fontsize=9)  # fmt: skip
                 row += 1
-            ticks.append((first + row - 1) / 2)
+            ticks.append((top + row - 1) / 2)
             row += 0.6
         axes.set_yticks(ticks, list(groups))
         axes.invert_yaxis()

@@ -14,6 +14,7 @@ from benchmarks import compare, venvs
 from benchmarks.compare_report import report
 from benchmarks.noop import noop_bundle, noop_network
 from benchmarks.peers import Peer, Work, fastapi
+from benchmarks.report import write
 from benchmarks.servers import Spec
 from sensai_serve.bundle import Bundle
 from sensai_serve.errors import ServingError
@@ -53,7 +54,7 @@ def here(name: str, requirements) -> tuple[Path, dict[str, str]]:
     return Path(sys.executable), {"fastapi": version("fastapi")}
 
 
-def test_a_peer_is_measured_beside_ours_and_a_missing_one_is_reported(bundle: Bundle) -> None:
+def test_a_peer_is_measured_beside_ours_and_a_missing_one_is_reported(bundle: Bundle, tmp_path: Path) -> None:
     steps = []
     measured = compare.measure(
         bundle, SAMPLES, ["fastapi", "litserve"], FEW, lambda *step: steps.append(step), install=here
@@ -68,6 +69,8 @@ def test_a_peer_is_measured_beside_ours_and_a_missing_one_is_reported(bundle: Bu
         assert one.version == version("fastapi")
     assert measured.missing == {("LitServe", "all"): "litserve cannot be installed: ERROR: no network"}
     made = report(measured)
+    write(made, tmp_path)
+    assert {path.name for path in tmp_path.glob("*.png")} == {"reference.png", "fan-out.png"}
     assert {part.title for part in made.parts} >= {"Not measured", "Servers"}
     assert made.results["missing"][0]["peer"] == "LitServe"
     assert all(one["ratio_p50"]["value"] > 0 for one in made.results["compared"])
