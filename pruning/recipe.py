@@ -51,10 +51,10 @@ class Recipe:
     from the reference. None: twelve times the training part, at least 40,000."""
     recover_amount: float | None = None
     """`amount` of that network; None: the same, so that workers are specialised from it without a second cut."""
-    recover_rate: float = 0.02
+    recover_rate: float = 0.01
     images: int | None = None
     """Image passes of each worker's own retraining. None: once the training part, at least 8,000."""
-    rate: float = 0.02
+    rate: float = 0.01
     batch: int = 128
 
     validation: float = 0.1
