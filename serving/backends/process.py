@@ -161,10 +161,6 @@ class Backend:
         self._stopping = True
         closed = threading.Event()
         self._loop.call_soon_threadsafe(self._close, closed)
-        for process in self._processes:
-            if process.popen is not None:
-                process.popen.kill()
-                process.popen.wait()
         closed.wait(5.0)
         for fd in (self._done_fd, self._memory_fd, *(f for p in self._processes for f in (p.network_fd, p.wake_fd))):
             os.close(fd)
@@ -208,6 +204,10 @@ class Backend:
         if self._looking is not None:
             self._looking.cancel()
         self._loop.remove_reader(self._done_fd)
+        # All of it here: a process belongs to the event loop's thread, which may be burying it in this moment.
+        for process in self._processes:
+            if process.popen is not None:
+                process.popen.kill()
         for process in self._processes:
             self._bury(process)
         closed.set()
@@ -244,9 +244,12 @@ class Backend:
         self._loop.call_soon_threadsafe(self._watch, process, popen, os.pidfd_open(popen.pid))
 
     def _watch(self, process: _Process, popen: subprocess.Popen[bytes], pidfd: int) -> None:
-        process.popen, process.pidfd = popen, pidfd
-        if self._stopping:
+        if self._stopping:  # it was started while the others were ended
             popen.kill()
+            popen.wait()
+            os.close(pidfd)
+            return
+        process.popen, process.pidfd = popen, pidfd
         self._loop.add_reader(pidfd, self._on_exit, process)
         self._on_done()  # it may have been ready before it was watched
 
