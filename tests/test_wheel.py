@@ -1,0 +1,51 @@
+"""The wheel: everything that runs, nothing that only tests, and it works from another folder."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from sensai_serve import __version__
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return next(out.glob("*.whl"))
+
+
+def test_it_holds_every_package_and_no_tests(wheel: Path) -> None:
+    assert wheel.name == f"sensai_serve-{__version__}-py3-none-any.whl"
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.partition("/")[0] for name in names} == {
+        "sensai_serve", "pruning", "export", "serving", "benchmarks", f"sensai_serve-{__version__}.dist-info",
+    }  # fmt: skip
+    assert not [name for name in names if "test" in Path(name).name.partition("_")[0] or "results" in name]
+    assert "sensai_serve/py.typed" in names
+
+
+def test_it_works_from_another_folder(wheel: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    code = (
+        "import pathlib, sensai_serve, numpy; "
+        "assert pathlib.Path(sensai_serve.__file__).is_relative_to(pathlib.Path('site').resolve()); "
+        f"print(sensai_serve.load({str(tiny_bundle)!r}).predict(numpy.zeros((3, 8, 8))).label)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
+    for arguments in (["-c", code], ["-m", "sensai_serve", "inspect", str(tiny_bundle)]):
+        done = subprocess.run(
+            [sys.executable, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60,
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert "class-" in done.stdout
