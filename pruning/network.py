@@ -21,6 +21,7 @@ from pruning.heads import Head, Subnet, replace_output
 from pruning.plan import Plan
 from pruning.reconstruct import reconstruct
 from pruning.retrain import Loss, Schedule, autocast, fit, infer, use_bf16
+from pruning.snapshot import Snapshot
 from pruning.surgery import apply_cut, compose, kept_outputs, measure, output_layer
 from sensai_serve import plugins
 from sensai_serve.preprocess import Floats, normalise
@@ -43,8 +44,13 @@ class Stage:
     seed: int
 
 
-def make_network(base: Base, stage: Stage) -> tuple[Network, nn.Module, Floats]:
+def make_network(base: Base, stage: Stage, snapshot: Snapshot) -> tuple[Network, nn.Module, Floats]:
     """Cut a network for some classes out of `base`, reconstruct what its layers made, give it a head, and retrain it.
+
+    Args:
+        base: what it is cut out of.
+        stage: what it is for.
+        snapshot: where its retraining is kept while it is unfinished.
 
     Raises:
         ModelError: the cut cannot be made.
@@ -74,6 +80,7 @@ def make_network(base: Base, stage: Stage) -> tuple[Network, nn.Module, Floats]:
         seed=stage.seed,
         precision=plan.recipe.precision,
         on_step=lambda done, total: base.on_progress(stage.name, done, total),
+        snapshot=snapshot,
     )
     subnet = Subnet(network, head)
     size = measure(subnet, plan.shape)

@@ -10,6 +10,7 @@ from pruning.choose import Base, OnProgress, choose_cut, silent
 from pruning.network import Stage, make_network
 from pruning.plan import Plan
 from pruning.retrain import Schedule, infer
+from pruning.snapshot import Snapshot
 from pruning.surgery import Size, apply_cut, measure
 from sensai_serve import plugins
 from sensai_serve.merge import MergePlan
@@ -31,13 +32,19 @@ def prune(plan: Plan, out: str | Path, *, on_progress: OnProgress = silent) -> R
         run.create(plan.reference, plan.size)
     if recovery_images(plan):
         if not run.has(RECOVERED):
-            run.save(RECOVERED, *make_network(base, recovery(plan)))
+            _make(run, RECOVERED, base, recovery(plan))
         # Read back even where it was just made: a resumed run must go on from the same numbers.
         base = Base(plan, run.load(RECOVERED).network.to(plan.device), run.network(RECOVERED).cut, on_progress)
     for worker in range(run.assignment.n_workers):
         if not run.has(run.folder(worker)):
-            run.save(run.folder(worker), *make_network(base, specialisation(plan, worker)))
+            _make(run, run.folder(worker), base, specialisation(plan, worker))
     return run
+
+
+def _make(run: Run, name: str, base: Base, stage: Stage) -> None:
+    snapshot = Snapshot(run.path / f".{name.replace('/', '-')}.training", {"name": name})  # the run knows the recipe
+    run.save(name, *make_network(base, stage, snapshot))
+    snapshot.clear()
 
 
 def check_cuts(base: Base) -> None:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pruning.data import Augmentation, Dataset, Labels
+from pruning.snapshot import Snapshot
 from sensai_serve.errors import DeviceError
 from sensai_serve.preprocess import Floats, normalise
 
@@ -53,6 +54,7 @@ def fit(
     seed: int,
     precision: Precision = "auto",
     on_step: OnStep = lambda done, total: None,
+    snapshot: Snapshot | None = None,
 ) -> None:
     """Train `model` in place: stochastic gradient descent with Nesterov momentum and a one-cycle learning rate.
 
@@ -65,6 +67,11 @@ def fit(
         seed: of augmentation, and of dropout where the network has it.
         precision: ``bf16`` computes in bfloat16 with channels last; ``auto`` does where it pays.
         on_step: hears of progress.
+        snapshot: where an unfinished training is kept and goes on from; the caller clears it.
+
+    Raises:
+        OutputExistsError: the snapshot is of another recipe.
+        InputError: it cannot be read.
     """
     device = next(model.parameters()).device
     torch.manual_seed(seed)
@@ -86,7 +93,8 @@ def fit(
     cycle = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, schedule.rate, total_steps=steps + 1, pct_start=schedule.warm_up, cycle_momentum=False
     )
-    for step, indices in enumerate(islice(batches, steps)):
+    done = snapshot.restore(model, optimiser, cycle, generator) if snapshot else 0
+    for step, indices in enumerate(islice(batches, done, steps), start=done + 1):
         x = torch.from_numpy(normalise(dataset.x[indices], dataset.spec))  # [B, *shape]
         x = augment(x, dataset.augmentation, generator).to(device).contiguous(memory_format=layout)
         with autocast(device, enabled=faster):
@@ -95,7 +103,9 @@ def fit(
         torch.autograd.backward(loss(x, logits.float(), indices))
         optimiser.step()
         cycle.step()
-        on_step((step + 1) * schedule.batch, steps * schedule.batch)
+        on_step(step * schedule.batch, steps * schedule.batch)
+        if snapshot:
+            snapshot.keep(step, model, optimiser, cycle, generator)
     model.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
 
 

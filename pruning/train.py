@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from pruning import data, models
 from pruning.data import Dataset
 from pruning.retrain import OnStep, Precision, Schedule, fit, infer, use_threads
 from pruning.sampling import uniform
+from pruning.snapshot import Snapshot
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ def train(
     device: str = "cpu",
     threads: int | None = None,
     on_step: OnStep = lambda done, total: None,
+    snapshot: Path | None = None,
 ) -> Trained:
     """Train a network from scratch on the training part of `source`, less its validation part.
 
@@ -54,14 +57,25 @@ def train(
         device: torch's name of where to compute.
         threads: of the CPU; None: as many as pay.
         on_step: hears of progress.
+        snapshot: file that an unfinished training is kept in and goes on from; the caller removes it.
 
     Raises:
-        InputError: the data or the model is wrong.
+        InputError: the data or the model is wrong, or the snapshot is of a training with other options.
     """
     dataset = data.load(source, seed=seed)
     indices, held_out = data.split(dataset.y, validation, seed)
     use_threads(threads, dataset.spec.shape)
     schedule = Schedule(epochs * len(indices), rate, batch)
+    recipe = {
+        "data": dataset.digest(),
+        "model": model_name,
+        "epochs": epochs,
+        "rate": rate,
+        "batch": batch,
+        "validation": validation,
+        "seed": seed,
+        "precision": precision,
+    }
     torch.manual_seed(seed)
     model = models.create(model_name, dataset.n_classes, dataset.spec.shape).to(device)
     batches = uniform.batches(dataset.y, indices, (), schedule.batch, np.random.default_rng(seed))
@@ -75,6 +89,7 @@ def train(
         seed=seed,
         precision=precision,
         on_step=on_step,
+        snapshot=None if snapshot is None else Snapshot(snapshot, recipe),
     )
     right = infer(model, dataset, dataset.x[held_out]).argmax(axis=1) == dataset.y[held_out]
     return Trained(model, dataset, float(right.mean()))

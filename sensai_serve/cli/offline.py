@@ -48,7 +48,7 @@ def train(
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
-    """Train a reference network from scratch, where you have none."""
+    """Train a reference network from scratch, where you have none. A killed training goes on where it was."""
     from safetensors.torch import save_file
 
     from pruning.recipe import Recipe
@@ -73,9 +73,11 @@ def train(
             device=device,
             threads=threads,
             on_step=lambda done, total: report("train", done, total),
+            snapshot=(snapshot := out.with_suffix(".training")),
         )
     with atomic_file(out) as temporary:
         save_file({name: value.contiguous().cpu() for name, value in trained.model.state_dict().items()}, temporary)
+    snapshot.unlink(missing_ok=True)
     typer.echo(f"{out}: {model} on {data}, {trained.accuracy:.2%} of the validation part right")
 
 

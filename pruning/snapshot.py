@@ -1,0 +1,82 @@
+"""A training that was killed goes on from its last snapshot, to the same weights as if nothing had happened."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Generator, nn
+from torch.optim import SGD
+from torch.optim.lr_scheduler import OneCycleLR
+
+from sensai_serve.bundle import atomic_file
+from sensai_serve.errors import InputError, OutputExistsError
+
+SECONDS = 60.0
+"""Between two snapshots: what a killed training loses at most."""
+
+
+@dataclass
+class Snapshot:
+    """Where the state of one unfinished training is kept."""
+
+    path: Path
+    recipe: dict[str, Any]
+    """Whatever decides the training's result; a snapshot of another recipe is refused."""
+    every: float = SECONDS
+    _written: float = field(default_factory=time.monotonic)
+
+    def restore(self, model: nn.Module, optimiser: SGD, cycle: OneCycleLR, generator: Generator) -> int:
+        """Bring everything to where the snapshot left it.
+
+        Raises:
+            OutputExistsError: the snapshot is of another recipe.
+            InputError: it cannot be read.
+
+        Returns:
+            Steps done so far; 0 where there is no snapshot.
+        """
+        if not self.path.exists():
+            return 0
+        try:
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+            recipe = state["recipe"]
+        except Exception as error:  # torch raises whatever its unpickler meets
+            reason = (str(error).splitlines() or [""])[0]
+            raise InputError(f"{self.path} cannot be read ({reason}), expected a snapshot; remove it") from None
+        if different := [key for key in self.recipe if recipe.get(key) != self.recipe[key]]:
+            key = different[0]
+            raise OutputExistsError(
+                f"{self.path} is of an unfinished training with {key} {recipe.get(key)}, this one has "
+                f"{self.recipe[key]}; expected the same, or the file to be removed"
+            )
+        model.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+        cycle.load_state_dict(state["cycle"])
+        generator.set_state(state["augmentation"])
+        torch.set_rng_state(state["torch"])
+        return int(state["step"])
+
+    def keep(self, step: int, model: nn.Module, optimiser: SGD, cycle: OneCycleLR, generator: Generator) -> None:
+        """Write the state after `step` steps, where the last time is long enough ago."""
+        if time.monotonic() - self._written < self.every:
+            return
+        state = {
+            "recipe": self.recipe,
+            "step": step,
+            "model": model.state_dict(),
+            "optimiser": optimiser.state_dict(),
+            "cycle": cycle.state_dict(),
+            "augmentation": generator.get_state(),
+            "torch": torch.get_rng_state(),
+        }
+        with atomic_file(self.path) as temporary:
+            torch.save(state, temporary)
+        self._written = time.monotonic()
+
+    def clear(self) -> None:
+        """Remove it, once what it was kept for is written."""
+        self.path.unlink(missing_ok=True)

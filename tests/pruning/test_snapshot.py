@@ -1,0 +1,62 @@
+"""A training that stops anywhere goes on from its snapshot and ends with the same weights."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pruning import data, models
+from pruning.retrain import Schedule, fit
+from pruning.sampling import uniform
+from pruning.snapshot import Snapshot
+from sensai_serve.errors import InputError, OutputExistsError
+
+
+class KilledError(Exception):
+    """Stands for the end of the process."""
+
+
+def train(path: Path | None, *, stop_at: int | None = None, recipe: str = "one") -> dict[str, torch.Tensor]:
+    dataset = data.load("digits", seed=0)
+    torch.manual_seed(0)
+    model = models.create("cnn", 10, dataset.spec.shape)
+    y = torch.from_numpy(dataset.y)
+
+    def on_step(done: int, total: int) -> None:
+        if stop_at is not None and done >= stop_at:
+            raise KilledError
+
+    fit(
+        model,
+        dataset,
+        batches=uniform.batches(dataset.y, np.arange(len(dataset.y)), (), 32, np.random.default_rng(0)),
+        loss=lambda x, logits, chosen: F.cross_entropy(logits, y[chosen]),
+        schedule=Schedule(640, 0.05, 32),
+        seed=1,
+        on_step=on_step,
+        snapshot=None if path is None else Snapshot(path, {"recipe": recipe}, every=0),
+    )
+    return model.state_dict()
+
+
+def test_same_weights_as_without_the_stop(tmp_path):
+    whole = train(None)
+    snapshot = tmp_path / "w.training"
+    for stop in (320, 480):
+        with pytest.raises(KilledError):
+            train(snapshot, stop_at=stop)
+    resumed = train(snapshot)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_snapshot_of_other_options_or_a_damaged_one_is_refused(tmp_path):
+    snapshot = tmp_path / "w.training"
+    with pytest.raises(KilledError):
+        train(snapshot, stop_at=320)
+    with pytest.raises(OutputExistsError, match="unfinished training with recipe one, this one has two"):
+        train(snapshot, recipe="two")
+    snapshot.write_bytes(snapshot.read_bytes()[:100])
+    with pytest.raises(InputError, match="expected a snapshot; remove it"):
+        train(snapshot)
