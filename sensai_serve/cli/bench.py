@@ -245,16 +245,16 @@ def peers(
     """
     import tempfile
 
-    from benchmarks import compare
-    from benchmarks.compare_report import report
+    from benchmarks import peers_run
     from benchmarks.noop import noop_bundle
+    from benchmarks.peers_report import report
 
-    options = compare.Options(requests, rounds, tuple(device or ()), backend)
+    options = peers_run.Options(requests, rounds, tuple(device or ()), backend)
     with tempfile.TemporaryDirectory() as folder:
         opened = noop_bundle(Path(folder) / "noop") if bundle is None else _open(bundle)
         samples = _labelled(opened, data).samples()
         with progress(quiet=quiet) as on_step:
-            measured = compare.measure(opened, samples, peer or (), options, on_step)
+            measured = peers_run.measure(opened, samples, peer or (), options, on_step)
         _publish(report(measured), out)
 
 

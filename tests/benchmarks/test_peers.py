@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import compare, venvs
-from benchmarks.compare_report import report
+from benchmarks import peers_run, venvs
 from benchmarks.noop import noop_bundle, noop_network
 from benchmarks.peers import Peer, Work, fastapi
+from benchmarks.peers_report import report
 from benchmarks.report import write
 from benchmarks.servers import Spec
 from sensai_serve.bundle import Bundle
@@ -39,7 +39,7 @@ BROKEN = dataclasses.replace(
         dataclasses.replace(WHOLE, name="dead", start=start_dead),
     ),
 )
-FEW = compare.Options(requests=20, rounds=4, devices=("cpu",))
+FEW = peers_run.Options(requests=20, rounds=4, devices=("cpu",))
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def here(name: str, requirements) -> tuple[Path, dict[str, str]]:
 
 def test_a_peer_is_measured_beside_ours_and_a_missing_one_is_reported(bundle: Bundle, tmp_path: Path) -> None:
     steps = []
-    measured = compare.measure(
+    measured = peers_run.measure(
         bundle, SAMPLES, ["fastapi", "litserve"], FEW, lambda *step: steps.append(step), install=here
     )
     assert steps[-1] == ("peers", 2, 2)
@@ -77,15 +77,15 @@ def test_a_peer_is_measured_beside_ours_and_a_missing_one_is_reported(bundle: Bu
 
 
 def test_a_server_that_answers_something_else_or_ends_is_no_result(bundle: Bundle) -> None:
-    measured = compare.measure(bundle, SAMPLES, [f"{__name__}:BROKEN"], FEW, lambda *_: None, install=here)
+    measured = peers_run.measure(bundle, SAMPLES, [f"{__name__}:BROKEN"], FEW, lambda *_: None, install=here)
     assert measured.compared == []
     assert "are not those of the networks in this process" in measured.missing["FastAPI", "wrong"]
     assert "ended with exit code 0" in measured.missing["FastAPI", "dead"]
 
 
 def test_every_peer_says_what_it_is() -> None:
-    assert compare.names() == ("bentoml", "fastapi", "litserve", "mlserver", "ray_serve", "triton")
-    for name in compare.names():
+    assert peers_run.names() == ("bentoml", "fastapi", "litserve", "mlserver", "ray_serve", "triton")
+    for name in peers_run.names():
         peer = find("benchmarks.peers", name, "PEER")
         assert isinstance(peer, Peer)
         assert {setup.fan_out for setup in peer.setups} == {False, True}

@@ -1,4 +1,4 @@
-"""What `benchmarks.compare` measured, as tables, pictures and plain data."""
+"""What `benchmarks.peers_run` measured, as tables, pictures and plain data."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 
 from benchmarks import plots
 from benchmarks.cells import microseconds, times
-from benchmarks.compare import Compared, Measured
 from benchmarks.peers import LEAN
+from benchmarks.peers_run import Compared, Measured
 from benchmarks.report import Picture, Report, Row, Table
 from benchmarks.stats import ratio, summarise
 
