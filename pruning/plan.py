@@ -10,8 +10,9 @@ from torch import nn
 
 from pruning import data, models
 from pruning.activations import some_of_each_class
+from pruning.checkpoint import REFERENCE, Run
 from pruning.data import Dataset, Labels
-from pruning.grouping import class_features
+from pruning.grouping import Classes
 from pruning.recipe import Recipe
 from pruning.retrain import use_threads
 from pruning.surgery import Size, measure
@@ -67,7 +68,8 @@ def make_plan(recipe: Recipe, weights: str | Path, *, device: str = "cpu", threa
     model.to(device).eval()
     groups = None
     if recipe.groups is not None:
-        groups = group_classes(recipe, dataset, model, train)
+        group = plugins.find("pruning.grouping", recipe.grouping, "group")
+        groups = group(classes_seen(recipe, dataset, model), recipe.groups, recipe.seed)
     matrix = assignment.build(
         recipe.assignment,
         dataset.n_classes,
@@ -79,11 +81,8 @@ def make_plan(recipe: Recipe, weights: str | Path, *, device: str = "cpu", threa
     return Plan(recipe, dataset, model, matrix, digests, train, validation, measure(model, dataset.spec.shape))
 
 
-def group_classes(recipe: Recipe, dataset: Dataset, model: nn.Module, train: Labels) -> list[list[int]]:
-    """Put the classes into `recipe.groups` groups of equal size (to within one)."""
-    indices = some_of_each_class(dataset.y, train, recipe.profile_images, recipe.seed)
-    features = class_features(model, dataset, indices)  # [C, features]
-    groups: list[list[int]] = plugins.find("pruning.grouping", recipe.grouping, "group")(
-        features, recipe.groups, recipe.seed
-    )
-    return groups
+def classes_seen(recipe: Recipe, dataset: Dataset, model: nn.Module) -> Classes:
+    """The classes as the reference `model` sees them: what groupings go by."""
+    train, validation = data.split(dataset.y, recipe.validation, recipe.seed)
+    sample = some_of_each_class(dataset.y, train, recipe.profile_images, recipe.seed)
+    return Classes(model, dataset, sample, validation)

@@ -1,11 +1,13 @@
 """Grouping: which classes share a subnet.
 
-A new way is one new file here with a function ``group(features, n_groups, seed)`` that puts C classes into groups of
-equal size, to within one.
+A new way is one new file here with a function ``group(classes, n_groups, seed)`` that puts the C classes of a `Classes`
+into groups of equal size, to within one.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,11 +16,40 @@ import torch
 from torch import nn
 
 from pruning.data import Dataset, Labels
+from pruning.retrain import infer
 from pruning.surgery import output_layer
 from sensai_serve.errors import AssignmentError
 from sensai_serve.preprocess import normalise
 
 Features = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes as the reference sees them; what a grouping looks at is computed when it first does."""
+
+    model: nn.Module
+    """Gives logits [N, C]."""
+    dataset: Dataset
+    sample: Labels
+    """Training images, of every class some: for features."""
+    held_out: Labels
+    """Images of the validation part: for what is taken for what."""
+
+    @property
+    def n_classes(self) -> int:
+        """C."""
+        return self.dataset.n_classes
+
+    @cached_property
+    def features(self) -> Features:
+        """See `class_features`."""
+        return class_features(self.model, self.dataset, self.sample)
+
+    @cached_property
+    def confusion(self) -> Features:
+        """See `class_confusion`."""
+        return class_confusion(self.model, self.dataset, self.held_out)
 
 
 def class_features(model: nn.Module, dataset: Dataset, indices: Labels, *, batch: int = 256) -> Features:
@@ -47,6 +78,24 @@ def class_features(model: nn.Module, dataset: Dataset, indices: Labels, *, batch
         hook.remove()
     features, y = np.concatenate(seen).astype(np.float64), dataset.y[indices]
     return np.stack([features[y == c].mean(axis=0) for c in range(dataset.n_classes)])
+
+
+def class_confusion(model: nn.Module, dataset: Dataset, indices: Labels) -> Features:
+    """What the model takes each class for: the mean probability [C, C] of class j over images of class i.
+
+    Probabilities rather than counted mistakes: a good reference makes too few of these to tell classes apart by.
+
+    Args:
+        model: gives logits.
+        dataset: where the images come from.
+        indices: which training images; the row of a class that has none is 0.
+    """
+    logits = infer(model, dataset, dataset.x[indices]).astype(np.float64)
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    total = np.zeros((dataset.n_classes, dataset.n_classes))
+    np.add.at(total, dataset.y[indices], powers / powers.sum(axis=1, keepdims=True))
+    count = np.bincount(dataset.y[indices], minlength=dataset.n_classes)
+    return np.asarray(total / np.maximum(count, 1)[:, None])
 
 
 def check_groups(n_classes: int, n_groups: int) -> None:

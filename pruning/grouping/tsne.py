@@ -13,14 +13,14 @@ import warnings
 
 import numpy as np
 
-from pruning.grouping import Features, check_groups, from_assignment
+from pruning.grouping import Classes, Features, check_groups, from_assignment
 
 
-def group(features: Features, n_groups: int, seed: int) -> list[list[int]]:
+def group(classes: Classes, n_groups: int, seed: int) -> list[list[int]]:
     """Groups of equal size, to within one.
 
     Args:
-        features: [C, F] mean features of each class.
+        classes: whose mean features are compared.
         n_groups: G.
         seed: of the embedding and of the clustering.
 
@@ -30,11 +30,11 @@ def group(features: Features, n_groups: int, seed: int) -> list[list[int]]:
     Raises:
         AssignmentError: G is not in 1..C.
     """
-    n_classes = len(features)
+    n_classes = classes.n_classes
     check_groups(n_classes, n_groups)
     if n_groups == n_classes:
         return [[c] for c in range(n_classes)]
-    points = embed(features, seed) if n_classes > 3 else features
+    points = embed(classes.features, seed) if n_classes > 3 else classes.features
     from k_means_constrained import KMeansConstrained
 
     clusters = KMeansConstrained(

@@ -15,7 +15,8 @@ from pruning import heads
 from pruning.activations import profile
 from pruning.criteria import Statistics, Thresholds
 from pruning.data import Augmentation, Dataset
-from pruning.grouping import class_features
+from pruning.grouping import Classes, class_confusion, class_features
+from pruning.grouping import confusion as confusion_grouping
 from pruning.heads import Subnet, replace_output
 from pruning.retrain import augment
 from pruning.sampling import shuffled
@@ -169,26 +170,68 @@ def test_shuffled_shows_everything_once_before_anything_twice():
     assert sorted(drawn[:10]) == sorted(drawn[10:]) == list(range(10))
 
 
+def seen(features: np.ndarray) -> Classes:
+    """Classes with these mean features [C, F], and logits that are the same numbers."""
+    model = nn.Linear(features.shape[1], len(features), bias=False)
+    nn.init.eye_(model.weight)
+    dataset = table(features.astype(np.float32), list(range(len(features))))
+    return Classes(model, dataset, np.arange(len(features)), np.arange(len(features)))
+
+
 @pytest.mark.parametrize("name", GROUPINGS)
 @pytest.mark.parametrize(("n_classes", "n_groups"), [(10, 5), (10, 3), (7, 7), (4, 1), (3, 2), (2, 2)])
 def test_a_grouping_is_a_partition_into_equal_groups(name, n_classes, n_groups):
-    features = np.random.default_rng(0).normal(size=(n_classes, 6))
+    classes = seen(np.random.default_rng(0).normal(size=(n_classes, 6)))
     group = plugins.find("pruning.grouping", name, "group")
-    groups = group(features, n_groups, 0)
+    groups = group(classes, n_groups, 0)
     assert sorted(c for members in groups for c in members) == list(range(n_classes))
     assert len(groups) == n_groups
     assert max(map(len, groups)) - min(map(len, groups)) <= 1
-    assert groups == group(features, n_groups, 0)
+    assert groups == group(classes, n_groups, 0)
     with pytest.raises(AssignmentError, match=f"groups is {n_classes + 1}, expected 1 to the number of classes"):
-        group(features, n_classes + 1, 0)
+        group(classes, n_classes + 1, 0)
 
 
 def test_tsne_puts_classes_together_that_are_alike():
     rng = np.random.default_rng(0)
     centres = rng.normal(size=(3, 16)) * 20
     features = np.concatenate([centre + rng.normal(size=(4, 16)) for centre in centres])
-    groups = plugins.find("pruning.grouping", "tsne", "group")(features, 3, 0)
+    groups = plugins.find("pruning.grouping", "tsne", "group")(seen(features), 3, 0)
     assert groups == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+
+
+def test_confusion_puts_classes_together_that_are_taken_for_one_another_or_keeps_them_apart():
+    logits = 10 * np.eye(6)
+    for a, b in ((0, 3), (1, 4), (2, 5)):
+        logits[a, b] = 9
+    together = plugins.find("pruning.grouping", "confusion", "group")(seen(logits), 3, 0)
+    assert together == [[0, 3], [1, 4], [2, 5]]
+    apart = plugins.find("pruning.grouping", "confusion_apart", "group")(seen(logits), 2, 0)
+    assert not any({a, b} <= set(group) for group in apart for a, b in ((0, 3), (1, 4), (2, 5)))
+
+
+@given(st.integers(2, 6), st.integers(1, 3), st.integers(0, 2**32 - 1))
+def test_no_two_classes_gain_by_changing_places(n_classes, n_groups, seed):
+    confusion = np.random.default_rng(seed).random((n_classes, n_classes))
+    groups = confusion_grouping.together(confusion, min(n_groups, n_classes), 0)
+
+    def inside(groups):
+        return sum(confusion[a, b] for members in groups for a in members for b in members if a != b)
+
+    for a in range(n_classes):
+        for b in range(a):
+            exchanged = [[{a: b, b: a}.get(c, c) for c in members] for members in groups]
+            assert inside(exchanged) <= inside(groups) + 1e-9
+
+
+def test_confusion_is_the_mean_probability_of_each_class():
+    model = nn.Linear(2, 2, bias=False)
+    nn.init.eye_(model.weight)
+    x = np.log(np.asarray([[0.9, 0.1], [0.7, 0.3], [0.4, 0.6]], np.float32))
+    np.testing.assert_allclose(
+        class_confusion(model, table(x, [0, 0, 1]), np.arange(3)), [[0.8, 0.2], [0.4, 0.6]], rtol=1e-5
+    )
+    assert (class_confusion(model, table(x, [0, 0, 1]), np.arange(2))[1] == 0).all()
 
 
 def test_class_features_are_the_mean_of_what_feeds_the_output_layer():
