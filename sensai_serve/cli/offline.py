@@ -12,6 +12,7 @@ from sensai_serve.errors import InputError
 
 if TYPE_CHECKING:
     from pruning.plan import Plan
+    from sensai_serve.bundle import Bundle
 
 app = typer.Typer()
 
@@ -26,6 +27,9 @@ Data = Annotated[
 Model = Annotated[str, typer.Option(help="cnn | mlp | resnet20 | vgg16 | ... | package.module:callable")]
 Seed = Annotated[int, typer.Option(help="Of everything that is drawn.")]
 Device = Annotated[str, typer.Option(help="Where torch computes: cpu, cuda:0, ...")]
+Devices = Annotated[
+    list[str], typer.Option(help="Where torch computes: cpu, cuda:0, ...; give it again to deal subnets over several.")
+]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of torch; as many as pay where not given.")]
 Validation = Annotated[float | None, typer.Option(help="Fraction of the training part to choose on, not to train on.")]
 Precision = Annotated[str | None, typer.Option(help="auto | fp32 | bf16")]
@@ -131,13 +135,18 @@ def prune(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print workers, guarantees and sizes; write nothing.")
     ] = False,
-    device: Device = "cpu",
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Subnets made at a time, each in its own process; one per device.")
+    ] = None,
+    executor: Annotated[str, typer.Option(help="What makes them: local | package.module:callable")] = "local",
+    device: Devices = ("cpu",),  # type: ignore[assignment]
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
     """Cut one small subnet per worker out of a trained network and retrain each. A killed run goes on where it was."""
     from pruning import pipeline
     from pruning.data import absolute
+    from pruning.executors import deal
     from pruning.plan import make_plan
     from pruning.recipe import Recipe
     from pruning.retrain import require_device
@@ -172,13 +181,15 @@ def prune(
         precision=precision,
     )
     recipe = Recipe(absolute(data), model, assignment, seed=seed, **target, **given)
-    require_device(device)
+    for name in device:
+        require_device(name)
+    slots = deal(jobs, device, threads)
     with progress(quiet=quiet) as report:
-        plan = make_plan(recipe, weights, device=device, threads=threads)
+        plan = make_plan(recipe, weights, device=device[0], threads=threads)
         if out is None or dry_run:
             sizes = pipeline.planned_sizes(plan, on_progress=report)
         else:
-            run = pipeline.prune(plan, out, on_progress=report)
+            run = pipeline.prune(plan, out, slots=slots, executor=executor, on_progress=report)
     if out is None or dry_run:
         _print_plan(plan, sizes)
         return
@@ -190,16 +201,47 @@ def prune(
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(help="What `sensai prune --out` made.")],
-    out: Annotated[Path, typer.Option(metavar="BUNDLE", help="A new or empty directory.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN|BUNDLE", help="What `sensai prune --out` made, or a bundle.")],
+    out: Annotated[Path | None, typer.Option(metavar="BUNDLE", help="A new or empty directory.")] = None,
     data: Annotated[
         str | None, typer.Option(metavar="SOURCE", help="Where the run's data lies now, if it moved.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="The model's name when served; the data's if not given.")] = None,
     evaluate: Annotated[bool, typer.Option(help="Label the whole test part, one input at a time.")] = True,
+    triton: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Add the subnets to this Triton model repository.")
+    ] = None,
+    triton_backend: Annotated[
+        str, typer.Option(help="What Triton runs them with: onnxruntime | python")
+    ] = "onnxruntime",
+    device: Annotated[
+        list[str] | None, typer.Option(help="Where Triton runs them: cpu or cuda:CARD; give it several times.")
+    ] = None,
+    site_packages: Annotated[
+        str, typer.Option(metavar="DIR", help="Where Triton's Python backend finds onnxruntime, if not by itself.")
+    ] = "",
     quiet: Quiet = False,
 ) -> None:
-    """Make a bundle of a run: ONNX files that agree with torch, evaluated as the server will run them."""
+    """Make a bundle of a run: ONNX files that agree with torch, evaluated as the server will run them.
+
+    With --triton, a Triton model repository of it too, or of a bundle that is there already.
+    """
+    from sensai_serve.bundle import MANIFEST, Bundle
+    from sensai_serve.cli.triton import write_triton
+
+    if (run / MANIFEST).is_file():
+        if triton is None or out is not None:
+            raise InputError(f"{run} is a bundle already, expected --triton, and no --out")
+        bundle = Bundle.open(run)
+    elif out is None:
+        raise InputError("--out is missing, expected a new directory for the bundle")
+    else:
+        bundle = _export(run, out, data, name, evaluate, quiet)
+    if triton is not None:
+        typer.echo(write_triton(bundle, triton, triton_backend, device or ["cpu"], site_packages))
+
+
+def _export(run: Path, out: Path, data: str | None, name: str | None, evaluate: bool, quiet: bool) -> Bundle:
     from dataclasses import replace
 
     from export.assemble import export as export_run
@@ -216,6 +258,7 @@ def export(
     accuracy = bundle.manifest.accuracy
     right = f"; test part right: {accuracy['test']:.2%}, reference {accuracy['reference']:.2%}" if accuracy else ""
     typer.echo(f"{out}: {len(bundle.manifest.subnets)} subnets{right}")
+    return bundle
 
 
 def _given(**options: Any) -> dict[str, Any]:

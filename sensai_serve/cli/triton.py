@@ -1,0 +1,40 @@
+"""What ``sensai export --triton`` does: place the workers on the cards, then write the model repository."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+if TYPE_CHECKING:
+    from sensai_serve.bundle import Bundle
+
+
+def write_triton(bundle: Bundle, out: Path, backend: str, devices: Sequence[str], site_packages: str) -> str:
+    """Write a Triton model repository; what there is to say about it, one line.
+
+    Args:
+        bundle: whose subnets.
+        out: the repository, made or added to.
+        backend: ``onnxruntime`` or ``python``.
+        devices: that Triton runs them on, ``cpu`` or ``cuda:CARD``.
+        site_packages: see `export.triton.TritonOptions`.
+
+    Raises:
+        InputError: a device or a backend that is none, a damaged bundle, a directory that holds something else.
+    """
+    from export.triton import TritonBackend, TritonOptions, write_repository
+    from sensai_serve.errors import DeviceError
+    from serving.devices import parse_device
+    from serving.placement import place
+
+    parsed = [parse_device(text) for text in devices]
+    if any(device.kind == "cpu" and device.index is not None for device in parsed) or len(set(parsed)) != len(parsed):
+        raise DeviceError(f"devices are {' '.join(devices)}, expected different ones of cpu and cuda:CARD")
+    options = TritonOptions(cast(TritonBackend, backend), site_packages=site_packages)
+    costs = [subnet.macs for subnet in bundle.manifest.subnets]
+    placement = place(bundle.assignment, len(parsed), costs)
+    gpu_of = [parsed[d].index if parsed[d].kind == "cuda" else None for d in placement.device_of]
+    version = write_repository(bundle, out, gpu_of, options)
+    name = bundle.manifest.name
+    return f"{out}: version {version} of {len(gpu_of)} models, {name}-00 to {name}-{len(gpu_of) - 1:02}, for {backend}"
