@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, cast, get_args
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from sensai_serve.assignment import Assignment
 from sensai_serve.errors import RequestError
 from sensai_serve.merge.answer import Answer
-from sensai_serve.merge.rules import Rule
+from sensai_serve.merge.rules import Layout, Rule
 from sensai_serve.plugins import find
 
 Wait = Literal["decided", "all", "quorum", "first"]
@@ -54,10 +54,21 @@ class MergePlan:
         return tuple(map(len, self.assignment.workers_of))
 
     @cached_property
-    def slots(self) -> tuple[tuple[tuple[int, int], ...], ...]:
-        """For each worker, (class, slot) of each of its scores; slots number a class's copies in worker order."""
-        counters: list[Iterator[int]] = [itertools.count() for _ in self.copies]
-        return tuple(tuple((c, next(counters[c])) for c in row) for row in self.assignment.rows)
+    def widths(self) -> tuple[int, ...]:
+        """For each worker, how many classes it scores."""
+        return tuple(map(len, self.assignment.rows))
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Where each worker's copies go."""
+        starts = tuple(itertools.accumulate(self.copies, initial=0))
+        following = list(starts)  # of each class, where the next worker's copy goes
+        places = []
+        for row in self.assignment.rows:
+            places.append(tuple((c, following[c]) for c in row))
+            for c in row:
+                following[c] += 1
+        return Layout(tuple(places), starts, self.copies, self.threshold)
 
     def collect(self, n_inputs: int = 1, wait: Wait = "decided") -> Collector:
         """Start one request of `n_inputs` inputs."""
@@ -67,13 +78,16 @@ class MergePlan:
 class Collector:
     """The copies of one request. Not thread-safe: feed it from one thread, or under a lock."""
 
-    __slots__ = ("_arrived", "_awaited", "_decided", "_erased", "_needs", "_plan", "_rows", "_unmet", "_wait", "done")
+    __slots__ = ("_arrived", "_awaited", "_decided", "_erased", "_needs", "_plan", "_rows", "_unmet", "_wait",
+                 "_widths", "done")  # fmt: skip
 
     def __init__(self, plan: MergePlan, n_inputs: int, wait: Wait) -> None:
         self._plan = plan
         self._wait = wait
-        self._rows = [plan.rule_type(plan.slots, plan.copies, plan.threshold) for _ in range(n_inputs)]
-        self._awaited = set(range(len(plan.slots)))
+        rule, layout = plan.rule_type, plan.layout
+        self._rows = [rule(layout) for _ in range(n_inputs)]
+        self._widths = plan.widths
+        self._awaited = set(range(len(plan.widths)))
         self._arrived: set[int] = set()
         self._erased: set[int] = set()
         self._decided = 0  # rows[:decided] are decided
@@ -121,7 +135,7 @@ class Collector:
         """
         if worker not in self._awaited:
             return True
-        if scores.shape != (len(self._rows), len(self._plan.slots[worker])):
+        if scores.shape != (len(self._rows), self._widths[worker]):
             self.erase(worker)
             return False
         rows: list[list[float]] = scores.tolist()
@@ -134,10 +148,11 @@ class Collector:
         self._arrived.add(worker)
         for rule, row in zip(self._rows, rows, strict=True):
             rule.add(worker, row)
-        for c, _ in self._plan.slots[worker] if self._needs else ():
-            self._needs[c] -= 1
-            if self._needs[c] == 0:
-                self._unmet -= 1
+        if self._needs:
+            for c in self._plan.assignment.rows[worker]:
+                self._needs[c] -= 1
+                if self._needs[c] == 0:
+                    self._unmet -= 1
         self._look()
         return True
 
@@ -178,7 +193,7 @@ class Collector:
             margin=np.array([v.margin for v in verdicts], np.float32),
             class_id=np.array([v.class_id for v in verdicts], np.int64),
             arrived=tuple(sorted(self._arrived)),
-            missing=_others(self._arrived, len(self._plan.slots)),
+            missing=_others(self._arrived, len(self._plan.assignment.rows)),
             decided_early=early,
             complete=complete,
             elected=all(v.elected for v in verdicts),

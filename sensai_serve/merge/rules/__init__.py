@@ -7,7 +7,21 @@ from dataclasses import dataclass
 from typing import Protocol
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
+class Layout:
+    """Where each copy of one input lies in a flat list: class after class, a class's copies in worker order."""
+
+    places: Sequence[Sequence[tuple[int, int]]]
+    """For each worker, (class, place) of each of its scores, in their order."""
+    starts: Sequence[int]
+    """Class c's copies lie at starts[c] to starts[c + 1]; one number more than there are classes."""
+    copies: Sequence[int]
+    """For each class, how many copies it has in all."""
+    threshold: float
+    """A copy at or above it is a vote."""
+
+
+@dataclass(slots=True)
 class Verdict:
     """The outcome for one input over the copies that have arrived. Lists are of length C."""
 
@@ -20,13 +34,9 @@ class Verdict:
 
 
 class Rule(Protocol):
-    """Merges the copies of one input. Constructed with (slots, copies, threshold).
+    """Merges the copies of one input."""
 
-    slots: for each worker, the (class, slot) pairs of its scores in order; a class's slots number its copies in worker
-        order. copies: for each class, how many copies it has in all. threshold: a copy at or above it is a vote.
-    """
-
-    def __init__(self, slots: Sequence[Sequence[tuple[int, int]]], copies: Sequence[int], threshold: float) -> None: ...
+    def __init__(self, layout: Layout) -> None: ...
 
     def add(self, worker: int, scores: Sequence[float]) -> None:
         """The copies of one worker, each in [0, 1], have arrived."""

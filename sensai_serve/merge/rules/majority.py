@@ -7,9 +7,11 @@ Decided: a class's key lies between its lower key (awaited copies at 0) and its 
 when some awaited copies turn out to be erasures. The vote is decided when one class's lower key beats every other's
 upper key. Lower keys only rise and upper keys only fall as copies arrive or are erased, so
 
-- the class with the best lower key is found by comparing only the classes that changed, and
+- a class whose lower key is elected stays so: the best one is among those few, nearly always one, and no sum is taken
+  to find it, and
 - a rival once beaten stays beaten: rivals are a stack whose top is looked at, and popped for good when beaten. One
-  request looks at each class a constant number of times, not once per arrival.
+  request looks at each class a constant number of times, not once per arrival. A rival that cannot be elected any more
+  is beaten by counting alone.
 
 Means are float64 sums in worker order, divided by the count. The bounds are the same sums with 0 or 1 in place of what
 is awaited. Rounding is monotone in every term, so with FP32 scores the bounds hold exactly, not only up to rounding.
@@ -19,57 +21,77 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sensai_serve.merge.rules import Verdict
+from sensai_serve.merge.rules import Layout, Verdict
 
 _Key = tuple[bool, float, int]
 
 
 class Rule:
-    """One input's vote. See `sensai_serve.merge.rules.Rule` for the arguments."""
+    """One input's vote. See `sensai_serve.merge.rules.Rule`."""
 
-    __slots__ = ("_arrived", "_best", "_best_key", "_copies", "_high", "_low", "_open", "_rivals", "_slots",
-                 "_threshold", "_votes")  # fmt: skip
+    __slots__ = ("_arrived", "_best", "_elected", "_high", "_layout", "_low", "_ones", "_open", "_rivals",
+                 "_untouched", "_votes")  # fmt: skip
 
-    def __init__(self, slots: Sequence[Sequence[tuple[int, int]]], copies: Sequence[int], threshold: float) -> None:
-        self._slots = slots
-        self._copies = copies
-        self._threshold = threshold
-        self._low = [[0.0] * n for n in copies]  # awaited and erased copies count 0
-        self._high = [[1.0] * n for n in copies]  # awaited copies count 1, erased ones 0
-        self._open = list(copies)  # arrived or awaited
-        self._arrived = [0] * len(copies)
-        self._votes = [0] * len(copies)
+    def __init__(self, layout: Layout) -> None:
+        n_classes, n_copies = len(layout.copies), layout.starts[-1]
+        self._layout = layout
+        self._low = [0.0] * n_copies  # awaited and erased copies count 0
+        self._high = [1.0] * n_copies  # awaited copies count 1, erased ones 0
+        self._open = list(layout.copies)  # arrived or awaited
+        self._arrived = [0] * n_classes
+        self._votes = [0] * n_classes
+        self._elected: list[int] = []  # classes whose lower key is elected
         self._best = -1
-        self._best_key: _Key = (False, -1.0, 0)
-        self._rivals = list(range(len(copies)))
+        self._rivals = list(range(n_classes))
+        self._untouched = n_classes  # classes with copies that are awaited, none of which has arrived
+        self._ones = False  # some copy is exactly 1
 
     def add(self, worker: int, scores: Sequence[float]) -> None:
         """The copies of one worker, each in [0, 1], have arrived."""
-        threshold = self._threshold
-        for (c, slot), score in zip(self._slots[worker], scores, strict=True):
-            self._low[c][slot] = self._high[c][slot] = score
-            self._arrived[c] += 1
+        low, high, arrived, threshold = self._low, self._high, self._arrived, self._layout.threshold
+        for (c, place), score in zip(self._layout.places[worker], scores, strict=True):
+            low[place] = high[place] = score
+            if not arrived[c]:
+                self._untouched -= 1
+            arrived[c] += 1
             if score >= threshold:
-                self._votes[c] += 1
-            self._raise_lower_key(c)
+                votes = self._votes[c] = self._votes[c] + 1
+                if 2 * votes > self._open[c] >= 2 * votes - 2:
+                    self._elected.append(c)
+                if score == 1.0:
+                    self._ones = True
 
     def erase(self, worker: int) -> None:
         """The copies of one worker will not come."""
-        for c, slot in self._slots[worker]:
-            self._high[c][slot] = 0.0
+        for c, place in self._layout.places[worker]:
+            self._high[place] = 0.0
             self._open[c] -= 1
-            if self._arrived[c]:
-                self._raise_lower_key(c)
+            if not self._open[c]:
+                self._untouched -= 1
+            if self._open[c] < 2 * self._votes[c] <= self._open[c] + 1:
+                self._elected.append(c)
 
     def decided(self) -> bool:
         """No copy still awaited can change the class, whatever it says and whether it comes or not."""
-        best, best_key, rivals = self._best, self._best_key, self._rivals
+        if self._untouched and not self._ones:
+            return False  # such a class may still be elected with a mean of 1, which nothing beats that is less
+        rivals, elected = self._rivals, self._elected
+        if not elected and len(rivals) > 1 and all(map(self._may_be_elected, rivals[-2:])):
+            return False  # nobody is elected and two may be, one of them a rival: so it is while little has arrived
+        best = elected[0] if len(elected) == 1 else max(elected or self._seen(), key=self._lower_key, default=-1)
         if best < 0:
             return False
+        if best != self._best:
+            if self._best >= 0:
+                rivals.append(self._best)
+            self._best = best
+        best_key: _Key | None = None
         while rivals:
             rival = rivals[-1]
-            if rival != best and self._open[rival] and self._upper_key(rival) > best_key:
-                return False
+            if rival != best and self._open[rival] and (not elected or self._may_be_elected(rival)):
+                best_key = best_key or self._lower_key(best)
+                if self._upper_key(rival) > best_key:
+                    return False
             rivals.pop()
         return True
 
@@ -78,50 +100,57 @@ class Rule:
         best = self.verdict().class_id
         if best < 0:
             return False
-        n = self._copies[best]
-        lowest: _Key = (2 * self._votes[best] > n, _total(self._low[best]) / n, -best)
-        for c, n in enumerate(self._copies):
+        copies = self._layout.copies
+        n = copies[best]
+        lowest: _Key = (2 * self._votes[best] > n, self._sum(self._low, best) / n, -best)
+        for c, n in enumerate(copies):
             if c == best:
                 continue
             absent = n - self._arrived[c]
-            if (2 * (self._votes[c] + absent) > n, (_total(self._low[c]) + absent) / n, -c) > lowest:
+            if (2 * (self._votes[c] + absent) > n, (self._sum(self._low, c) + absent) / n, -c) > lowest:
                 return False
         return True
 
     def verdict(self) -> Verdict:
         """The outcome over the copies that have arrived."""
-        best, best_key = -1, (False, -1.0, 0)
+        best, best_elected, best_mean = -1, False, -1.0
         first = second = 0.0
         scores = []
-        for c, (low, arrived, votes) in enumerate(zip(self._low, self._arrived, self._votes, strict=True)):
-            mean = _total(low) / arrived if arrived else 0.0
+        low, starts, start = self._low, self._layout.starts, 0
+        for c, (arrived, votes) in enumerate(zip(self._arrived, self._votes, strict=True)):
+            end, mean = starts[c + 1], 0.0
+            if arrived:
+                # Not sum(): from Python 3.12 on it compensates rounding, and the bounds would be other sums.
+                for score in low[start:end]:
+                    mean += score
+                mean /= arrived
+                elected = 2 * votes > arrived
+                if elected > best_elected or (elected == best_elected and mean > best_mean):
+                    best, best_elected, best_mean = c, elected, mean
             scores.append(mean)
             if mean > first:
                 first, second = mean, first
             elif mean > second:
                 second = mean
-            if arrived and (key := (2 * votes > arrived, mean, -c)) > best_key:
-                best, best_key = c, key
-        return Verdict(scores, self._votes, self._arrived, first - second, best, best_key[0])
+            start = end
+        return Verdict(scores, self._votes, self._arrived, first - second, best, best_elected)
 
-    def _raise_lower_key(self, c: int) -> None:
+    def _seen(self) -> list[int]:
+        return [c for c, arrived in enumerate(self._arrived) if arrived]
+
+    def _may_be_elected(self, c: int) -> bool:
         n = self._open[c]
-        key = (2 * self._votes[c] > n, _total(self._low[c]) / n, -c)
-        if c == self._best:
-            self._best_key = key
-        elif key > self._best_key:
-            if self._best >= 0:
-                self._rivals.append(self._best)
-            self._best, self._best_key = c, key
+        return 2 * (self._votes[c] + n - self._arrived[c]) > n
+
+    def _lower_key(self, c: int) -> _Key:
+        n = self._open[c]
+        return (2 * self._votes[c] > n, self._sum(self._low, c) / n, -c)
 
     def _upper_key(self, c: int) -> _Key:
-        n = self._open[c]
-        return (2 * (self._votes[c] + n - self._arrived[c]) > n, _total(self._high[c]) / n, -c)
+        return (self._may_be_elected(c), self._sum(self._high, c) / self._open[c], -c)
 
-
-def _total(copies: Sequence[float]) -> float:
-    # Not sum(): from Python 3.12 on it compensates rounding, and the bounds would not be the same sums any more.
-    total = 0.0
-    for score in copies:
-        total += score
-    return total
+    def _sum(self, copies: Sequence[float], c: int) -> float:
+        total = 0.0
+        for score in copies[self._layout.starts[c] : self._layout.starts[c + 1]]:
+            total += score
+        return total
