@@ -188,7 +188,8 @@ class Run:
         output = output_layer(model, shape)
         model = apply_cut(model, network.cut, shape)
         head = heads.find(network.head)
-        replace_output(model, output, head, network.classes)
+        if name != REFERENCE:  # which is kept as it came
+            replace_output(model, output, head, network.classes)
         models.load_weights(model, self.path / name / "weights.safetensors")
         return Subnet(model, head).eval()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -11,6 +11,7 @@ from torch import nn
 
 from pruning.activations import Profile, profile, some_of_each_class
 from pruning.criteria import Criterion, Thresholds
+from pruning.executors import OnProgress
 from pruning.plan import Plan
 from pruning.surgery import (
     Cut,
@@ -25,9 +26,6 @@ from pruning.surgery import (
     unit_importance,
 )
 from sensai_serve import plugins
-
-OnProgress = Callable[[str, int, int], None]
-"""Called with the name of a stage, how much of it is done, and how much it is in all."""
 
 
 def silent(stage: str, done: int, total: int) -> None:

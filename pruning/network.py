@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
@@ -20,28 +19,15 @@ from pruning.data import Labels
 from pruning.heads import Head, Subnet, replace_output
 from pruning.plan import Plan
 from pruning.reconstruct import reconstruct
-from pruning.retrain import Loss, Schedule, autocast, fit, infer, use_bf16
+from pruning.retrain import Loss, autocast, fit, infer, use_bf16
 from pruning.snapshot import Snapshot
+from pruning.stages import Stage
 from pruning.surgery import apply_cut, compose, kept_outputs, measure, output_layer
 from sensai_serve import plugins
 from sensai_serve.preprocess import Floats, normalise
 
 CERTAIN = 50.0
 """A logit so high that a label written with it is certain."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """What one network is for and how it is retrained."""
-
-    name: str
-    classes: tuple[int, ...]
-    amount: float | None
-    """How much is cut, in the recipe's target; None: nothing."""
-    head: str
-    sampling: str
-    schedule: Schedule
-    seed: int
 
 
 def make_network(base: Base, stage: Stage, snapshot: Snapshot) -> tuple[Network, nn.Module, Floats]:

@@ -2,49 +2,65 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from pruning import heads
 from pruning.checkpoint import RECOVERED, Run
-from pruning.choose import Base, OnProgress, choose_cut, silent
-from pruning.network import Stage, make_network
+from pruning.choose import Base, choose_cut, silent
+from pruning.data import absolute
+from pruning.executors import Execute, OnProgress, Slot, Task
 from pruning.plan import Plan
-from pruning.retrain import Schedule, infer
-from pruning.snapshot import Snapshot
+from pruning.retrain import infer
+from pruning.stages import recovery, recovery_images, specialisation
 from pruning.surgery import Size, apply_cut, measure
+from pruning.work import base_of_workers, make
 from sensai_serve import plugins
 from sensai_serve.merge import MergePlan
 
 
-def prune(plan: Plan, out: str | Path, *, on_progress: OnProgress = silent) -> Run:
+def prune(
+    plan: Plan,
+    out: str | Path,
+    *,
+    slots: Sequence[Slot] = (),
+    executor: str = "local",
+    on_progress: OnProgress = silent,
+) -> Run:
     """Make every network of the plan that the run directory `out` does not hold yet.
+
+    Args:
+        plan: what to make.
+        out: the run directory, a new one or an unfinished one.
+        slots: where workers' networks are made; one after the other in this process where there are less than two. The
+            weights are the same however many there are, if each has as many threads.
+        executor: plugin that has them made.
+        on_progress: hears of progress.
 
     Raises:
         OutputExistsError: `out` holds something else.
         ModelError: the cut cannot be made.
+        WorkError: memory or the disk is full, or a process died; what is done is kept.
     """
+    execute: Execute = plugins.find("pruning.executors", executor, "execute")
     run = Run.resume(out, plan.recipe, plan.digests)
-    base = Base(plan, plan.reference, {}, on_progress)
+    reference = Base(plan, plan.reference, {}, on_progress)
     if run is None:
-        check_cuts(base)
+        check_cuts(reference)
         dataset = plan.dataset
         run = Run(Path(out), plan.recipe, plan.digests, dataset.labels, dataset.spec, plan.assignment)
         run.create(plan.reference, plan.size)
     if recovery_images(plan):
-        if not run.has(RECOVERED):
-            _make(run, RECOVERED, base, recovery(plan))
-        # Read back even where it was just made: a resumed run must go on from the same numbers.
-        base = Base(plan, run.load(RECOVERED).network.to(plan.device), run.network(RECOVERED).cut, on_progress)
-    for worker in range(run.assignment.n_workers):
-        if not run.has(run.folder(worker)):
-            _make(run, run.folder(worker), base, specialisation(plan, worker))
+        make(run, RECOVERED, reference, recovery(plan))
+    missing = [worker for worker in range(run.assignment.n_workers) if not run.has(run.folder(worker))]
+    if len(slots) > 1 and missing:
+        where, data = str(run.path.absolute()), absolute(plan.recipe.data)
+        execute([Task(where, worker, data) for worker in missing], slots, on_progress)
+    elif missing:
+        base = base_of_workers(plan, run, on_progress)
+        for worker in missing:
+            make(run, run.folder(worker), base, specialisation(plan, worker))
     return run
-
-
-def _make(run: Run, name: str, base: Base, stage: Stage) -> None:
-    snapshot = Snapshot(run.path / f".{name.replace('/', '-')}.training", {"name": name})  # the run knows the recipe
-    run.save(name, *make_network(base, stage, snapshot))
-    snapshot.clear()
 
 
 def check_cuts(base: Base) -> None:
@@ -56,47 +72,6 @@ def check_cuts(base: Base) -> None:
     for stage in workers:
         heads.find(stage.head)
         plugins.find("pruning.sampling", stage.sampling, "batches")
-
-
-def recovery_images(plan: Plan) -> int:
-    """Image passes of the shared compact network; 0 where there is none."""
-    given = plan.recipe.recover_images
-    return max(12 * len(plan.train), 40_000) if given is None else given
-
-
-def recovery(plan: Plan) -> Stage:
-    """The one compact network for all classes that workers are then made of."""
-    recipe = plan.recipe
-    return Stage(
-        "recover",
-        tuple(range(plan.dataset.n_classes)),
-        recipe.amount if recipe.recover_amount is None else recipe.recover_amount,
-        "softmax",
-        "uniform",
-        Schedule(recovery_images(plan), recipe.recover_rate, recipe.batch),
-        recipe.seed,
-    )
-
-
-def specialisation(plan: Plan, worker: int) -> Stage:
-    """One worker's own network. Its seed is its own, so the order in which workers are made does not matter."""
-    recipe = plan.recipe
-    images = max(len(plan.train), 8_000) if recipe.images is None else recipe.images
-    amount: float | None = recipe.amount
-    if recovery_images(plan):
-        if recipe.recover_amount is None:
-            amount = None
-        elif recipe.target == "channels":  # a share of what is left is not a share of the reference's
-            amount = 1 - (1 - recipe.amount) / (1 - recipe.recover_amount)
-    return Stage(
-        f"worker {worker}",
-        plan.assignment.rows[worker],
-        amount,
-        recipe.head,
-        recipe.sampling,
-        Schedule(images, recipe.rate, recipe.batch),
-        recipe.seed + 1 + worker,
-    )
 
 
 def planned_sizes(plan: Plan, *, on_progress: OnProgress = silent) -> list[Size]:

@@ -81,6 +81,27 @@ def make_plan(recipe: Recipe, weights: str | Path, *, device: str = "cpu", threa
     return Plan(recipe, dataset, model, matrix, digests, train, validation, measure(model, dataset.spec.shape))
 
 
+def plan_of(run: Run, *, device: str = "cpu", threads: int | None = None) -> Plan:
+    """The plan that a run directory was made for, from what is kept there and the data of its recipe.
+
+    Raises:
+        InputError: the data is gone or another one, or the directory is damaged.
+    """
+    use_threads(threads, run.spec.shape)
+    train, validation = run.split
+    reference, kept = run.load(REFERENCE).network, run.network(REFERENCE)
+    return Plan(
+        run.recipe,
+        run.dataset,
+        reference.to(device).eval(),
+        run.assignment,
+        run.digests,
+        train,
+        validation,
+        Size(kept.macs, kept.parameters),
+    )
+
+
 def classes_seen(recipe: Recipe, dataset: Dataset, model: nn.Module) -> Classes:
     """The classes as the reference `model` sees them: what groupings go by."""
     train, validation = data.split(dataset.y, recipe.validation, recipe.seed)

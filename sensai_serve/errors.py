@@ -16,6 +16,7 @@
     │       ├── UnknownModelError   no model of that name is served here
     │       ├── UnknownRegionError  no shared memory of that name is registered
     │       └── UnsupportedError    a part of the protocol that this server does not do
+    ├── WorkError               offline work that this machine could not finish: memory, the disk, a process that died
     └── ServingError            the request was fine and could not be answered
         ├── UncoveredError      a class has no copy left, and the operator said to refuse then
         ├── OverloadedError     too many requests are in flight
@@ -92,6 +93,10 @@ class UnknownRegionError(RequestError):
 
 class UnsupportedError(RequestError):
     """A part of the protocol that this server does not do."""
+
+
+class WorkError(SensaiError):
+    """Offline work that this machine could not finish: memory or the disk is full, a process died."""
 
 
 class ServingError(SensaiError):

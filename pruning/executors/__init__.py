@@ -1,0 +1,61 @@
+"""Executors: where the workers' networks of a run are made, which need nothing of each other.
+
+A new executor is one new file here with a function ``execute(tasks, slots, on_progress)`` that has every task done by
+`pruning.work.perform`, in whatever process and on whatever machine sees the run directory and the data. A task that was
+lost may be given out again: it goes on from its snapshot, and what is finished is not made again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from sensai_serve.errors import InputError
+
+OnProgress = Callable[[str, int, int], None]
+"""Called with the name of a stage, how much of it is done, and how much it is in all."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Make the network of one worker of a run directory: all that another process must be told."""
+
+    run: str
+    """Path of the run directory, from the root."""
+    worker: int
+    data: str
+    """Source of the run's data, where it lies now."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where one network at a time is made."""
+
+    device: str
+    """torch's name of it."""
+    threads: int | None
+    """Of the CPU; None: as many as pay."""
+
+
+Execute = Callable[[Sequence[Task], Sequence[Slot], OnProgress], None]
+"""Does all tasks, or raises a SensaiError; leaves no process behind either way."""
+
+
+def deal(jobs: int | None, devices: Sequence[str], threads: int | None) -> tuple[Slot, ...]:
+    """The slots for `jobs` networks at a time, dealt over devices in turn.
+
+    Args:
+        jobs: None: one for each device.
+        devices: torch's names, one or more.
+        threads: of the CPU for each job; None: an equal part of the cores that this process may use.
+
+    Raises:
+        InputError: there are fewer jobs than devices.
+    """
+    jobs = len(devices) if jobs is None else jobs
+    if jobs < len(devices):
+        raise InputError(f"jobs is {jobs}, expected at least one for each of the {len(devices)} devices")
+    if threads is None and jobs > 1:
+        threads = max(1, len(os.sched_getaffinity(0)) // jobs)
+    return tuple(Slot(devices[i % len(devices)], threads) for i in range(jobs))

@@ -1,0 +1,63 @@
+"""What networks a recipe asks for: one compact network for all classes, then one for each worker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pruning.plan import Plan
+from pruning.retrain import Schedule
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one network is for and how it is retrained."""
+
+    name: str
+    classes: tuple[int, ...]
+    amount: float | None
+    """How much is cut, in the recipe's target; None: nothing."""
+    head: str
+    sampling: str
+    schedule: Schedule
+    seed: int
+
+
+def recovery_images(plan: Plan) -> int:
+    """Image passes of the shared compact network; 0 where there is none."""
+    given = plan.recipe.recover_images
+    return max(12 * len(plan.train), 40_000) if given is None else given
+
+
+def recovery(plan: Plan) -> Stage:
+    """The one compact network for all classes that workers are then made of."""
+    recipe = plan.recipe
+    return Stage(
+        "recover",
+        tuple(range(plan.dataset.n_classes)),
+        recipe.amount if recipe.recover_amount is None else recipe.recover_amount,
+        "softmax",
+        "uniform",
+        Schedule(recovery_images(plan), recipe.recover_rate, recipe.batch),
+        recipe.seed,
+    )
+
+
+def specialisation(plan: Plan, worker: int) -> Stage:
+    """One worker's own network. Its seed is its own, so the order in which workers are made does not matter."""
+    recipe = plan.recipe
+    images = max(len(plan.train), 8_000) if recipe.images is None else recipe.images
+    amount: float | None = recipe.amount
+    if recovery_images(plan):
+        if recipe.recover_amount is None:
+            amount = None
+        elif recipe.target == "channels":  # a share of what is left is not a share of the reference's
+            amount = 1 - (1 - recipe.amount) / (1 - recipe.recover_amount)
+    return Stage(
+        f"worker {worker}",
+        plan.assignment.rows[worker],
+        amount,
+        recipe.head,
+        recipe.sampling,
+        Schedule(images, recipe.rate, recipe.batch),
+        recipe.seed + 1 + worker,
+    )

@@ -1,0 +1,94 @@
+"""Make one network of a run directory, in whatever process: what executors carry out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from pruning.checkpoint import RECOVERED, Run
+from pruning.choose import Base
+from pruning.executors import OnProgress, Slot, Task
+from pruning.network import make_network
+from pruning.plan import Plan, plan_of
+from pruning.retrain import require_device
+from pruning.snapshot import Snapshot
+from pruning.stages import Stage, specialisation
+from sensai_serve.errors import WorkError
+
+
+def perform(task: Task, slot: Slot, on_progress: OnProgress) -> None:
+    """Make the worker's network that `task` names, unless the run directory holds it already.
+
+    An unfinished one goes on from its snapshot, so a task that was lost with its process may be given to another.
+
+    Args:
+        task: which worker of which run.
+        slot: where to compute.
+        on_progress: hears of it. With the same function, run and slot the data and the reference are loaded once.
+
+    Raises:
+        SensaiError: the network cannot be made.
+    """
+    plan, run, base = _open(task.run, task.data, slot, on_progress)
+    make(run, run.folder(task.worker), base, specialisation(plan, task.worker))
+
+
+def make(run: Run, name: str, base: Base, stage: Stage) -> None:
+    """Make the network of that name, unless the run holds it already.
+
+    Raises:
+        ModelError: the cut cannot be made.
+        WorkError: memory ran out.
+    """
+    if run.has(name):
+        return
+    snapshot = Snapshot(run.path / f".{name.replace('/', '-')}.training", {"name": name})  # the run knows the recipe
+    with enough_memory(stage.name, base.plan.device):
+        run.save(name, *make_network(base, stage, snapshot))
+    snapshot.clear()
+
+
+def base_of_workers(plan: Plan, run: Run, on_progress: OnProgress) -> Base:
+    """What workers are cut from: the recovered network where the run has one, else the reference."""
+    if not run.has(RECOVERED):
+        return Base(plan, plan.reference, {}, on_progress)
+    # Read back even where it was just made: a resumed run must go on from the same numbers.
+    return Base(plan, run.load(RECOVERED).network.to(plan.device), run.network(RECOVERED).cut, on_progress)
+
+
+@contextmanager
+def enough_memory(what: str, device: torch.device) -> Iterator[None]:
+    """While the block runs, memory that runs out is one clear error.
+
+    Raises:
+        WorkError: it did.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise _out_of_memory(what, device) from error
+    except RuntimeError as error:
+        if "DefaultCPUAllocator" not in str(error):  # torch has no type of its own for the CPU's memory
+            raise
+        raise _out_of_memory(what, device) from error
+
+
+def _out_of_memory(what: str, device: torch.device) -> WorkError:
+    return WorkError(
+        f"{what}: out of memory on {device}, expected less to be asked of it: lower --batch, or --jobs where several "
+        "share it; what is done is kept, and running again goes on"
+    )
+
+
+@lru_cache(maxsize=1)
+def _open(path: str, data: str, slot: Slot, on_progress: OnProgress) -> tuple[Plan, Run, Base]:
+    require_device(slot.device)
+    run = Run.open(Path(path))
+    run = dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, data=data))
+    plan = plan_of(run, device=slot.device, threads=slot.threads)
+    return plan, run, base_of_workers(plan, run, on_progress)

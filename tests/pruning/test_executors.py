@@ -1,0 +1,137 @@
+"""Subnets made in parallel processes: the same weights, one clear error when a process dies, nobody left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pruning import pipeline
+from pruning.checkpoint import Run
+from pruning.executors import Slot, deal
+from pruning.plan import make_plan
+from pruning.recipe import Recipe
+from pruning.train import train
+from sensai_serve.errors import InputError, PluginError, WorkError
+
+WINE = Recipe("wine", "mlp", amount=0.5, recover_images=500, images=500, batch=32)
+TWO = (Slot("cpu", 1), Slot("cpu", 1))
+
+
+@pytest.fixture(scope="module")
+def wine(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("wine") / "wine.safetensors"
+    save_file(train("wine", "mlp", epochs=5, batch=32, rate=0.05, threads=1).model.state_dict(), path)
+    return path
+
+
+def same(a: Run, b: Run) -> None:
+    for worker in range(a.assignment.n_workers):
+        name = a.folder(worker)
+        assert a.network(name) == b.network(name)
+        for one, other in zip(a.load(name).parameters(), b.load(name).parameters(), strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def children() -> set[int]:
+    """Processes of the local executor that this one has started and that still run."""
+    found = set()
+    for folder in Path("/proc").iterdir():
+        with suppress(OSError, ValueError, IndexError):
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == os.getpid() and b"pruning.executors._child" in (folder / "cmdline").read_bytes():
+                found.add(int(folder.name))
+    return found
+
+
+@pytest.mark.parametrize("changes", [{"recover_images": 0}, {"recover_amount": 0.8}])
+def test_two_jobs_make_the_networks_that_one_does(wine, tmp_path, changes):
+    plan = make_plan(replace(WINE, **changes), wine, threads=1)
+    alone = pipeline.prune(plan, tmp_path / "alone")
+    stages = set()
+    shared = pipeline.prune(plan, tmp_path / "two", slots=TWO, on_progress=lambda stage, *_: stages.add(stage))
+    same(alone, shared)
+    assert {f"worker {w}" for w in range(3)} <= stages
+    assert not children()
+
+
+def test_a_process_that_dies_is_one_clear_error_and_the_others_finish(wine, tmp_path):
+    plan = make_plan(replace(WINE, images=20_000), wine, threads=1)
+    killed = []
+
+    def kill_the_first(stage: str, done: int, total: int) -> None:
+        if stage == "worker 0" and not killed:
+            killed.extend(children())
+            os.kill(min(killed), signal.SIGKILL)
+
+    with pytest.raises(WorkError, match=r"worker \d was killed by SIGKILL.*running again goes on") as caught:
+        pipeline.prune(plan, tmp_path / "run", slots=TWO, on_progress=kill_the_first)
+    assert "\n" not in str(caught.value)
+    assert not children()
+    assert sum(Run.open(tmp_path / "run").has(f"subnets/0{w}") for w in range(3)) == 2
+    same(pipeline.prune(plan, tmp_path / "run", slots=TWO), pipeline.prune(plan, tmp_path / "alone"))
+
+
+def test_what_a_task_raises_is_raised_here(wine, tmp_path):
+    plan = make_plan(WINE, wine, threads=1)
+    pipeline.prune(plan, tmp_path / "run")
+    Path(tmp_path / "run/subnets/00/network.json").unlink()
+    Path(tmp_path / "run/subnets/01/network.json").unlink()
+    Path(tmp_path / "run/recovered/weights.safetensors").write_bytes(b"no")
+    with pytest.raises(InputError, match=r"weights\.safetensors cannot be read"):
+        pipeline.prune(plan, tmp_path / "run", slots=TWO)
+    assert not children()
+
+
+def test_a_process_that_cannot_even_start_says_why(wine, tmp_path, monkeypatch):
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "torch_pruning.py").write_text("raise SystemError('no such luck')")
+    plan = make_plan(replace(WINE, recover_images=0), wine, threads=1)
+    monkeypatch.syspath_prepend(tmp_path / "bad")
+    with pytest.raises(WorkError, match=r"ended with exit code 1 \(SystemError: no such luck\)"):
+        pipeline.prune(plan, tmp_path / "run", slots=TWO)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_nobody_is_left_when_the_command_is_stopped(wine, tmp_path, how):
+    command = [sys.executable, "-m", "sensai_serve", "prune", "--data", "wine", "--model", "mlp"]
+    command += ["--weights", wine, "--recover-images", "0", "--images", "9000000", "--batch", "32"]
+    command += ["--jobs", "2", "--threads", "1", "--out", tmp_path / "run"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("worker"):
+                break
+        theirs = [int(p) for p in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+        assert len(theirs) == 2
+        process.send_signal(how)
+        process.wait()
+        assert process.stderr.read().count("Traceback") == 0
+    assert process.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{pid}").exists() for pid in theirs):
+        assert time.monotonic() < deadline, "a process of the executor outlived the command"
+
+
+def test_jobs_are_dealt_over_devices():
+    assert deal(None, ["cpu"], None) == (Slot("cpu", None),)
+    assert deal(None, ["cuda:0", "cuda:1"], 3) == (Slot("cuda:0", 3), Slot("cuda:1", 3))
+    assert [slot.device for slot in deal(3, ["cuda:0", "cuda:1"], 1)] == ["cuda:0", "cuda:1", "cuda:0"]
+    assert {slot.threads for slot in deal(2, ["cpu"], None)} == {max(1, len(os.sched_getaffinity(0)) // 2)}
+    with pytest.raises(InputError, match="jobs is 1, expected at least one for each of the 2 devices"):
+        deal(1, ["cuda:0", "cuda:1"], None)
+
+
+def test_an_executor_is_a_plugin(wine, tmp_path):
+    with pytest.raises(PluginError, match="nothing is called 'cloud', expected one of local"):
+        pipeline.prune(make_plan(WINE, wine), tmp_path / "run", slots=TWO, executor="cloud")
