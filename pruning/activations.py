@@ -60,8 +60,7 @@ def profile(
     network = copy.deepcopy(model).eval().requires_grad_(False)
     device = next(network.parameters()).device
     sums: dict[str, Tensor] = {}
-    pending: list[Callable[[], None]] = []
-    label = torch.empty(0, dtype=torch.int64)
+    pending: list[Callable[[Tensor], None]] = []
 
     def watch(name: str, layer: nn.Module) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         axis = -1 if isinstance(layer, nn.Linear) else 1
@@ -83,7 +82,7 @@ def profile(
 
             if x.requires_grad:
                 x.register_hook(take_gradient)  # type: ignore[no-untyped-call]
-            pending.append(lambda: _accumulate(sums, name, rows, label, dataset.n_classes))
+            pending.append(lambda label: _accumulate(sums, name, rows, label, dataset.n_classes))
 
         return hook
 
@@ -92,22 +91,46 @@ def profile(
         for name, layer in network.named_modules()
         if isinstance(layer, PRUNABLE)
     ]
+
+    def accumulate(label: Tensor) -> None:
+        for add in pending:
+            add(label)
+        pending.clear()
+
     try:
-        for start in range(0, len(indices), BATCH):
-            chosen = indices[start : start + BATCH]
-            label = torch.from_numpy(dataset.y[chosen]).to(device)
-            x = torch.from_numpy(normalise(dataset.x[chosen], dataset.spec)).to(device).requires_grad_()
-            loss = F.cross_entropy(network(x), label, reduction="sum")
-            torch.autograd.backward(loss)
-            for accumulate in pending:
-                accumulate()
-            pending.clear()
-            on_step(min(start + BATCH, len(indices)), len(indices))
+        backward_over(network, dataset, indices, device, accumulate, on_step)
     finally:
         for hook in hooks:
             hook.remove()
     counts = np.maximum(np.bincount(dataset.y[indices], minlength=dataset.n_classes), 1)
     return Profile({name: (total.cpu().numpy() / counts[None, :, None]) for name, total in sums.items()})
+
+
+def backward_over(
+    run: Callable[[Tensor], Tensor],
+    dataset: Dataset,
+    indices: Labels,
+    device: torch.device,
+    after: Callable[[Tensor], None],
+    on_step: Callable[[int, int], None],
+) -> None:
+    """Forward and backward over images of the training part, batch by batch; nothing is trained.
+
+    Args:
+        run: inputs [B, *shape], which want gradients, to logits [B, C].
+        dataset: where the images come from.
+        indices: [N] which of them.
+        device: where to compute.
+        after: called with the labels [B] of a batch once its gradients are there.
+        on_step: called with images done and N.
+    """
+    for start in range(0, len(indices), BATCH):
+        chosen = indices[start : start + BATCH]
+        label = torch.from_numpy(dataset.y[chosen]).to(device)
+        x = torch.from_numpy(normalise(dataset.x[chosen], dataset.spec)).to(device).requires_grad_()
+        torch.autograd.backward(F.cross_entropy(run(x), label, reduction="sum"))
+        after(label)
+        on_step(min(start + BATCH, len(indices)), len(indices))
 
 
 def some_of_each_class(y: Labels, indices: Labels, count: int, seed: int) -> Labels:

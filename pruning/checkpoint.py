@@ -2,7 +2,7 @@
 
 RUN/recipe.json             every option, and digests of the data and the weights: another recipe is refused
 RUN/task.json               labels, input, and who covers what
-RUN/reference/              a network: network.json (channels kept per layer, classes, head) and weights.safetensors
+RUN/reference/              a network: network.json (what was cut, classes, head) and weights.safetensors
 RUN/recovered/              the compact network for all classes, where the recipe asks for one
 RUN/subnets/00/ ...         each worker's network, and validation.npy, its scores of the validation part
 
@@ -22,6 +22,7 @@ from torch import nn
 
 from pruning import data, heads, models
 from pruning.data import Dataset, Labels
+from pruning.depth import remove_blocks
 from pruning.heads import Subnet, replace_output
 from pruning.recipe import Recipe
 from pruning.surgery import Cut, Size, apply_cut, output_layer
@@ -46,6 +47,8 @@ class Network:
     cut: Cut
     macs: int = 0
     parameters: int = 0
+    removed: tuple[str, ...] = ()
+    """Residual blocks that were dropped, by the names that `pruning.depth` gives them."""
 
 
 @dataclass(frozen=True)
@@ -172,12 +175,13 @@ class Run:
         raw = _read_json(self.path / name / "network.json")
         try:
             cut = {layer: tuple(kept) for layer, kept in raw["cut"].items()}
-            return Network(tuple(raw["classes"]), raw["head"], cut, raw["macs"], raw["parameters"])
+            removed = tuple(raw.get("removed", ()))
+            return Network(tuple(raw["classes"]), raw["head"], cut, raw["macs"], raw["parameters"], removed)
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{self.path / name}: network.json is damaged ({error})") from None
 
     def load(self, name: str) -> Subnet:
-        """Rebuild the network of that name: the recipe's model, the cut replayed, the weights loaded.
+        """Rebuild the network of that name: the recipe's model, blocks and channels cut again, the weights loaded.
 
         Raises:
             InputError: it is not finished, or damaged.
@@ -186,6 +190,8 @@ class Run:
         shape = self.spec.shape
         model = models.create(self.recipe.model, len(self.labels), shape)
         output = output_layer(model, shape)
+        if network.removed:
+            model = remove_blocks(model, network.removed, shape)
         model = apply_cut(model, network.cut, shape)
         head = heads.find(network.head)
         if name != REFERENCE:  # which is kept as it came

@@ -1,8 +1,8 @@
-"""Decide which channels of a network stay for some classes: profile it, rank its channels, cut to the target."""
+"""Decide what of a network stays for some classes: profile it, rank its blocks and channels, cut to the target."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -10,7 +10,9 @@ import numpy as np
 from torch import nn
 
 from pruning.activations import Profile, profile, some_of_each_class
-from pruning.criteria import Criterion, Thresholds
+from pruning.criteria import Criterion, Floats, Thresholds
+from pruning.data import Labels
+from pruning.depth import block_importance, find_blocks, remove_blocks, trace
 from pruning.executors import OnProgress
 from pruning.plan import Plan
 from pruning.surgery import (
@@ -21,15 +23,26 @@ from pruning.surgery import (
     cut_below,
     cut_share,
     find_units,
+    kept_outputs,
     measure,
     search_share,
     unit_importance,
 )
 from sensai_serve import plugins
+from sensai_serve.errors import ModelError
 
 
 def silent(stage: str, done: int, total: int) -> None:
     """No progress is shown."""
+
+
+@dataclass(frozen=True)
+class Trimmed:
+    """A base without some of its residual blocks: what channels are then cut out of."""
+
+    network: nn.Module
+    removed: tuple[str, ...]
+    units: list[Unit]
 
 
 @dataclass(frozen=True)
@@ -40,73 +53,135 @@ class Base:
     network: nn.Module
     cut: Cut
     """That made it from the reference."""
+    removed: tuple[str, ...] = ()
+    """Blocks of the reference that it lacks."""
     on_progress: OnProgress = silent
-    _shares: dict[float, float] = field(default_factory=dict)
+    _trimmed: dict[tuple[str, ...], Trimmed] = field(default_factory=dict)
+    _shares: dict[tuple[float, tuple[str, ...]], float] = field(default_factory=dict)
 
     @cached_property
-    def units(self) -> list[Unit]:
-        """What can be cut in it."""
-        return find_units(self.network, self.plan.shape)
+    def kept_outputs(self) -> dict[str, list[int]]:
+        """By layer, which of the reference's output channels are left in it; layers that lost none may be missing."""
+        if not self.cut:
+            return {}
+        whole = remove_blocks(self.plan.reference, self.removed, self.plan.shape)
+        return kept_outputs(find_units(whole, self.plan.shape), self.cut)
 
     @cached_property
     def profile(self) -> Profile:
         """What the classes' training images do in it; taken when first asked for."""
-        plan, recipe = self.plan, self.plan.recipe
-        indices = some_of_each_class(plan.dataset.y, plan.train, recipe.profile_images, recipe.seed)
-        stage = "profile recovered" if self.cut else "profile"
         return profile(
             self.network,
-            plan.dataset,
-            indices,
-            theta1=recipe.theta1,
-            on_step=lambda done, total: self.on_progress(stage, done, total),
+            self.plan.dataset,
+            self._profiled,
+            theta1=self.plan.recipe.theta1,
+            on_step=self._steps("profile recovered" if self.cut else "profile"),
         )
 
-    def share(self, amount: float) -> float:
+    @cached_property
+    def block_importance(self) -> Mapping[str, Floats]:
+        """For each block that could be dropped and class [C], what the loss would change by."""
+        traced = trace(self.network)
+        blocks = find_blocks(traced, self.plan.shape)
+        return block_importance(
+            traced,
+            blocks,
+            self.plan.dataset,
+            self._profiled,
+            on_step=self._steps("profile blocks of recovered" if self.cut else "profile blocks"),
+        )
+
+    def dispensable(self, depth: float, classes: Sequence[int]) -> tuple[str, ...]:
+        """Names of the blocks to drop so that a fraction `depth` of the reference's are gone: the least important ones.
+
+        Raises:
+            ModelError: the reference has none, or cannot be traced.
+        """
+        if depth == 0:
+            return ()
+        n_blocks = len(find_blocks(trace(self.plan.reference), self.plan.shape))
+        if not n_blocks:
+            raise ModelError(
+                "model: has no residual block around an identity skip that could be dropped, expected no --depth"
+            )
+        count = round(depth * n_blocks) - len(self.removed)
+        if count <= 0:
+            return ()
+        importance = {name: float(of_class[list(classes)].mean()) for name, of_class in self.block_importance.items()}
+        return tuple(sorted(importance, key=importance.__getitem__)[:count])
+
+    def without(self, removed: tuple[str, ...]) -> Trimmed:
+        """This without those blocks."""
+        if removed not in self._trimmed:
+            shape = self.plan.shape
+            network = remove_blocks(self.network, removed, shape) if removed else self.network
+            self._trimmed[removed] = Trimmed(network, removed, find_units(network, shape))
+        return self._trimmed[removed]
+
+    def share(self, amount: float, trimmed: Trimmed) -> float:
         """The share of every unit's channels whose loss brings the network to `amount` of the recipe's target.
 
         Raises:
             ModelError: the budget is below the smallest network there is.
         """
-        if amount not in self._shares:
-            self._shares[amount] = self._search(amount)
-        return self._shares[amount]
+        key = (amount, trimmed.removed)
+        if key not in self._shares:
+            self._shares[key] = self._search(amount, trimmed)
+        return self._shares[key]
 
-    def _search(self, amount: float) -> float:
+    def _search(self, amount: float, trimmed: Trimmed) -> float:
         target, reference = self.plan.recipe.target, self.plan.size
         if target == "channels":
             return amount
-        anything = {unit.layer: np.zeros(unit.channels) for unit in self.units}  # which channels go, sizes do not mind
 
         def size_at(share: float) -> Size:
-            cut = cut_share(self.units, anything, share)
-            return measure(apply_cut(self.network, cut, self.plan.shape), self.plan.shape)
+            cut = cut_share(trimmed.units, anything(trimmed.units), share)
+            return measure(apply_cut(trimmed.network, cut, self.plan.shape), self.plan.shape)
 
         if target == "parameters":
             return search_share(lambda share: size_at(share).parameters, int(amount * reference.parameters))
         return search_share(lambda share: size_at(share).macs, int(amount * reference.macs))
 
+    @cached_property
+    def _profiled(self) -> Labels:
+        recipe = self.plan.recipe
+        return some_of_each_class(self.plan.dataset.y, self.plan.train, recipe.profile_images, recipe.seed)
 
-def choose_cut(base: Base, amount: float | None, classes: Sequence[int]) -> Cut:
-    """The channels of `base` that stay for `classes`, as the recipe's criterion and target say.
+    def _steps(self, stage: str) -> Callable[[int, int], None]:
+        return lambda done, total: self.on_progress(stage, done, total)
+
+
+def choose_cut(base: Base, amount: float | None, depth: float, classes: Sequence[int]) -> tuple[Trimmed, Cut]:
+    """The blocks and channels of `base` that stay for `classes`, as the recipe's criterion and target say.
 
     Args:
         base: what is cut.
-        amount: of the recipe's target; None cuts nothing.
+        amount: of the recipe's target; None cuts no channels.
+        depth: fraction of the reference's removable blocks that are gone afterwards.
         classes: whose images count.
 
     Raises:
-        ModelError: a layer would lose all its channels, or the budget is below the smallest network there is.
+        ModelError: there is no block to drop, a layer would lose all its channels, or the budget is below the smallest
+            network there is.
+
+    Returns:
+        The base without the blocks that go, and the channels of it that stay.
     """
+    trimmed = base.without(base.dispensable(depth, classes))
+    units, recipe = trimmed.units, base.plan.recipe
     if amount is None:
-        return {unit.layer: tuple(range(unit.channels)) for unit in base.units}
-    recipe = base.plan.recipe
+        return trimmed, {unit.layer: tuple(range(unit.channels)) for unit in units}
     criterion: Criterion = plugins.find("pruning.criteria", recipe.criterion, "importance")
     thresholds = Thresholds(recipe.theta1, recipe.theta2)
     importance = {
         unit.layer: unit_importance(unit, lambda name: criterion(base.profile.statistics(name, classes), thresholds))
-        for unit in base.units
+        for unit in units
     }
     if recipe.target == "threshold":
-        return cut_below(base.units, importance, amount)
-    return cut_share(base.units, importance, base.share(amount))
+        return trimmed, cut_below(units, importance, amount)
+    return trimmed, cut_share(units, importance, base.share(amount, trimmed))
+
+
+def anything(units: Sequence[Unit]) -> dict[str, Floats]:
+    """Importance where it does not matter which channels go, only how many."""
+    return {unit.layer: np.zeros(unit.channels) for unit in units}

@@ -45,16 +45,17 @@ def make_network(base: Base, stage: Stage, snapshot: Snapshot) -> tuple[Network,
         How to rebuild it, the network, and its scores [V, k] of the validation part.
     """
     plan, dataset, head = base.plan, base.plan.dataset, heads.find(stage.head)
-    cut = choose_cut(base, stage.amount, stage.classes)
-    network = apply_cut(base.network, cut, plan.shape)
+    trimmed, cut = choose_cut(base, stage.amount, stage.depth, stage.classes)
+    network = apply_cut(trimmed.network, cut, plan.shape)
     batches = plugins.find("pruning.sampling", stage.sampling, "batches")(
         dataset.y, plan.train, stage.classes, stage.schedule.batch, np.random.default_rng(stage.seed)
     )
-    if plan.recipe.reconstruct_images and any(len(cut[unit.layer]) < unit.channels for unit in base.units):
+    smaller = trimmed.removed or any(len(cut[unit.layer]) < unit.channels for unit in trimmed.units)
+    if plan.recipe.reconstruct_images and smaller:
         n_batches = math.ceil(plan.recipe.reconstruct_images / stage.schedule.batch)
         indices = np.concatenate(list(islice(batches, n_batches)))
         inputs = torch.from_numpy(normalise(dataset.x[indices], dataset.spec)).to(plan.device)
-        reconstruct(network, base.network, kept_outputs(base.units, cut), inputs)
+        reconstruct(network, base.network, kept_outputs(trimmed.units, cut), inputs)
     replace_output(network, output_layer(base.network, plan.shape), head, stage.classes)
     network.requires_grad_(True)
     fit(
@@ -70,7 +71,8 @@ def make_network(base: Base, stage: Stage, snapshot: Snapshot) -> tuple[Network,
     )
     subnet = Subnet(network, head)
     size = measure(subnet, plan.shape)
-    made = Network(stage.classes, stage.head, compose(base.cut, cut), size.macs, size.parameters)
+    cut, removed = compose(base.kept_outputs, cut), base.removed + trimmed.removed
+    made = Network(stage.classes, stage.head, cut, size.macs, size.parameters, removed)
     return made, network, infer(subnet, dataset, dataset.x[plan.validation])
 
 

@@ -44,7 +44,7 @@ def prune(
     """
     execute: Execute = plugins.find("pruning.executors", executor, "execute")
     run = Run.resume(out, plan.recipe, plan.digests)
-    reference = Base(plan, plan.reference, {}, on_progress)
+    reference = Base(plan, plan.reference, {}, on_progress=on_progress)
     if run is None:
         check_cuts(reference)
         dataset = plan.dataset
@@ -68,7 +68,7 @@ def check_cuts(base: Base) -> None:
     plan = base.plan
     workers = [specialisation(plan, worker) for worker in range(plan.assignment.n_workers)]
     for stage in [recovery(plan)] if recovery_images(plan) else workers:
-        choose_cut(base, stage.amount, stage.classes)
+        choose_cut(base, stage.amount, stage.depth, stage.classes)
     for stage in workers:
         heads.find(stage.head)
         plugins.find("pruning.sampling", stage.sampling, "batches")
@@ -76,9 +76,9 @@ def check_cuts(base: Base) -> None:
 
 def planned_sizes(plan: Plan, *, on_progress: OnProgress = silent) -> list[Size]:
     """What each worker's cut leaves, before anything is retrained (with the reference's own output layer)."""
-    base, recipe = Base(plan, plan.reference, {}, on_progress), plan.recipe
-    cuts = (choose_cut(base, recipe.amount, row) for row in plan.assignment.rows)
-    return [measure(apply_cut(plan.reference, cut, plan.shape), plan.shape) for cut in cuts]
+    base, recipe = Base(plan, plan.reference, {}, on_progress=on_progress), plan.recipe
+    chosen = (choose_cut(base, recipe.amount, recipe.depth, row) for row in plan.assignment.rows)
+    return [measure(apply_cut(trimmed.network, cut, plan.shape), plan.shape) for trimmed, cut in chosen]
 
 
 def validation_accuracy(plan: Plan, run: Run) -> float:

@@ -34,6 +34,8 @@ class Recipe:
     """What decides how much is cut: ``macs`` or ``parameters`` to keep, as a fraction of the reference's; ``channels``
     to cut, as a fraction of each layer's; ``threshold``: every channel whose importance is below it."""
     amount: float = 0.25
+    depth: float = 0.0
+    """Fraction of the residual blocks to drop, of those that go around an identity skip."""
     profile_images: int = 256
     """Images of each class that are profiled."""
 
@@ -51,6 +53,8 @@ class Recipe:
     from the reference. None: twelve times the training part, at least 40,000."""
     recover_amount: float | None = None
     """`amount` of that network; None: the same, so that workers are specialised from it without a second cut."""
+    recover_depth: float | None = None
+    """`depth` of that network; None: the same. If less, each worker drops more blocks, those its classes need least."""
     recover_rate: float = 0.01
     images: int | None = None
     """Image passes of each worker's own retraining. None: once the training part, at least 8,000."""
@@ -69,7 +73,10 @@ class Recipe:
             raise InputError(
                 f"channels is {self.amount} and recover_amount {self.recover_amount}, expected workers to lose more"
             )
-        _between("distil", self.distil, 0, 1)
+        for name in ("distil", "depth"):
+            _between(name, getattr(self, name), 0, 1)
+        if self.recover_depth is not None:
+            _between("recover_depth", self.recover_depth, 0, self.depth)
         for name in ("amount", "recover_amount"):
             if self.target != "threshold" and (value := getattr(self, name)) is not None:
                 _between(f"{self.target} ({name})", value, 0, 1)

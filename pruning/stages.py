@@ -16,6 +16,8 @@ class Stage:
     classes: tuple[int, ...]
     amount: float | None
     """How much is cut, in the recipe's target; None: nothing."""
+    depth: float
+    """Fraction of the reference's removable blocks that are gone afterwards."""
     head: str
     sampling: str
     schedule: Schedule
@@ -35,6 +37,7 @@ def recovery(plan: Plan) -> Stage:
         "recover",
         tuple(range(plan.dataset.n_classes)),
         recipe.amount if recipe.recover_amount is None else recipe.recover_amount,
+        recipe.depth if recipe.recover_depth is None else recipe.recover_depth,
         "softmax",
         "uniform",
         Schedule(recovery_images(plan), recipe.recover_rate, recipe.batch),
@@ -56,6 +59,7 @@ def specialisation(plan: Plan, worker: int) -> Stage:
         f"worker {worker}",
         plan.assignment.rows[worker],
         amount,
+        recipe.depth,
         recipe.head,
         recipe.sampling,
         Schedule(images, recipe.rate, recipe.batch),

@@ -205,11 +205,14 @@ def apply_cut(model: nn.Module, cut: Cut, input_shape: Sequence[int]) -> nn.Modu
     return model
 
 
-def compose(first: Cut, second: Cut) -> Cut:
-    """The one cut that is `first`, then `second` of what `first` left."""
-    return {
-        name: tuple(kept[i] for i in second[name]) if name in second else tuple(kept) for name, kept in first.items()
-    } | {name: kept for name, kept in second.items() if name not in first}
+def compose(first: Mapping[str, Sequence[int]], second: Cut) -> Cut:
+    """The one cut that is `first`, then `second` of what `first` left.
+
+    Args:
+        first: by layer, at least those of `second` that lost outputs: a cut, or its `kept_outputs`.
+        second: of all units that are left.
+    """
+    return {name: tuple(first[name][i] for i in kept) if name in first else kept for name, kept in second.items()}
 
 
 def measure(model: nn.Module, input_shape: Sequence[int]) -> Size:

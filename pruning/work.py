@@ -56,9 +56,10 @@ def make(run: Run, name: str, base: Base, stage: Stage) -> None:
 def base_of_workers(plan: Plan, run: Run, on_progress: OnProgress) -> Base:
     """What workers are cut from: the recovered network where the run has one, else the reference."""
     if not run.has(RECOVERED):
-        return Base(plan, plan.reference, {}, on_progress)
+        return Base(plan, plan.reference, {}, on_progress=on_progress)
     # Read back even where it was just made: a resumed run must go on from the same numbers.
-    return Base(plan, run.load(RECOVERED).network.to(plan.device), run.network(RECOVERED).cut, on_progress)
+    network, recovered = run.load(RECOVERED).network.to(plan.device), run.network(RECOVERED)
+    return Base(plan, network, recovered.cut, recovered.removed, on_progress)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -108,6 +109,9 @@ def prune(
     parameters: Annotated[float | None, typer.Option(help="Or: keep this fraction of its parameters.")] = None,
     channels: Annotated[float | None, typer.Option(help="Or: cut this fraction of each layer's channels.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Or: cut channels of an importance below it.")] = None,
+    depth: Annotated[
+        float | None, typer.Option(help="Drop this fraction of the residual blocks that an identity skip goes around.")
+    ] = None,
     head: Annotated[str | None, typer.Option(help="sigmoid | softmax_others | ...")] = None,
     sampling: Annotated[str | None, typer.Option(help="balanced | uniform | ...")] = None,
     distil: Annotated[
@@ -124,6 +128,7 @@ def prune(
     recover_amount: Annotated[
         float | None, typer.Option(help="Its --macs (or --parameters, ...); as the workers' if not given.")
     ] = None,
+    recover_depth: Annotated[float | None, typer.Option(help="Its --depth; as the workers' if not given.")] = None,
     recover_rate: Annotated[float | None, typer.Option(help="Its peak learning rate.")] = None,
     images: Annotated[int | None, typer.Option(help="Image passes of each worker's own retraining (1 epoch).")] = None,
     rate: Annotated[float | None, typer.Option(help="Its peak learning rate.")] = None,
@@ -165,6 +170,7 @@ def prune(
         criterion=criterion,
         theta1=theta1,
         theta2=theta2,
+        depth=depth,
         head=head,
         sampling=sampling,
         distil=distil,
@@ -172,6 +178,7 @@ def prune(
         reconstruct_images=reconstruct_images,
         recover_images=recover_images,
         recover_amount=recover_amount,
+        recover_depth=recover_depth,
         recover_rate=recover_rate,
         images=images,
         rate=rate,
@@ -207,6 +214,13 @@ def export(
         str | None, typer.Option(metavar="SOURCE", help="Where the run's data lies now, if it moved.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="The model's name when served; the data's if not given.")] = None,
+    precision: Annotated[
+        str,
+        typer.Option(help="Of subnets and monolith: fp32 | fp16 | int8 | package.module:callable."),
+    ] = "fp32",
+    monolith: Annotated[
+        bool, typer.Option("--monolith", help="Add the run's compact network for all classes, to compare with.")
+    ] = False,
     evaluate: Annotated[bool, typer.Option(help="Label the whole test part, one input at a time.")] = True,
     triton: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Add the subnets to this Triton model repository.")
@@ -236,12 +250,13 @@ def export(
     elif out is None:
         raise InputError("--out is missing, expected a new directory for the bundle")
     else:
-        bundle = _export(run, out, data, name, evaluate, quiet)
+        options = {"name": name, "precision": precision, "with_monolith": monolith, "with_evaluation": evaluate}
+        bundle = _export(run, out, data, options, quiet)
     if triton is not None:
         typer.echo(write_triton(bundle, triton, triton_backend, device or ["cpu"], site_packages))
 
 
-def _export(run: Path, out: Path, data: str | None, name: str | None, evaluate: bool, quiet: bool) -> Bundle:
+def _export(run: Path, out: Path, data: str | None, options: dict[str, Any], quiet: bool) -> Bundle:
     from dataclasses import replace
 
     from export.assemble import export as export_run
@@ -254,11 +269,26 @@ def _export(run: Path, out: Path, data: str | None, name: str | None, evaluate: 
         opened = Run.open(run)
         if data is not None:
             opened = replace(opened, recipe=replace(opened.recipe, data=absolute(data)))
-        bundle = export_run(opened, out, name=name, with_evaluation=evaluate, on_progress=report)
-    accuracy = bundle.manifest.accuracy
-    right = f"; test part right: {accuracy['test']:.2%}, reference {accuracy['reference']:.2%}" if accuracy else ""
-    typer.echo(f"{out}: {len(bundle.manifest.subnets)} subnets{right}")
+        bundle = export_run(opened, out, **options, on_progress=report)
+    for line in _summary(bundle, options):
+        typer.echo(line)
     return bundle
+
+
+def _summary(bundle: Bundle, options: dict[str, Any]) -> Iterator[str]:
+    accuracy, provenance = bundle.manifest.accuracy, bundle.manifest.provenance
+    whole = ", ".join(f"{name} {accuracy[name]:.2%}" for name in ("reference", "monolith") if name in accuracy)
+    right = f"; test part right: {accuracy['test']:.2%}, {whole}" if accuracy else ""
+    yield f"{bundle.path}: {len(bundle.manifest.subnets)} subnets{right}"
+    precision = options["precision"]
+    if precision != "fp32":
+        us = provenance["precision"]["largest_subnet_us"]
+        speed = ", ".join(f"{value:,.0f} us in {name}" for name, value in us.items())
+        validated = [(name, accuracy.get(f"validation_{name}")) for name in ("fp32", precision)]
+        share = ", ".join(f"{value:.2%} in {name}" for name, value in validated if value is not None)
+        yield f"the largest subnet takes {speed}" + (f"; validation part right: {share}" if share else "")
+    if options["with_monolith"] and "monolith" not in provenance:
+        yield "no monolith: the run has no network for all classes (--recover-images 0)"
 
 
 def _given(**options: Any) -> dict[str, Any]:
