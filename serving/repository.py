@@ -8,9 +8,11 @@ be served leaves the old one serving.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import ctypes
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sensai_serve.bundle import MANIFEST, Bundle
 from sensai_serve.errors import BundleError, ControlOffError, InputError, SensaiError, UnknownModelError
@@ -50,6 +52,7 @@ class Repository:
         self._gateways: dict[str, Gateway] = {}
         self._failed: dict[str, str] = {}
         self._locks: dict[str, asyncio.Lock] = {}
+        self._changes: set[asyncio.Task[None]] = set()
         self.swaps = 0
         """Models that have been replaced while serving."""
         for bundle in bundles:
@@ -96,21 +99,23 @@ class Repository:
             SensaiError: its bundle cannot be served; what was loaded before still is.
         """
         directory = self._controlled()
-        async with self._locks.setdefault(name, asyncio.Lock()):
-            try:
-                path = (await asyncio.to_thread(_bundles_in, directory)).get(name)
-                if path is None:
-                    raise UnknownModelError(f"unknown model {name!r}, expected one of {', '.join(self.available())}")
-                gateway = Gateway(await asyncio.to_thread(Bundle.open, path), self._options)
-                await gateway.start()
-            except SensaiError as error:
-                self._failed[name] = str(error)
-                raise
-            self._failed.pop(name, None)
-            old, self._gateways[name] = self._gateways.get(name), gateway
-            if old is not None:
-                self.swaps += 1
-                await old.stop(successor=gateway)
+        await self._to_the_end(name, self._replace(name, directory))
+
+    async def _replace(self, name: str, directory: Path) -> None:
+        try:
+            path = (await asyncio.to_thread(_bundles_in, directory)).get(name)
+            if path is None:
+                raise UnknownModelError(f"unknown model {name!r}, expected one of {', '.join(self.available())}")
+            gateway = Gateway(await asyncio.to_thread(Bundle.open, path), self._options)
+            await gateway.start()
+        except SensaiError as error:
+            self._failed[name] = str(error)
+            raise
+        self._failed.pop(name, None)
+        old, self._gateways[name] = self._gateways.get(name), gateway
+        if old is not None:
+            self.swaps += 1
+            await old.stop(successor=gateway)
 
     async def unload(self, name: str) -> None:
         """Take a model out and let its requests finish.
@@ -120,9 +125,31 @@ class Repository:
             UnknownModelError: it is not loaded.
         """
         self._controlled()
-        async with self._locks.setdefault(name, asyncio.Lock()):
-            await self.get(name).stop()
-            del self._gateways[name]
+        await self._to_the_end(name, self._remove(name))
+
+    async def _remove(self, name: str) -> None:
+        await self.get(name).stop()
+        del self._gateways[name]
+
+    async def _to_the_end(self, name: str, change: Coroutine[Any, Any, None]) -> None:
+        """Make one change to a model at a time, and make it whole, also where the client that asked has left."""
+
+        async def alone() -> None:
+            async with self._locks.setdefault(name, asyncio.Lock()):
+                try:
+                    await change
+                finally:
+                    await asyncio.to_thread(_trim)
+
+        task = asyncio.create_task(alone())
+        self._changes.add(task)
+        task.add_done_callback(self._changed)
+        await asyncio.shield(task)
+
+    def _changed(self, task: asyncio.Task[None]) -> None:
+        self._changes.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever still waits for it is told; nobody else need be
 
     def available(self) -> list[str]:
         """Models in the directory."""
@@ -151,6 +178,13 @@ class Repository:
         if self._directory is None:
             raise ControlOffError("loading and unloading models is off, expected a server started with --repository")
         return self._directory
+
+
+def _trim() -> None:
+    """Give the system back what a model held: glibc keeps it, once for each thread that ever loaded one."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none, and no need of it
+    if trim is not None:
+        trim(0)
 
 
 def _bundles_in(directory: Path) -> dict[str, Path]:

@@ -51,6 +51,7 @@ class Supervisor:
         self._late: deque[tuple[Job, int, Arrival]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._backend: Backend | None = None
+        self._stopped = False
 
     def up(self, worker: int) -> None:
         """A worker is loaded and can run. From any thread."""
@@ -62,7 +63,8 @@ class Supervisor:
 
     def late(self, job: Job, worker: int, arrival: Arrival) -> None:
         """Copies came after the answer. From any thread; looked at with the next request's books."""
-        self._late.append((job, worker, arrival))
+        if not self._stopped:
+            self._late.append((job, worker, arrival))
 
     def unwaited(self) -> list[tuple[int, Cause]]:
         """Workers that requests do not go to, and why."""
@@ -79,6 +81,13 @@ class Supervisor:
             BundleError: a worker gave no usable scores, or the merged answers are not the golden ones.
         """
         self._backend = backend
+        try:
+            await self._check()
+        except BaseException:
+            self._backend = None
+            raise
+
+    async def _check(self) -> None:
         golden = await asyncio.to_thread(self._bundle.golden)
         scores = await asyncio.gather(*(self._run(w, golden.inputs) for w in range(len(self.health.workers))))
         for worker, given in enumerate(scores):
@@ -121,13 +130,20 @@ class Supervisor:
             self._spawn(self._probe(worker), f"probe-{worker}")
 
     async def stop(self) -> None:
-        """End the probes."""
+        """End the probes, and let go of the backend.
+
+        It holds this object's methods; a cycle would keep its sessions until the garbage collector comes by, which may
+        be many swaps later.
+        """
+        self._stopped = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._backend = None
+        self._late.clear()
 
     def _came_up(self, worker: int) -> None:
-        if self._golden is not None:  # else `check` will look at all of them together
+        if self._golden is not None and not self._stopped:  # else `check` will look at all of them together
             self._spawn(self._admit(worker), f"admit-{worker}")
 
     async def _admit(self, worker: int) -> None:

@@ -124,6 +124,26 @@ def test_a_request_that_holds_on_to_a_replaced_model_is_answered_by_its_successo
     asyncio.run(asyncio.wait_for(test(), 60))
 
 
+def test_a_client_that_leaves_while_a_model_is_replaced_stops_nothing_halfway(make_bundle, tmp_path) -> None:
+    async def test() -> None:
+        replace(make_bundle(name="a", seed=1), tmp_path / "a")
+        repository = Repository([Bundle.open(tmp_path / "a")], OPTIONS, tmp_path)
+        await repository.start()
+        old = repository.get("a")
+        loading = asyncio.create_task(repository.load("a"))
+        await asyncio.sleep(0)
+        loading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await loading
+        await repository.load("a")  # waits for the one before
+        assert repository.swaps == 2
+        assert not old.ready
+        assert repository.ready
+        await repository.stop()
+
+    asyncio.run(asyncio.wait_for(test(), 60))
+
+
 def test_without_a_directory_nothing_is_loaded_by_request(tiny_bundle: Path) -> None:
     async def test() -> None:
         repository = Repository([Bundle.open(tiny_bundle)], OPTIONS)

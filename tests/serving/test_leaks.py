@@ -1,0 +1,153 @@
+"""Models that are replaced, unloaded or refused, and workers that die, leave nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import re
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sensai_serve.bundle import Bundle
+from sensai_serve.errors import BundleError
+from serving.backends.process import Backend as ProcessBackend
+from serving.devices import parse_device
+from serving.faults import parse_fault
+from serving.gateway import Gateway, GatewayOptions
+from serving.repository import Repository
+from serving.session import Session
+
+DEVICES = (parse_device("cpu"),)
+WARM, SWAPS = 5, 25
+GROWTH_MIB = 8
+"""A generation that is not freed costs more than 1 MiB, and there are 25."""
+
+
+def inputs(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(1, 3, 8, 8)).astype(np.float32)
+
+
+@contextlib.contextmanager
+def no_collector() -> Iterator[None]:
+    """What dies here dies because nobody refers to it, and not because the garbage collector came by."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def instances(*kinds: type) -> int:
+    return sum(isinstance(one, kinds) for one in gc.get_objects())
+
+
+def held() -> tuple[int, int]:
+    """Threads and open files of this process; the pool that loads models keeps its own."""
+    threads = [t for t in threading.enumerate() if not t.name.startswith("asyncio_")]
+    return len(threads), len(list(Path("/proc/self/fd").iterdir()))
+
+
+def memory_mib() -> float:
+    return int(re.findall(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())[0]) / 1024
+
+
+async def swap(repository: Repository, name: str) -> None:
+    gateway = repository.get(name)
+    await asyncio.gather(*(gateway.infer(inputs(seed)) for seed in range(8)))
+    await repository.load(name)
+
+
+@pytest.mark.parametrize("backend", ["ort", "process"])
+def test_a_replaced_model_is_gone_at_once_with_its_threads_files_and_sessions(make_bundle, backend: str) -> None:
+    path = make_bundle(name="a", n_classes=3)
+
+    async def test() -> None:
+        options = GatewayOptions(devices=DEVICES, backend=backend)
+        repository = Repository([Bundle.open(path)], options, path.parent)
+        await repository.start()
+        await swap(repository, "a")
+        with no_collector():
+            before = held(), instances(Gateway, Session, ProcessBackend)
+            for _ in range(3):
+                await swap(repository, "a")
+            await asyncio.sleep(0)  # what was said to the loop from other threads is done
+            assert (held(), instances(Gateway, Session, ProcessBackend)) == before
+            await repository.unload("a")
+            await asyncio.sleep(0)
+            assert instances(Gateway, Session, ProcessBackend) == 0
+        await repository.stop()
+
+    asyncio.run(asyncio.wait_for(test(), 60))
+
+
+@pytest.mark.parametrize("backend", ["ort", "process"])
+def test_a_bundle_that_is_refused_leaves_nothing_behind(make_bundle, backend: str) -> None:
+    bundle = Bundle.open(make_bundle(n_classes=3))
+    wrong = GatewayOptions(devices=DEVICES, backend=backend, faults=(parse_fault("0:random"),))
+
+    async def refused() -> None:
+        with contextlib.suppress(BundleError):
+            await Gateway(bundle, wrong).start()
+            raise AssertionError("the golden check let it through")
+
+    async def test() -> None:
+        await refused()
+        with no_collector():
+            before = held()
+            await refused()
+            await asyncio.sleep(0)
+            assert held() == before
+            assert instances(Gateway, Session, ProcessBackend) == 0
+
+    asyncio.run(asyncio.wait_for(test(), 60))
+
+
+def test_memory_does_not_grow_with_swaps(make_bundle) -> None:
+    path = make_bundle(name="a", shape=(3, 64, 64), n_golden=2)
+
+    async def test() -> None:
+        repository = Repository([Bundle.open(path)], GatewayOptions(devices=DEVICES), path.parent)
+        await repository.start()
+        for _ in range(WARM):
+            await repository.load("a")
+        before = memory_mib()
+        for _ in range(SWAPS):
+            await repository.load("a")
+        assert memory_mib() < before + GROWTH_MIB
+        await repository.stop()
+
+    asyncio.run(asyncio.wait_for(test(), 60))
+
+
+def test_a_worker_that_dies_again_and_again_leaves_no_file_and_no_thread(make_bundle) -> None:
+    bundle = Bundle.open(make_bundle(n_classes=3))
+
+    async def test() -> None:
+        gateway = Gateway(bundle, GatewayOptions(devices=DEVICES, backend="process"))
+        await gateway.start()
+        backend = gateway._backend
+        assert isinstance(backend, ProcessBackend)
+
+        async def kill(restarts: int) -> None:
+            popen = backend._processes[1].popen
+            assert popen is not None
+            os.kill(popen.pid, signal.SIGKILL)
+            while gateway.workers[1].restarts < restarts:
+                assert (await gateway.infer(inputs())).answer.class_id.shape == (1,)
+
+        await kill(1)
+        before = held()
+        for restarts in (2, 3, 4):
+            await kill(restarts)
+        assert held() == before
+        await gateway.stop()
+
+    asyncio.run(asyncio.wait_for(test(), 60))
