@@ -22,6 +22,9 @@ from sensai_serve.errors import AssignmentError
 from sensai_serve.preprocess import normalise
 
 Features = npt.NDArray[np.float64]
+TEMPERATURE = 4.0
+"""That logits are divided by before confusions are read off them: of images that a reference has learnt by heart, as
+published weights have all training images, it is too sure to show what looks alike to it."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,9 @@ def class_features(model: nn.Module, dataset: Dataset, indices: Labels, *, batch
     return np.stack([features[y == c].mean(axis=0) for c in range(dataset.n_classes)])
 
 
-def class_confusion(model: nn.Module, dataset: Dataset, indices: Labels) -> Features:
+def class_confusion(
+    model: nn.Module, dataset: Dataset, indices: Labels, *, temperature: float = TEMPERATURE
+) -> Features:
     """What the model takes each class for: the mean probability [C, C] of class j over images of class i.
 
     Probabilities rather than counted mistakes: a good reference makes too few of these to tell classes apart by.
@@ -89,8 +94,9 @@ def class_confusion(model: nn.Module, dataset: Dataset, indices: Labels) -> Feat
         model: gives logits.
         dataset: where the images come from.
         indices: which training images; the row of a class that has none is 0.
+        temperature: divides the logits.
     """
-    logits = infer(model, dataset, dataset.x[indices]).astype(np.float64)
+    logits = infer(model, dataset, dataset.x[indices]).astype(np.float64) / temperature
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     total = np.zeros((dataset.n_classes, dataset.n_classes))
     np.add.at(total, dataset.y[indices], powers / powers.sum(axis=1, keepdims=True))
