@@ -2,16 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from benchmarks.stats import Estimate
-
-
-class Cell(NamedTuple):
-    """A figure, and its 95% interval, which the terminal has no room for."""
-
-    text: str
-    interval: str = ""
+from sensai_serve.report import Cell
 
 
 def microseconds(estimate: Estimate | None) -> Cell:

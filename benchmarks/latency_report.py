@@ -10,10 +10,11 @@ import numpy as np
 
 from benchmarks import plots
 from benchmarks.breakdown import PARTS
-from benchmarks.cells import Cell, microseconds, milliseconds, number, times
+from benchmarks.cells import microseconds, milliseconds, number, times
 from benchmarks.latency import IN_PROCESS, LOADED, MONOLITH, PARALLEL, REFERENCE, Measured
-from benchmarks.report import Picture, Report, Row, Table
+from benchmarks.report import Report
 from benchmarks.stats import QUANTILES, Estimate, Summary, ratio, summarise
+from sensai_serve.report import Cell, Picture, Row, Table, drawing
 
 MIDDLE, TAIL = (0.25, 0.75), (0.99, 1.0)
 """Of the requests that are divided into steps: the middle half by their total, and the slowest of a hundred."""
@@ -123,8 +124,8 @@ def _loads(measured: Measured) -> Iterator[Table | Picture]:
             x = [float(one.clients or one.rate or 0) for one in chosen]
             for name in ("p50", "p99"):
                 y = [one.latency.quantiles[name].value * 1e3 for one in chosen if one.latency]
-                lines.append(plots.Line(f"{kind}, {name}", x, y, colour, dashed=name == "p99"))
-        draw = plots.lines(lines, x_label=x_label, y_label="milliseconds", log_x=loop == "closed", log_y=True)
+                lines.append(drawing.Line(f"{kind}, {name}", x, y, colour, dashed=name == "p99"))
+        draw = drawing.lines(lines, x_label=x_label, y_label="milliseconds", log_x=loop == "closed", log_y=True)
         yield Picture(f"load-{loop}", f"Latency under load, {loop} loop, {LOADED}", draw)
 
 

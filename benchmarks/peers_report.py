@@ -12,8 +12,9 @@ from benchmarks import plots
 from benchmarks.cells import microseconds, times
 from benchmarks.peers import LEAN
 from benchmarks.peers_run import Compared, Measured
-from benchmarks.report import Picture, Report, Row, Table
+from benchmarks.report import Report
 from benchmarks.stats import ratio, summarise
+from sensai_serve.report import Picture, Row, Table
 
 OURS = "sensai-serve"
 

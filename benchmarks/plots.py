@@ -1,9 +1,8 @@
-"""The kinds of pictures that reports are made of. Times come in seconds and are drawn in micro- or milliseconds."""
+"""The kinds of pictures of latency. Times come in seconds and are drawn in micro- or milliseconds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,28 +10,10 @@ import numpy.typing as npt
 
 from benchmarks.cells import number
 from benchmarks.stats import Estimate, Summary, histogram
+from sensai_serve.report.drawing import Draw, colour, finish, ink, log_scale, paper, text_on
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-Draw = Callable[["Figure"], None]
-
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5D3A9B", "#8C8C8C", "#000000", "#A6761D")
-_LIGHT = ("#E69F00", "#56B4E9", "#CC79A7", "#8C8C8C")
-
-
-@dataclass(frozen=True)
-class Line:
-    """Points that are joined."""
-
-    name: str
-    x: Sequence[float]
-    y: Sequence[float]
-    colour: int
-    """Lines of one colour belong together."""
-    dashed: bool = False
 
 
 def bars(groups: Mapping[str, Mapping[str, Estimate]], first: Sequence[str] = ()) -> Draw:
@@ -54,9 +35,9 @@ def bars(groups: Mapping[str, Mapping[str, Estimate]], first: Sequence[str] = ()
             top = row
             for name, estimate in group.items():
                 below, above = _error(estimate)
-                value, colour = estimate.value * scale, _colour(series.index(name))
-                axes.barh(row, value, 0.85, xerr=[[below * scale], [above * scale]], color=colour, ecolor="#444",
-                          capsize=2)  # fmt: skip
+                value = estimate.value * scale
+                axes.barh(row, value, 0.85, xerr=[[below * scale], [above * scale]], color=colour(series.index(name)),
+                          ecolor=ink(), capsize=2)  # fmt: skip
                 axes.annotate(number(value), (value + above * scale, row), (4, 0), textcoords="offset points",
                               va="center", fontsize=9)  # fmt: skip
                 row += 1
@@ -66,9 +47,9 @@ def bars(groups: Mapping[str, Mapping[str, Estimate]], first: Sequence[str] = ()
         axes.invert_yaxis()
         axes.margins(x=0.1, y=0.02)
         axes.set_xlabel(f"{unit}, 95% interval")
-        _finish(axes)
+        finish(axes)
         if len(series) > 1:
-            handles = [Patch(color=_colour(at), label=name) for at, name in enumerate(series)]
+            handles = [Patch(color=colour(at), label=name) for at, name in enumerate(series)]
             figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
 
     return draw
@@ -83,12 +64,12 @@ def nines(summaries: Mapping[str, Summary]) -> Draw:
         for at, (name, summary) in enumerate(summaries.items()):
             x = np.linspace(0, 4, len(summary.curve))
             seen = x <= np.log10(summary.count)  # beyond, the plot would only repeat the largest
-            axes.plot(x[seen], np.array(summary.curve)[seen] * scale, color=_colour(at), label=name)
+            axes.plot(x[seen], np.array(summary.curve)[seen] * scale, color=colour(at), label=name)
         axes.set_xticks(range(5), ["0", "p90", "p99", "p99.9", "p99.99"])
-        _log_scale(axes, "y")
+        log_scale(axes, "y")
         axes.set_xlabel("quantile")
         axes.set_ylabel(unit)
-        _finish(axes, legend=True)
+        finish(axes, legend=True)
 
     return draw
 
@@ -101,44 +82,12 @@ def histograms(samples: Mapping[str, npt.ArrayLike]) -> Draw:
         unit, scale = _unit(np.median(np.asarray(s)) for s in samples.values())
         for at, (axes, (name, seconds)) in enumerate(zip(rows, samples.items(), strict=True)):
             counts, edges = histogram(seconds)
-            axes.stairs(counts / counts.sum(), edges * scale, fill=True, color=_colour(at))
-            _log_scale(axes, "x")
+            axes.stairs(counts / counts.sum(), edges * scale, fill=True, color=colour(at))
+            log_scale(axes, "x")
             axes.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
             axes.set_yticks([])
-            _finish(axes)
+            finish(axes)
         rows[-1].set_xlabel(f"{unit}; heights are shares of each row's own samples")
-
-    return draw
-
-
-def lines(
-    given: Sequence[Line],
-    *,
-    x_label: str,
-    y_label: str,
-    log_x: bool = False,
-    log_y: bool = False,
-    y_limits: tuple[float, float] | None = None,
-) -> Draw:
-    """Points joined by lines."""
-
-    def draw(figure: Figure) -> None:
-        axes = figure.add_subplot()
-        for line in given:
-            style = "--" if line.dashed else "-"
-            axes.plot(line.x, line.y, style, marker="o", markersize=4, color=_colour(line.colour), label=line.name)
-        if log_x:
-            ticks = sorted({x for line in given for x in line.x})
-            axes.set_xscale("log", base=2)
-            axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
-            axes.minorticks_off()
-        if log_y:
-            _log_scale(axes, "y")
-        else:
-            axes.set_ylim(*(y_limits or (0, None)))
-        axes.set_xlabel(x_label)
-        axes.set_ylabel(y_label)
-        _finish(axes, legend=len(given) > 1)
 
     return draw
 
@@ -153,41 +102,19 @@ def stacks(rows: Mapping[str, Mapping[str, float]]) -> Draw:
         left, longest = np.zeros(len(rows)), max(sum(parts.values()) for parts in rows.values())
         for at, name in enumerate(names):
             widths = np.array([parts.get(name, 0.0) for parts in rows.values()]) * scale
-            axes.barh(range(len(rows)), widths, 0.55, left=left, color=_colour(at), label=name, edgecolor="white")
+            axes.barh(range(len(rows)), widths, 0.55, left=left, color=colour(at), label=name, edgecolor=paper())
             for y, (start, width) in enumerate(zip(left, widths, strict=True)):
                 if width > 0.035 * longest * scale:
                     axes.annotate(number(width), (start + width / 2, y), ha="center", va="center", fontsize=8,
-                                  color="black" if _colour(at) in _LIGHT else "white")  # fmt: skip
+                                  color=text_on(colour(at)))  # fmt: skip
             left += widths
         axes.set_yticks(range(len(rows)), list(rows))
         axes.invert_yaxis()
         axes.set_xlabel(unit)
-        _finish(axes)
+        finish(axes)
         figure.legend(loc="outside lower center", ncols=5, frameon=False)
 
     return draw
-
-
-def _log_scale(axes: Axes, which: str) -> None:
-    """A logarithmic axis with plain numbers at 1, 2 and 5 of each decade."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    if which == "x":
-        axes.set_xscale("log")
-    else:
-        axes.set_yscale("log")
-    axis = axes.xaxis if which == "x" else axes.yaxis
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-    axis.set_minor_formatter(NullFormatter())
-
-
-def _finish(axes: Axes, *, legend: bool = False) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(visible=True, which="major", color="#e4e4e4")
-    axes.set_axisbelow(True)
-    if legend:
-        axes.legend(frameon=False, fontsize=9)
 
 
 def _unit(seconds: Iterable[float]) -> tuple[str, float]:
@@ -199,7 +126,3 @@ def _error(estimate: Estimate) -> tuple[float, float]:
     value = estimate.value
     low, high = (value if bound is None else bound for bound in (estimate.low, estimate.high))
     return max(value - low, 0.0), max(high - value, 0.0)
-
-
-def _colour(index: int) -> str:
-    return COLOURS[index % len(COLOURS)]

@@ -17,12 +17,13 @@ from benchmarks import labelled, machine, servers
 from benchmarks.cells import milliseconds
 from benchmarks.client import Client, RawClient
 from benchmarks.labelled import Labelled
-from benchmarks.report import Report, Table
+from benchmarks.report import Report
 from benchmarks.stats import Summary, summarise
 from benchmarks.triton_client import TritonClient
 from benchmarks.wire import V2Binary
 from sensai_serve.bundle import Bundle
 from sensai_serve.errors import DataError
+from sensai_serve.report import Table
 
 WARM_UP = 50
 # Patience off: on a busy machine a straggler would be given up, and then an answer may be another one.

@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from benchmarks import plots
 from benchmarks.cells import microseconds, number, times
-from benchmarks.report import Picture, Report, Row, Table
+from benchmarks.report import Report
 from benchmarks.scale import (
     ALONE,
     CLASSES,
@@ -23,6 +22,7 @@ from benchmarks.scale import (
 )
 from benchmarks.stats import Estimate, Summary, ratio, summarise
 from benchmarks.turns import Rounds
+from sensai_serve.report import Picture, Row, Table, drawing
 
 SHOWN = ("p50", "p99")
 
@@ -95,14 +95,14 @@ def _row(name: str, rounds: Rounds) -> Row:
     return (name, *(microseconds(summary.quantiles[q]) for q in SHOWN))
 
 
-def _lines(series: Mapping[str, Mapping[Any, Summary]], x_label: str) -> plots.Draw:
+def _lines(series: Mapping[str, Mapping[Any, Summary]], x_label: str) -> drawing.Draw:
     lines = [
-        plots.Line(f"{name}, {q}", [float(x) for x in points],
+        drawing.Line(f"{name}, {q}", [float(x) for x in points],
                    [one.quantiles[q].value * 1e6 for one in points.values()], colour, dashed=q == "p99")
         for colour, (name, points) in enumerate(series.items())
         for q in SHOWN
     ]  # fmt: skip
-    return plots.lines(lines, x_label=x_label, y_label="microseconds", log_x=True, log_y=True)
+    return drawing.lines(lines, x_label=x_label, y_label="microseconds", log_x=True, log_y=True)
 
 
 def _bytes_in(shape: Sequence[int]) -> int:

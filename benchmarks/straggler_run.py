@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from benchmarks import machine
-from benchmarks.report import Picture, Report, Row, Table
+from benchmarks.report import Report
 from benchmarks.stragglers import CASES, Context, Finding, OnStep
 from sensai_serve.errors import InputError, ServingError
 from sensai_serve.plugins import available, find
+from sensai_serve.report import Picture, Row, Table
 
 PACKAGE = "benchmarks.stragglers"
 

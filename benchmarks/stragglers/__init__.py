@@ -19,9 +19,9 @@ from benchmarks import servers
 from benchmarks.labelled import Labelled
 from benchmarks.load import OK, Exchange
 from benchmarks.oracle import Oracle
-from benchmarks.report import Picture
 from benchmarks.wire import Answer, V2Binary, workers_of
 from sensai_serve.bundle import Bundle
+from sensai_serve.report import Picture
 
 CASES = ("delay", "dead", "killed", "stopped", "curve", "wrong", "overload", "swaps")
 """In this order."""

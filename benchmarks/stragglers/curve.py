@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-import numpy.typing as npt
 
-from benchmarks import plots
-from benchmarks.oracle import Copies, Oracle, accuracy, losses, majority
-from benchmarks.report import Picture
+from benchmarks.oracle import Oracle
 from benchmarks.stragglers import Aim, Context, Finding
 from sensai_serve.bundle import Bundle
-
-MOST_SETS = 252
-"""Sets of lost workers that are tried for each number of them: all, up to ten workers."""
+from sensai_serve.losses import MOST_SETS, Copies, loss_curve
+from sensai_serve.report import Picture, drawing
 
 
 def run(context: Context) -> Finding:
@@ -31,26 +27,23 @@ def run(context: Context) -> Finding:
     for other in context.beside:
         oracle = Oracle(other, context.data.inputs)
         codes[f"{other.manifest.name}, r = {other.assignment.redundancy}"] = oracle.copies(), oracle.plan.threshold
-    curves = {code: _curve(*given, truth, context.options.seed) for code, given in codes.items()}
-    lines = [
-        line
-        for colour, (code, curve) in enumerate(curves.items())
-        for line in (
-            plots.Line(code, list(curve), [100 * mean for mean, _ in curve.values()], colour),
-            plots.Line(f"{code}, worst set", list(curve), [100 * worst for _, worst in curve.values()], colour, True),
-        )
-    ]
-    draw = plots.lines(lines, x_label="workers lost", y_label="accuracy, %", y_limits=(0, 102))
+    curves = {code: loss_curve(*given, truth, seed=context.options.seed) for code, given in codes.items()}
+    drawn = []
+    for colour, (code, curve) in enumerate(curves.items()):
+        x = [at.lost for at in curve]
+        drawn.append(drawing.Line(code, x, [100 * at.mean for at in curve], colour))
+        drawn.append(drawing.Line(f"{code}, worst set", x, [100 * at.worst for at in curve], colour, dashed=True))
+    draw = drawing.lines(drawn, x_label="workers lost", y_label="accuracy, %", y_limits=(0, 102))
     note = (
         f"Mean, and the worst, over all sets of lost workers (at most {MOST_SETS} of each size). Fewer copies than the "
         "bundle has: those of its first offsets, from the same subnets."
     )
     aims = [
-        Aim(code, ", ".join(f"{lost}: {mean:.1%}" for lost, (mean, _) in curve.items() if lost <= 4), None)
+        Aim(code, ", ".join(f"{at.lost}: {at.mean:.1%}" for at in curve if at.lost <= 4), None)
         for code, curve in curves.items()
     ]
     results = {
-        code: {str(lost): {"mean": round(mean, 5), "worst": round(worst, 5)} for lost, (mean, worst) in curve.items()}
+        code: {str(at.lost): {"mean": round(at.mean, 5), "worst": round(at.worst, 5)} for at in curve}
         for code, curve in curves.items()
     }
     return Finding(case, aims, results, [Picture("accuracy-curve", "Accuracy with workers lost", draw, note)])
@@ -72,15 +65,3 @@ def _fewer_copies(bundle: Bundle, oracle: Oracle) -> Mapping[int, Copies]:
             one[:, worker, columns] = copies[:, worker, columns]
         fewer[kept] = one
     return fewer
-
-
-def _curve(copies: Copies, threshold: float, truth: npt.NDArray[np.int64], seed: int) -> dict[int, tuple[float, float]]:
-    """For each number of lost workers the mean and the least accuracy."""
-    n_workers, curve = copies.shape[1], {}
-    for lost in range(n_workers + 1):
-        values = [
-            accuracy(majority(np.delete(copies, chosen, axis=1), threshold), truth)
-            for chosen in losses(n_workers, lost, MOST_SETS, seed)
-        ]
-        curve[lost] = float(np.mean(values)), min(values)
-    return curve

@@ -7,9 +7,9 @@ import itertools
 import numpy as np
 
 from benchmarks.load import Exchange, closed_loop
-from benchmarks.oracle import accuracy, majority
 from benchmarks.stragglers import Aim, Context, Finding, Reply, as_merged, none_failed, percent
 from sensai_serve.guarantees import guarantees
+from sensai_serve.losses import accuracy, majority
 
 LOST = 2
 SERVED_PAIRS = 6

@@ -5,10 +5,10 @@ from __future__ import annotations
 from benchmarks import plots
 from benchmarks.client import Connection, exchange
 from benchmarks.load import closed_loop
-from benchmarks.report import Picture
 from benchmarks.stats import ratio, summarise
 from benchmarks.stragglers import Aim, Context, Finding, none_failed
 from benchmarks.turns import Calls, Rounds, in_turns
+from sensai_serve.report import Picture
 
 DELAY_MS = 50
 ROUNDS = 20

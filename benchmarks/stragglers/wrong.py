@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from benchmarks.load import closed_loop
-from benchmarks.oracle import accuracy, majority
 from benchmarks.stragglers import Aim, Context, Finding, as_merged, none_failed, percent
+from sensai_serve.losses import accuracy, majority
 
 FOUND_WITHIN = 100
 LOSS_LIMIT = 0.003

@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import labelled
-from benchmarks.oracle import Oracle, losses, majority
+from benchmarks.oracle import Oracle
 from benchmarks.stragglers import CASES
 from sensai_serve.assignment import cyclic
 from sensai_serve.bundle import Bundle
+from sensai_serve.losses import loss_sets, majority
 from sensai_serve.merge import MergePlan
 from sensai_serve.merge.collector import merge
 
@@ -43,8 +44,8 @@ def test_the_vote_over_many_inputs_is_the_merge_of_each(seed: int, n_classes: in
 
 
 def test_sets_of_lost_workers() -> None:
-    assert sorted(losses(5, 2, 100)) == [(a, b) for a in range(5) for b in range(a + 1, 5)]
-    drawn = list(losses(30, 10, 7))
+    assert sorted(loss_sets(5, 2, 100)) == [(a, b) for a in range(5) for b in range(a + 1, 5)]
+    drawn = list(loss_sets(30, 10, 7))
     assert len(drawn) == 7
     assert all(len(set(one)) == 10 for one in drawn)
 
