@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,20 @@ import numpy as np
 
 import sensai_serve
 from export.evaluate import FILE as EVALUATION
-from export.evaluate import evaluate
-from export.parity import check_parity
-from export.to_onnx import to_onnx
-from pruning.checkpoint import REFERENCE, Run
+from export.evaluate import evaluate, merged_accuracy, scores_of
+from export.networks import FP32, Exporter, steadiest
+from export.parity import Difference
+from export.speed import microseconds
+from pruning.checkpoint import RECOVERED, REFERENCE, Run
 from sensai_serve.bundle import GOLDEN, MANIFEST, Bundle, atomic_directory, sha256_of
 from sensai_serve.bundle import REFERENCE as REFERENCE_FILE
 from sensai_serve.local import load
 from sensai_serve.manifest import Manifest, SubnetSpec
-from sensai_serve.preprocess import Floats, normalise
+from sensai_serve.merge import MergePlan
 
 GOLDEN_SAMPLES = 8
-PARITY_SAMPLES = 16
+MONOLITH = "monolith"
+"""In a manifest's provenance: the file of one pruned network for all classes."""
 OnProgress = Callable[[str, int, int], None]
 
 
@@ -32,6 +35,8 @@ def export(
     out: str | Path,
     *,
     name: str | None = None,
+    precision: str = FP32,
+    with_monolith: bool = False,
     with_evaluation: bool = True,
     on_progress: OnProgress = lambda stage, done, total: None,
 ) -> Bundle:
@@ -41,84 +46,116 @@ def export(
         run: whose networks are all there.
         out: a new or empty directory; it appears whole or not at all.
         name: of the bundle, and of the model that a server offers; the data's name where None.
+        precision: of the subnets and of the monolith, a plugin of `export.precisions`. The reference stays as it is.
+        with_monolith: add the run's compact network for all classes, where the run has one.
         with_evaluation: label the whole test part with it. The only place where the test part is looked at.
         on_progress: hears of progress.
 
     Raises:
         OutputExistsError: `out` is not empty.
         InputError: the run is not finished or its data is gone.
+        PluginError: no such precision.
         ModelError: a network cannot be exported, or its ONNX file gives other scores than torch.
     """
-    dataset, assignment = run.dataset, run.assignment
-    workers = range(assignment.n_workers)
-    _, validation = run.split
-    chosen = validation if len(validation) else np.arange(len(dataset.x))
-    samples = normalise(dataset.x[chosen[:PARITY_SAMPLES]], dataset.spec)
-    networks = [run.network(run.folder(worker)) for worker in workers]  # refuses an unfinished run before any work
-
+    exporter = Exporter(run, precision)
+    _ = exporter.precision, exporter.samples  # refuses an unknown precision and missing data before any work
+    for worker in range(run.assignment.n_workers):
+        run.network(run.folder(worker))  # refuses an unfinished run
     with atomic_directory(out) as folder:
-        (folder / "subnets").mkdir()
-        n_files = len(workers) + 1
-        differences = [_write(run, REFERENCE, folder / REFERENCE_FILE, samples)]
-        on_progress("export", 1, n_files)
-        subnets = []
-        for worker, network in zip(workers, networks, strict=True):
-            file = f"{run.folder(worker)}.onnx"
-            differences.append(_write(run, run.folder(worker), folder / file, samples))
-            subnets.append(
-                SubnetSpec(
-                    worker=worker,
-                    file=file,
-                    sha256=sha256_of(folder / file),
-                    classes=network.classes,
-                    head=network.head,
-                    macs=network.macs,
-                    parameters=network.parameters,
-                )
-            )
-            on_progress("export", worker + 2, n_files)
+        files = _write_networks(exporter, folder, with_monolith, on_progress)
         manifest = Manifest(
-            name=name or re.sub(r"[^A-Za-z0-9._-]", "-", dataset.name).lstrip("._-")[:128] or "model",
+            name=name or re.sub(r"[^A-Za-z0-9._-]", "-", run.dataset.name).lstrip("._-")[:128] or "model",
             labels=run.labels,
             input=run.spec,
-            subnets=tuple(subnets),
-            kind=assignment.kind,
-            offsets=assignment.offsets,
-            symbols=assignment.symbols,
+            subnets=tuple(files.subnets),
+            kind=run.assignment.kind,
+            offsets=run.assignment.offsets,
+            symbols=run.assignment.symbols,
             reference=REFERENCE_FILE,
-            checksums={REFERENCE_FILE: sha256_of(folder / REFERENCE_FILE)},
-            provenance=_provenance(run, max(differences)),
+            checksums=files.checksums,
+            provenance=_provenance(run) | files.provenance,
         )
         bundle = _rewrite(folder, manifest)
-        answer = load(bundle).predict_tensor(samples[:GOLDEN_SAMPLES])
-        np.savez(folder / GOLDEN, inputs=samples[:GOLDEN_SAMPLES], scores=answer.scores, class_id=answer.class_id)
-        checksums = {**manifest.checksums, GOLDEN: sha256_of(folder / GOLDEN)}
+        classifier = load(bundle)
+        chosen = steadiest(files.differences, classifier.predict_tensor(exporter.samples).class_id, GOLDEN_SAMPLES)
+        inputs = exporter.samples[chosen]
+        answer = classifier.predict_tensor(inputs)
+        np.savez(folder / GOLDEN, inputs=inputs, scores=answer.scores, class_id=answer.class_id)
+        checksums = {**files.checksums, GOLDEN: sha256_of(folder / GOLDEN)}
         accuracy: dict[str, Any] = {}
         if with_evaluation:
             result = evaluate(
                 bundle,
-                dataset.x_test,
-                dataset.y_test,
+                run.dataset.x_test,
+                run.dataset.y_test,
+                monolith=files.monolith,
                 on_step=lambda done, total: on_progress("evaluate", done, total),
             )
             result.save(folder / EVALUATION)
             checksums[EVALUATION] = sha256_of(folder / EVALUATION)
-            accuracy = {
-                "test": result.accuracy,
-                "reference": result.reference_accuracy,
-                "test_inputs": len(result.label),
-                "elected": float(result.elected.mean()),
-            }
+            accuracy = result.accuracy() | _validated(run, bundle, precision)
         _rewrite(folder, dataclasses.replace(manifest, checksums=checksums, accuracy=accuracy)).verify()
     return Bundle.open(out)
 
 
-def _write(run: Run, name: str, file: Path, samples: Floats) -> float:
-    subnet = run.load(name)
-    data = to_onnx(subnet, run.spec.name, run.spec.shape)
-    difference = check_parity(subnet, data, samples, name)
-    file.write_bytes(data)
-    return difference
+@dataclass
+class _Files:
+    """What `_write_networks` wrote."""
+
+    subnets: list[SubnetSpec] = field(default_factory=list)
+    differences: list[Difference] = field(default_factory=list)
+    """Of each subnet, in its precision."""
+    checksums: dict[str, str] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    monolith: bytes | None = None
+
+
+def _write_networks(exporter: Exporter, folder: Path, with_monolith: bool, on_progress: OnProgress) -> _Files:
+    run, files = exporter.run, _Files()
+    names = [run.folder(worker) for worker in range(run.assignment.n_workers)]
+    networks = [run.network(name) for name in names]
+    (folder / "subnets").mkdir()
+    reference = exporter.export(REFERENCE, as_it_is=True)
+    (folder / REFERENCE_FILE).write_bytes(reference.data)
+    files.checksums[REFERENCE_FILE] = sha256_of(folder / REFERENCE_FILE)
+    on_progress("export", 1, len(names) + 1)
+    exact, speed = [reference.difference.worst], {}
+    largest = max(range(len(names)), key=lambda worker: networks[worker].macs)
+    for worker, (name, network) in enumerate(zip(names, networks, strict=True)):
+        made, file = exporter.export(name), f"{name}.onnx"
+        (folder / file).write_bytes(made.data)
+        sha256, size = sha256_of(folder / file), (network.macs, network.parameters)
+        files.subnets.append(SubnetSpec(worker, file, sha256, network.classes, network.head, *size))
+        files.differences.append(made.difference)
+        exact.append(made.fp32_difference.worst)
+        if worker == largest:
+            speed = microseconds({FP32: made.fp32, exporter.name: made.data}, exporter.samples[:1])
+        on_progress("export", worker + 2, len(names) + 1)
+    files.provenance["torch_to_onnx_difference"] = max(exact)
+    files.provenance["precision"] = exporter.describe(files.differences, speed)
+    if with_monolith and run.has(RECOVERED):
+        file, network = f"{MONOLITH}.onnx", run.network(RECOVERED)
+        files.monolith = exporter.export(RECOVERED).data
+        (folder / file).write_bytes(files.monolith)
+        files.checksums[file] = sha256_of(folder / file)
+        files.provenance[MONOLITH] = file
+        files.provenance[f"{MONOLITH}_size"] = {"macs": network.macs, "parameters": network.parameters}
+    return files
+
+
+def _validated(run: Run, bundle: Bundle, precision: str) -> dict[str, float]:
+    """Accuracy on the validation part in FP32 and in the bundle's precision: what precisions are chosen by."""
+    _, validation = run.split
+    if not len(validation):
+        return {}
+    x, y = run.dataset.x[validation], run.dataset.y[validation]
+    merge = bundle.manifest.merge
+    plan = MergePlan(bundle.assignment, merge.rule, merge.threshold)
+    kept = [run.validation_scores(worker) for worker in range(run.assignment.n_workers)]
+    accuracy = {f"validation_{FP32}": merged_accuracy(plan, kept, y)}
+    if precision != FP32:
+        accuracy[f"validation_{precision}"] = merged_accuracy(plan, scores_of(bundle, x), y)
+    return accuracy
 
 
 def _rewrite(folder: Path, manifest: Manifest) -> Bundle:
@@ -126,7 +163,7 @@ def _rewrite(folder: Path, manifest: Manifest) -> Bundle:
     return Bundle.open(folder)
 
 
-def _provenance(run: Run, difference: float) -> dict[str, Any]:
+def _provenance(run: Run) -> dict[str, Any]:
     """The recipe and digests. Of a path only the last part: where a user keeps data is nobody's business."""
     recipe = run.recipe.to_json()
     source, _, argument = run.recipe.data.partition(":")
@@ -138,5 +175,4 @@ def _provenance(run: Run, difference: float) -> dict[str, Any]:
         "recipe": recipe,
         "sha256": run.digests,
         "reference": {"macs": reference.macs, "parameters": reference.parameters},
-        "torch_to_onnx_difference": difference,
     }

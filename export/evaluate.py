@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,13 +13,15 @@ import numpy.typing as npt
 from export.parity import session
 from sensai_serve.bundle import Bundle
 from sensai_serve.local import load
-from sensai_serve.preprocess import normalise
+from sensai_serve.merge import MergePlan
+from sensai_serve.preprocess import Floats, InputSpec, normalise
 
 FILE = "evaluation.npz"
 """In the bundle: ``class_id`` [N] the label each test input got, ``label`` [N] the true one, ``reference`` [N] the
-reference's, ``elected`` [N] whether a majority of its copies voted for it."""
+reference's, ``elected`` [N] whether a majority of its copies voted for it; ``monolith`` [N] where there is one."""
 
 Labels = npt.NDArray[np.int64]
+_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -29,20 +32,23 @@ class Evaluation:
     label: Labels
     reference: Labels
     elected: npt.NDArray[np.bool_]
+    monolith: Labels | None = None
+    """Of the one pruned network for all classes; None where the bundle has none."""
 
-    @property
-    def accuracy(self) -> float:
-        """Of the merged answers."""
-        return float((self.class_id == self.label).mean())
-
-    @property
-    def reference_accuracy(self) -> float:
-        """Of the reference."""
-        return float((self.reference == self.label).mean())
+    def accuracy(self) -> dict[str, float | int]:
+        """What the manifest says: of the merged answers (``test``), the reference, and the monolith."""
+        found: dict[str, float | int] = {
+            "test": float((self.class_id == self.label).mean()),
+            "reference": float((self.reference == self.label).mean()),
+        }
+        if self.monolith is not None:
+            found["monolith"] = float((self.monolith == self.label).mean())
+        return found | {"test_inputs": len(self.label), "elected": float(self.elected.mean())}
 
     def save(self, path: Path) -> None:
         """Write the labels as `FILE` says."""
-        np.savez_compressed(path, **{name: getattr(self, name) for name in self.__dataclass_fields__})
+        arrays = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        np.savez_compressed(path, **{name: array for name, array in arrays.items() if array is not None})
 
 
 def evaluate(
@@ -50,14 +56,16 @@ def evaluate(
     x: npt.NDArray[np.generic],
     y: Labels,
     *,
+    monolith: bytes | None = None,
     on_step: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
-    """Label inputs with a bundle and with its reference, each input alone.
+    """Label inputs with a bundle, with its reference and with its monolith, each input alone.
 
     Args:
         bundle: with a reference.
         x: [N, *shape] raw inputs.
         y: [N] true labels.
+        monolith: its ONNX file, where it has one.
         on_step: hears of progress.
 
     Raises:
@@ -65,12 +73,44 @@ def evaluate(
     """
     classifier, spec = load(bundle), bundle.manifest.input
     reference = session(bundle.reference() or b"")
-    class_id, by_reference = np.empty(len(x), np.int64), np.empty(len(x), np.int64)
+    pruned = None if monolith is None else session(monolith)
+    class_id, by_reference, by_monolith = (np.empty(len(x), np.int64) for _ in range(3))
     elected = np.empty(len(x), np.bool_)
     for i in range(len(x)):
         one = normalise(x[i : i + 1], spec)
         answer = classifier.predict_tensor(one)
         class_id[i], elected[i] = answer.class_id[0], answer.elected
-        by_reference[i] = reference.run(None, {spec.name: one})[0].argmax()
+        by_reference[i] = _label(reference, spec, one)
+        if pruned is not None:
+            by_monolith[i] = _label(pruned, spec, one)
         on_step(i + 1, len(x))
-    return Evaluation(class_id, np.asarray(y, np.int64), by_reference, elected)
+    return Evaluation(class_id, np.asarray(y, np.int64), by_reference, elected, None if pruned is None else by_monolith)
+
+
+def _label(network: Any, spec: InputSpec, one: Floats) -> int:
+    return int(network.run(None, {spec.name: one})[0].argmax())
+
+
+def merged_accuracy(plan: MergePlan, scores: list[Floats], y: Labels) -> float:
+    """Accuracy of the merge of every worker's scores [N, k], all of them arrived.
+
+    Args:
+        plan: how they are merged.
+        scores: one array per worker.
+        y: [N] true labels.
+    """
+    collector = plan.collect(len(y), "all")
+    for worker, copies in enumerate(scores):
+        collector.add(worker, copies)
+    return float((collector.answer().class_id == y).mean())
+
+
+def scores_of(bundle: Bundle, x: npt.NDArray[np.generic]) -> list[Floats]:
+    """Every worker's scores [N, k] of raw inputs [N, *shape], several at a time.
+
+    Raises:
+        BundleError: the bundle is damaged.
+    """
+    classifier, spec = load(bundle), bundle.manifest.input
+    batches = [classifier.scores(normalise(x[at : at + _BATCH], spec)) for at in range(0, len(x), _BATCH)]
+    return [np.concatenate(parts) for parts in zip(*batches, strict=True)]

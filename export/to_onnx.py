@@ -53,14 +53,11 @@ def to_onnx(model: nn.Module, input_name: str, input_shape: Sequence[int]) -> by
         raise ModelError(f"export: the network has something that ONNX export cannot express ({first})") from None
     if program is None:
         raise ModelError("export: torch gave no ONNX program")
-    proto: onnx.ModelProto = program.model_proto
-    _strip(proto)
-    data: bytes = proto.SerializeToString()
-    return data
+    return finish(program.model_proto)
 
 
-def _strip(proto: onnx.ModelProto) -> None:
-    """Drop what the exporter notes about the source: paths of files, lines of code, names of modules."""
+def finish(proto: onnx.ModelProto) -> bytes:
+    """The bytes of the file, without what tools note about the source: paths of files, lines of code, modules."""
     proto.ir_version = min(proto.ir_version, IR_VERSION)
     proto.doc_string = proto.graph.doc_string = ""
     proto.producer_name, proto.producer_version = "sensai-serve", ""
@@ -70,12 +67,14 @@ def _strip(proto: onnx.ModelProto) -> None:
     for node in graph.node:
         node.doc_string = ""
     del graph.value_info[:]
+    data: bytes = proto.SerializeToString()
+    return data
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """The exporter prints, warns and logs about its own insides; none of it is for the user."""
-    before = logging.root.manager.disable
+    """The exporters print, warn and log about their own insides; none of it is for the user."""
+    before, handlers = logging.root.manager.disable, list(logging.root.handlers)
     noise = io.StringIO()
     with warnings.catch_warnings(), contextlib.redirect_stdout(noise), contextlib.redirect_stderr(noise):
         warnings.simplefilter("ignore")
@@ -84,3 +83,4 @@ def quiet() -> Iterator[None]:
             yield
         finally:
             logging.disable(before)
+            logging.root.handlers[:] = handlers  # logging.info() and the like bring a handler where there is none

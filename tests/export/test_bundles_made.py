@@ -150,7 +150,7 @@ def test_every_family_and_head_agrees_with_torch_for_any_batch(name, shape, head
     assert signature.outputs[0].accepts((2,))
     assert not signature.external_data
     inputs = np.random.default_rng(0).normal(size=(5, *shape)).astype(np.float32)
-    assert check_parity(subnet, data, inputs, name) < 1e-4
+    assert check_parity(subnet, data, inputs, name).worst < 1e-4
 
 
 def test_a_file_that_disagrees_with_torch_is_refused():

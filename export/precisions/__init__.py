@@ -1,0 +1,66 @@
+"""Precisions that the networks of a bundle are exported in; input and scores are FP32 in all of them.
+
+A new one is one new file here with an object ``precision`` that is a `Precision`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import onnx
+
+from sensai_serve import plugins
+from sensai_serve.preprocess import Floats
+
+_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far scores, which are in [0, 1], may be from torch's in FP32 before an export is refused."""
+
+    worst: float
+    """Of any single score."""
+    mean: float
+    """Of all scores of one network."""
+
+
+@dataclass(frozen=True)
+class Precision:
+    """A way of writing a network down."""
+
+    convert: Callable[[bytes, Floats], bytes]
+    """An FP32 ONNX file to one of this precision; the second argument is [calibration, *shape]."""
+    tolerance: Tolerance
+    calibration: int = 0
+    """How many training inputs the conversion looks at."""
+
+
+def find(name: str) -> Precision:
+    """The precision of that name.
+
+    Raises:
+        PluginError: there is none.
+    """
+    found: Precision = plugins.find(__name__, name, "precision")
+    return found
+
+
+def output_nodes(model: onnx.ModelProto) -> list[str]:
+    """Names of the nodes from the last layer with weights to the outputs.
+
+    They stay in FP32 in every precision: what is lost there goes straight into the scores, and what they cost is
+    nothing beside the layers before them.
+    """
+    producers = {output: node for node in model.graph.node for output in node.output}
+    names: dict[str, None] = {}
+    wanted = [output.name for output in model.graph.output]
+    while wanted:
+        node = producers.get(wanted.pop())
+        if node is None or node.name in names:
+            continue
+        names[node.name] = None
+        if node.op_type not in _WEIGHTED:
+            wanted += node.input
+    return list(names)
