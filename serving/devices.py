@@ -1,4 +1,4 @@
-"""Devices by name (``cpu``, ``cpu:0``, ``cuda:0``) and the ONNX Runtime providers that run on them."""
+"""Devices by name (``cpu``, ``cpu:0``, ``cuda:0``), and the ONNX Runtime providers that run on them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sensai_serve.errors import DeviceError
+from serving.remote.endpoint import Endpoint
 
 _DEVICE = re.compile(r"(cpu|cuda)(?::(\d+))?")
 # What onnxruntime's CUDA provider links to. Looked for before the provider is asked for, because asking in vain
@@ -25,11 +26,15 @@ _CUDA_LIBRARIES = ("libcudart.so", "libcublas.so", "libcublasLt.so", "libcufft.s
 class Device:
     """One place that runs subnets."""
 
-    kind: Literal["cpu", "cuda"]
+    kind: Literal["cpu", "cuda", "remote"]
     index: int | None = None
     """For `cpu` the core that its threads are pinned to, None for any core; for `cuda` the card."""
+    endpoint: Endpoint | None = None
+    """For `remote` the server."""
 
     def __str__(self) -> str:
+        if self.endpoint is not None:
+            return str(self.endpoint)
         return self.kind if self.index is None else f"{self.kind}:{self.index}"
 
 
@@ -60,6 +65,8 @@ def require(devices: Sequence[Device]) -> None:
         DeviceError: the first one it does not have, and what it has.
     """
     for device in devices:
+        if device.kind == "remote":
+            raise DeviceError(f"device {device} is another server, expected --backend remote for it")
         if device.kind == "cpu":
             cores = sorted(os.sched_getaffinity(0))
             if device.index is not None and device.index not in cores:

@@ -1,0 +1,199 @@
+"""A server of remote workers over gRPC: one channel, kept open, watched, and one stream or one per worker on it."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import grpc
+from tritonclient.grpc import model_config_pb2 as config_pb
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2_grpc
+
+from sensai_serve.errors import BundleError, InputError, ServingError
+from sensai_serve.manifest import Manifest
+from sensai_serve.remote import BUNDLE, model_name
+from serving.job import Cause, Task
+from serving.remote.endpoint import Endpoint, read
+from serving.remote.host import Reports
+from serving.remote.identity import Described, version_for
+from serving.remote.message import WORKERS
+from serving.remote.stream import NodeStream, WorkerStream
+
+CONNECT_S = 2.0
+"""How long a server may take to answer while a connection is made."""
+QUIET_S = 0.5
+"""A server that has said nothing for so long is asked whether it lives."""
+SILENT_S = 2.0
+"""... and is lost when it does not say so in this time."""
+_STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
+_OPTIONS = [
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    # A connection of its own: a broken one must not be found again under the next link, waiting out its pause.
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_retries", 0),
+]
+
+
+class GrpcLink:
+    """See `serving.remote.host.Link`."""
+
+    def __init__(
+        self, endpoint: Endpoint, models: dict[int, str], manifest: Manifest, max_batch: int, reports: Reports
+    ) -> None:
+        """Nothing is connected before `open`.
+
+        Args:
+            endpoint: the server.
+            models: for each worker there, what it is called; empty for the usual name.
+            manifest: of the bundle whose workers they are to be.
+            max_batch: the most inputs in one task.
+            reports: told of single workers.
+        """
+        self.broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._endpoint = endpoint
+        self._models = models
+        self._manifest = manifest
+        self._max_batch = max_batch
+        self._reports = reports
+        self._channel: Any = None
+        self._stub: Any = None
+        self._metadata: tuple[tuple[str, str], ...] = ()
+        self._is_node = False
+        self._nodes: dict[str, NodeStream] = {}  # by version
+        self._alone: dict[int, WorkerStream] = {}
+        self._stream_of: dict[int, NodeStream] = {}
+        self._watching: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Connect, and see whether it is a node."""
+        security = self._endpoint.security
+        if (token := security.token()) is not None:
+            self._metadata = (("authorization", f"Bearer {token}"),)
+        if self._endpoint.encrypted:
+            pem = [None if path is None else read(path) for path in (security.ca, security.key, security.cert)]
+            self._channel = grpc.aio.secure_channel(
+                self._endpoint.address, grpc.ssl_channel_credentials(*pem), options=_OPTIONS
+            )
+        else:
+            self._channel = grpc.aio.insecure_channel(self._endpoint.address, options=_OPTIONS)
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        try:
+            await self._stub.ServerLive(pb.ServerLiveRequest(), timeout=CONNECT_S, metadata=self._metadata)
+        except grpc.aio.AioRpcError as error:
+            raise InputError(f"{self._endpoint.server} {_reason(error)}") from None
+        try:
+            whole = await self._config(self._manifest.name)
+            self._is_node = WORKERS in whole.parameters and BUNDLE in whole.parameters
+        except grpc.aio.AioRpcError:
+            self._is_node = False  # no model of that name: each worker is asked by itself
+        self._watching = asyncio.create_task(self._watch())
+
+    async def check(self, worker: int) -> None:
+        """Hold a worker against the bundle, and open a stream to it."""
+        named = self._models[worker]
+        model = named or model_name(self._manifest, worker)
+        where = f"{model} at {self._endpoint.server}"
+        try:
+            config = await self._config(model)
+            version = version_for(self._manifest, worker, self._max_batch, where, _described(config))
+            request = pb.ModelReadyRequest(name=model, version=version)
+            reply = await self._stub.ModelReady(request, timeout=CONNECT_S, metadata=self._metadata)
+        except grpc.aio.AioRpcError as error:
+            if error.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT):
+                raise BundleError(f"worker {worker}: {self._endpoint.server} serves no model {model!r}") from None
+            raise ServingError(f"worker {worker}: {self._endpoint.server} {_reason(error)}") from None
+        if not reply.ready:
+            raise ServingError(f"worker {worker}: {where} is not ready")
+        if self._is_node and not named:
+            if version not in self._nodes:
+                self._nodes[version] = NodeStream(
+                    self._call(), self._manifest.name, version, self._reports, self._break
+                )
+            self._stream_of[worker] = self._nodes[version]
+            return
+        if worker in self._alone:
+            await self._alone.pop(worker).close()
+        self._alone[worker] = WorkerStream(self._call(), worker, model, version, self._reports, self._break)
+
+    def submit(self, task: Task, body: bytes, workers: Sequence[int]) -> None:
+        """See `Link`."""
+        together: dict[int, tuple[NodeStream, list[int]]] = {}
+        for worker in workers:
+            if (stream := self._stream_of.get(worker)) is not None:
+                together.setdefault(id(stream), (stream, []))[1].append(worker)
+            elif worker in self._alone:
+                self._alone[worker].submit(task, body)
+            else:
+                task.fail(worker, Cause.DEAD)
+        for stream, its in together.values():
+            stream.submit(task, body, its)
+
+    async def close(self) -> None:
+        """See `Link`."""
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
+        await asyncio.gather(*(s.close() for s in self._nodes.values()), *(s.close() for s in self._alone.values()))
+        if self._channel is not None:
+            await self._channel.close()
+
+    def _call(self) -> Any:
+        return self._channel.stream_stream(_STREAM)(metadata=self._metadata)
+
+    def _break(self, reason: str) -> None:
+        if not self.broken.done():
+            self.broken.set_result(reason)
+
+    async def _watch(self) -> None:
+        """A way that is cut says nothing: a server that is quiet is asked."""
+        while True:
+            await asyncio.sleep(QUIET_S)
+            pipes = [*(s.pipe for s in self._nodes.values()), *(s.pipe for s in self._alone.values())]
+            if time.monotonic() - max((p.heard for p in pipes), default=0.0) < QUIET_S:
+                continue
+            try:
+                await self._stub.ServerLive(pb.ServerLiveRequest(), timeout=SILENT_S, metadata=self._metadata)
+            except grpc.aio.AioRpcError as error:
+                self._break(_reason(error))
+                return
+
+    async def _config(self, model: str) -> Any:
+        request = pb.ModelConfigRequest(name=model)
+        return (await self._stub.ModelConfig(request, timeout=CONNECT_S, metadata=self._metadata)).config
+
+
+def _described(config: Any) -> Described:
+    fp32 = config_pb.DataType.Value("TYPE_FP32")
+    return Described(
+        parameters={key: value.string_value for key, value in config.parameters.items()},
+        inputs={t.name: tuple(t.dims) for t in config.input if t.data_type == fp32},
+        outputs={t.name: tuple(t.dims) for t in config.output if t.data_type == fp32},
+        max_batch=config.max_batch_size,
+    )
+
+
+def _reason(error: Any) -> str:
+    """Why a call failed, as a phrase that follows the server's name."""
+    code, details = error.code(), " ".join((error.details() or "").split())
+    if code is grpc.StatusCode.UNAUTHENTICATED:
+        return "lets us not in: the token is missing or is another one"
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return "does not answer"
+    if "CERTIFICATE_VERIFY_FAILED" in details or "certificate" in details.lower():
+        return "cannot be trusted: its certificate is not one of our authority's for that name, or ours is not of its"
+    if "handshake" in details.lower() or "SSL" in details:
+        return f"does not agree on TLS with us, expected grpc:// for a server without it ({_last(details)})"
+    if code is grpc.StatusCode.UNAVAILABLE:
+        return f"cannot be reached ({_last(details)})"
+    return f"refuses: {details or code.name}"
+
+
+def _last(details: str) -> str:
+    """The last cause in a chain of them."""
+    cause = re.sub(r"^.*last error: ", "", details).rpartition(": ")[2]
+    return re.sub(r"\s*\(\d+\)$", "", cause) or details

@@ -1,0 +1,61 @@
+"""Whether a model that another process serves is the worker that it is taken for, before anything relies on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sensai_serve.errors import BundleError
+from sensai_serve.manifest import Manifest
+from sensai_serve.remote import BUNDLE, SCORES, WORKER, version_of
+
+
+@dataclass(frozen=True)
+class Described:
+    """What a model's configuration says, whichever protocol brought it."""
+
+    parameters: Mapping[str, str]
+    inputs: Mapping[str, tuple[int, ...]]
+    """Shape of each input, without the batch axis."""
+    outputs: Mapping[str, tuple[int, ...]]
+    """... of each output."""
+    max_batch: int
+
+
+def version_for(manifest: Manifest, worker: int, max_batch: int, model: str, found: Described) -> str:
+    """The version of a model that runs this worker's very subnet.
+
+    Args:
+        manifest: of our bundle.
+        worker: who the model is to be.
+        max_batch: the most inputs in one request.
+        model: its name and where it is, for errors.
+        found: what it says of itself.
+
+    Raises:
+        BundleError: it is something else, and what.
+    """
+    subnet, spec = manifest.subnets[worker], manifest.input
+    what = f"worker {worker}: {model}"
+    if BUNDLE not in found.parameters:
+        raise BundleError(
+            f"{what} does not say whose worker it is, expected a model of `sensai export --triton` or `sensai node`"
+        )
+    if found.parameters[BUNDLE] != manifest.name:
+        raise BundleError(f"{what} is of the bundle {found.parameters[BUNDLE]!r}, expected {manifest.name!r}")
+    if found.parameters.get(WORKER, str(worker)) != str(worker):
+        raise BundleError(f"{what} is worker {found.parameters[WORKER]}, expected worker {worker}")
+    digests = {version: digest for key, digest in found.parameters.items() if (version := version_of(key))}
+    versions = [version for version, digest in digests.items() if digest == subnet.sha256]
+    if not versions:
+        known = ", ".join(f"version {v}: {digests[v][:12]}..." for v in sorted(digests, key=int)) or "no version at all"
+        raise BundleError(f"{what} runs another subnet ({known}), expected SHA-256 {subnet.sha256[:12]}...")
+    shape, width = found.inputs.get(spec.name), found.outputs.get(SCORES)
+    if shape != spec.shape or width != (len(subnet.classes),):
+        raise BundleError(
+            f"{what} takes {spec.name} {shape and list(shape)} and gives {SCORES} {width and list(width)}, "
+            f"expected {list(spec.shape)} and [{len(subnet.classes)}]"
+        )
+    if found.max_batch < max_batch:
+        raise BundleError(f"{what} takes {found.max_batch} inputs at a time, expected at least {max_batch}")
+    return max(versions, key=int)

@@ -1,0 +1,109 @@
+"""Requests to remote workers as bytes: the tensor is serialised once, and what differs by worker is put before it.
+
+Protocol Buffers messages may be concatenated: the result is the message of all their fields. So one input's bytes serve
+every worker, whatever model each is. https://protobuf.dev/programming-guides/encoding/#last-one-wins
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+from tritonclient.grpc import service_pb2 as pb
+
+from sensai_serve.remote import SCORES
+
+_RAW_INPUT_CONTENTS = pb.ModelInferRequest.DESCRIPTOR.fields_by_name["raw_input_contents"].number << 3 | 2
+WORKERS = "workers"
+"""Request parameter of a node's stream: who is to run the input."""
+CLOSED = "closed"
+"""... the ids of earlier requests that nobody waits for any more."""
+TIMEOUT = "timeout"
+"""Request parameter: microseconds, after which nobody waits."""
+RUN_US = "run_us"
+"""Reply parameter of a node's stream: for each output, how long its subnet took."""
+FAILED = "failed"
+"""... workers whose scores will not come, and why: ``3:failed,5:dead``."""
+UP, DOWN = "up", "down"
+"""... of a reply to nothing: workers that have come or gone."""
+_PREFIX = f"{SCORES}-"
+
+
+def tensor(inputs: npt.NDArray[np.float32], name: str) -> bytes:
+    """The part of a ModelInferRequest that is the same for every worker.
+
+    Args:
+        inputs: FP32 [N, *shape], C-contiguous.
+        name: of the input.
+    """
+    raw = np.ascontiguousarray(inputs, "<f4").data.cast("B")
+    return b"".join((_header(name, inputs.shape), _varint(_RAW_INPUT_CONTENTS), _varint(len(raw)), raw))
+
+
+@lru_cache(64)
+def head(model: str, version: str, workers: tuple[int, ...] = ()) -> bytes:
+    """The part that says which model, and at a node which of its workers."""
+    request = pb.ModelInferRequest(model_name=model, model_version=version)
+    if workers:
+        request.parameters[WORKERS].string_param = ",".join(map(str, workers))
+    return bytes(request.SerializeToString())
+
+
+def particulars(ticket: int, closed: Iterable[int] = (), timeout_s: float | None = None) -> bytes:
+    """The part of this request alone: its id, what is not waited for any more, and how long it has, in seconds."""
+    request = pb.ModelInferRequest(id=str(ticket))
+    if told := ",".join(map(str, closed)):
+        request.parameters[CLOSED].string_param = told
+    if timeout_s is not None:
+        request.parameters[TIMEOUT].int64_param = max(1, int(timeout_s * 1e6))
+    return bytes(request.SerializeToString())
+
+
+def output_name(worker: int) -> str:
+    """What a node's stream calls one worker's scores."""
+    return f"{_PREFIX}{worker}"
+
+
+def worker_of(output: str) -> int:
+    """The worker of an `output_name`.
+
+    Raises:
+        ValueError: no such name.
+    """
+    if not output.startswith(_PREFIX):
+        raise ValueError(f"output is {output!r}, expected {_PREFIX} and a worker")
+    return int(output[len(_PREFIX) :])
+
+
+def scores_of(reply: pb.ModelInferResponse, at: int) -> npt.NDArray[np.float32]:
+    """Output number `at` of a reply, FP32 of the shape that it says.
+
+    Raises:
+        ValueError: no FP32 values, or not as many as the shape takes.
+    """
+    output = reply.outputs[at]
+    if output.datatype != "FP32":
+        raise ValueError(f"{output.name} is {output.datatype}, expected FP32")
+    if at < len(reply.raw_output_contents):
+        values = np.frombuffer(reply.raw_output_contents[at], "<f4")
+    else:
+        values = np.array(output.contents.fp32_contents, np.float32)
+    return values.reshape(list(output.shape))
+
+
+@lru_cache(64)
+def _header(name: str, shape: tuple[int, ...]) -> bytes:
+    request = pb.ModelInferRequest()
+    request.inputs.add(name=name, datatype="FP32", shape=shape)
+    return bytes(request.SerializeToString())
+
+
+def _varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)

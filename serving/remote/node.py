@@ -1,0 +1,213 @@
+"""A node: some workers of one bundle, loaded and warm, for gateways elsewhere.
+
+The bundle can be replaced while it serves: `reload` loads what the directory holds now as the next version beside the
+last, and both answer, so that gateways go over one after the other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sensai_serve.bundle import Bundle
+from sensai_serve.errors import BundleError, InputError, SensaiError, UnknownModelError
+from sensai_serve.manifest import Manifest
+from sensai_serve.plugins import find
+from sensai_serve.remote import model_name
+from serving.devices import Device, default_devices
+from serving.faults import Fault
+from serving.job import Task
+from serving.placement import place
+from serving.remote.part import Part, part_of
+
+log = logging.getLogger(__name__)
+
+KEPT = 2
+"""Versions that answer side by side."""
+OnChange = Callable[[str, int, bool], None]
+"""Told the version, the worker, and whether it is up."""
+
+
+@dataclass(frozen=True)
+class NodeOptions:
+    """How a node runs its workers."""
+
+    workers: tuple[int, ...] | None = None
+    """Which; None for all."""
+    devices: tuple[Device, ...] = field(default_factory=default_devices)
+    """Where they are placed."""
+    backend: str = "ort"
+    """What runs them: a plugin of ``serving.backends``."""
+    max_batch: int = 64
+    """Inputs in one request."""
+    faults: tuple[Fault, ...] = ()
+    """What is to go wrong, on purpose."""
+
+
+class Version:
+    """One bundle's workers, as they are loaded."""
+
+    def __init__(self, number: str, bundle: Bundle, options: NodeOptions, on_change: OnChange) -> None:
+        """Place the workers; nothing is loaded yet.
+
+        Raises:
+            InputError: a worker that the bundle does not have, or a device that is not here.
+        """
+        n_workers = bundle.assignment.n_workers
+        self.number = number
+        self.bundle = bundle
+        self.manifest: Manifest = bundle.manifest
+        self.workers = tuple(range(n_workers)) if options.workers is None else options.workers
+        if beyond := [w for w in self.workers if w >= n_workers]:
+            raise InputError(f"worker {beyond[0]} is not in {bundle.path}, expected 0 to {n_workers - 1}")
+        self.worker_of = {model_name(self.manifest, w): w for w in self.workers}
+        """By the name of its model."""
+        self.up: set[int] = set()
+        self._loop = asyncio.get_running_loop()
+        self._started = False
+        self._on_change = on_change
+        own = part_of(bundle, self.workers)
+        placement = place(own.assignment, len(options.devices), [s.macs for s in own.manifest.subnets])
+        device_of = {w: options.devices[d] for w, d in zip(self.workers, placement.device_of, strict=True)}
+        self._part = Part(
+            find("serving.backends", options.backend, "Backend"),
+            bundle,
+            device_of,
+            max_batch=options.max_batch,
+            faults=options.faults,
+            on_up=lambda worker: self._told(worker, up=True),
+            on_down=lambda worker: self._told(worker, up=False),
+        )
+
+    @property
+    def ready(self) -> bool:
+        """Every worker is up."""
+        return len(self.up) == len(self.workers)
+
+    async def start(self) -> None:
+        """Load and warm every worker.
+
+        Raises:
+            SensaiError: one cannot start.
+        """
+        try:
+            await asyncio.to_thread(self._part.start)
+        except BaseException:
+            await self.stop()
+            raise
+        self.up.update(self.workers)
+        self._started = True
+
+    def submit(self, task: Task, workers: Sequence[int]) -> None:
+        """Fan a task out to some of the workers."""
+        self._part.submit(task, workers)
+
+    async def stop(self) -> None:
+        """End the workers."""
+        await asyncio.to_thread(self._part.stop)
+
+    def _told(self, worker: int, *, up: bool) -> None:
+        self._loop.call_soon_threadsafe(self._changed, worker, up)
+
+    def _changed(self, worker: int, up: bool) -> None:
+        if not self._started or up == (worker in self.up):
+            return  # who has asked for the start waits for all of them
+        (self.up.add if up else self.up.discard)(worker)
+        self._on_change(self.number, worker, up)
+
+
+class Node:
+    """The versions of one bundle that answer now. All on one event loop."""
+
+    def __init__(self, path: Path, options: NodeOptions) -> None:
+        """Nothing is loaded before `start`.
+
+        Raises:
+            BundleError: no bundle there.
+        """
+        self.options = options
+        self.name = Bundle.open(path).manifest.name
+        self.watchers: set[OnChange] = set()
+        """Told of workers that come and go."""
+        self._path = path
+        self._versions: dict[str, Version] = {}
+        self._lock = asyncio.Lock()
+
+    @property
+    def ready(self) -> bool:
+        """The newest version is there, with every worker."""
+        return bool(self._versions) and self.newest.ready
+
+    @property
+    def newest(self) -> Version:
+        """The version that requests are for that name none.
+
+        Raises:
+            UnknownModelError: none is loaded yet.
+        """
+        if not self._versions:
+            raise UnknownModelError(f"{self.name} is not loaded yet")
+        return self._versions[max(self._versions, key=int)]
+
+    @property
+    def versions(self) -> list[Version]:
+        """All that answer, the oldest first."""
+        return [self._versions[number] for number in sorted(self._versions, key=int)]
+
+    def version(self, number: str) -> Version:
+        """One version; the newest for an empty number.
+
+        Raises:
+            UnknownModelError: it is not here.
+        """
+        if not number:
+            return self.newest
+        if number not in self._versions:
+            raise UnknownModelError(f"{self.name} has no version {number!r}, expected {' or '.join(self._versions)}")
+        return self._versions[number]
+
+    async def start(self) -> None:
+        """Load the bundle.
+
+        Raises:
+            SensaiError: it cannot be served.
+        """
+        await self._load()
+
+    async def reload(self) -> None:
+        """Load what the directory holds now, beside what answers; a bundle that cannot be served changes nothing."""
+        try:
+            await self._load()
+        except SensaiError as error:
+            log.error("%s stays at version %s: %s", self.name, self.newest.number, error)
+
+    async def stop(self) -> None:
+        """End every worker."""
+        async with self._lock:
+            await asyncio.gather(*(version.stop() for version in self._versions.values()))
+            self._versions.clear()
+
+    async def _load(self) -> None:
+        async with self._lock:
+            bundle = await asyncio.to_thread(Bundle.open, self._path)
+            if bundle.manifest.name != self.name:
+                raise BundleError(f"{self._path} is called {bundle.manifest.name!r} now, expected {self.name!r}")
+            if self._versions and self.newest.manifest.subnets == bundle.manifest.subnets:
+                return
+            number = str(max(map(int, self._versions), default=0) + 1)
+            version = Version(number, bundle, self.options, self._changed)
+            await version.start()
+            self._versions[number] = version
+            if number != "1":
+                log.info("%s: version %s answers", self.name, number)
+            for old in self.versions[:-KEPT]:
+                del self._versions[old.number]
+                await old.stop()
+
+    def _changed(self, version: str, worker: int, up: bool) -> None:
+        log.warning("worker %d of version %s is %s", worker, version, "up" if up else "down")
+        for watcher in tuple(self.watchers):
+            watcher(version, worker, up)

@@ -1,0 +1,158 @@
+"""The process of `sensai node`: load the workers, listen, answer until told to stop; SIGHUP loads the bundle anew."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+import uvloop
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from sensai_serve.errors import InputError
+from serving.remote.endpoint import Security, read
+from serving.remote.node import Node
+from serving.remote.node_servicer import Servicer
+from serving.settings import Address
+
+BODY_BYTES = 64 * 1024 * 1024
+"""The largest message."""
+DRAIN_S = 5.0
+_SERVICE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+_HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+
+
+def run(make_node: Callable[[], Node], address: Address, security: Security, on_ready: Callable[[str], None]) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Args:
+        make_node: called on the event loop.
+        address: where to listen.
+        security: our certificate and key, whose clients are let in (`ca`), and the token that they must show.
+        on_ready: told the URL, once every worker is warm.
+
+    Raises:
+        InputError: cannot listen there, or a bundle that cannot be served.
+    """
+
+    async def main() -> None:
+        stop, loop = asyncio.Event(), asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        node = make_node()
+        async with serving(node, address, security) as url:
+            reloads: set[asyncio.Task[None]] = set()
+
+            def reload() -> None:
+                reloads.add(task := loop.create_task(node.reload()))
+                task.add_done_callback(reloads.discard)
+
+            loop.add_signal_handler(signal.SIGHUP, reload)
+            on_ready(url)
+            await stop.wait()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
+
+
+@contextlib.asynccontextmanager
+async def serving(node: Node, address: Address, security: Security) -> AsyncIterator[str]:
+    """Load and serve a node while the block runs; yields its URL.
+
+    It listens when it is ready, so that what connects finds every worker.
+
+    Raises:
+        InputError: cannot listen there, a certificate or a token that cannot be read.
+        SensaiError: a worker cannot start.
+    """
+    token = security.token()
+    credentials = _credentials(security)
+    await node.start()
+    try:
+        servicer = Servicer(node)
+        server = grpc.aio.server(
+            interceptors=[] if token is None else [_Token(token)],
+            options=[
+                ("grpc.so_reuseport", 0),  # a port that is taken is an error, not half of the calls
+                ("grpc.max_receive_message_length", BODY_BYTES),
+                ("grpc.max_send_message_length", -1),
+                # Gateways ping to find out early that a way is cut.
+                ("grpc.http2.min_ping_interval_without_data_ms", 500),
+                ("grpc.keepalive_permit_without_calls", 1),
+            ],
+        )
+        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
+        healthy = health.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
+        for service in ("", _SERVICE):
+            await healthy.set(service, health_pb2.HealthCheckResponse.SERVING)
+        try:
+            if credentials is None:
+                port = server.add_insecure_port(str(address))
+            else:
+                port = server.add_secure_port(str(address), credentials)
+        except RuntimeError:
+            raise InputError(f"cannot listen on {address}: in use, or no address of this machine") from None
+        await server.start()
+        try:
+            scheme = "grpc" if credentials is None else "grpcs"
+            yield f"{scheme}://{Address(host=address.host, port=port)}"
+        finally:
+            await healthy.enter_graceful_shutdown()
+            await servicer.leave(DRAIN_S)
+            await server.stop(0)
+    finally:
+        await node.stop()
+
+
+def _credentials(security: Security) -> Any:
+    if security.cert is None or security.key is None:
+        if security.ca is not None:
+            raise InputError(
+                "clients' certificates can only be asked for over TLS, expected a certificate and a key too"
+            )
+        return None
+    authorities = None if security.ca is None else read(security.ca)
+    return grpc.ssl_server_credentials(
+        [(read(security.key), read(security.cert))], authorities, require_client_auth=authorities is not None
+    )
+
+
+class _Token(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Lets in who shows the token; health is for everybody's probes."""
+
+    def __init__(self, token: str) -> None:
+        self._expected = f"Bearer {token}".encode()
+
+    async def intercept_service(
+        self, continuation: Callable[[Any], Awaitable[Any]], details: grpc.HandlerCallDetails
+    ) -> Any:
+        given = dict(details.invocation_metadata or ()).get("authorization", "")
+        shown = given if isinstance(given, bytes) else given.encode()
+        handler = await continuation(details)
+        if handler is None or details.method.startswith(f"/{_HEALTH}/") or hmac.compare_digest(shown, self._expected):
+            return handler
+        return _refusal(handler)
+
+
+def _refusal(handler: Any) -> Any:
+    """A handler of the same kind of call that refuses it."""
+
+    async def refuse(_: Any, context: grpc.aio.ServicerContext) -> None:
+        await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the token is missing or is another one")
+
+    async def refuse_stream(_: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+        await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the token is missing or is another one")
+        yield  # never reached; makes this a generator
+
+    if handler.request_streaming and handler.response_streaming:
+        return grpc.stream_stream_rpc_method_handler(refuse_stream)
+    if handler.response_streaming:
+        return grpc.unary_stream_rpc_method_handler(refuse_stream)
+    return grpc.unary_unary_rpc_method_handler(refuse)

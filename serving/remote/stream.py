@@ -1,0 +1,245 @@
+"""One bidirectional stream to workers on a server: requests go out as they come, scores come in as workers end.
+
+`NodeStream` is one for all workers of a `sensai node`: an input travels once. `WorkerStream` is one for one model of
+any server of the protocol, which answers in order; such a server cannot be told that a request is not waited for any
+more, so it is given two at most, and the others are held back here, where they can be dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import grpc
+from tritonclient.grpc import service_pb2 as pb
+
+from serving.job import Cause, Task
+from serving.remote.host import Reports
+from serving.remote.message import DOWN, FAILED, RUN_US, UP, head, particulars, scores_of, worker_of
+
+HOLDS = 2
+"""Open tasks that one worker has at most."""
+WINDOW = 2
+"""Requests that a worker of any server is given at a time: one to run, one to wait."""
+KEPT = 64
+"""Requests of one stream that are remembered once nobody waits for them, for copies that come late."""
+
+
+class Pipe:
+    """The call: what is sent is written in order, what comes is handed on."""
+
+    def __init__(
+        self, call: Any, on_reply: Callable[[pb.ModelStreamInferResponse], None], on_end: Callable[[str], None]
+    ) -> None:
+        """Over an open ModelStreamInfer of bytes.
+
+        Args:
+            call: of `grpc.aio`, without serialisers.
+            on_reply: told every message; what it raises ends the call.
+            on_end: told once, why it has ended.
+        """
+        self.heard = time.monotonic()
+        """When something last came."""
+        self._call = call
+        self._on_reply = on_reply
+        self._on_end = on_end
+        self._outbox: deque[tuple[Task, bytes]] = deque()
+        self._wake = asyncio.Event()
+        self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._write())]
+
+    def send(self, task: Task, message: bytes) -> None:
+        """Write a message, unless its task is closed before its turn comes."""
+        self._outbox.append((task, message))
+        self._wake.set()
+
+    async def close(self) -> None:
+        """End the call."""
+        self._call.cancel()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _write(self) -> None:
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # the reader says why it has ended
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                while self._outbox:
+                    task, message = self._outbox.popleft()
+                    if not task.closed:
+                        await self._call.write(message)
+
+    async def _read(self) -> None:
+        reason = "it ended the stream"
+        try:
+            while (data := await self._call.read()) is not grpc.aio.EOF:
+                self.heard = time.monotonic()
+                self._on_reply(pb.ModelStreamInferResponse.FromString(data))
+        except grpc.aio.AioRpcError as error:
+            reason = error.details() or error.code().name
+        except Exception as error:  # whatever it says, this connection is of no more use
+            reason = f"its answer cannot be read ({' '.join(str(error).split())})"
+        self._on_end(reason)
+
+
+class _Sent:
+    """One task's way through one stream."""
+
+    __slots__ = ("at", "left", "task", "told")
+
+    def __init__(self, task: Task, workers: Sequence[int]) -> None:
+        self.task = task
+        self.left = set(workers)  # have not answered
+        self.at = time.perf_counter()
+        self.told = False  # the node knows that nobody waits for it any more
+
+
+class NodeStream:
+    """All workers of one version at one node. See `serving.remote.node_servicer` for the other end."""
+
+    def __init__(self, call: Any, model: str, version: str, reports: Reports, on_end: Callable[[str], None]) -> None:
+        """Over an open call to the model that is called as the bundle."""
+        self.pipe = Pipe(call, self._received, on_end)
+        self._model = model
+        self._version = version
+        self._reports = reports
+        self._ticket = 0
+        self._sent: dict[int, _Sent] = {}
+
+    def submit(self, task: Task, body: bytes, workers: Sequence[int]) -> None:
+        """Send an input once for these workers, and with it what is not waited for any more."""
+        closed = []
+        busy: dict[int, int] = {}
+        for ticket, sent in self._sent.items():
+            if not sent.task.closed:
+                for worker in sent.left:
+                    busy[worker] = busy.get(worker, 0) + 1
+            elif not sent.told:
+                sent.told = True
+                closed.append(ticket)
+        there = []
+        for worker in workers:
+            if busy.get(worker, 0) >= HOLDS:
+                task.fail(worker, Cause.FULL)
+            else:
+                there.append(worker)
+        if not there:
+            return
+        self._ticket += 1
+        self._sent[self._ticket] = _Sent(task, there)
+        if len(self._sent) > KEPT:
+            self._forget()
+        start = head(self._model, self._version, tuple(there))
+        self.pipe.send(task, b"".join((start, particulars(self._ticket, closed), body)))
+
+    async def close(self) -> None:
+        """End the call; open tasks fail."""
+        await self.pipe.close()
+        for sent in self._sent.values():
+            for worker in sent.left:
+                sent.task.fail(worker, Cause.DEAD)
+        self._sent.clear()
+
+    def _received(self, message: pb.ModelStreamInferResponse) -> None:
+        reply, parameters = message.infer_response, message.infer_response.parameters
+        if not reply.id:
+            for key, up in ((UP, True), (DOWN, False)):
+                if key in parameters and reply.model_version == self._version:
+                    self._reports.changed(int(parameters[key].string_param), up=up)
+            return
+        sent = self._sent.get(int(reply.id))
+        if sent is None:
+            return
+        if message.error_message:
+            for worker in sent.left:
+                sent.task.fail(worker, Cause.FAILED)
+                self._reports.failed(worker)
+            del self._sent[int(reply.id)]
+            return
+        took = parameters[RUN_US].string_param.split(",") if reply.outputs else []
+        for at, (output, run_us) in enumerate(zip(reply.outputs, took, strict=True)):
+            worker = worker_of(output.name)
+            if worker in sent.left:
+                sent.left.discard(worker)
+                sent.task.deliver(worker, scores_of(reply, at), int(run_us) / 1e6)
+        for failure in filter(None, parameters[FAILED].string_param.split(",") if FAILED in parameters else ()):
+            number, _, cause = failure.partition(":")
+            if int(number) in sent.left:
+                sent.left.discard(int(number))
+                sent.task.fail(int(number), Cause(cause))
+        if not sent.left:
+            del self._sent[int(reply.id)]
+
+    def _forget(self) -> None:
+        """Of what nobody waits for, the older half: a worker that hangs never answers it."""
+        closed = [ticket for ticket, sent in self._sent.items() if sent.task.closed and sent.told]
+        for ticket in closed[: KEPT // 2]:
+            del self._sent[ticket]
+
+
+class WorkerStream:
+    """One worker, a model of any server of the protocol."""
+
+    def __init__(
+        self, call: Any, worker: int, model: str, version: str, reports: Reports, on_end: Callable[[str], None]
+    ) -> None:
+        """Over an open call."""
+        self.pipe = Pipe(call, self._received, on_end)
+        self._worker = worker
+        self._start = head(model, version)
+        self._reports = reports
+        self._ticket = 0
+        self._held: deque[tuple[Task, bytes]] = deque()
+        self._given: deque[_Sent] = deque()
+        self._since = 0.0
+
+    def submit(self, task: Task, body: bytes) -> None:
+        """Send an input, or hold it until the worker has room."""
+        self._held = deque(entry for entry in self._held if not entry[0].closed)
+        if len(self._held) + sum(not sent.task.closed for sent in self._given) >= HOLDS:
+            task.fail(self._worker, Cause.FULL)
+            return
+        self._held.append((task, body))
+        self._hand_over()
+
+    async def close(self) -> None:
+        """End the call; open tasks fail."""
+        await self.pipe.close()
+        for task in [*(sent.task for sent in self._given), *(task for task, _ in self._held)]:
+            task.fail(self._worker, Cause.DEAD)
+        self._given.clear()
+        self._held.clear()
+
+    def _hand_over(self) -> None:
+        while self._held and len(self._given) < WINDOW:
+            task, body = self._held.popleft()
+            if task.closed:
+                continue
+            self._ticket += 1
+            self._given.append(_Sent(task, (self._worker,)))
+            self.pipe.send(_ALWAYS, b"".join((self._start, particulars(self._ticket), body)))
+
+    def _received(self, message: pb.ModelStreamInferResponse) -> None:
+        now = time.perf_counter()
+        sent = self._given.popleft()
+        if message.error_message:
+            sent.task.fail(self._worker, Cause.FAILED)
+            self._reports.failed(self._worker)
+        else:
+            # Such a server does not say how long the subnet took: from the answer before, or the sending, to here.
+            sent.task.deliver(self._worker, scores_of(message.infer_response, 0), now - max(sent.at, self._since))
+        self._since = now
+        self._hand_over()
+
+
+class _Always:
+    """A task that is never closed: answers come in the order of requests, so what is counted as sent must be sent."""
+
+    closed = False
+
+
+_ALWAYS: Any = _Always()

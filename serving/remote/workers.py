@@ -1,0 +1,115 @@
+"""Which worker runs where, as a user says it: ``0,3,7=grpc://node1:8001``, one a line or one an option.
+
+Left of the sign stand ids, ranges (``0-4``), or ``*`` for all workers that no other line names; right of it a server
+(`serving.remote.endpoint`) or a device of this machine (``cpu:0``, ``cuda:1``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sensai_serve.errors import InputError
+from serving.devices import Device, parse_device
+from serving.remote.endpoint import Security, parse_endpoint, read
+
+_IDS = re.compile(r"\d{1,6}(-\d{1,6})?(,\d{1,6}(-\d{1,6})?)*")
+MAX_WORKERS = 100_000
+
+
+@dataclass(frozen=True)
+class WorkerMap:
+    """Where each worker runs."""
+
+    lines: tuple[tuple[tuple[int, ...] | None, Device], ...]
+    """Workers, None for all others, and where they run."""
+
+    @property
+    def devices(self) -> tuple[Device, ...]:
+        """Every place, once, in the order of the lines."""
+        return tuple(dict.fromkeys(device for _, device in self.lines))
+
+    def device_of(self, n_workers: int) -> tuple[int, ...]:
+        """For each worker of a bundle, the index of its device among `devices`.
+
+        Raises:
+            InputError: a worker that is listed twice, or not at all, or that the bundle does not have.
+        """
+        devices = self.devices
+        found: dict[int, Device] = {}
+        others: Device | None = None
+        for workers, device in self.lines:
+            if workers is None:
+                if others is not None:
+                    raise InputError(f"'*' is listed twice: {others} and {device}")
+                others = device
+            for worker in workers or ():
+                if worker >= n_workers:
+                    raise InputError(f"worker {worker} is listed, expected one of 0 to {n_workers - 1}")
+                if worker in found:
+                    raise InputError(f"worker {worker} is listed twice: {found[worker]} and {device}")
+                found[worker] = device
+        missing = [w for w in range(n_workers) if w not in found]
+        if missing and others is None:
+            some = ", ".join(map(str, missing[:8])) + (" ..." if len(missing) > 8 else "")
+            word = "workers" if len(missing) > 1 else "worker"
+            raise InputError(f"{word} {some}: listed nowhere, expected each of 0 to {n_workers - 1} once, or '*'")
+        return tuple(devices.index(found.get(w, others)) for w in range(n_workers))
+
+
+def parse_workers(specs: Sequence[str], file: Path | None, security: Security) -> WorkerMap:
+    """What ``--worker`` and ``--workers FILE`` say, both together.
+
+    Args:
+        specs: one line each.
+        file: of such lines; empty ones and what follows a # are passed over.
+        security: of every connection.
+
+    Raises:
+        InputError: a line that cannot be read.
+    """
+    named = [("", spec) for spec in specs]
+    if file is not None:
+        text = read(file).decode("utf-8", "replace")
+        lines = [line.partition("#")[0].strip() for line in text.splitlines()]
+        named += [(f"{file}:{number}: ", line) for number, line in enumerate(lines, 1) if line]
+        if not named:
+            raise InputError(f"{file} lists no workers, expected lines such as 0,3,7=grpc://HOST:PORT")
+    return WorkerMap(tuple(_parse(where, spec, security) for where, spec in named))
+
+
+def parse_ids(text: str) -> tuple[int, ...]:
+    """Workers by their ids: ``0,3-5`` is 0, 3, 4, 5.
+
+    Raises:
+        InputError: no ids, a range that runs backwards, or a worker twice.
+    """
+    if not _IDS.fullmatch(text):
+        raise InputError(f"workers are {text!r}, expected ids and ranges, say 0,3-5")
+    ids: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        if int(last or first) < int(first) or int(last or first) - int(first) > MAX_WORKERS:
+            raise InputError(f"workers are {text!r}, expected ranges that run upwards, say 3-5")
+        ids += range(int(first), int(last or first) + 1)
+    if len(set(ids)) != len(ids):
+        raise InputError(f"workers are {text!r}, expected each once")
+    return tuple(ids)
+
+
+def _parse(where: str, spec: str, security: Security) -> tuple[tuple[int, ...] | None, Device]:
+    workers, equals, target = (part.strip() for part in spec.partition("="))
+    if not equals:
+        raise InputError(f"{where}worker is {spec!r}, expected WORKERS=grpc://HOST:PORT or WORKERS=cpu:CORE")
+    try:
+        ids = None if workers == "*" else parse_ids(workers)
+        if "://" not in target:
+            return ids, parse_device(target)
+        endpoint = parse_endpoint(target, security)
+    except InputError as error:
+        raise type(error)(f"{where}{error}") from None
+    if endpoint.model and (ids is None or len(ids) > 1):
+        raise InputError(f"{where}{endpoint} is one model, expected one worker for it, not {workers}")
+    return ids, Device("remote", endpoint=endpoint)
