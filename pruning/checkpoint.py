@@ -1,7 +1,7 @@
 """The run directory: everything that pruning leaves behind, data only. What export reads.
 
 RUN/recipe.json             every option, and digests of the data and the weights: another recipe is refused
-RUN/task.json               labels, input, and who covers what
+RUN/task.json               labels, input, who covers what, and what the budget came to
 RUN/reference/              a network: network.json (what was cut, classes, head) and weights.safetensors
 RUN/recovered/              the compact network for all classes, where the recipe asks for one
 RUN/subnets/00/ ...         each worker's network, and validation.npy, its scores of the validation part
@@ -24,7 +24,7 @@ from pruning import data, heads, models
 from pruning.data import Dataset, Labels
 from pruning.depth import remove_blocks
 from pruning.heads import Subnet, replace_output
-from pruning.recipe import Recipe
+from pruning.recipe import Budget, Recipe
 from pruning.surgery import Cut, Size, apply_cut, output_layer
 from sensai_serve.assignment import Assignment
 from sensai_serve.bundle import atomic_directory, refuse_existing
@@ -62,6 +62,8 @@ class Run:
     labels: tuple[str, ...]
     spec: InputSpec
     assignment: Assignment
+    budget: Budget
+    """The recipe's; where that is in microseconds, what it was found to come to when the run was begun."""
 
     def create(self, reference: nn.Module, size: Size) -> None:
         """Make the directory, with the recipe, the task and the reference in it.
@@ -75,7 +77,12 @@ class Run:
             "offsets": self.assignment.offsets,
             "symbols": self.assignment.symbols,
         }
-        task = {"labels": self.labels, "input": self.spec.to_json(), "assignment": assignment}
+        task = {
+            "labels": self.labels,
+            "input": self.spec.to_json(),
+            "assignment": assignment,
+            "budget": vars(self.budget),
+        }
         every = tuple(range(len(self.labels)))
         with atomic_directory(self.path) as temporary:
             _write_json(temporary / RECIPE, {"schema": 1, "recipe": self.recipe.to_json(), "digests": self.digests})
@@ -95,10 +102,10 @@ class Run:
             raise InputError(f"{path} is no run, expected a directory that `sensai prune --out` made")
         recipe, task = _read_json(path / RECIPE), _read_json(path / TASK)
         try:
-            assignment = task["assignment"]
+            assignment, asked = task["assignment"], Recipe.from_json(recipe["recipe"])
             return cls(
                 path,
-                Recipe.from_json(recipe["recipe"]),
+                asked,
                 dict(recipe["digests"]),
                 tuple(task["labels"]),
                 InputSpec.from_json(task["input"]),
@@ -109,6 +116,7 @@ class Run:
                     tuple(assignment["offsets"]),
                     tuple(map(tuple, assignment["symbols"])),
                 ),
+                Budget(**task["budget"]) if "budget" in task else asked.budget,
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path}: {RECIPE} or {TASK} is damaged ({error})") from None

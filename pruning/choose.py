@@ -130,7 +130,7 @@ class Base:
         return self._shares[key]
 
     def _search(self, amount: float, trimmed: Trimmed) -> float:
-        target, reference = self.plan.recipe.target, self.plan.size
+        target, reference = self.plan.budget.target, self.plan.size
         if target == "channels":
             return amount
 
@@ -139,7 +139,8 @@ class Base:
             return measure(apply_cut(trimmed.network, cut, self.plan.shape), self.plan.shape)
 
         if target == "parameters":
-            return search_share(lambda share: size_at(share).parameters, int(amount * reference.parameters))
+            budget = int(amount * reference.parameters)
+            return search_share(lambda share: size_at(share).parameters, budget, unit="parameters")
         return search_share(lambda share: size_at(share).macs, int(amount * reference.macs))
 
     @cached_property
@@ -177,7 +178,7 @@ def choose_cut(base: Base, amount: float | None, depth: float, classes: Sequence
         unit.layer: unit_importance(unit, lambda name: criterion(base.profile.statistics(name, classes), thresholds))
         for unit in units
     }
-    if recipe.target == "threshold":
+    if base.plan.budget.target == "threshold":
         return trimmed, cut_below(units, importance, amount)
     return trimmed, cut_share(units, importance, base.share(amount, trimmed))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pruning import heads
@@ -10,6 +11,7 @@ from pruning.checkpoint import RECOVERED, Run
 from pruning.choose import Base, choose_cut, silent
 from pruning.data import absolute
 from pruning.executors import Execute, OnProgress, Slot, Task
+from pruning.latency import Latency, meet_budget
 from pruning.plan import Plan
 from pruning.retrain import infer
 from pruning.stages import recovery, recovery_images, specialisation
@@ -25,6 +27,7 @@ def prune(
     *,
     slots: Sequence[Slot] = (),
     executor: str = "local",
+    latency: Latency | None = None,
     on_progress: OnProgress = silent,
 ) -> Run:
     """Make every network of the plan that the run directory `out` does not hold yet.
@@ -35,6 +38,7 @@ def prune(
         slots: where workers' networks are made; one after the other in this process where there are less than two. The
             weights are the same however many there are, if each has as many threads.
         executor: plugin that has them made.
+        latency: how to measure a subnet; needed where the recipe's target is microseconds.
         on_progress: hears of progress.
 
     Raises:
@@ -44,11 +48,12 @@ def prune(
     """
     execute: Execute = plugins.find("pruning.executors", executor, "execute")
     run = Run.resume(out, plan.recipe, plan.digests)
+    plan = meet_budget(plan, latency, on_progress) if run is None else replace(plan, budget=run.budget)
     reference = Base(plan, plan.reference, {}, on_progress=on_progress)
     if run is None:
         check_cuts(reference)
         dataset = plan.dataset
-        run = Run(Path(out), plan.recipe, plan.digests, dataset.labels, dataset.spec, plan.assignment)
+        run = Run(Path(out), plan.recipe, plan.digests, dataset.labels, dataset.spec, plan.assignment, plan.budget)
         run.create(plan.reference, plan.size)
     if recovery_images(plan):
         make(run, RECOVERED, reference, recovery(plan))
@@ -74,10 +79,11 @@ def check_cuts(base: Base) -> None:
         plugins.find("pruning.sampling", stage.sampling, "batches")
 
 
-def planned_sizes(plan: Plan, *, on_progress: OnProgress = silent) -> list[Size]:
+def planned_sizes(plan: Plan, *, latency: Latency | None = None, on_progress: OnProgress = silent) -> list[Size]:
     """What each worker's cut leaves, before anything is retrained (with the reference's own output layer)."""
-    base, recipe = Base(plan, plan.reference, {}, on_progress=on_progress), plan.recipe
-    chosen = (choose_cut(base, recipe.amount, recipe.depth, row) for row in plan.assignment.rows)
+    plan = meet_budget(plan, latency, on_progress)
+    base = Base(plan, plan.reference, {}, on_progress=on_progress)
+    chosen = (choose_cut(base, plan.budget.amount, plan.recipe.depth, row) for row in plan.assignment.rows)
     return [measure(apply_cut(trimmed.network, cut, plan.shape), plan.shape) for trimmed, cut in chosen]
 
 

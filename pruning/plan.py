@@ -13,7 +13,7 @@ from pruning.activations import some_of_each_class
 from pruning.checkpoint import REFERENCE, Run
 from pruning.data import Dataset, Labels
 from pruning.grouping import Classes
-from pruning.recipe import Recipe
+from pruning.recipe import Budget, Recipe
 from pruning.retrain import use_threads
 from pruning.surgery import Size, measure
 from sensai_serve import assignment, plugins
@@ -36,6 +36,8 @@ class Plan:
     """Indices of the training part that choices are made on."""
     size: Size
     """Of the reference."""
+    budget: Budget
+    """The recipe's; where that is in microseconds, what it was found to come to."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -78,7 +80,8 @@ def make_plan(recipe: Recipe, weights: str | Path, *, device: str = "cpu", threa
         redundancy=recipe.redundancy,
     )
     digests = {"data": dataset.digest(), "weights": sha256_of(Path(weights))}
-    return Plan(recipe, dataset, model, matrix, digests, train, validation, measure(model, dataset.spec.shape))
+    size = measure(model, dataset.spec.shape)
+    return Plan(recipe, dataset, model, matrix, digests, train, validation, size, recipe.budget)
 
 
 def plan_of(run: Run, *, device: str = "cpu", threads: int | None = None) -> Plan:
@@ -99,6 +102,7 @@ def plan_of(run: Run, *, device: str = "cpu", threads: int | None = None) -> Pla
         train,
         validation,
         Size(kept.macs, kept.parameters),
+        run.budget,
     )
 
 

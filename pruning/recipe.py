@@ -11,7 +11,16 @@ from pruning.criteria import Thresholds
 from pruning.retrain import Precision
 from sensai_serve.errors import InputError
 
-TARGETS = ("macs", "parameters", "channels", "threshold")
+TARGETS = ("macs", "parameters", "channels", "threshold", "microseconds")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much is cut, `Recipe.amount` of the workers' networks and of the recovered one."""
+
+    target: str
+    amount: float
+    recover_amount: float | None
 
 
 @dataclass(frozen=True)
@@ -32,7 +41,8 @@ class Recipe:
     theta2: float = Thresholds.theta2
     target: str = "macs"
     """What decides how much is cut: ``macs`` or ``parameters`` to keep, as a fraction of the reference's; ``channels``
-    to cut, as a fraction of each layer's; ``threshold``: every channel whose importance is below it."""
+    to cut, as a fraction of each layer's; ``threshold``: every channel whose importance is below it; ``microseconds``
+    that one input may take in an exported subnet."""
     amount: float = 0.25
     depth: float = 0.0
     """Fraction of the residual blocks to drop, of those that go around an identity skip."""
@@ -78,8 +88,14 @@ class Recipe:
         if self.recover_depth is not None:
             _between("recover_depth", self.recover_depth, 0, self.depth)
         for name in ("amount", "recover_amount"):
-            if self.target != "threshold" and (value := getattr(self, name)) is not None:
+            if self.target not in ("threshold", "microseconds") and (value := getattr(self, name)) is not None:
                 _between(f"{self.target} ({name})", value, 0, 1)
+            if self.target == "microseconds" and (value := getattr(self, name)) is not None and not value > 0:
+                raise InputError(f"microseconds ({name}) is {value}, expected more than 0")
+        if self.target == "microseconds" and self.recover_amount is not None and self.recover_amount < self.amount:
+            raise InputError(
+                f"microseconds is {self.amount} and recover_amount {self.recover_amount}, expected workers to take less"
+            )
         if not 0 < self.temperature <= 100:
             raise InputError(f"temperature is {self.temperature}, expected more than 0 and at most 100")
         if not 0 < self.validation < 1:
@@ -95,6 +111,11 @@ class Recipe:
         ):
             if (number := getattr(self, name)) is not None and number < least:
                 raise InputError(f"{name} is {number}, expected at least {least}")
+
+    @property
+    def budget(self) -> Budget:
+        """As it was asked for."""
+        return Budget(self.target, self.amount, self.recover_amount)
 
     def to_json(self) -> dict[str, Any]:
         """As ``recipe.json`` holds it."""

@@ -32,11 +32,11 @@ def recovery_images(plan: Plan) -> int:
 
 def recovery(plan: Plan) -> Stage:
     """The one compact network for all classes that workers are then made of."""
-    recipe = plan.recipe
+    recipe, budget = plan.recipe, plan.budget
     return Stage(
         "recover",
         tuple(range(plan.dataset.n_classes)),
-        recipe.amount if recipe.recover_amount is None else recipe.recover_amount,
+        budget.amount if budget.recover_amount is None else budget.recover_amount,
         recipe.depth if recipe.recover_depth is None else recipe.recover_depth,
         "softmax",
         "uniform",
@@ -47,14 +47,14 @@ def recovery(plan: Plan) -> Stage:
 
 def specialisation(plan: Plan, worker: int) -> Stage:
     """One worker's own network. Its seed is its own, so the order in which workers are made does not matter."""
-    recipe = plan.recipe
+    recipe, budget = plan.recipe, plan.budget
     images = max(len(plan.train), 8_000) if recipe.images is None else recipe.images
-    amount: float | None = recipe.amount
+    amount: float | None = budget.amount
     if recovery_images(plan):
-        if recipe.recover_amount is None:
+        if budget.recover_amount is None:
             amount = None
-        elif recipe.target == "channels":  # a share of what is left is not a share of the reference's
-            amount = 1 - (1 - recipe.amount) / (1 - recipe.recover_amount)
+        elif budget.target == "channels":  # a share of what is left is not a share of the reference's
+            amount = 1 - (1 - budget.amount) / (1 - budget.recover_amount)
     return Stage(
         f"worker {worker}",
         plan.assignment.rows[worker],

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -221,35 +222,33 @@ def measure(model: nn.Module, input_shape: Sequence[int]) -> Size:
     return Size(int(macs), int(parameters))
 
 
-def search_share(size_at: Callable[[float], int], budget: int, *, steps: int = 12) -> float:
+def search_share(
+    size_at: Callable[[float], float], budget: float, *, steps: int = 12, at_least: float = 0.0, unit: str = "MACs"
+) -> float:
     """The smallest share to cut whose network is within `budget`, by bisection.
 
     Args:
-        size_at: size (MACs, parameters, ...) of the network with that share of channels cut.
+        size_at: size (MACs, parameters, microseconds) of the network with that share of channels cut.
         budget: the most that is allowed.
         steps: halvings of the interval.
+        at_least: the smallest share to look at.
+        unit: of the size.
 
     Raises:
         ModelError: even the largest cut is above the budget; says the smallest size that can be reached.
     """
-    low, high = 0.0, 0.0
-    if size_at(0.0) <= budget:
-        return 0.0
-    smallest = None
-    for numerator in range(1, 32):  # coarse steps up to where a layer would vanish
-        try:
-            smallest = size_at(numerator / 32)
-        except ModelError:
+    if (smallest := size_at(at_least)) <= budget:
+        return at_least
+    low, high = at_least, at_least
+    for share in (numerator / 32 for numerator in range(31, 0, -1) if numerator / 32 > at_least):
+        with suppress(ModelError):  # a layer would vanish
+            high, smallest = share, size_at(share)
             break
-        if smallest <= budget:
-            high = numerator / 32
-            low = (numerator - 1) / 32
-            break
-    if not high:
+    if smallest > budget:
         raise ModelError(
-            f"cut: the smallest network that can be reached has size {smallest}, expected at most {budget}"
+            f"cut: the smallest network that can be reached has {smallest:,.0f} {unit}, expected at most {budget:,.0f}"
         )
-    for _ in range(steps - 5):
+    for _ in range(steps):
         middle = (low + high) / 2
         low, high = (low, middle) if size_at(middle) <= budget else (middle, high)
     return high

@@ -12,6 +12,7 @@ from sensai_serve.cli.progress import progress
 from sensai_serve.errors import InputError
 
 if TYPE_CHECKING:
+    from pruning.latency import Latency
     from pruning.plan import Plan
     from sensai_serve.bundle import Bundle
 
@@ -109,6 +110,9 @@ def prune(
     parameters: Annotated[float | None, typer.Option(help="Or: keep this fraction of its parameters.")] = None,
     channels: Annotated[float | None, typer.Option(help="Or: cut this fraction of each layer's channels.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Or: cut channels of an importance below it.")] = None,
+    microseconds: Annotated[
+        float | None, typer.Option(help="Or: cut until an exported subnet takes this long for one input, on one core.")
+    ] = None,
     depth: Annotated[
         float | None, typer.Option(help="Drop this fraction of the residual blocks that an identity skip goes around.")
     ] = None,
@@ -158,7 +162,9 @@ def prune(
 
     if out is None and not dry_run:
         raise InputError("--out is missing, expected a directory for the run (or --dry-run)")
-    targets = _given(macs=macs, parameters=parameters, channels=channels, threshold=threshold)
+    targets = _given(
+        macs=macs, parameters=parameters, channels=channels, threshold=threshold, microseconds=microseconds
+    )
     if len(targets) > 1:
         raise InputError(f"--{' and --'.join(targets)}: expected one of them")
     target = next(({"target": name, "amount": amount} for name, amount in targets.items()), {})
@@ -194,9 +200,9 @@ def prune(
     with progress(quiet=quiet) as report:
         plan = make_plan(recipe, weights, device=device[0], threads=threads)
         if out is None or dry_run:
-            sizes = pipeline.planned_sizes(plan, on_progress=report)
+            sizes = pipeline.planned_sizes(plan, latency=_latency(plan), on_progress=report)
         else:
-            run = pipeline.prune(plan, out, slots=slots, executor=executor, on_progress=report)
+            run = pipeline.prune(plan, out, slots=slots, executor=executor, latency=_latency(plan), on_progress=report)
     if out is None or dry_run:
         _print_plan(plan, sizes)
         return
@@ -294,6 +300,17 @@ def _summary(bundle: Bundle, options: dict[str, Any]) -> Iterator[str]:
 def _given(**options: Any) -> dict[str, Any]:
     """The options that were given; the recipe knows the defaults of the others."""
     return {name: value for name, value in options.items() if value is not None}
+
+
+def _latency(plan: Plan) -> Latency:
+    """Measures a subnet as it will be served: an ONNX file, one input at a time, one core."""
+    import numpy as np
+
+    from export.speed import microseconds
+    from export.to_onnx import to_onnx
+
+    one = np.zeros((1, *plan.shape), np.float32)
+    return lambda subnet: microseconds({"subnet": to_onnx(subnet, plan.dataset.spec.name, plan.shape)}, one)["subnet"]
 
 
 def _offsets(text: str) -> tuple[int, ...]:

@@ -192,7 +192,7 @@ def test_data_that_changed_under_a_run_is_noticed(wine, tmp_path, monkeypatch):
         ({"assignment": "ring"}, AssignmentError, "kind is 'ring'"),
         ({"assignment": "grouped"}, AssignmentError, "expected groups"),
         ({"assignment": "grouped", "groups": 4}, AssignmentError, "groups is 4, expected 1 to .* 3"),
-        ({"target": "macs", "amount": 0.001}, ModelError, "the smallest network that can be reached has size"),
+        ({"target": "macs", "amount": 0.001}, ModelError, "the smallest network that can be reached has"),
         ({"target": "threshold", "amount": 1.0, "theta2": 1e9, "theta1": 99}, ModelError, "layer 1 would lose all 64"),
         ({"target": "channels", "amount": 1.0}, ModelError, "layer 1 would lose all 64 channels"),
         ({"criterion": "magic"}, InputError, "nothing is called 'magic'"),
@@ -210,7 +210,7 @@ def test_what_cannot_be_done_is_one_clear_line(wine, tmp_path, changes, error, m
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"target": "size"}, "target is 'size', expected one of macs, parameters, channels, threshold"),
+        ({"target": "size"}, "target is 'size', expected one of macs, parameters, channels, threshold, microseconds"),
         ({"amount": 1.5}, "macs .amount. is 1.5, expected 0 to 1"),
         ({"distil": -1.0}, "distil is -1.0, expected 0 to 1"),
         ({"images": -5}, "images is -5, expected at least 0"),

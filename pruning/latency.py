@@ -1,0 +1,90 @@
+"""Turn a budget in microseconds into one that needs no clock: the share of each layer's channels that has to go.
+
+Measured once, before anything is made, and kept in the run: a run that goes on, on a busier machine or in several
+processes, must come to the same networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from torch import nn
+
+from pruning import heads
+from pruning.choose import Base, Trimmed, anything
+from pruning.executors import OnProgress
+from pruning.heads import Subnet, replace_output
+from pruning.plan import Plan
+from pruning.recipe import Budget
+from pruning.stages import Stage, recovery, specialisation
+from pruning.surgery import apply_cut, cut_share, output_layer, search_share
+from sensai_serve.errors import InputError, ModelError
+
+Latency = Callable[[nn.Module], float]
+"""Microseconds that one input takes in a subnet, exported, where it is going to run."""
+
+STEPS = 6
+"""Halvings of the share: a sixty-fourth of the channels is finer than a noisy clock can tell apart."""
+
+
+def meet_budget(plan: Plan, latency: Latency | None, on_progress: OnProgress) -> Plan:
+    """The plan with a budget in microseconds as the share of channels to cut; any other plan as it is.
+
+    Networks are cut from the reference for this, with untrained weights, which take as long as trained ones. Workers
+    that keep different blocks are each held against the budget.
+
+    Args:
+        plan: of any target.
+        latency: how to measure.
+        on_progress: hears of measurements, in the stage ``measure``.
+
+    Raises:
+        InputError: there is nothing to measure with.
+        ModelError: the budget cannot be met; says the smallest that can be.
+    """
+    budget = plan.budget
+    if budget.target != "microseconds":
+        return plan
+    if latency is None:
+        raise InputError("target is 'microseconds', expected a way to measure them")
+    base, measured = Base(plan, plan.reference, {}, on_progress=on_progress), 0
+
+    def least_share(stages: Sequence[Stage], microseconds: float) -> float:
+        least = 0.0
+        for trimmed, stage in _kinds(base, stages):
+
+            def size_at(share: float, trimmed: Trimmed = trimmed, stage: Stage = stage) -> float:
+                nonlocal measured
+                subnet = _subnet_at(base, trimmed, stage, share)
+                measured += 1
+                on_progress("measure", measured, measured + 1)
+                return latency(subnet)
+
+            least = search_share(size_at, microseconds, steps=STEPS, at_least=least, unit="microseconds")
+        on_progress("measure", measured, measured)
+        return least
+
+    workers = [specialisation(plan, worker) for worker in range(plan.assignment.n_workers)]
+    try:
+        share = least_share(workers, budget.amount)
+        recovered = None if budget.recover_amount is None else least_share([recovery(plan)], budget.recover_amount)
+    except ModelError as error:
+        raise ModelError(f"{error}; --depth, which drops whole blocks, may go further") from None
+    return replace(plan, budget=Budget("channels", share, recovered if recovered is None else min(recovered, share)))
+
+
+def _kinds(base: Base, stages: Sequence[Stage]) -> list[tuple[Trimmed, Stage]]:
+    """One stage for each set of blocks and number of outputs that stages have: others take as long."""
+    kinds = {}
+    for stage in stages:
+        trimmed = base.without(base.dispensable(stage.depth, stage.classes))
+        kinds[trimmed.removed, len(stage.classes)] = trimmed, stage
+    return list(kinds.values())
+
+
+def _subnet_at(base: Base, trimmed: Trimmed, stage: Stage, share: float) -> nn.Module:
+    shape, head = base.plan.shape, heads.find(stage.head)
+    network = apply_cut(trimmed.network, cut_share(trimmed.units, anything(trimmed.units), share), shape)
+    replace_output(network, output_layer(base.network, shape), head, stage.classes)
+    return Subnet(network, head).eval()
