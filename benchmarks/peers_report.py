@@ -38,6 +38,10 @@ def _part(measured: Measured, fan_out: bool) -> Iterator[Table | Picture]:
         ours = summarise([second for one in group for second in one.ours])
         rows.append((client,))
         rows.append((OURS, microseconds(ours.quantiles["p50"]), microseconds(ours.quantiles["p99"]), ""))
+        alone = [second for one in group if one.monolith for second in one.monolith]
+        if alone:
+            whole = summarise(alone).quantiles
+            rows.append((f"{OURS}, monolith", microseconds(whole["p50"]), microseconds(whole["p99"]), ""))
         for one in group:
             theirs = summarise(one.theirs).quantiles
             faster = times(ratio(one.theirs, one.ours))
@@ -89,6 +93,7 @@ def _results(measured: Measured) -> dict[str, Any]:
                 "fan_out": one.fan_out,
                 "theirs": summarise(one.theirs).to_json(),
                 "ours": summarise(one.ours).to_json(),
+                "monolith": None if one.monolith is None else summarise(one.monolith).to_json(),
                 "ratio_p50": asdict(ratio(one.theirs, one.ours)),
                 "ratio_p99": asdict(ratio(one.theirs, one.ours, 0.99)),
                 "ready_s": round(one.ready_s, 3),

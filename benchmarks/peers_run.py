@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks import backend as threaded
 from benchmarks import machine, servers
 from benchmarks.client import Client
-from benchmarks.networks import Network, Threads, as_bundle, fastest
+from benchmarks.networks import MONOLITH, Network, Threads, as_bundle, fastest, monolith
 from benchmarks.peers import LEAN, Peer, Setup, Work
 from benchmarks.report import without_paths
 from benchmarks.transports import TRANSPORTS, Endpoint
@@ -59,6 +59,8 @@ class Compared:
     ready_s: float
     memory: int
     version: str
+    monolith: Rounds | None = None
+    """Our server of the bundle's monolith, in turns with both; None where it has none, and beside a whole network."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,8 @@ class _Workload:
     widths: Sequence[int]
     threads: int
     ours: Endpoint
+    monolith: Endpoint | None = None
+    """Our server of the one network that a user would run in place of the subnets."""
 
 
 def names() -> tuple[str, ...]:
@@ -135,6 +139,11 @@ def measure(
             _workload(stack, measured, "reference", whole, [reference], found.threads, samples),
             _workload(stack, measured, "fan-out", bundle, subnets, None, samples),
         ]
+        if (pruned := monolith(bundle)) is not None:
+            threads = fastest(pruned, input_name, samples).threads
+            alone = as_bundle(pruned, bundle, folder / MONOLITH, MONOLITH)
+            beside = stack.enter_context(_ours(measured, MONOLITH, alone, threads))
+            workloads[True] = replace(workloads[True], monolith=beside)
         for done, (name, peer) in enumerate(peers.items()):
             on_step("peers", done, len(peers))
             _measure_peer(name, peer, workloads, samples, measured, install)
@@ -221,24 +230,29 @@ def _measure_setup(
         )
         server = stack.enter_context(servers.running(setup.start(work)))
         clients = setup.clients(work, samples)
-        ours = {client: TRANSPORTS[_OURS[client]](workload.ours, samples) for client in clients}
-        for one in (*clients.values(), *ours.values()):
+        groups = {"theirs": clients, "ours": _to(workload.ours, clients, samples)}
+        if workload.monolith is not None:
+            groups[MONOLITH] = _to(workload.monolith, clients, samples)
+        for one in (client for group in groups.values() for client in group.values()):
             stack.callback(one.close)
         for one in clients.values():
             _check(one, workload)
         subjects: dict[tuple[str, str], Subject] = {
-            (who, client): Calls(one.exchange)
-            for who, group in (("theirs", clients), ("ours", ours))
-            for client, one in group.items()
+            (who, client): Calls(one.exchange) for who, group in groups.items() for client, one in group.items()
         }
         per_round = max(options.requests // options.rounds, 1)
         times = in_turns(subjects, rounds=options.rounds, per_round=per_round, n_samples=len(samples))
         memory = server.memory_bytes()
     for client in clients:
-        theirs, beside = times["theirs", client], times["ours", client]
+        theirs, ours, whole = times["theirs", client], times["ours", client], times.get((MONOLITH, client))
         measured.compared.append(
-            Compared(peer.name, setup.name, client, setup.fan_out, theirs, beside, server.ready_s, memory, version)
+            Compared(peer.name, setup.name, client, setup.fan_out, theirs, ours, server.ready_s, memory, version, whole)
         )
+
+
+def _to(ours: Endpoint, clients: Iterable[str], samples: Sequence[Floats]) -> dict[str, Client]:
+    """The same kinds of clients to a server of ours."""
+    return {client: TRANSPORTS[_OURS[client]](ours, samples) for client in clients}
 
 
 def _check(client: Client, workload: _Workload) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import shutil
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -74,6 +76,29 @@ def test_a_peer_is_measured_beside_ours_and_a_missing_one_is_reported(bundle: Bu
     assert {part.title for part in made.parts} >= {"Not measured", "Servers"}
     assert made.results["missing"][0]["peer"] == "LitServe"
     assert all(one["ratio_p50"]["value"] > 0 for one in made.results["compared"])
+
+
+def test_a_monolith_takes_its_turns_beside_the_fan_out(bundle: Bundle, tmp_path: Path) -> None:
+    data = bundle.reference()
+    assert data is not None
+    shutil.copytree(bundle.path, tmp_path / "bundle")
+    (tmp_path / "bundle/monolith.onnx").write_bytes(data)
+    checksums = {**bundle.manifest.checksums, "monolith.onnx": hashlib.sha256(data).hexdigest()}
+    manifest = dataclasses.replace(bundle.manifest, checksums=checksums, provenance={"monolith": "monolith.onnx"})
+    (tmp_path / "bundle/manifest.json").write_text(manifest.to_json())
+    opened = Bundle.open(tmp_path / "bundle")
+    measured = peers_run.measure(opened, SAMPLES, ["fastapi"], FEW, lambda *_: None, install=here)
+    assert measured.missing == {}
+    for one in measured.compared:
+        assert (one.monolith is not None) == one.fan_out
+        assert one.monolith is None or sum(map(len, one.monolith)) == 20
+    made = report(measured)
+    table = next(part for part in made.parts if part.title.startswith("All subnets"))
+    assert [row[0] for row in table.rows].count("sensai-serve, monolith") == 1
+    assert {one["fan_out"]: one["monolith"] is not None for one in made.results["compared"]} == {
+        False: False,
+        True: True,
+    }
 
 
 def test_a_server_that_answers_something_else_or_ends_is_no_result(bundle: Bundle) -> None:
