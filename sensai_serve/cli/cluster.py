@@ -1,4 +1,4 @@
-"""``sensai node``: some workers of a bundle, served to gateways on other machines."""
+"""``sensai node`` and ``sensai plan``: workers on other machines, and what many machines would give."""
 
 from __future__ import annotations
 
@@ -64,3 +64,64 @@ def node(
         security,
         lambda url: typer.echo(f"ready: {url}  {bundle.name}, {which}"),
     )
+
+
+@app.command()
+def plan(
+    bundle: Annotated[Path, typer.Argument(help="The bundle's directory.")],
+    *,
+    latency: Annotated[
+        str,
+        typer.Option(help="Of one worker, as the gateway sees it: p50=2ms,p99=8ms[,stragglers=0.01,slow=10,own=300us]"),
+    ],
+    hosts: Annotated[int, typer.Option(min=1, help="Machines to spread the workers over.")] = 10,
+    loss: Annotated[float, typer.Option(help="Probability that a machine is down.")] = 0.001,
+    patience: Annotated[float, typer.Option(min=0, help="As of `sensai serve`.")] = 4.0,
+    requests: Annotated[int, typer.Option(min=100, help="Simulated, of each redundancy.")] = 10_000,
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
+) -> None:
+    """Simulate a bundle on many hosts: latency, availability and cost for one to five copies of every class."""
+    import json
+    from dataclasses import asdict
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from sensai_serve.bundle import Bundle
+    from serving.planning import Simulation, parse_latency, simulate
+
+    opened = Bundle.open(bundle)
+    simulation = Simulation(opened, parse_latency(latency), hosts=hosts, loss=loss, patience=patience, seed=seed)
+    found = simulate(simulation, requests)
+    out, back = simulation.bytes_per_input()
+    own = opened.assignment.redundancy
+    if as_json:
+        sizes = {"bytes_out": out, "bytes_back": back, "redundancy": own}
+        typer.echo(json.dumps(sizes | {"expected": [asdict(row) for row in found]}))
+        return
+    table = Table("copies", box=None)
+    for heading in ("hosts lost", "p50 ms", "p99 ms", "p99.9 ms", "early", "available", "cost"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in found:
+        times = [f"{1000 * seconds:.2f}" for seconds in (row.p50, row.p99, row.p999)]
+        mine = " *" if row.redundancy == own else ""
+        shares = (f"{row.early:.0%}", _nines(row.unavailable), f"{row.cost:.1f}x")
+        table.add_row(f"{row.redundancy}{mine}", f"any {row.losses}", *times, *shares)
+    console = Console()
+    console.print(table)
+    console.print(
+        f"* the bundle's. {found[0].workers} workers on {found[0].hosts} hosts; one input is {out:,} bytes to them and "
+        f"{back:,} back; {requests:,} requests each",
+        highlight=False,
+    )
+
+
+def _nines(unavailable: float) -> str:
+    """A probability near 1 with two figures of what it lacks."""
+    from math import floor, log10
+
+    if unavailable <= 0:
+        return "100%"
+    digits = max(0, 1 - floor(log10(unavailable)) - 2)
+    return f"{100 * (1 - unavailable):.{min(digits, 12)}f}%"

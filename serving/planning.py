@@ -1,0 +1,251 @@
+"""What a bundle would do on many hosts: the fan-out simulated, request by request, with the merge that serves.
+
+Latencies are drawn for each worker and request from a log-normal distribution through two given percentiles, some of
+them stretched (stragglers). Hosts are down at random. Scores are those of the bundle's own subnets on its golden
+samples, so that a request is decided when a real one would be. For another redundancy than the bundle's, the copies of
+a class are drawn among those that the bundle has of it for the same input, and a subnet is taken to be as fast as given
+and to cost in proportion to the classes that it covers: subnets of that size would have to be made to know better.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+import numpy.typing as npt
+
+from sensai_serve import load
+from sensai_serve.assignment import Assignment, cyclic, search_offsets
+from sensai_serve.bundle import Bundle
+from sensai_serve.errors import InputError
+from sensai_serve.merge import Collector, MergePlan
+from serving.health import FLOOR_S
+from serving.placement import place
+
+REDUNDANCIES = 1, 2, 3, 4, 5
+_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "": 1e-3}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(us|ms|s|)")
+_Z99 = NormalDist().inv_cdf(0.99)
+
+
+@dataclass(frozen=True)
+class Latency:
+    """How long workers take, from hand-over to scores, network included; seconds."""
+
+    p50: float
+    p99: float
+    stragglers: float = 0.0
+    """Probability that a worker's answer takes `slow` times as long."""
+    slow: float = 10.0
+    own: float = 0.0
+    """What the gateway adds to every request."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.p50 <= self.p99 or not math.isfinite(self.p99):
+            raise InputError(f"latency: p50 is {self.p50:g} s, p99 is {self.p99:g} s, expected 0 < p50 <= p99")
+        if not 0 <= self.stragglers <= 1 or not self.slow >= 1:
+            raise InputError("latency: expected stragglers, a probability, and slow, a factor of at least 1")
+
+    @property
+    def mean(self) -> float:
+        """Of a worker that is no straggler."""
+        return self.p50 * math.exp(self._sigma**2 / 2)
+
+    @property
+    def _sigma(self) -> float:
+        return math.log(self.p99 / self.p50) / _Z99
+
+    def draw(self, random: np.random.Generator, shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
+        """Seconds, of that shape."""
+        drawn = random.lognormal(math.log(self.p50), self._sigma, shape)
+        return np.where(random.random(shape) < self.stragglers, self.slow * drawn, drawn)
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What to expect of one redundancy."""
+
+    redundancy: int
+    workers: int
+    hosts: int
+    """That hold a worker."""
+    losses: int
+    """Any so many hosts can be down and every class still has a copy."""
+    p50: float
+    """Seconds, over the requests that are answered."""
+    p99: float
+    p999: float
+    early: float
+    """Share of requests that do not wait for every copy."""
+    unavailable: float
+    """Probability that some class has no copy, from above."""
+    cost: float
+    """Multiply-accumulates of all workers together, times those of redundancy 1."""
+
+
+def parse_latency(text: str) -> Latency:
+    """``p50=2ms,p99=8ms`` and, where wanted, ``stragglers=0.01,slow=10,own=300us``; plain numbers are milliseconds.
+
+    Raises:
+        InputError: anything else.
+    """
+    given: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, value = part.strip().partition("=")
+        match = _DURATION.fullmatch(value)
+        if name not in ("p50", "p99", "stragglers", "slow", "own") or match is None or name in given:
+            raise InputError(f"--latency: {part!r}, expected say p50=2ms,p99=8ms,stragglers=0.01,slow=10,own=300us")
+        number = float(match[1])
+        if name in ("stragglers", "slow") and match[2]:
+            raise InputError(f"--latency: {part!r}, expected a plain number")
+        given[name] = number if name in ("stragglers", "slow") else number * _UNITS[match[2]]
+    if "p50" not in given or "p99" not in given:
+        raise InputError(f"--latency is {text!r}, expected p50 and p99, say p50=2ms,p99=8ms")
+    return Latency(**given)
+
+
+class Simulation:
+    """One bundle's fan-out under one distribution of latencies."""
+
+    def __init__(
+        self, bundle: Bundle, latency: Latency, *, hosts: int, loss: float, patience: float = 4.0, seed: int = 0
+    ) -> None:
+        """Run the subnets on the golden samples, once.
+
+        Args:
+            bundle: whose scores and sizes.
+            latency: of its workers.
+            hosts: that workers are spread over.
+            loss: probability that a host is down, each by itself.
+            patience: as the server's.
+            seed: of everything that is drawn.
+
+        Raises:
+            BundleError: a damaged bundle.
+            InputError: no hosts, or a probability that is none.
+        """
+        if hosts < 1 or not 0 <= loss < 1:
+            raise InputError(f"hosts are {hosts}, loss is {loss:g}, expected at least 1, and a probability below 1")
+        self._bundle = bundle
+        self._latency = latency
+        self._n_hosts = hosts
+        self._loss = loss
+        self._patience_s = patience * latency.mean + FLOOR_S if patience else math.inf
+        self._seed = seed
+        scores = load(bundle).scores(bundle.golden().inputs)
+        manifest = bundle.manifest
+        self._copies = [  # of each class, the bundle's copies [r, G]
+            np.stack([scores[w][:, manifest.subnets[w].classes.index(c)] for w in workers])
+            for c, workers in enumerate(bundle.assignment.workers_of)
+        ]
+        own = bundle.assignment
+        self._symbols = manifest.symbols or tuple((c,) for c in range(own.n_classes))
+
+    def assignment(self, redundancy: int) -> Assignment | None:
+        """The bundle's own where it has that redundancy, else a cyclic one of its symbols; None where there is none."""
+        own = self._bundle.assignment
+        if own.redundancy == redundancy:
+            return own
+        if redundancy > len(self._symbols):
+            return None
+        return cyclic(self._symbols, search_offsets(len(self._symbols), redundancy).offsets)
+
+    def run(self, redundancy: int, requests: int) -> Expected | None:
+        """What to expect at that redundancy; None where the bundle has too few symbols for it."""
+        assignment = self.assignment(redundancy)
+        if assignment is None:
+            return None
+        random = np.random.default_rng((self._seed, redundancy))
+        n_workers = assignment.n_workers
+        n_hosts = min(self._n_hosts, n_workers)
+        host_of = tuple(range(n_workers)) if n_hosts == n_workers else place(assignment, n_hosts).device_of
+        manifest = self._bundle.manifest
+        plan = MergePlan(assignment, manifest.merge.rule, manifest.merge.threshold)
+        seconds = self._latency.draw(random, (requests, n_workers))
+        down = (random.random((requests, n_hosts)) < self._loss)[:, list(host_of)]
+        samples = random.integers(self._copies[0].shape[1], size=requests)
+        took, early = [], 0
+        for at in range(requests):
+            collector = plan.collect()
+            outcome = self._request(collector, assignment, seconds[at], down[at], int(samples[at]), random)
+            if outcome is not None:
+                took.append(outcome + self._latency.own)
+                early += bool(collector.awaited)
+        p50, p99, p999 = np.quantile(took, [0.5, 0.99, 0.999]) if took else [math.nan] * 3
+        holders = {frozenset(host_of[w] for w in workers) for workers in assignment.workers_of}
+        own = self._bundle.assignment
+        return Expected(
+            redundancy=redundancy,
+            workers=n_workers,
+            hosts=n_hosts,
+            losses=min(map(len, holders)) - 1,
+            p50=float(p50),
+            p99=float(p99),
+            p999=float(p999),
+            early=early / max(1, len(took)),
+            unavailable=uncovered_probability(holders, self._loss),
+            cost=sum(map(len, assignment.rows)) / own.n_classes,
+        )
+
+    def _request(
+        self,
+        collector: Collector,
+        assignment: Assignment,
+        seconds: npt.NDArray[np.float64],
+        down: npt.NDArray[np.bool_],
+        sample: int,
+        random: np.random.Generator,
+    ) -> float | None:
+        """When the answer is there, in seconds; None where a class has no copy."""
+        for worker in np.flatnonzero(down).tolist():
+            collector.erase(worker)
+        if collector.uncovered:
+            return None
+        own = self._bundle.assignment.rows == assignment.rows
+        for worker in np.argsort(seconds, kind="stable").tolist():
+            if down[worker]:
+                continue
+            if collector.done:
+                return 0.0  # nobody is left to wait for
+            at = float(seconds[worker])
+            if at > self._patience_s and collector.can_spare_the_rest:
+                return self._patience_s
+            row = []
+            for c in assignment.rows[worker]:
+                copies = self._copies[c]
+                pick = assignment.workers_of[c].index(worker) if own else int(random.integers(len(copies)))
+                row.append(copies[pick, sample])
+            collector.add(worker, np.array([row], np.float32))
+            if collector.done or (at > self._patience_s and collector.can_spare_the_rest):
+                return at
+        return 0.0
+
+    def bytes_per_input(self) -> tuple[int, int]:
+        """What the gateway sends to, and takes from, all hosts together for one input, without the protocol's own."""
+        assignment = self._bundle.assignment
+        hosts = min(self._n_hosts, assignment.n_workers)
+        return 4 * self._bundle.manifest.input.elements * hosts, 4 * sum(map(len, assignment.rows))
+
+
+def uncovered_probability(holders: Sequence[frozenset[int]] | set[frozenset[int]], loss: float) -> float:
+    """Probability, from above, that all hosts of some class are down; exact where classes share no host.
+
+    Bonferroni's first inequality, sharpened where every class is on one host: those are independent.
+
+    Args:
+        holders: for each class, the hosts that hold a copy.
+        loss: probability that a host is down, each by itself.
+    """
+    if all(len(hosts) == 1 for hosts in holders):
+        return 1 - (1 - loss) ** len(set(holders))
+    return min(1.0, sum(loss ** len(hosts) for hosts in set(holders)))
+
+
+def simulate(simulation: Simulation, requests: int) -> list[Expected]:
+    """Every redundancy that the bundle's symbols allow, 1 to 5."""
+    found = (simulation.run(redundancy, requests) for redundancy in REDUNDANCIES)
+    return [expected for expected in found if expected is not None]
