@@ -70,7 +70,7 @@ def place(assignment: Assignment, n_devices: int, costs: Sequence[float] | None 
         if best.cost()[0] == 0:
             break  # no two copies together: other starts cannot do better where it matters
     assert best is not None
-    return _describe(assignment, tuple(best.device_of), n_devices)
+    return describe(assignment, tuple(best.device_of), n_devices)
 
 
 class _State:
@@ -133,7 +133,14 @@ class _State:
         return False
 
 
-def _describe(assignment: Assignment, device_of: tuple[int, ...], n_devices: int) -> Placement:
+def describe(assignment: Assignment, device_of: tuple[int, ...], n_devices: int) -> Placement:
+    """What a placement promises, whoever chose it.
+
+    Args:
+        assignment: who covers what.
+        device_of: for each worker, the index of its device.
+        n_devices: how many there are.
+    """
     devices_of = [Counter(device_of[w] for w in workers) for workers in assignment.workers_of]
     covered = min(map(len, devices_of)) - 1
     surviving: list[tuple[int, ...]] = []

@@ -1,4 +1,4 @@
-"""``sensai node`` and ``sensai plan``: workers on other machines, and what many machines would give."""
+"""``sensai node``, ``place`` and ``plan``: workers on other machines, which go where, and what many would give."""
 
 from __future__ import annotations
 
@@ -64,6 +64,33 @@ def node(
         security,
         lambda url: typer.echo(f"ready: {url}  {bundle.name}, {which}"),
     )
+
+
+@app.command()
+def place(
+    bundle: Annotated[Path, typer.Argument(help="The bundle's directory.")],
+    servers: Annotated[list[str], typer.Argument(metavar="URL...", help="Nodes, say grpc://node-1:8001.")],
+) -> None:
+    """Say which workers to run where: a file for `sensai serve --workers`, and what losing hosts would cost."""
+    from sensai_serve.bundle import Bundle
+    from sensai_serve.errors import InputError
+    from serving.devices import Device
+    from serving.remote.domains import host_lines, hosts_of, spread
+    from serving.remote.endpoint import Security, parse_endpoint
+
+    opened = Bundle.open(bundle)
+    manifest = opened.manifest
+    devices = [Device("remote", endpoint=parse_endpoint(url, Security())) for url in servers]
+    if len(set(devices)) != len(devices) or any(d.endpoint is not None and d.endpoint.model for d in devices):
+        raise InputError(f"servers are {' '.join(servers)}, expected different ones, without a model")
+    found = spread(opened.assignment, [float(subnet.macs) for subnet in manifest.subnets], devices)
+    device_of = {worker: devices.index(device) for device, workers in found.items() for worker in workers}
+    hosts = hosts_of(devices, [device_of[worker] for worker in range(len(manifest.subnets))])
+    for line in host_lines(opened.assignment, manifest.labels, hosts):
+        typer.echo(f"# {line}")
+    for device, workers in found.items():
+        if workers:
+            typer.echo(f"{','.join(map(str, workers))}={device}")
 
 
 @app.command()
