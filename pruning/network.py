@@ -1,4 +1,4 @@
-"""Make one network for some classes: cut it, reconstruct what its layers made, give it a head, retrain it."""
+"""Make one network for some classes: cut it, reconstruct its layers, give it a head, retrain it, calibrate it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pruning import heads
+from pruning.calibrate import fit_scale, fold_scale
 from pruning.checkpoint import Network
 from pruning.choose import Base, choose_cut
 from pruning.data import Labels
@@ -56,7 +57,8 @@ def make_network(base: Base, stage: Stage, snapshot: Snapshot) -> tuple[Network,
         indices = np.concatenate(list(islice(batches, n_batches)))
         inputs = torch.from_numpy(normalise(dataset.x[indices], dataset.spec)).to(plan.device)
         reconstruct(network, base.network, kept_outputs(trimmed.units, cut), inputs)
-    replace_output(network, output_layer(base.network, plan.shape), head, stage.classes)
+    output = output_layer(base.network, plan.shape)
+    replace_output(network, output, head, stage.classes)
     network.requires_grad_(True)
     fit(
         network,
@@ -69,11 +71,22 @@ def make_network(base: Base, stage: Stage, snapshot: Snapshot) -> tuple[Network,
         on_step=lambda done, total: base.on_progress(stage.name, done, total),
         snapshot=snapshot,
     )
+    unseen = dataset.x[plan.validation]
+    if stage.calibration == "temperature":
+        logits = torch.from_numpy(infer(network, dataset, unseen))
+        scale = fit_scale(head, logits, labels_as(head, plan, stage.classes)[plan.validation])
+        fold_scale(network.get_submodule(output), scale)
     subnet = Subnet(network, head)
     size = measure(subnet, plan.shape)
     cut, removed = compose(base.kept_outputs, cut), base.removed + trimmed.removed
     made = Network(stage.classes, stage.head, cut, size.macs, size.parameters, removed)
-    return made, network, infer(subnet, dataset, dataset.x[plan.validation])
+    return made, network, infer(subnet, dataset, unseen)
+
+
+def labels_as(head: Head, plan: Plan, classes: Sequence[int]) -> Tensor:
+    """The training part's labels as a head's probabilities [N, outputs]."""
+    one_hot = F.one_hot(torch.from_numpy(plan.dataset.y), plan.dataset.n_classes).float()
+    return head.probabilities(head.own_logits(CERTAIN * one_hot, classes))
 
 
 def distillation(plan: Plan, head: Head, classes: Sequence[int]) -> Loss:
@@ -85,8 +98,7 @@ def distillation(plan: Plan, head: Head, classes: Sequence[int]) -> Loss:
     between workers.
     """
     weight, temperature, device = plan.recipe.distil, plan.recipe.temperature, plan.device
-    one_hot = F.one_hot(torch.from_numpy(plan.dataset.y), plan.dataset.n_classes).float().to(device)
-    hard = head.probabilities(head.own_logits(CERTAIN * one_hot, classes))  # [N, outputs]
+    hard = labels_as(head, plan, classes).to(device)
     faster = use_bf16(plan.recipe.precision, plan.shape, device)
     reference = copy.deepcopy(plan.reference).eval()
     if len(plan.shape) == 3:

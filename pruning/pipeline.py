@@ -7,16 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from pruning import heads
-from pruning.checkpoint import RECOVERED, Run
+from pruning.checkpoint import REFERENCE, Run
 from pruning.choose import Base, choose_cut, silent
 from pruning.data import absolute
 from pruning.executors import Execute, OnProgress, Slot, Task
 from pruning.latency import Latency, meet_budget
 from pruning.plan import Plan
 from pruning.retrain import infer
-from pruning.stages import recovery, recovery_images, specialisation
+from pruning.stages import recovery, recovery_images, rounds, specialisation
 from pruning.surgery import Size, apply_cut, measure
-from pruning.work import base_of_workers, make
+from pruning.work import base_at, base_of_workers, make
 from sensai_serve import plugins
 from sensai_serve.merge import MergePlan
 
@@ -49,14 +49,16 @@ def prune(
     execute: Execute = plugins.find("pruning.executors", executor, "execute")
     run = Run.resume(out, plan.recipe, plan.digests)
     plan = meet_budget(plan, latency, on_progress) if run is None else replace(plan, budget=run.budget)
-    reference = Base(plan, plan.reference, {}, on_progress=on_progress)
     if run is None:
-        check_cuts(reference)
+        check_cuts(Base(plan, plan.reference, {}, on_progress=on_progress))
         dataset = plan.dataset
         run = Run(Path(out), plan.recipe, plan.digests, dataset.labels, dataset.spec, plan.assignment, plan.budget)
         run.create(plan.reference, plan.size)
-    if recovery_images(plan):
-        make(run, RECOVERED, reference, recovery(plan))
+    before = REFERENCE
+    for name, stage in rounds(plan) if recovery_images(plan) else []:
+        if not run.has(name):
+            make(run, name, base_at(plan, run, before, on_progress), stage)
+        before = name
     missing = [worker for worker in range(run.assignment.n_workers) if not run.has(run.folder(worker))]
     if len(slots) > 1 and missing:
         where, data = str(run.path.absolute()), absolute(plan.recipe.data)

@@ -66,9 +66,13 @@ class Recipe:
     recover_depth: float | None = None
     """`depth` of that network; None: the same. If less, each worker drops more blocks, those its classes need least."""
     recover_rate: float = 0.01
+    steps: int = 1
+    """In which that network is cut, each followed by its part of the image passes."""
     images: int | None = None
     """Image passes of each worker's own retraining. None: once the training part, at least 8,000."""
     rate: float = 0.01
+    calibration: str = "temperature"
+    """``temperature``: each worker's logits are scaled to fit the labels of the validation part; ``none``."""
     batch: int = 128
 
     validation: float = 0.1
@@ -79,6 +83,9 @@ class Recipe:
     def __post_init__(self) -> None:
         _in("target", self.target, TARGETS)
         _in("precision", self.precision, ("auto", "fp32", "bf16"))
+        _in("calibration", self.calibration, ("temperature", "none"))
+        if self.steps > 1 and self.recover_images == 0:
+            raise InputError(f"steps is {self.steps} and recover_images 0, expected images to recover with in between")
         if self.target == "channels" and (self.recover_amount or 0) > self.amount:
             raise InputError(
                 f"channels is {self.amount} and recover_amount {self.recover_amount}, expected workers to lose more"
@@ -105,6 +112,7 @@ class Recipe:
         for name, least in (
             ("images", 0),
             ("recover_images", 0),
+            ("steps", 1),
             ("batch", 2),
             ("profile_images", 1),
             ("reconstruct_images", 0),

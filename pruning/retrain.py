@@ -80,7 +80,9 @@ def fit(
     layout = torch.channels_last if faster and len(dataset.spec.shape) == 3 else torch.contiguous_format
     model.to(memory_format=layout).train()  # type: ignore[call-overload]
 
-    steps = math.ceil(schedule.images / schedule.batch)
+    if not (steps := math.ceil(schedule.images / schedule.batch)):
+        model.eval()
+        return
     decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
     others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]  # biases and batch normalisation
     groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": schedule.weight_decay}, {"params": others}]
@@ -90,8 +92,9 @@ def fit(
         momentum=0.9,
         nesterov=True,
     )
+    warm_up = max(schedule.warm_up, 1.5 / (steps + 1))  # OneCycleLR divides by the length of it less one step
     cycle = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, schedule.rate, total_steps=steps + 1, pct_start=schedule.warm_up, cycle_momentum=False
+        optimiser, schedule.rate, total_steps=steps + 1, pct_start=warm_up, cycle_momentum=False
     )
     done = snapshot.restore(model, optimiser, cycle, generator) if snapshot else 0
     for step, indices in enumerate(islice(batches, done, steps), start=done + 1):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
+from pruning.checkpoint import RECOVERED
 from pruning.plan import Plan
 from pruning.retrain import Schedule
 
@@ -22,6 +24,7 @@ class Stage:
     sampling: str
     schedule: Schedule
     seed: int
+    calibration: str = "none"
 
 
 def recovery_images(plan: Plan) -> int:
@@ -45,6 +48,31 @@ def recovery(plan: Plan) -> Stage:
     )
 
 
+def rounds(plan: Plan) -> list[tuple[str, Stage]]:
+    """The recovery in as many steps as the recipe says, each a network of the run by that name: a part of the cut, then
+    a part of the retraining. Each step cuts the same fraction of what it is given.
+    """
+    whole, budget, steps = recovery(plan), plan.budget, plan.recipe.steps
+    assert whole.amount is not None
+    found = []
+    for step in range(1, steps + 1):
+        part = step / steps
+        if budget.target == "channels":  # a share of what the step before has left
+            amount = 1 - (1 - whole.amount) ** (1 / steps)
+        else:
+            amount = whole.amount * part if budget.target == "threshold" else whole.amount**part
+        stage = replace(
+            whole,
+            name=whole.name if steps == 1 else f"recover {step} of {steps}",
+            amount=amount,
+            depth=whole.depth * part,
+            schedule=replace(whole.schedule, images=math.ceil(whole.schedule.images / steps)),
+            seed=whole.seed if step == steps else whole.seed + plan.assignment.n_workers + step,
+        )
+        found.append((RECOVERED if step == steps else f"recovering/{step}", stage))
+    return found
+
+
 def specialisation(plan: Plan, worker: int) -> Stage:
     """One worker's own network. Its seed is its own, so the order in which workers are made does not matter."""
     recipe, budget = plan.recipe, plan.budget
@@ -64,4 +92,5 @@ def specialisation(plan: Plan, worker: int) -> Stage:
         recipe.sampling,
         Schedule(images, recipe.rate, recipe.batch),
         recipe.seed + 1 + worker,
+        recipe.calibration,
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from pruning.checkpoint import RECOVERED, Run
+from pruning.checkpoint import RECOVERED, REFERENCE, Run
 from pruning.choose import Base
 from pruning.executors import OnProgress, Slot, Task
 from pruning.network import make_network
@@ -53,13 +53,20 @@ def make(run: Run, name: str, base: Base, stage: Stage) -> None:
     snapshot.clear()
 
 
-def base_of_workers(plan: Plan, run: Run, on_progress: OnProgress) -> Base:
-    """What workers are cut from: the recovered network where the run has one, else the reference."""
-    if not run.has(RECOVERED):
+def base_at(plan: Plan, run: Run, name: str, on_progress: OnProgress) -> Base:
+    """What further networks are cut from: a finished network of the run, for all classes.
+
+    Read back even where it was just made: a resumed run must go on from the same numbers.
+    """
+    if name == REFERENCE:
         return Base(plan, plan.reference, {}, on_progress=on_progress)
-    # Read back even where it was just made: a resumed run must go on from the same numbers.
-    network, recovered = run.load(RECOVERED).network.to(plan.device), run.network(RECOVERED)
-    return Base(plan, network, recovered.cut, recovered.removed, on_progress)
+    made = run.network(name)
+    return Base(plan, run.load(name).network.to(plan.device), made.cut, made.removed, on_progress)
+
+
+def base_of_workers(plan: Plan, run: Run, on_progress: OnProgress) -> Base:
+    """The recovered network where the run has one, else the reference."""
+    return base_at(plan, run, RECOVERED if run.has(RECOVERED) else REFERENCE, on_progress)
 
 
 @contextmanager

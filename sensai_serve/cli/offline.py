@@ -134,8 +134,14 @@ def prune(
     ] = None,
     recover_depth: Annotated[float | None, typer.Option(help="Its --depth; as the workers' if not given.")] = None,
     recover_rate: Annotated[float | None, typer.Option(help="Its peak learning rate.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Cut it in so many steps, each followed by its part of the image passes (1).")
+    ] = None,
     images: Annotated[int | None, typer.Option(help="Image passes of each worker's own retraining (1 epoch).")] = None,
     rate: Annotated[float | None, typer.Option(help="Its peak learning rate.")] = None,
+    calibration: Annotated[
+        str | None, typer.Option(help="temperature: scale each worker's logits to the validation labels | none")
+    ] = None,
     batch: Annotated[int | None, typer.Option(help="Images per iteration.")] = None,
     profile_images: Annotated[int | None, typer.Option(help="Images of each class to profile.")] = None,
     validation: Validation = None,
@@ -186,8 +192,10 @@ def prune(
         recover_amount=recover_amount,
         recover_depth=recover_depth,
         recover_rate=recover_rate,
+        steps=steps,
         images=images,
         rate=rate,
+        calibration=calibration,
         batch=batch,
         profile_images=profile_images,
         validation=validation,

@@ -103,6 +103,26 @@ def test_a_second_cut_after_the_recovery_is_of_the_classes(wine, tmp_path):
     assert own[0] != own[1]
 
 
+@pytest.mark.parametrize(("target", "amount"), [("macs", 0.3), ("channels", 0.5), ("threshold", 0.2)])
+def test_a_cut_in_steps_goes_as_far_as_one_at_once(wine, tmp_path, target, amount):
+    recipe = dataclasses.replace(WINE, target=target, amount=amount, images=200)
+    once = pipeline.prune(make_plan(recipe, wine), tmp_path / "once")
+    run = pipeline.prune(make_plan(dataclasses.replace(recipe, steps=3), wine), tmp_path / "steps")
+    sizes = [run.network(name).macs for name in ("reference", "recovering/1", "recovering/2", RECOVERED)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] > sizes[1] > sizes[3]
+    if target != "threshold":
+        assert sizes[3] == pytest.approx(once.network(RECOVERED).macs, rel=0.1)
+    for before, after in (("recovering/1", "recovering/2"), ("recovering/2", RECOVERED)):
+        for layer, kept in run.network(after).cut.items():
+            assert set(kept) <= set(run.network(before).cut[layer])
+
+
+def test_steps_need_images_in_between():
+    with pytest.raises(InputError, match="steps is 2 and recover_images 0"):
+        dataclasses.replace(WINE, steps=2, recover_images=0)
+
+
 def test_a_finished_run_is_not_made_again(wine, tmp_path):
     plan = make_plan(WINE, wine)
     run = pipeline.prune(plan, tmp_path / "run")

@@ -1,0 +1,156 @@
+"""The figures behind a run's report: answers, what is taken for what, channels that stayed, and what losses cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from pruning.checkpoint import REFERENCE, Network, Run
+from pruning.data import Labels
+from pruning.depth import remove_blocks
+from pruning.grouping import Features
+from pruning.grouping.tsne import embed
+from pruning.plan import classes_seen
+from pruning.retrain import infer
+from pruning.surgery import Unit, find_units, kept_outputs
+from sensai_serve.errors import InputError
+from sensai_serve.losses import Lost, copies_of, loss_curve, majority
+
+VALIDATION, TEST = "validation part", "test part"
+THRESHOLD = 0.5
+"""Of a vote; what `sensai export` writes into every bundle."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Labels that the same inputs were given, [N] each."""
+
+    part: str
+    """Which inputs, in words."""
+    label: Labels
+    """The true ones."""
+    reference: Labels
+    merged: Labels
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Which output channels of the reference's layers each worker has left."""
+
+    layers: tuple[str, ...]
+    """Those that lose channels or are gone in some worker."""
+    masks: tuple[npt.NDArray[np.bool_], ...]
+    """For each layer [W, channels of the reference's]."""
+
+    @cached_property
+    def counts(self) -> npt.NDArray[np.int64]:
+        """Channels left, [L, W]."""
+        return np.array([mask.sum(axis=1) for mask in self.masks], np.int64)
+
+    @cached_property
+    def totals(self) -> npt.NDArray[np.int64]:
+        """Channels of the reference, [L]."""
+        return np.array([mask.shape[1] for mask in self.masks], np.int64)
+
+    @cached_property
+    def overlap(self) -> npt.NDArray[np.float64]:
+        """Intersection over union of two workers' channels, over all layers, [W, W]."""
+        every = np.concatenate(self.masks, axis=1).astype(np.float64)  # [W, all channels]
+        both = every @ every.T
+        own = np.diag(both)
+        return np.asarray(both / np.maximum(own[:, None] + own - both, 1))
+
+
+def networks(run: Run) -> list[Network]:
+    """Every worker's.
+
+    Raises:
+        InputError: the run is not finished.
+    """
+    return [run.network(run.folder(worker)) for worker in range(run.assignment.n_workers)]
+
+
+def validation_scores(run: Run) -> list[npt.NDArray[np.float32]]:
+    """Every worker's scores [V, k] of the validation part.
+
+    Raises:
+        InputError: the run is not finished, or they are not of this data.
+    """
+    _, validation = run.split
+    scores = [run.validation_scores(worker) for worker in range(run.assignment.n_workers)]
+    for worker, (given, row) in enumerate(zip(scores, run.assignment.rows, strict=True)):
+        if given.shape != (len(validation), len(row)):
+            raise InputError(
+                f"{run.path / run.folder(worker)}: validation.npy has shape {list(given.shape)}, "
+                f"expected {[len(validation), len(row)]}"
+            )
+    return scores
+
+
+def validation_answers(run: Run) -> Answers:
+    """What the reference and the merged workers say of the validation part. Never the test part."""
+    dataset, (_, validation) = run.dataset, run.split
+    merged = majority(copies_of(run.assignment, validation_scores(run)), THRESHOLD)
+    logits = infer(run.load(REFERENCE).network, dataset, dataset.x[validation])
+    return Answers(VALIDATION, dataset.y[validation], logits.argmax(axis=1).astype(np.int64), merged)
+
+
+def confusion(label: Labels, given: Labels, n_classes: int) -> npt.NDArray[np.int64]:
+    """Counts [C, C]: inputs of class i that were given label j; those without an answer are left out."""
+    counts = np.zeros((n_classes, n_classes), np.int64)
+    answered = given >= 0
+    np.add.at(counts, (label[answered], given[answered]), 1)
+    return counts
+
+
+def rates(label: Labels, given: Labels, n_classes: int) -> npt.NDArray[np.float64]:
+    """`confusion` as fractions of each class's inputs."""
+    counts = np.bincount(label, minlength=n_classes)
+    return np.asarray(confusion(label, given, n_classes) / np.maximum(counts, 1)[:, None])
+
+
+def kept_channels(run: Run) -> Kept:
+    """Which channels each worker kept, and layers of blocks that it went without."""
+    reference, made = run.load(REFERENCE).network, networks(run)
+    totals = {
+        link.layer: int(link.at.max()) + 1 for unit in find_units(reference, run.spec.shape) for link in unit.writers
+    }
+    trimmed = {removed: _units_without(run, removed) for removed in {network.removed for network in made}}
+    masks = {layer: np.zeros((len(made), total), np.bool_) for layer, total in totals.items()}
+    for worker, network in enumerate(made):
+        units = trimmed[network.removed]
+        every = {unit.layer: network.cut.get(unit.layer, range(unit.channels)) for unit in units}
+        for layer, kept in kept_outputs(units, {name: tuple(cut) for name, cut in every.items()}).items():
+            if layer in masks:
+                masks[layer][worker, kept] = True
+    lost = [layer for layer, mask in masks.items() if not mask.all()] or list(masks)
+    order = [name for name, _ in reference.named_modules()]
+    lost.sort(key=order.index)
+    return Kept(tuple(lost), tuple(masks[layer] for layer in lost))
+
+
+def _units_without(run: Run, removed: Sequence[str]) -> list[Unit]:
+    reference = run.load(REFERENCE).network
+    return find_units(remove_blocks(reference, removed, run.spec.shape) if removed else reference, run.spec.shape)
+
+
+def class_map(run: Run) -> Features | None:
+    """Where t-SNE puts each class by its mean penultimate features, [C, 2]: what the grouping `tsne` goes by.
+
+    None for fewer than four classes, which there is nothing to embed of.
+    """
+    if len(run.labels) < 4:
+        return None
+    classes = classes_seen(run.recipe, run.dataset, run.load(REFERENCE).network)
+    return embed(classes.features, run.recipe.seed)
+
+
+def curve(run: Run) -> list[Lost]:
+    """Accuracy on the validation part against the number of lost workers."""
+    _, validation = run.split
+    copies = copies_of(run.assignment, validation_scores(run))
+    return loss_curve(copies, THRESHOLD, run.dataset.y[validation], seed=run.recipe.seed)
