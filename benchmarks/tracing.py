@@ -11,7 +11,7 @@ import asyncio
 import json
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,8 +25,9 @@ from sensai_serve.plugins import find
 from serving.backends import Backend as AnyBackend
 from serving.backends import Plan
 from serving.dataplane import DataPlane
-from serving.gateway import Gateway, Reply
+from serving.gateway import Gateway
 from serving.job import Cause, Scores, Task
+from serving.reply import Reply
 from serving.repository import Repository
 from serving.settings import load_settings
 from serving.v2 import InferRequest
@@ -87,9 +88,9 @@ _recorder = _Recorder()
 
 
 class _Plane(DataPlane):
-    async def infer(
+    def begin(
         self, gateway: Gateway, decode: Callable[[], InferRequest], encode: Callable[[InferRequest, Reply], _T]
-    ) -> _T:
+    ) -> _T | Coroutine[Any, Any, _T]:
         marks = _recorder.current = Marks(perf_counter())
 
         def timed_decode() -> InferRequest:
@@ -104,9 +105,9 @@ class _Plane(DataPlane):
             return encoded
 
         try:
-            return await super().infer(gateway, timed_decode, timed_encode)
+            return super().begin(gateway, timed_decode, timed_encode)
         finally:
-            _recorder.current = None
+            _recorder.current = None  # the task is submitted by now
             _recorder.all.append(marks)
 
 

@@ -51,6 +51,13 @@ class Admission:
         """Until no request is left."""
         await self._idle.wait()
 
+    def turn_now(self) -> bool:
+        """Take a place at the workers if one is free; then `release` must follow."""
+        if self._at_workers >= AT_WORKERS:
+            return False
+        self._at_workers += 1
+        return True
+
     async def turn(self, expires: float | None) -> bool:
         """Wait for a place at the workers; `release` must follow.
 
@@ -60,8 +67,7 @@ class Admission:
         Returns:
             False where that time came first; then there is nothing to release.
         """
-        if self._at_workers < AT_WORKERS:
-            self._at_workers += 1
+        if self.turn_now():
             return True
         loop = asyncio.get_running_loop()
         turn: asyncio.Future[bool] = loop.create_future()

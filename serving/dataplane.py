@@ -6,14 +6,16 @@ import asyncio
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from time import perf_counter, perf_counter_ns
-from typing import Any, TypeVar
+from types import CoroutineType
+from typing import Any, TypeVar, cast
 
 from sensai_serve.errors import BundleError, RequestError, UnknownModelError, UnsupportedError
 from serving.controls import LogFilter, Tracing
-from serving.gateway import Gateway, Reply
+from serving.gateway import Gateway
 from serving.metrics import Metrics
+from serving.reply import Reply
 from serving.repository import Repository
 from serving.settings import Settings
 from serving.shared_memory import Regions
@@ -63,29 +65,65 @@ class DataPlane:
         Args:
             gateway: the model.
             decode: gives the request.
-            encode: makes a reply of the answer.
+            encode: makes a reply of the answer; no coroutine.
 
         Raises:
             SensaiError: what `decode`, the gateway or `encode` raise.
+        """
+        answered = self.begin(gateway, decode, encode)
+        return cast("_T", await answered if isinstance(answered, CoroutineType) else answered)
+
+    def begin(
+        self, gateway: Gateway, decode: Callable[[], InferRequest], encode: Callable[[InferRequest, Reply], _T]
+    ) -> _T | Coroutine[Any, Any, _T]:
+        """As `infer`, without waiting: the reply where it is there at once, else what must be awaited for it.
+
+        See `Gateway.begin`.
         """
         started = perf_counter_ns()
         try:
             request = decode()
             decoded = perf_counter_ns()
-            reply = await gateway.infer(request.inputs, wait=request.wait, timeout_s=request.timeout_s)
-            answered = perf_counter_ns()
-            encoded = encode(request, reply)
+            reply = gateway.begin(request.inputs, wait=request.wait, timeout_s=request.timeout_s)
+            if isinstance(reply, Reply):
+                return self._answered(gateway, request, reply, encode, (started, decoded))
         except BaseException:
             self._statistics[gateway.name, gateway.version].fail.add(perf_counter_ns() - started)
             raise
-        ended = perf_counter_ns()
-        queue = min(int(reply.queue_s * 1e9), answered - decoded)  # these clocks differ by nanoseconds
-        stages = Stages(decoded - started, queue, answered - decoded - queue, ended - answered)
+        return self._await(gateway, request, reply, encode, (started, decoded))
+
+    async def _await(
+        self,
+        gateway: Gateway,
+        request: InferRequest,
+        pending: Coroutine[Any, Any, Reply],
+        encode: Callable[[InferRequest, Reply], _T],
+        times: tuple[int, int],
+    ) -> _T:
+        try:
+            return self._answered(gateway, request, await pending, encode, times)
+        except BaseException:
+            self._statistics[gateway.name, gateway.version].fail.add(perf_counter_ns() - times[0])
+            raise
+
+    def _answered(
+        self,
+        gateway: Gateway,
+        request: InferRequest,
+        reply: Reply,
+        encode: Callable[[InferRequest, Reply], _T],
+        times: tuple[int, int],
+    ) -> _T:
+        answered = perf_counter_ns()
+        encoded = encode(request, reply)
         # After this request's reply is written: nobody waits for books.
-        asyncio.get_running_loop().call_soon(self._book, gateway, request, reply, stages)
+        asyncio.get_running_loop().call_soon(self._book, gateway, request, reply, (*times, answered, perf_counter_ns()))
         return encoded
 
-    def _book(self, gateway: Gateway, request: InferRequest, reply: Reply, stages: Stages) -> None:
+    def _book(self, gateway: Gateway, request: InferRequest, reply: Reply, times: tuple[int, int, int, int]) -> None:
+        started, decoded, answered, ended = times
+        queue = min(int(reply.queue_s * 1e9), answered - decoded)  # these clocks differ by nanoseconds
+        stages = Stages(decoded - started, queue, answered - decoded - queue, ended - answered)
         self._statistics[gateway.name, gateway.version].succeeded(len(request.inputs), stages)
         self.tracing.answered(gateway.name, request.id, stages)
         if reply.answer.decided_early:

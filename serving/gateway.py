@@ -8,17 +8,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from sensai_serve.bundle import Bundle
-from sensai_serve.errors import BundleError, NotReadyError, OverloadedError, RequestError, UncoveredError
+from sensai_serve.errors import BundleError, NotReadyError, OverloadedError, RequestError
 from sensai_serve.manifest import Manifest
 from sensai_serve.merge import Answer, MergePlan, Wait, parse_wait
 from sensai_serve.plugins import find
@@ -29,6 +28,7 @@ from serving.faults import Fault
 from serving.health import FLOOR_S, Worker
 from serving.job import Cause, Job, Outcome
 from serving.placement import Placement, place
+from serving.reply import Counters, Reply, by_reference, uncovered
 from serving.session import Session
 from serving.supervisor import Supervisor
 
@@ -59,42 +59,11 @@ class GatewayOptions:
     """Give no class (-1) where the best mean score leads by less."""
     max_batch: int = 64
     """Inputs in one request."""
+    inline_s: float = 0.001
+    """Subnets shorter than a hand-off run on the event loop's own thread, for so many seconds per request at most; 0:
+    they never do."""
     faults: tuple[Fault, ...] = ()
     """What is to go wrong, on purpose."""
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """The answer to one request, and how it came about."""
-
-    answer: Answer
-    worker_seconds: Mapping[int, float]
-    """For each worker that arrived in time, how long its subnet took."""
-    erasures: Mapping[int, Cause]
-    """For each worker that was not waited for, why."""
-    queue_s: float
-    """Seconds from admission until the last of the arrived workers began: in line, and behind its earlier task."""
-    elapsed_s: float
-    """Seconds from hand-over to the workers until the answer was decided."""
-
-
-@dataclass
-class Counters:
-    """What a model has done since it started. Plain numbers; the metrics page reads them."""
-
-    succeeded: int = 0
-    abstained: int = 0
-    refused: int = 0
-    uncovered: int = 0
-    decided_early: int = 0
-    incomplete: int = 0
-    degraded: int = 0
-    erasures: Counter[str] = field(default_factory=Counter)
-    """Workers that were not waited for, by cause."""
-    worker_seconds: list[float] = field(default_factory=list)
-    """Time inside each worker's subnet, of the copies that came in time."""
-    worker_runs: list[int] = field(default_factory=list)
-    """Copies of each worker that came in time."""
 
 
 class Gateway:
@@ -158,6 +127,7 @@ class Gateway:
                 options.faults,
                 supervisor.up,
                 supervisor.down,
+                options.inline_s,
             )
         )
         try:
@@ -201,6 +171,17 @@ class Gateway:
             OverloadedError: `max_in_flight` requests are being answered.
             UncoveredError: a class has no copy left, and that is refused.
         """
+        reply = self.begin(inputs, wait=wait, timeout_s=timeout_s)
+        return reply if isinstance(reply, Reply) else await reply
+
+    def begin(
+        self, inputs: npt.NDArray[np.float32], *, wait: str | None = None, timeout_s: float | None = None
+    ) -> Reply | Coroutine[Any, Any, Reply]:
+        """As `infer`, without waiting: the reply where it is there at once, else what is to be awaited for it.
+
+        It is there at once where the subnets run on this thread. What is returned else must be awaited, and not be
+        cancelled before: the request has its place already.
+        """
         options = self.options
         waits = options.wait if wait is None else parse_wait(wait)
         if inputs.shape[1:] != self.manifest.input.shape or not 1 <= len(inputs) <= options.max_batch:
@@ -209,7 +190,7 @@ class Gateway:
                 f"{', '.join(map(str, self.manifest.input.shape))}] with N of 1 to {options.max_batch}"
             )
         if self._stopping and self._successor is not None:
-            return await self._successor.infer(inputs, wait=wait, timeout_s=timeout_s)
+            return self._successor.begin(inputs, wait=wait, timeout_s=timeout_s)
         if self._supervisor is None or self._stopping:
             raise NotReadyError(f"model {self.name} is {'stopping' if self._stopping else 'not ready'}")
         if not self.admission.enter():
@@ -217,52 +198,96 @@ class Gateway:
             raise OverloadedError(
                 f"model {self.name} has {self.admission.in_flight} requests in flight, the most it takes"
             )
+        deadline_s = options.deadline_s if timeout_s is None else timeout_s
+        expires = None if deadline_s is None else asyncio.get_running_loop().time() + deadline_s
+        if not self.admission.turn_now():
+            return self._queue(inputs, waits, expires)
+        job = self._submit(inputs, waits)
+        if job.outcome is None or (job.outcome.uncovered and self._reference is not None):
+            return self._finish(job, expires, 0.0)
+        self.admission.release()
+        self.admission.leave()
+        return self._reply(job.outcome, 0.0)
+
+    async def _queue(self, inputs: npt.NDArray[np.float32], wait: Wait, expires: float | None) -> Reply:
+        """Stand in line, then go to the workers."""
         try:
-            deadline_s = options.deadline_s if timeout_s is None else timeout_s
-            outcome, line_s = await self._run(inputs, waits, deadline_s)
-            # After this request's reply is written: what follows is for the next ones.
-            asyncio.get_running_loop().call_soon(self._book, outcome)
-            answer = await self._uncovered(inputs, outcome) if outcome.uncovered else outcome.answer
-            # Nobody votes where the reference answers.
-            unelected = options.abstain_unelected and not (outcome.uncovered and self._reference is not None)
-            if (unelected and not answer.elected) or options.abstain_margin:
-                answer = answer.abstaining(unelected=unelected, margin=options.abstain_margin)
-                self.counters.abstained += bool((answer.class_id < 0).any())
-            self.counters.succeeded += 1
-            worker_seconds = {w: a.run_s for w, a in outcome.arrivals.items()}
-            return Reply(answer, worker_seconds, outcome.erasures, line_s + outcome.queue_s, outcome.elapsed_s)
+            admitted = perf_counter()
+            placed = await self.admission.turn(expires)
+        except BaseException:
+            self.admission.leave()
+            raise
+        if placed:
+            return await self._finish(self._submit(inputs, wait), expires, perf_counter() - admitted)
+        self.admission.leave()
+        job = self._job(inputs, wait)
+        job.expire(Cause.DEADLINE)  # it never came to the workers: every copy is an erasure
+        assert job.outcome is not None
+        return await self._answered(job.outcome, perf_counter() - admitted)
+
+    def _job(self, inputs: npt.NDArray[np.float32], wait: Wait) -> Job:
+        assert self._supervisor is not None
+        return Job(inputs, self.plan.collect(len(inputs), wait), self._supervisor.late)
+
+    def _submit(self, inputs: npt.NDArray[np.float32], wait: Wait) -> Job:
+        """Fan a request out. It has its place at the workers."""
+        assert self._backend is not None
+        assert self._supervisor is not None
+        job = self._job(inputs, wait)
+        for worker, cause in self._supervisor.unwaited():
+            job.fail(worker, cause)
+        self._backend.submit(job, self._supervisor.health.admitted())
+        return job
+
+    async def _finish(self, job: Job, expires: float | None, line_s: float) -> Reply:
+        """Wait for what was fanned out, and leave."""
+        assert self._supervisor is not None
+        loop, typical_s = asyncio.get_running_loop(), self._supervisor.health.typical_s
+        timers = []
+        try:
+            try:
+                if expires is not None:
+                    timers.append(loop.call_at(expires, job.expire, Cause.DEADLINE))
+                if self.options.patience and typical_s is not None:
+                    timers.append(loop.call_later(self.options.patience * typical_s + FLOOR_S, job.lose_patience))
+                outcome = await job.wait()
+            finally:
+                job.abandon()
+                for timer in timers:
+                    timer.cancel()
+                self.admission.release()
+            return await self._answered(outcome, line_s)
         finally:
             self.admission.leave()
 
-    async def _run(self, inputs: npt.NDArray[np.float32], wait: Wait, timeout_s: float | None) -> tuple[Outcome, float]:
-        """What became of the request, and how long it stood in line, in seconds."""
-        assert self._backend is not None
-        assert self._supervisor is not None
-        loop = asyncio.get_running_loop()
-        expires = None if timeout_s is None else loop.time() + timeout_s
-        admitted = perf_counter()
-        placed = await self.admission.turn(expires)
-        line_s = perf_counter() - admitted
-        health = self._supervisor.health
-        job = Job(inputs, self.plan.collect(len(inputs), wait), loop, self._supervisor.late)
-        timers = []
-        if not placed:
-            job.expire(Cause.DEADLINE)  # it never came to the workers: every copy is an erasure
-            return await job.outcome, line_s
-        if expires is not None:
-            timers.append(loop.call_at(expires, job.expire, Cause.DEADLINE))
-        if self.options.patience and health.typical_s is not None:
-            timers.append(loop.call_later(self.options.patience * health.typical_s + FLOOR_S, job.lose_patience))
-        try:
-            for worker, cause in self._supervisor.unwaited():
-                job.fail(worker, cause)
-            self._backend.submit(job, health.admitted())
-            return await job.outcome, line_s
-        finally:
-            job.abandon()
-            for timer in timers:
-                timer.cancel()
-            self.admission.release()
+    async def _answered(self, outcome: Outcome, line_s: float) -> Reply:
+        if not outcome.uncovered or self._reference is None:
+            return self._reply(outcome, line_s)
+        asyncio.get_running_loop().call_soon(self._book, outcome)
+        answer = by_reference(outcome.answer, await asyncio.to_thread(self._reference.run, outcome.inputs))
+        self.counters.degraded += 1
+        return self._counted(answer, outcome, line_s, unelected=False)  # nobody votes where the reference answers
+
+    def _reply(self, outcome: Outcome, line_s: float) -> Reply:
+        """What the workers say. Raises UncoveredError."""
+        # After this request's reply is written: what follows is for the next ones.
+        asyncio.get_running_loop().call_soon(self._book, outcome)
+        answer = outcome.answer
+        if outcome.uncovered:
+            if self.options.on_missing == "refuse":
+                self.counters.uncovered += 1
+                raise uncovered(outcome, self.manifest.labels)
+            self.counters.degraded += 1
+            answer = dataclasses.replace(answer, degraded=True)
+        return self._counted(answer, outcome, line_s, unelected=self.options.abstain_unelected)
+
+    def _counted(self, answer: Answer, outcome: Outcome, line_s: float, *, unelected: bool) -> Reply:
+        margin = self.options.abstain_margin
+        if (unelected and not answer.elected) or margin:
+            answer = answer.abstaining(unelected=unelected, margin=margin)
+            self.counters.abstained += bool((answer.class_id < 0).any())
+        self.counters.succeeded += 1
+        return Reply(answer, outcome, line_s)
 
     def _book(self, outcome: Outcome) -> None:
         assert self._supervisor is not None
@@ -276,35 +301,8 @@ class Gateway:
             counters.worker_runs[worker] += 1
         self._supervisor.book(outcome)
 
-    async def _uncovered(self, inputs: npt.NDArray[np.float32], outcome: Outcome) -> Answer:
-        if self.options.on_missing == "refuse":
-            self.counters.uncovered += 1
-            labels = ", ".join(self.manifest.labels[c] for c in outcome.uncovered[:5])
-            more = "" if len(outcome.uncovered) <= 5 else f" and {len(outcome.uncovered) - 5} more"
-            raise UncoveredError(f"no copy of {labels}{more} is left ({_causes(outcome)})")
-        self.counters.degraded += 1
-        if self._reference is None:
-            return dataclasses.replace(outcome.answer, degraded=True)
-        scores = await asyncio.to_thread(self._reference.run, inputs)
-        order = np.sort(scores, axis=1)
-        second = order[:, -2] if scores.shape[1] > 1 else np.zeros(len(scores), np.float32)
-        return dataclasses.replace(
-            outcome.answer,
-            scores=scores,
-            margin=order[:, -1] - second,
-            class_id=scores.argmax(axis=1),
-            elected=False,
-            complete=False,
-            degraded=True,
-        )
-
     def _open_reference(self) -> Session:
         data = self.bundle.reference()
         assert data is not None
         spec, what = self.manifest.input, f"{self.bundle.path}: {self.manifest.reference}"
         return Session(data, self.options.devices[0], spec.name, spec.shape, what)
-
-
-def _causes(outcome: Outcome) -> str:
-    counted = Counter(cause.value for cause in outcome.erasures.values())
-    return ", ".join(f"{n} worker{'s' * (n > 1)} {cause}" for cause, n in counted.most_common())

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from asyncio import AbstractEventLoop, Future
+from asyncio import AbstractEventLoop, Future, get_running_loop
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -57,8 +57,7 @@ class Task(Protocol):
         """A worker's scores will not come."""
 
 
-@dataclass(frozen=True, slots=True)
-class Arrival:
+class Arrival(NamedTuple):
     """One worker's copies."""
 
     scores: Scores
@@ -68,7 +67,7 @@ class Arrival:
     """Time from hand-over to here: the queue and the run."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Outcome:
     """What became of a job."""
 
@@ -88,16 +87,18 @@ class Outcome:
 
 
 class Job:
-    """A request's inputs and its collector, filled by worker threads, finished once on the event loop."""
+    """A request's inputs and its collector, filled by worker threads, finished once.
 
-    __slots__ = ("_arrivals", "_collector", "_erasures", "_future", "_impatient", "_lock", "_loop", "_on_late",
-                 "_started", "answer", "closed", "inputs")  # fmt: skip
+    Workers that run on the event loop's own thread finish it before anybody waits; only then is there no future.
+    """
+
+    __slots__ = ("_arrivals", "_collector", "_erasures", "_future", "_impatient", "_lock", "_on_late", "_started",
+                 "closed", "inputs", "outcome")  # fmt: skip
 
     def __init__(
         self,
         inputs: npt.NDArray[np.float32],
         collector: Collector,
-        loop: AbstractEventLoop,
         on_late: Callable[[Job, int, Arrival], None],
     ) -> None:
         """Make a job.
@@ -105,15 +106,14 @@ class Job:
         Args:
             inputs: FP32 [N, *shape].
             collector: where copies go.
-            loop: the event loop that awaits `outcome`.
             on_late: told of copies that come after the answer, on the worker's thread.
         """
         self.inputs = inputs
         self.closed = False
-        self.answer: Answer | None = None
+        self.outcome: Outcome | None = None
+        """What became of it; None while it is waited for."""
         self._collector = collector
-        self._loop = loop
-        self._future: Future[Outcome] = loop.create_future()
+        self._future: Future[Outcome] | None = None
         self._lock = threading.Lock()
         self._arrivals: dict[int, Arrival] = {}
         self._erasures: dict[int, Cause] = {}
@@ -122,9 +122,18 @@ class Job:
         self._started = time.perf_counter()
 
     @property
-    def outcome(self) -> Future[Outcome]:
-        """Resolves when the wait is over."""
-        return self._future
+    def answer(self) -> Answer | None:
+        """The merged answer; None while it is waited for, and where nobody waited to the end."""
+        return None if self.outcome is None else self.outcome.answer
+
+    def wait(self) -> Future[Outcome]:
+        """Resolves to the outcome. Called once, on the event loop's thread."""
+        future: Future[Outcome] = get_running_loop().create_future()
+        with self._lock:
+            self._future = future
+            if self.outcome is not None:
+                future.set_result(self.outcome)
+        return future
 
     def deliver(self, worker: int, scores: Scores, seconds: float) -> None:
         """See `Task`."""
@@ -178,14 +187,18 @@ class Job:
 
     def _close(self) -> None:
         self.closed = True
-        self.answer = self._collector.answer()
-        elapsed = time.perf_counter() - self._started
-        outcome = Outcome(self.inputs, self.answer, self._collector.uncovered, self._arrivals, self._erasures, elapsed)
-        self._loop.call_soon_threadsafe(self._finish, outcome)
+        collector, elapsed = self._collector, time.perf_counter() - self._started
+        self.outcome = Outcome(
+            self.inputs, collector.answer(), collector.uncovered, self._arrivals, self._erasures, elapsed
+        )
+        if self._future is not None:
+            self._future.get_loop().call_soon_threadsafe(self._finish)
 
-    def _finish(self, outcome: Outcome) -> None:
+    def _finish(self) -> None:
+        assert self._future is not None
+        assert self.outcome is not None
         if not self._future.done():
-            self._future.set_result(outcome)
+            self._future.set_result(self.outcome)
 
 
 class Probe:

@@ -34,6 +34,11 @@ def begin_request(given: str | None) -> str:
     return name
 
 
+def end_request() -> None:
+    """The request is answered and its task, or callback, goes on with something else."""
+    _request_id.set("")
+
+
 def configure(form: LogFormat, wanted: logging.Filter) -> None:
     """Write this process's log to standard error.
 

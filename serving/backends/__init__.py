@@ -27,6 +27,8 @@ class Plan:
     """A worker is loaded and can run."""
     on_down: Callable[[int], None]
     """A worker is gone."""
+    inline_s: float = 0.0
+    """The longest time that a request's subnets may keep the event loop's own thread, in seconds."""
 
     def device(self, worker: int) -> Device:
         """Where a worker runs."""

@@ -1,114 +1,41 @@
 """The in-process backend: ONNX Runtime sessions on persistent threads, which release the GIL while they run.
 
-Each worker has a thread of its own, pinned to its device's core, so that workers on one core are interleaved by the
-kernel and a slow one does not hold up the others. A thread that hangs inside a run cannot be ended: its worker's copies
-are erasures until the server restarts (the `process` backend restarts the worker alone).
+Workers of one core share a lane, a thread pinned to that core that runs them one after another. A run that takes much
+longer than it should keeps the lane's thread for itself, and the others go on in a new one, so that a straggler does
+not hold them up; it comes back when it has been fast for long. Where the subnets are shorter than a hand-off to another
+thread and back, they run on the event loop's own thread instead.
+
+A thread that hangs inside a run cannot be ended: its worker's copies are erasures until the server restarts (the
+`process` backend restarts the worker alone).
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import threading
-import time
-from collections import deque
+import asyncio
+import logging
+from collections import defaultdict
 from collections.abc import Sequence
+from time import perf_counter
+
+import numpy as np
 
 from serving.backends import Plan
-from serving.devices import require
-from serving.faults import Runs, with_faults
+from serving.backends._here import stay_here
+from serving.backends._lane import Lane, Worker
+from serving.devices import Device, require
+from serving.faults import with_faults
 from serving.job import Cause, Task
 from serving.session import Session
 
-HOLDS = 2
-"""Open tasks that wait for one worker at most."""
-JOIN_S = 1.0
-"""How long `stop` waits for one thread; what hangs is left behind."""
+log = logging.getLogger(__name__)
 
-
-class Lane:
-    """A thread that runs one worker."""
-
-    def __init__(self, worker: int, session: Runs, core: int | None) -> None:
-        """Start the thread.
-
-        Args:
-            worker: whose it is.
-            session: what it runs; nobody else may.
-            core: what it is pinned to, None for any.
-        """
-        self.worker = worker
-        self._session = session
-        self._core = core
-        self._tasks: deque[Task] = deque()  # the running one is not among them
-        self._asleep = False
-        self._stopping = False
-        self._lock = threading.Lock()
-        # Held while there is nothing to do: a binary semaphore that costs one system call to wake the thread.
-        self._wake = threading.Lock()
-        self._wake.acquire()
-        self._thread = threading.Thread(target=self._loop, name=f"worker-{worker}", daemon=True)
-        self._thread.start()
-
-    def offer(self, task: Task) -> bool:
-        """Leave a task for the thread; False where it holds as many open ones as it may.
-
-        What is running does not count: a task that is answered while a slow worker still runs it must not cost the
-        worker its place in the next one.
-        """
-        with self._lock:
-            tasks = self._tasks
-            while tasks and tasks[0].closed:
-                tasks.popleft()
-            if len(tasks) >= HOLDS:
-                return False
-            tasks.append(task)
-            wake, self._asleep = self._asleep, False
-        if wake:
-            self._wake.release()
-        return True
-
-    def stop(self) -> None:
-        """Tell the thread to end after what it is running."""
-        with self._lock:
-            self._stopping = True
-            wake, self._asleep = self._asleep, False
-        if wake:
-            self._wake.release()
-
-    def join(self) -> None:
-        """Wait for the thread to end, not for ever."""
-        self._thread.join(JOIN_S)
-
-    def _loop(self) -> None:
-        if self._core is not None:
-            with contextlib.suppress(OSError):  # a cpuset may have changed since the start; unpinned works too
-                os.sched_setaffinity(0, {self._core})
-        while (task := self._next()) is not None:
-            if not task.closed:
-                self._run(task)
-        for task in self._tasks:
-            task.fail(self.worker, Cause.DEAD)
-
-    def _next(self) -> Task | None:
-        """The next task, waited for; None at the end."""
-        while True:
-            with self._lock:
-                if self._stopping:
-                    return None
-                if self._tasks:
-                    return self._tasks.popleft()
-                self._asleep = True
-            self._wake.acquire()
-
-    def _run(self, task: Task) -> None:
-        started = time.perf_counter()
-        try:
-            scores = self._session.run(task.inputs)
-        except Exception:  # whatever a run raises costs this worker's copies, not the answer
-            task.fail(self.worker, Cause.FAILED)
-            return
-        task.deliver(self.worker, scores, time.perf_counter() - started)
+LOOK_EVERY_S = 0.005
+"""How often lanes are looked at while something runs."""
+CALM_RUNS = 256
+"""So many runs in a row of their usual length bring a worker back to the lane that it had to leave."""
+TIMED_RUNS, TIMED_S = 50, 0.02
+"""How often, and about how long, each worker is timed at the start."""
+_NONE: frozenset[int] = frozenset()
 
 
 class Backend:
@@ -122,29 +49,114 @@ class Backend:
         """
         require(plan.devices)
         self._plan = plan
-        self._lanes: list[Lane] = []
+        self._event_loop = asyncio.get_running_loop()
+        self._workers: dict[int, Worker] = {}
+        self._lanes: dict[int, Lane] = {}  # of each worker
+        self._home: dict[Device, Lane] = {}
+        self._alone: set[int] = set()  # had to leave their device's lane
+        self._here = _NONE  # run on the event loop's thread
+        self._rows_here = 0  # ... where a task has no more inputs
+        self._watching = False
 
     def start(self) -> None:
-        """Open and warm every session."""
+        """Open, warm and time every session."""
         plan = self._plan
+        by_device: defaultdict[Device, list[int]] = defaultdict(list)
+        groups: list[list[int]] = []
+        elsewhere = []
         for subnet in plan.bundle.manifest.subnets:
-            device = plan.device(subnet.worker)
-            session = Session.of_worker(plan.bundle, subnet.worker, device)
-            runs = with_faults(session, subnet.worker, plan.faults, own_process=False)
-            self._lanes.append(Lane(subnet.worker, runs, device.index if device.kind == "cpu" else None))
-            plan.on_up(subnet.worker)
+            number, device = subnet.worker, plan.device(subnet.worker)
+            session = Session.of_worker(plan.bundle, number, device)
+            runs = with_faults(session, number, plan.faults, own_process=False)
+            self._workers[number] = Worker(number, runs, _typical_s(session, plan.bundle.manifest.input.shape))
+            if device.kind == "cpu" and device.index is not None:
+                by_device[device].append(number)
+            else:  # a card, or any core: they can run at the same time
+                groups.append([number])
+            if device.kind != "cpu" or runs is not session:
+                elsewhere.append(number)
+        for device, numbers in by_device.items():
+            self._home[device] = self._open(numbers, device.index)
+        for numbers in groups:
+            self._open(numbers, None)
+        seconds = {number: worker.typical_s for number, worker in self._workers.items()}
+        self._here = stay_here(seconds, [*by_device.values(), *groups], plan.inline_s, elsewhere)
+        if self._here:
+            self._rows_here = max(1, int(plan.inline_s / sum(seconds[number] for number in self._here)))
+        for number in self._workers:
+            plan.on_up(number)
 
     def submit(self, task: Task, workers: Sequence[int]) -> None:
         """Fan a task out."""
-        for worker in workers:
+        here = self._here if len(task.inputs) <= self._rows_here else _NONE
+        if len(here) < len(self._workers):
+            self._hand_over(task, [number for number in workers if number not in here])
+        for number in workers if here else ():
             if task.closed:
                 return
-            if not self._lanes[worker].offer(task):
-                task.fail(worker, Cause.FULL)
+            if number in here:
+                worker = self._workers[number]
+                if worker.run(task) > worker.limit_s * len(task.inputs):
+                    log.info("worker %d is slow on the event loop's thread and goes to one of its own", number)
+                    self._here -= {number}
 
     def stop(self) -> None:
         """End every thread; one that hangs is left behind."""
-        for lane in self._lanes:
-            lane.stop()
-        for lane in self._lanes:
+        lanes = set(self._lanes.values())
+        for lane in lanes:
+            for number, task in lane.give_up():
+                task.fail(number, Cause.DEAD)
+        for lane in lanes:
             lane.join()
+
+    def _open(self, numbers: Sequence[int], core: int | None) -> Lane:
+        lane = Lane({number: self._workers[number] for number in numbers}, core)
+        self._lanes |= dict.fromkeys(numbers, lane)
+        return lane
+
+    def _hand_over(self, task: Task, workers: Sequence[int]) -> None:
+        if self._alone:
+            self._bring_back()
+        by_lane: dict[Lane, list[int]] = {}
+        for number in workers:
+            by_lane.setdefault(self._lanes[number], []).append(number)
+        for lane, numbers in by_lane.items():
+            for full in lane.offer(task, numbers):
+                task.fail(full, Cause.FULL)
+        if by_lane and not self._watching:
+            self._watching = True
+            self._event_loop.call_later(LOOK_EVERY_S, self._look)
+
+    def _look(self) -> None:
+        """Part stragglers from the workers that share their lane."""
+        now, lanes = perf_counter(), set(self._lanes.values())
+        for lane in lanes:
+            late = lane.overrun(now) if len(lane.workers) > 1 else None
+            if late is not None and (others := lane.part_from(late)) is not None:
+                self._alone.add(late)
+                self._lanes |= dict.fromkeys(others.workers, others)
+                self._home[self._plan.device(late)] = others
+        self._watching = any(lane.busy for lane in lanes)
+        if self._watching:
+            self._event_loop.call_later(LOOK_EVERY_S, self._look)
+
+    def _bring_back(self) -> None:
+        """Workers that have been fast for long share their device's lane again."""
+        for number in [n for n in self._alone if self._lanes[n].calm >= CALM_RUNS]:
+            home, own = self._home[self._plan.device(number)], self._lanes[number]
+            self._alone.discard(number)
+            home.adopt(self._workers[number], own.give_up())
+            self._lanes[number] = home
+
+
+def _typical_s(session: Session, shape: Sequence[int]) -> float:
+    """The shortest of a few runs of one input: what else the machine does meanwhile only makes runs longer."""
+    inputs, seconds, begun = np.zeros((1, *shape), np.float32), float("inf"), perf_counter()
+    for _ in range(TIMED_RUNS):
+        started = perf_counter()
+        session.run(inputs)
+        ended = perf_counter()
+        seconds = min(seconds, ended - started)
+        if ended - begun > TIMED_S:
+            break
+    return seconds

@@ -5,8 +5,8 @@ Knows no transport. Shapes, names and datatypes are in `tensors`, what a request
 https://github.com/kserve/open-inference-protocol
 """
 
-from serving.v2.decode import decode_request
+from serving.v2.decode import Decoder, decode_request
 from serving.v2.encode import encode_response
 from serving.v2.request import InferRequest, RequestedOutput
 
-__all__ = ["InferRequest", "RequestedOutput", "decode_request", "encode_response"]
+__all__ = ["Decoder", "InferRequest", "RequestedOutput", "decode_request", "encode_response"]

@@ -26,7 +26,7 @@ class RequestedOutput:
     """Shared memory to write to, in place of the reply."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class InferRequest:
     """A request that fits the model."""
 

@@ -148,7 +148,8 @@ def test_order_of_arrival_changes_nothing(request_: tuple) -> None:
 @given(st.integers(2, 5), st.integers(1, 4), st.randoms(use_true_random=False))
 def test_a_batch_says_what_its_rows_say_alone(n_rows: int, offset: int, random) -> None:
     plan = MergePlan(cyclic(10, (0, offset, 5)))
-    scores = [np.array([[random.random() for _ in row] for _ in range(n_rows)], np.float32) for row in plan.assignment.rows]
+    rows = plan.assignment.rows
+    scores = [np.array([[random.random() for _ in row] for _ in range(n_rows)], np.float32) for row in rows]
     lost = random.randrange(10)
     whole = merge(plan, [None if w == lost else s for w, s in enumerate(scores)])
     for i in range(n_rows):

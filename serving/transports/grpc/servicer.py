@@ -16,8 +16,9 @@ from tritonclient.grpc import service_pb2 as pb
 
 from sensai_serve.errors import UnknownModelError
 from serving.dataplane import DataPlane, cuda_memory
-from serving.gateway import Gateway, Reply
+from serving.gateway import Gateway
 from serving.logs import begin_request
+from serving.reply import Reply
 from serving.transports._status import describe
 from serving.transports.grpc.codec import decode, encode, scalar
 from serving.v2 import InferRequest, metadata

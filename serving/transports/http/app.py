@@ -32,15 +32,15 @@ class Application(FastAPI):
 
     def __init__(self, plane: DataPlane, **settings: Any) -> None:
         super().__init__(**settings)
-        self._infer = InferRoute(plane)
+        self.infer = InferRoute(plane)
         self._plane = plane
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one ASGI scope."""
         if scope["type"] != "http":
             await super().__call__(scope, receive, send)
-        elif (model := self._infer.match(scope)) is not None:
-            await self._infer(model, scope, receive, send)
+        elif (model := self.infer.match(scope["path"])) is not None:
+            await self.infer(model, scope, receive, send)
         else:
             await self._routed(scope, receive, send)
 

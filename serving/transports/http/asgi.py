@@ -18,6 +18,8 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
+Whole = tuple[int, Headers, bytes]
+"""A reply: status, headers, body."""
 _REFUSED = re.compile(rb";\s*q=0(\.0*)?\s*$")
 _T = TypeVar("_T")
 

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from http import HTTPStatus
 from time import perf_counter
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from starlette.requests import ClientDisconnect
 
 from sensai_serve.errors import RequestError
 from sensai_serve.merge import WAITS
 from serving.dataplane import DataPlane
-from serving.gateway import Reply
+from serving.gateway import Gateway
+from serving.logs import end_request
+from serving.reply import Reply
 from serving.transports.http.asgi import (
-    Headers,
     Receive,
     Scope,
     Send,
+    Whole,
     deflate,
     read_body,
     request_id,
@@ -25,7 +28,7 @@ from serving.transports.http.asgi import (
     until_disconnected,
 )
 from serving.transports.http.errors import ERROR_RESPONSE, error_reply, http_error
-from serving.v2 import InferRequest, decode_request, encode_response
+from serving.v2 import Decoder, InferRequest, encode_response
 from serving.v2.tensors import OUTPUTS
 
 _PARAMETERS = {"type": "object", "additionalProperties": {"type": ["string", "number", "boolean"]}}
@@ -107,11 +110,11 @@ class InferRoute:
 
     def __init__(self, plane: DataPlane) -> None:
         self._plane = plane
+        self._decoders: WeakKeyDictionary[Gateway, Decoder] = WeakKeyDictionary()
 
     @staticmethod
-    def match(scope: Scope) -> tuple[str, str] | None:
+    def match(path: str) -> tuple[str, str] | None:
         """The model and the version ("" where none is named) if the path is one to infer."""
-        path: str = scope["path"]
         if not (path.endswith(_SUFFIX) and path.startswith(_PREFIX)):
             return None
         match path[len(_PREFIX) : -len(_SUFFIX)].split("/"):
@@ -128,44 +131,96 @@ class InferRoute:
         name = request_id(given)
         try:
             if scope["method"] == "POST":
-                status, headers, body = 200, *await self._answer(model, given, receive)
+                body = await read_body(receive, given, self._plane.limits.body_bytes)
+                answer = self._begin(model, given, body)
+                if not isinstance(answer, tuple):
+                    answer = await until_disconnected(answer, receive)
             else:
-                status, headers, body = http_error(HTTPStatus.METHOD_NOT_ALLOWED, [(b"allow", b"POST")])
+                answer = http_error(HTTPStatus.METHOD_NOT_ALLOWED, [(b"allow", b"POST")])
         except ClientDisconnect:
             return
         except Exception as error:
-            status, headers, body = error_reply(error)
-        headers.append((b"x-request-id", name))
-        await send_reply(send, status, headers, body)
-        self._plane.observe("http", "infer", f"{scope['method']} {scope['path']}", str(status), started)
+            answer = error_reply(error)
+        await send_reply(send, *self._named(answer, name))
+        self._plane.observe("http", "infer", f"{scope['method']} {scope['path']}", str(answer[0]), started)
 
-    async def _answer(
-        self, model: tuple[str, str], headers: Mapping[bytes, bytes], receive: Receive
-    ) -> tuple[Headers, bytes]:
+    def begin(
+        self, model: tuple[str, str], given: Mapping[bytes, bytes], body: bytes | memoryview, target: str
+    ) -> Whole | Coroutine[Any, Any, Whole]:
+        """Answer one POST that has come whole, and not compressed: at once where that takes no waiting.
+
+        Args:
+            model: what `match` says.
+            given: the headers, their names in lower case.
+            body: of the request.
+            target: the path, for the log.
+        """
+        started = perf_counter()
+        name = request_id(given)
+        try:
+            answer = self._begin(model, given, body)
+        except Exception as error:
+            answer = error_reply(error)
+        if not isinstance(answer, tuple):
+            return self._finish(answer, name, target, started)
+        self._plane.observe("http", "infer", f"POST {target}", str(answer[0]), started)
+        end_request()
+        return self._named(answer, name)
+
+    async def _finish(self, pending: Coroutine[Any, Any, Whole], name: bytes, target: str, started: float) -> Whole:
+        try:
+            answer = await pending
+        except Exception as error:
+            answer = error_reply(error)
+        self._plane.observe("http", "infer", f"POST {target}", str(answer[0]), started)
+        return self._named(answer, name)
+
+    @staticmethod
+    def _named(answer: Whole, name: bytes) -> Whole:
+        answer[1].append((b"x-request-id", name))
+        return answer
+
+    def _begin(
+        self, model: tuple[str, str], given: Mapping[bytes, bytes], body: bytes | memoryview
+    ) -> Whole | Coroutine[Any, Any, Whole]:
         plane = self._plane
         gateway = plane.repository.get(*model)
-        body = await read_body(receive, headers, plane.limits.body_bytes)
-        spec, labels = gateway.manifest.input, gateway.manifest.labels
+        decoder, labels = self._decoders.get(gateway), gateway.manifest.labels
+        if decoder is None:
+            decoder = Decoder(gateway.manifest.input, gateway.options.max_batch, plane.regions)
+            self._decoders[gateway] = decoder
 
         def decode() -> InferRequest:
-            return decode_request(body, _header_length(headers), spec, gateway.options.max_batch, plane.regions)
+            return decoder.decode(body, _header_length(given))
 
-        def encode(request: InferRequest, reply: Reply) -> tuple[bytes, int | None]:
-            return encode_response(request, reply.answer, name=gateway.name, version=gateway.version, labels=labels)
+        def encode(request: InferRequest, reply: Reply) -> Whole:
+            data, length = encode_response(
+                request, reply.answer, name=gateway.name, version=gateway.version, labels=labels
+            )
+            if length is None:
+                return HTTPStatus.OK, [(b"content-type", b"application/json")], data
+            headers = [
+                (b"content-type", b"application/octet-stream"),
+                (b"inference-header-content-length", b"%d" % length),
+            ]
+            return HTTPStatus.OK, headers, data
 
-        data, header_length = await until_disconnected(plane.infer(gateway, decode, encode), receive)
-        reply: Headers = []
-        if header_length is None:
-            reply.append((b"content-type", b"application/json"))
-        else:
-            reply.append((b"content-type", b"application/octet-stream"))
-            reply.append((b"inference-header-content-length", str(header_length).encode()))
-        if (accepted := headers.get(b"accept-encoding")) is not None:
-            data, encoding = await deflate(data, accepted)
-            if encoding is not None:
-                reply.append((b"content-encoding", encoding))
-        reply.append((b"content-length", str(len(data)).encode()))
-        return reply, data
+        answer = plane.begin(gateway, decode, encode)
+        accepted = given.get(b"accept-encoding")
+        if not isinstance(answer, tuple) or accepted is not None:
+            return _compressed(answer, accepted)
+        answer[1].append((b"content-length", b"%d" % len(answer[2])))
+        return answer
+
+
+async def _compressed(answer: Whole | Coroutine[Any, Any, Whole], accepted: bytes | None) -> Whole:
+    status, headers, data = answer if isinstance(answer, tuple) else await answer
+    if accepted is not None:
+        data, encoding = await deflate(data, accepted)
+        if encoding is not None:
+            headers.append((b"content-encoding", encoding))
+    headers.append((b"content-length", b"%d" % len(data)))
+    return status, headers, data
 
 
 def _header_length(headers: Mapping[bytes, bytes]) -> int | None:

@@ -10,21 +10,27 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serving.settings import Limits
+from serving.transports.http.direct import Exchange, Heads
 from serving.transports.http.errors import error_body, json_headers
+from serving.transports.http.infer import InferRoute
 
 LINGER_S = 1.0
 """How long bytes of a refused client are thrown away before its connection is closed."""
 
 
-def bounded_protocol(limits: Limits) -> type[asyncio.Protocol]:
-    """The protocol class for these limits."""
-    return type("BoundedProtocol", (_BoundedProtocol,), {"limits": limits})
+def bounded_protocol(limits: Limits, route: InferRoute) -> type[asyncio.Protocol]:
+    """The protocol class for these limits; `route` answers infer requests."""
+    heads = Heads(route, limits.body_bytes)
+    return type("BoundedProtocol", (_BoundedProtocol,), {"limits": limits, "heads": heads})
 
 
 class _BoundedProtocol(HttpToolsProtocol):
     """One connection."""
 
     limits: Limits
+    heads: Heads
+    cycle: Any
+    """Uvicorn's, or an `Exchange`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -33,6 +39,10 @@ class _BoundedProtocol(HttpToolsProtocol):
         self._raw_bytes: int | None = None
         self._reading: asyncio.TimerHandle | None = None
         self._refused = False
+        self._in_message = False
+        self._exchange: Exchange | None = None  # while its body comes
+        self._chunk = b""  # that is being parsed, where a head may begin with it
+        self._answered = 0.0  # the loop's time of the last reply
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client connects."""
@@ -51,12 +61,23 @@ class _BoundedProtocol(HttpToolsProtocol):
         """Some bytes of requests."""
         if self._refused:
             return
+        begins = not self._in_message and self._free()
+        if begins and (known := self.heads.known(data)) is not None:
+            head, body = known
+            exchange = Exchange(self.heads.route, self, head)
+            self.cycle = exchange
+            exchange.answer(body)
+            return
+        self._chunk = data if begins else b""
         super().data_received(data)
+        self._chunk = b""
         if self._in_head and not self._refused:
             # The parser holds an unfinished header back without end, so bytes are counted too, not only what is parsed.
             # The chunk in which a head begins does not count: a body may come before it.
             self._raw_bytes = 0 if self._raw_bytes is None else self._raw_bytes + len(data)
             self._check_head(self._raw_bytes)
+        if self._in_message and self._reading is None and not self._refused:  # nearly always it has come whole
+            self._start_reading_timer()
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """The client sends no more.
@@ -72,8 +93,14 @@ class _BoundedProtocol(HttpToolsProtocol):
         return True
 
     def timeout_keep_alive_handler(self) -> None:
-        """Nothing came for too long."""
-        if self.transport.get_write_buffer_size():
+        """Nothing came for too long, or since the timer was set."""
+        rest = self._answered + self.timeout_keep_alive - self.loop.time()
+        busy = self.cycle is not None and not self.cycle.response_complete
+        if busy or (self._answered and rest > 0):
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive if busy else rest, self.timeout_keep_alive_handler
+            )
+        elif self.transport.get_write_buffer_size():
             self.transport.abort()  # the client does not read its reply; close() would wait for it
         else:
             super().timeout_keep_alive_handler()
@@ -81,9 +108,8 @@ class _BoundedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """The parser: a request begins."""
         super().on_message_begin()
-        self._in_head = True
+        self._in_head = self._in_message = True
         self._parsed_bytes, self._raw_bytes = 0, None
-        self._start_reading_timer()
 
     def on_url(self, url: bytes) -> None:
         """The parser: a part of the request's target."""
@@ -98,12 +124,47 @@ class _BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """The parser: all headers."""
         self._in_head = False
+        chunk, self._chunk = self._chunk, b""
+        if self._free() and self.parser.get_method() == b"POST" and self.parser.get_http_version() == "1.1":
+            head = self.heads.read(chunk, self.url, self.headers, keep_alive=self.parser.should_keep_alive())
+            if head is not None:
+                self._exchange = Exchange(self.heads.route, self, head)
+                self.cycle = self._exchange
+                return
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """The parser: a part of the body."""
+        if self._exchange is None:
+            super().on_body(body)
+        else:
+            self._exchange.feed(body)
 
     def on_message_complete(self) -> None:
         """The parser: the request is whole."""
+        self._in_message = False
         self._stop_reading_timer()
-        super().on_message_complete()
+        if self._exchange is None:
+            super().on_message_complete()
+        else:
+            exchange, self._exchange = self._exchange, None
+            exchange.end()
+
+    def on_response_complete(self) -> None:
+        """A reply is written."""
+        self._answered = self.loop.time()
+        if self.pipeline or self.timeout_keep_alive_task is None or not isinstance(self.cycle, Exchange):
+            super().on_response_complete()
+        else:  # the idle timer is running already, and looks at the time of the last reply
+            self.server_state.total_requests += 1
+
+    def _free(self) -> bool:
+        """Everything that came is answered, and the client reads its replies."""
+        return (
+            (self.cycle is None or self.cycle.response_complete)
+            and not self.flow.write_paused
+            and not self.transport.is_closing()
+        )
 
     def send_400_response(self, msg: str) -> None:
         """The parser gave up."""

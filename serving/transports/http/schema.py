@@ -5,8 +5,9 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict
 from pydantic.config import JsonDict
 
-from serving.gateway import Gateway, Reply
+from serving.gateway import Gateway
 from serving.health import State
+from serving.reply import Reply
 
 
 class _Described(BaseModel):

@@ -29,9 +29,10 @@ async def listen(plane: DataPlane, settings: Settings) -> AsyncIterator[Listenin
     """
     listener = _bind(settings.http)
     host, port = listener.getsockname()[:2]
+    app = create_app(plane)
     config = uvicorn.Config(
-        create_app(plane),
-        http=bounded_protocol(settings.limits),
+        app,
+        http=bounded_protocol(settings.limits, app.infer),
         ws="websockets-sansio",
         ws_max_size=settings.limits.body_bytes,
         ws_per_message_deflate=False,  # images are compressed already, and inflating has no bound

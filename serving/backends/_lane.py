@@ -1,0 +1,172 @@
+"""A thread that runs one device's workers, one after another, in the order in which they are asked."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+from serving.faults import Runs
+from serving.job import Cause, Task
+
+HOLDS = 2
+"""Open tasks that wait for one worker at most."""
+OVERRUN = 4.0
+"""A run that takes more than this many times what it takes alone ..."""
+FLOOR_S = 0.002
+"""... and by at least this many seconds is in the way of its lane's other workers."""
+JOIN_S = 1.0
+"""How long `Lane.join` waits for one thread; what hangs is left behind."""
+
+
+@dataclass(frozen=True)
+class Worker:
+    """What a lane runs."""
+
+    id: int
+    session: Runs
+    typical_s: float
+    """How long one input takes, as it was measured when nothing else ran."""
+
+    @property
+    def limit_s(self) -> float:
+        """A run that takes longer is in the way of others."""
+        return OVERRUN * self.typical_s + FLOOR_S
+
+    def run(self, task: Task) -> float:
+        """Run on this thread and tell the task. Gives the seconds that it took."""
+        started = perf_counter()
+        try:
+            scores = self.session.run(task.inputs)
+        except Exception:  # whatever a run raises costs this worker's copies, not the answer
+            task.fail(self.id, Cause.FAILED)
+            return perf_counter() - started
+        seconds = perf_counter() - started
+        task.deliver(self.id, scores, seconds)
+        return seconds
+
+
+class Lane:
+    """A queue of tasks for some workers, and the thread that works it off.
+
+    One after another beats all at once where they share a core: the first are done sooner, the vote may be decided by
+    then, and what is left is dropped unrun.
+    """
+
+    def __init__(
+        self, workers: Mapping[int, Worker], core: int | None, waiting: Sequence[tuple[int, Task]] = ()
+    ) -> None:
+        """Start the thread.
+
+        Args:
+            workers: by their ids.
+            core: what the thread is pinned to, None for any.
+            waiting: tasks to begin with.
+        """
+        self.workers = dict(workers)
+        self.core = core
+        self.calm = 0
+        """Runs in a row that took no longer than they may."""
+        self._waiting: deque[tuple[int, Task]] = deque(waiting)  # the running one is not among them
+        self._running: tuple[int, float] | None = None
+        self._asleep = False
+        self._stopping = False
+        self._lock = threading.Lock()
+        # Held while there is nothing to do: a binary semaphore that costs one system call to wake the thread.
+        self._wake = threading.Lock()
+        self._wake.acquire()
+        self._thread = threading.Thread(target=self._loop, name=f"workers-{min(workers)}", daemon=True)
+        self._thread.start()
+
+    def offer(self, task: Task, workers: Sequence[int]) -> list[int]:
+        """Leave a task for some of its workers, and wake the thread once. Gives those that hold as many as they may.
+
+        What is running does not count: a task that is answered while a slow worker still runs it must not cost the
+        worker its place in the next one.
+        """
+        full: list[int] = []
+        with self._lock:
+            waiting = self._waiting
+            while waiting and waiting[0][1].closed:
+                waiting.popleft()
+            if waiting:
+                held = Counter(worker for worker, other in waiting if not other.closed)
+                full = [worker for worker in workers if held[worker] >= HOLDS]
+            waiting.extend((worker, task) for worker in workers if worker not in full)
+            wake, self._asleep = self._asleep, False
+        if wake:
+            self._wake.release()
+        return full
+
+    def overrun(self, now: float) -> int | None:
+        """The worker that is running and should have ended before `now`, on `time.perf_counter`."""
+        if (running := self._running) is None:
+            return None
+        worker, since = running
+        return worker if now - since > self.workers[worker].limit_s else None
+
+    @property
+    def busy(self) -> bool:
+        """Something runs or waits."""
+        return self._running is not None or bool(self._waiting)
+
+    def part_from(self, worker: int) -> Lane | None:
+        """If this worker still runs, leave it this lane for itself; the new lane has the others and their tasks."""
+        with self._lock:
+            if self._running is None or self._running[0] != worker:
+                return None
+            others = {other: self.workers.pop(other) for other in list(self.workers) if other != worker}
+            theirs = [entry for entry in self._waiting if entry[0] != worker]
+            self._waiting = deque(entry for entry in self._waiting if entry[0] == worker)
+            self.calm = 0
+        return Lane(others, self.core, theirs)
+
+    def adopt(self, worker: Worker, waiting: Sequence[tuple[int, Task]]) -> None:
+        """Take a worker in, and its tasks."""
+        with self._lock:
+            self.workers[worker.id] = worker
+        for number, task in waiting:
+            self.offer(task, [number])
+
+    def give_up(self) -> list[tuple[int, Task]]:
+        """End after what is running; gives the tasks that wait, for somebody else."""
+        with self._lock:
+            self._stopping = True
+            waiting = list(self._waiting)
+            self._waiting.clear()
+            wake, self._asleep = self._asleep, False
+        if wake:
+            self._wake.release()
+        return waiting
+
+    def join(self) -> None:
+        """Wait for the thread to end, not for ever."""
+        self._thread.join(JOIN_S)
+
+    def _loop(self) -> None:
+        if self.core is not None:
+            with contextlib.suppress(OSError):  # a cpuset may have changed since the start; unpinned works too
+                os.sched_setaffinity(0, {self.core})
+        while (entry := self._next()) is not None:
+            number, task = entry
+            worker = self.workers[number]
+            self.calm = self.calm + 1 if worker.run(task) <= worker.limit_s else 0
+
+    def _next(self) -> tuple[int, Task] | None:
+        """The next open task, waited for; None at the end."""
+        while True:
+            with self._lock:
+                self._running = None
+                if self._stopping:
+                    return None
+                while self._waiting:
+                    entry = self._waiting.popleft()
+                    if not entry[1].closed:
+                        self._running = entry[0], perf_counter()
+                        return entry
+                self._asleep = True
+            self._wake.acquire()
