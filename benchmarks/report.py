@@ -65,7 +65,7 @@ def write(report: Report, out: Path) -> None:
     with atomic_file(out / "result.json") as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     write_pictures(report.parts, out)
-    details = {"settings": report.settings, "machine": report.machine}
+    details = {"Settings and versions": {"settings": report.settings, "machine": report.machine}}
     with atomic_file(out / "report.html") as temporary:
         text = page(report.title, [machines.in_words(report.machine)], report.parts, details)
         temporary.write_text(text, encoding="utf-8")

@@ -6,7 +6,7 @@ import base64
 import html
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +17,21 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-def page(title: str, lead: Sequence[str], parts: Sequence[Table | Picture], details: Any = None) -> str:
+def page(
+    title: str,
+    lead: Sequence[str],
+    parts: Sequence[Table | Picture],
+    details: Mapping[str, Any] | None = None,
+    data: Any = None,
+) -> str:
     """A page that needs no other file.
 
     Args:
         title: its heading.
         lead: paragraphs under it.
         parts: in this order; pictures that follow one another stand side by side where there is room.
-        details: plain data, folded away at the end.
+        details: plain data by heading, folded away at the end.
+        data: the figures behind the pictures, as JSON in the element with the id ``data``: not shown, for programs.
     """
     sections = [f"<h1>{html.escape(title)}</h1>", *(f"<p>{html.escape(line)}</p>" for line in lead)]
     for pictures, group in itertools.groupby(parts, lambda part: isinstance(part, Picture)):
@@ -33,9 +40,12 @@ def page(title: str, lead: Sequence[str], parts: Sequence[Table | Picture], deta
             sections.append(f'<div class="pictures">\n{figures}\n</div>')
         else:
             sections.extend(_table(part) for part in group if isinstance(part, Table))
-    if details is not None:
-        text = html.escape(json.dumps(details, indent=1))
-        sections.append(f"<details><summary>Settings and versions</summary><pre>{text}</pre></details>")
+    for heading, content in (details or {}).items():
+        text = html.escape(json.dumps(content, indent=1))
+        sections.append(f"<details><summary>{html.escape(heading)}</summary><pre>{text}</pre></details>")
+    if data is not None:
+        text = json.dumps(data).replace("<", "\\u003c")  # no tag of a label's ends the element
+        sections.append(f'<script type="application/json" id="data">{text}</script>')
     return _PAGE.format(title=html.escape(title), style=_STYLE, body="\n".join(sections))
 
 
@@ -139,6 +149,6 @@ figure:not(.wide) img { max-width: 31rem }
 .note, small { color: var(--faint) }
 .note { margin: .5rem 0 0; font-size: .9rem }
 small { white-space: nowrap }
-details { margin-top: 2.5rem }
+details { margin-top: 1rem }
 pre { overflow-x: auto }
 """

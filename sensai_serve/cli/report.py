@@ -1,0 +1,68 @@
+"""``sensai report``: what a run made, on one page with pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sensai_serve.cli.progress import progress
+from sensai_serve.errors import InputError
+
+if TYPE_CHECKING:
+    from pruning.checkpoint import Run
+    from pruning.report.facts import Answers
+
+app = typer.Typer()
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="What `sensai prune --out` made.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The page, an .html file; one that is there is replaced.")],
+    bundle: Annotated[
+        Path | None,
+        typer.Option(metavar="BUNDLE", help="Of the run: show the test part's answers that `sensai export` kept."),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="Where the run's data lies now, if it moved.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
+) -> None:
+    """Draw a run: accuracy per class, what is taken for what, kept channels, sizes, groups, lost workers.
+
+    From the validation part. The test part is shown only as a bundle kept it, and never looked at again.
+    """
+    from dataclasses import replace
+
+    from pruning.checkpoint import Run
+    from pruning.data import absolute
+    from pruning.report.build import report as build
+    from sensai_serve.bundle import atomic_file
+
+    if out.suffix != ".html" or out.is_dir():
+        raise InputError(f"--out is {out}, expected a file that ends in .html")
+    opened = Run.open(run)
+    if data is not None:
+        opened = replace(opened, recipe=replace(opened.recipe, data=absolute(data)))
+    answers = None if bundle is None else _answers(opened, bundle)
+    with progress(quiet=quiet) as on_progress:
+        page = build(opened, answers, on_progress)
+    with atomic_file(out) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    typer.echo(f"{out}: {len(page) / 2**20:.1f} MiB, nothing else needed")
+
+
+def _answers(run: Run, path: Path) -> Answers:
+    from benchmarks.labelled import kept_labels
+    from pruning.report.facts import TEST, Answers
+    from sensai_serve.bundle import Bundle
+
+    bundle = Bundle.open(path)
+    if bundle.manifest.provenance.get("sha256") != run.digests or bundle.assignment.rows != run.assignment.rows:
+        raise InputError(f"{path} is not a bundle of {run.path}, expected what `sensai export {run.path}` made")
+    kept = kept_labels(bundle)
+    if kept is None:
+        raise InputError(f"{path} has no answers to the test part, expected one exported with --evaluate")
+    return Answers(TEST, kept["label"], kept["reference"], kept["class_id"])
