@@ -1,4 +1,4 @@
-"""Devices by name (``cpu``, ``cpu:0``, ``cuda:0``), and the ONNX Runtime providers that run on them."""
+"""Devices by name (``cpu``, ``cpu:0``, ``cuda:0+graphs``), and the ONNX Runtime providers that run on them."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ import ctypes.util
 import importlib.util
 import os
 import re
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from sensai_serve.errors import DeviceError
 from serving.remote.endpoint import Endpoint
 
-_DEVICE = re.compile(r"(cpu|cuda)(?::(\d+))?")
+_DEVICE = re.compile(r"cpu(?::(\d+))?|(cuda)(?::(\d+))?(\+graphs)?")
 # What onnxruntime's CUDA provider links to. Looked for before the provider is asked for, because asking in vain
 # prints errors to stderr and falls back silently.
 _CUDA_LIBRARIES = ("libcudart.so", "libcublas.so", "libcublasLt.so", "libcufft.so", "libcurand.so", "libcudnn.so")
@@ -31,26 +35,29 @@ class Device:
     """For `cpu` the core that its threads are pinned to, None for any core; for `cuda` the card."""
     endpoint: Endpoint | None = None
     """For `remote` the server."""
+    graphs: bool = False
+    """For `cuda`: record each network's run once, as a CUDA graph, and replay it."""
 
     def __str__(self) -> str:
         if self.endpoint is not None:
             return str(self.endpoint)
-        return self.kind if self.index is None else f"{self.kind}:{self.index}"
+        name = self.kind if self.index is None else f"{self.kind}:{self.index}"
+        return f"{name}+graphs" if self.graphs else name
 
 
 def parse_device(text: str) -> Device:
     """A device by its name, whether this machine has it or not.
 
     Raises:
-        DeviceError: not ``cpu``, ``cpu:CORE`` or ``cuda:CARD``.
+        DeviceError: not ``cpu``, ``cpu:CORE``, ``cuda:CARD`` or ``cuda:CARD+graphs``.
     """
     match = _DEVICE.fullmatch(text.strip())
     if match is None:
-        raise DeviceError(f"device is {text!r}, expected cpu, cpu:CORE or cuda:CARD")
-    index = match[2]
-    if match[1] == "cuda":
-        return Device("cuda", int(index or 0))
-    return Device("cpu", None if index is None else int(index))
+        raise DeviceError(f"device is {text!r}, expected cpu, cpu:CORE or cuda:CARD (cuda:CARD+graphs)")
+    core, cuda, card, graphs = match.groups()
+    if cuda:
+        return Device("cuda", int(card or 0), graphs=graphs is not None)
+    return Device("cpu", None if core is None else int(core))
 
 
 def default_devices() -> tuple[Device, ...]:
@@ -79,12 +86,15 @@ def providers(device: Device) -> list[str | tuple[str, dict[str, Any]]]:
     """The ONNX Runtime execution providers and their options for a device that `require` has let through."""
     if device.kind == "cpu":
         return ["CPUExecutionProvider"]
-    options = {
+    options: dict[str, Any] = {
         "device_id": device.index or 0,
-        "cudnn_conv_algo_search": "EXHAUSTIVE",  # once per shape, in the warm-up; every later run is faster
-        "arena_extend_strategy": "kSameAsRequested",
-        "do_copy_in_default_stream": True,
+        "arena_extend_strategy": "kSameAsRequested",  # many small sessions share a card: none takes twice what it needs
+        "cudnn_conv_algo_search": "EXHAUSTIVE",  # once per shape, for one input in the warm-up; later runs are faster
+        "do_copy_in_default_stream": "1",  # a copy that overtakes the run before it would change its input
+        "use_tf32": "0",  # ten bits of mantissa move scores by more than the golden check allows; fp16 is faster yet
     }
+    if device.graphs:
+        options["enable_cuda_graph"] = "1"
     return [("CUDAExecutionProvider", options), "CPUExecutionProvider"]
 
 
@@ -118,6 +128,18 @@ def missing_for_cuda(card: int) -> str | None:
     return None
 
 
+def page_locked(array: npt.NDArray[np.float32]) -> bool:
+    """Lock an array's memory while it lives, so that a card copies from it directly; False where that fails."""
+    if (library := _mapped("libcudart.so")) is None:
+        return False
+    cuda = ctypes.CDLL(library)
+    address = array.ctypes.data
+    if cuda.cudaHostRegister(ctypes.c_void_p(address), ctypes.c_size_t(array.nbytes), 0) != 0:
+        return False
+    weakref.finalize(array, cuda.cudaHostUnregister, ctypes.c_void_p(address)).atexit = False
+    return True
+
+
 def _cuda_cards() -> int:
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
@@ -135,13 +157,19 @@ def _driver() -> str:
 
 def _loaded(library: str) -> bool:
     """Whether the library is in this process, or the dynamic linker or an nvidia-* package would find it."""
-    try:
-        if library in Path("/proc/self/maps").read_text():
-            return True
-    except OSError:
-        pass
+    if _mapped(library) is not None:
+        return True
     if ctypes.util.find_library(library.removeprefix("lib").removesuffix(".so")):
         return True
     spec = importlib.util.find_spec("nvidia")
     roots = list(spec.submodule_search_locations or []) if spec else []
     return any(next(Path(root).glob(f"**/{library}*"), None) is not None for root in roots)
+
+
+def _mapped(library: str) -> str | None:
+    """The file of a library that is in this process; None where it is not."""
+    try:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:
+        return None
+    return next((line[line.index("/") :] for line in lines if f"/{library}" in line), None)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from sensai_serve.bundle import Bundle
 from sensai_serve.errors import BundleError, DeviceError
 from serving.devices import Device, providers, session_options
+from serving.runner import Floats, Runner, runner_of
 
-WARM_UP_RUNS = 3
+log = logging.getLogger(__name__)
 
 
 class Session:
@@ -23,7 +23,8 @@ class Session:
 
         Args:
             data: the ONNX file.
-            device: where it runs; `serving.devices.require` has let it through.
+            device: where it runs; `serving.devices.require` has let it through. Where a CUDA graph was asked for and
+                cannot be had, the network runs without one, and the log says why.
             input_name: of its one input.
             shape: of one input, without the batch axis.
             what: its name in errors.
@@ -32,19 +33,20 @@ class Session:
             BundleError: no network that ONNX Runtime can run.
             DeviceError: it runs somewhere else than it was told to.
         """
-        import onnxruntime as ort
-
-        wanted = providers(device)
         try:
-            self._session: Any = ort.InferenceSession(data, session_options(), providers=wanted)
-            self._name = input_name
-            for _ in range(WARM_UP_RUNS):
-                self.run(np.zeros((1, *shape), np.float32))
+            try:
+                self.runner: Runner = _open(data, device, input_name, shape)
+            except DeviceError:
+                raise
+            except Exception as error:
+                if not device.graphs:
+                    raise
+                log.warning("%s runs on %s without a CUDA graph: %s", what, device, _first_line(error))
+                self.runner = _open(data, replace(device, graphs=False), input_name, shape)
+        except DeviceError as error:
+            raise DeviceError(f"{what} {error}") from None
         except Exception as error:  # onnxruntime's exceptions share no base of its own
-            raise BundleError(f"{what} cannot be run on {device}: {str(error).splitlines()[0]}") from None
-        first = wanted[0] if isinstance(wanted[0], str) else wanted[0][0]
-        if self._session.get_providers()[0] != first:
-            raise DeviceError(f"{what} runs on {self._session.get_providers()[0]}, expected {first}")
+            raise BundleError(f"{what} cannot be run on {device}: {_first_line(error)}") from None
 
     @classmethod
     def of_worker(cls, bundle: Bundle, worker: int, device: Device) -> Session:
@@ -53,7 +55,28 @@ class Session:
         what = f"{bundle.path}: {bundle.manifest.subnets[worker].file}"
         return cls(bundle.subnet(worker), device, spec.name, spec.shape, what)
 
-    def run(self, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """FP32 [N, *shape] to FP32 [N, k]."""
-        scores: npt.NDArray[np.float32] = self._session.run(["scores"], {self._name: inputs})[0]
-        return scores
+    def run(self, inputs: Floats) -> Floats:
+        """FP32 [N, *shape] to FP32 [N, k]. From any thread; fastest from the one that `warm` was called on."""
+        return self.runner.run(inputs)
+
+    def warm(self) -> None:
+        """Run a few times on the calling thread: a CUDA graph belongs to the thread that it was recorded on."""
+        self.runner.warm()
+
+
+def _open(data: bytes, device: Device, input_name: str, shape: Sequence[int]) -> Runner:
+    import onnxruntime as ort
+
+    wanted = providers(device)
+    session: Any = ort.InferenceSession(data, session_options(), providers=wanted)
+    session.disable_fallback()  # a card that fails is a worker that fails, not one that is suddenly slow
+    first = wanted[0] if isinstance(wanted[0], str) else wanted[0][0]
+    if session.get_providers()[0] != first:
+        raise DeviceError(f"runs on {session.get_providers()[0]}, expected {first}")
+    runner = runner_of(session, device, input_name, shape)
+    runner.warm()
+    return runner
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -6,23 +6,30 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from sensai_serve.errors import DeviceError
 from serving import devices
-from serving.devices import Device, default_devices, missing_for_cuda, parse_device, providers, require
+from serving.devices import Device, default_devices, missing_for_cuda, page_locked, parse_device, providers, require
 
 
 @pytest.mark.parametrize(
     ("text", "device"),
-    [("cpu", Device("cpu")), ("cpu:3", Device("cpu", 3)), ("cuda", Device("cuda", 0)), ("cuda:1", Device("cuda", 1))],
+    [
+        ("cpu", Device("cpu")),
+        ("cpu:3", Device("cpu", 3)),
+        ("cuda", Device("cuda", 0)),
+        ("cuda:1", Device("cuda", 1)),
+        ("cuda:1+graphs", Device("cuda", 1, graphs=True)),
+    ],
 )
 def test_devices_have_names(text: str, device: Device) -> None:
     assert parse_device(text) == device
     assert parse_device(str(device)) == device
 
 
-@pytest.mark.parametrize("text", ["", "gpu", "cpu:", "cpu:-1", "cuda:x", "tpu:0"])
+@pytest.mark.parametrize("text", ["", "gpu", "cpu:", "cpu:-1", "cuda:x", "tpu:0", "cpu:0+graphs", "cuda:0+", "graphs"])
 def test_other_names_are_refused(text: str) -> None:
     with pytest.raises(DeviceError, match="expected cpu, cpu:CORE or cuda:CARD"):
         parse_device(text)
@@ -54,7 +61,10 @@ def test_cuda_is_asked_for_with_its_card_and_falls_back_for_single_operators() -
     first, second = providers(Device("cuda", 1))
     assert first[0] == "CUDAExecutionProvider"
     assert first[1]["device_id"] == 1
+    assert first[1]["use_tf32"] == "0"  # the golden check is finer than TF32
+    assert "enable_cuda_graph" not in first[1]
     assert second == "CPUExecutionProvider"
+    assert providers(parse_device("cuda:0+graphs"))[0][1]["enable_cuda_graph"] == "1"
     assert providers(Device("cpu", 0)) == ["CPUExecutionProvider"]
 
 
@@ -68,3 +78,7 @@ def test_a_card_without_its_libraries_is_said(monkeypatch: pytest.MonkeyPatch) -
         assert "has 2 CUDA devices" in (missing_for_cuda(2) or "")
     finally:
         missing_for_cuda.cache_clear()
+
+
+def test_memory_is_locked_only_where_there_is_a_card() -> None:
+    assert not page_locked(np.zeros(4, np.float32))

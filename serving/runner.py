@@ -1,0 +1,132 @@
+"""How one ONNX Runtime session is run: as it is, or through memory that is bound to it once.
+
+Every session has one runner. A CUDA graph is a recording of one run, replayed at the same addresses: it needs the
+buffers of `Bound`, and belongs to the thread that it was recorded on, so a worker's thread calls `warm` before its
+first task.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.devices import Device, page_locked
+
+Floats = npt.NDArray[np.float32]
+
+OUTPUT = "scores"
+WARM_UP_RUNS = 3
+COPIED_BYTES = 16 * 1024
+"""An input on the CPU that is no larger is copied into the bound buffer: cheaper than to hand a session a new one."""
+
+
+class Runner(Protocol):
+    """Runs one network."""
+
+    def run(self, inputs: Floats) -> Floats:
+        """FP32 [N, *shape] to FP32 [N, k], in an array that is the caller's; safe from any thread."""
+
+    def warm(self) -> None:
+        """Run a few times on the calling thread, so that its next run is as fast as any."""
+
+
+class Plain:
+    """Hands every input to the session: for inputs of any size, from several threads at a time."""
+
+    def __init__(self, session: Any, input_name: str, shape: Sequence[int], options: Any = None) -> None:
+        """Take over a session.
+
+        Args:
+            session: of ONNX Runtime.
+            input_name: of its one input.
+            shape: of one input, without the batch axis.
+            options: of each run.
+        """
+        self._session = session
+        self._name = input_name
+        self._shape = (1, *shape)
+        self._options = options
+
+    def run(self, inputs: Floats) -> Floats:
+        """See `Runner`."""
+        scores: Floats = self._session.run([OUTPUT], {self._name: inputs}, self._options)[0]
+        return scores
+
+    def warm(self) -> None:
+        """See `Runner`."""
+        for _ in range(WARM_UP_RUNS):
+            self.run(np.zeros(self._shape, np.float32))
+
+
+class Bound:
+    """Runs one input through buffers that stay where they are, in the device's memory; other batches as `Plain`."""
+
+    def __init__(self, session: Any, device: Device, input_name: str, shape: Sequence[int]) -> None:
+        """Bind buffers to a session, on the device that it runs on, and run it once to learn the scores' shape.
+
+        Args:
+            session: of ONNX Runtime.
+            device: where it runs.
+            input_name: of its one input.
+            shape: of one input, without the batch axis.
+        """
+        import onnxruntime as ort
+
+        self._session = session
+        self._shape = (1, *shape)
+        self._on_card = device.kind == "cuda"
+        self._busy = threading.Lock()
+        without_graph = ort.RunOptions()
+        without_graph.add_run_config_entry("gpu_graph_id", "-1")
+        self._plain = Plain(session, input_name, shape, without_graph if device.graphs else None)
+        self._host = np.zeros(self._shape, np.float32)
+        scores = self._plain.run(self._host)
+        if self._on_card:
+            page_locked(self._host)
+            place = ("cuda", device.index or 0)
+            self._input = ort.OrtValue.ortvalue_from_numpy(self._host, *place)
+            self._output = ort.OrtValue.ortvalue_from_numpy(scores, *place)
+        else:  # they share the arrays' memory
+            self._scores = scores.copy()
+            self._input = ort.OrtValue.ortvalue_from_numpy(self._host)
+            self._output = ort.OrtValue.ortvalue_from_numpy(self._scores)
+        self._binding = session.io_binding()
+        self._binding.bind_ortvalue_input(input_name, self._input)
+        self._binding.bind_ortvalue_output(OUTPUT, self._output)
+
+    def run(self, inputs: Floats) -> Floats:
+        """See `Runner`. Where a card is busy it waits its turn: two runs at a time would break a CUDA graph."""
+        if self._on_card:
+            with self._busy:
+                return self._through_card(inputs) if inputs.shape == self._shape else self._plain.run(inputs)
+        if inputs.shape != self._shape or not self._busy.acquire(blocking=False):
+            return self._plain.run(inputs)
+        try:
+            np.copyto(self._host, inputs)
+            self._session.run_with_iobinding(self._binding)
+            return self._scores.copy()
+        finally:
+            self._busy.release()
+
+    def _through_card(self, inputs: Floats) -> Floats:
+        np.copyto(self._host, inputs)
+        self._input.update_inplace(self._host)
+        self._session.run_with_iobinding(self._binding)
+        scores: Floats = self._output.numpy()
+        return scores
+
+    def warm(self) -> None:
+        """See `Runner`. The first of these runs on a thread records the graph, where there is one."""
+        for _ in range(WARM_UP_RUNS):
+            self.run(np.zeros(self._shape, np.float32))
+
+
+def runner_of(session: Any, device: Device, input_name: str, shape: Sequence[int]) -> Runner:
+    """The runner that is fastest for a session on its device."""
+    if device.kind == "cuda" or 4 * int(np.prod(shape)) <= COPIED_BYTES:
+        return Bound(session, device, input_name, shape)
+    return Plain(session, input_name, shape)
