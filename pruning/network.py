@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pruning import heads
 from pruning.calibrate import fit_scale, fold_scale
 from pruning.checkpoint import Network
-from pruning.choose import Base, choose_cut
+from pruning.choose import Base, Trimmed, choose_cut
 from pruning.data import Labels
 from pruning.heads import Head, Subnet, replace_output
 from pruning.plan import Plan
@@ -23,7 +23,7 @@ from pruning.reconstruct import reconstruct
 from pruning.retrain import Loss, autocast, fit, infer, use_bf16
 from pruning.snapshot import Snapshot
 from pruning.stages import Stage
-from pruning.surgery import apply_cut, compose, kept_outputs, measure, output_layer
+from pruning.surgery import Cut, apply_cut, compose, kept_outputs, measure, output_layer
 from sensai_serve import plugins
 from sensai_serve.preprocess import Floats, normalise
 
@@ -46,8 +46,7 @@ def make_network(base: Base, stage: Stage, snapshot: Snapshot) -> tuple[Network,
         How to rebuild it, the network, and its scores [V, k] of the validation part.
     """
     plan, dataset, head = base.plan, base.plan.dataset, heads.find(stage.head)
-    trimmed, cut = choose_cut(base, stage.amount, stage.depth, stage.classes)
-    network = apply_cut(trimmed.network, cut, plan.shape)
+    network, trimmed, cut = cut_network(base, stage)
     batches = plugins.find("pruning.sampling", stage.sampling, "batches")(
         dataset.y, plan.train, stage.classes, stage.schedule.batch, np.random.default_rng(stage.seed)
     )
@@ -81,6 +80,16 @@ def make_network(base: Base, stage: Stage, snapshot: Snapshot) -> tuple[Network,
     cut, removed = compose(base.kept_outputs, cut), base.removed + trimmed.removed
     made = Network(stage.classes, stage.head, cut, size.macs, size.parameters, removed)
     return made, network, infer(subnet, dataset, unseen)
+
+
+def cut_network(base: Base, stage: Stage) -> tuple[nn.Module, Trimmed, Cut]:
+    """What is left of `base` for a stage, its output layer still the base's, and how it came to it.
+
+    Raises:
+        ModelError: the cut cannot be made.
+    """
+    trimmed, cut = choose_cut(base, stage.amount, stage.depth, stage.classes)
+    return apply_cut(trimmed.network, cut, base.plan.shape), trimmed, cut
 
 
 def labels_as(head: Head, plan: Plan, classes: Sequence[int]) -> Tensor:

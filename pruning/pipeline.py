@@ -15,7 +15,6 @@ from pruning.latency import Latency, meet_budget
 from pruning.plan import Plan
 from pruning.retrain import infer
 from pruning.stages import recovery, recovery_images, rounds, specialisation
-from pruning.surgery import Size, apply_cut, measure
 from pruning.work import base_at, base_of_workers, make
 from sensai_serve import plugins
 from sensai_serve.merge import MergePlan
@@ -60,7 +59,7 @@ def prune(
             make(run, name, base_at(plan, run, before, on_progress), stage)
         before = name
     missing = [worker for worker in range(run.assignment.n_workers) if not run.has(run.folder(worker))]
-    if len(slots) > 1 and missing:
+    if missing and (len(slots) > 1 or (slots and executor != "local")):
         where, data = str(run.path.absolute()), absolute(plan.recipe.data)
         execute([Task(where, worker, data) for worker in missing], slots, on_progress)
     elif missing:
@@ -79,14 +78,6 @@ def check_cuts(base: Base) -> None:
     for stage in workers:
         heads.find(stage.head)
         plugins.find("pruning.sampling", stage.sampling, "batches")
-
-
-def planned_sizes(plan: Plan, *, latency: Latency | None = None, on_progress: OnProgress = silent) -> list[Size]:
-    """What each worker's cut leaves, before anything is retrained (with the reference's own output layer)."""
-    plan = meet_budget(plan, latency, on_progress)
-    base = Base(plan, plan.reference, {}, on_progress=on_progress)
-    chosen = (choose_cut(base, plan.budget.amount, plan.recipe.depth, row) for row in plan.assignment.rows)
-    return [measure(apply_cut(trimmed.network, cut, plan.shape), plan.shape) for trimmed, cut in chosen]
 
 
 def validation_accuracy(plan: Plan, run: Run) -> float:

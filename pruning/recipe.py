@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from pruning.criteria import Thresholds
 from pruning.retrain import Precision
@@ -131,18 +133,53 @@ class Recipe:
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Recipe:
-        """Read what `to_json` wrote.
+        """Read what `to_json` wrote, or what `read_recipe` read.
 
         Raises:
             InputError: an option is unknown, missing, or of the wrong type.
         """
-        values = dict(raw)
-        if values.get("offsets") is not None:
-            values["offsets"] = tuple(values["offsets"])
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise InputError(f"recipe: {error}") from None
+        values = {name: _typed(name, value) for name, value in raw.items()}
+        for field in dataclasses.fields(cls):
+            if field.default is dataclasses.MISSING and field.name not in values:
+                raise InputError(
+                    f"recipe: {field.name} is missing, expected --{field.name} or a recipe file that has it"
+                )
+        return cls(**values)
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """The options in a TOML file, by the names of the fields of `Recipe`; any of them may be missing.
+
+    Raises:
+        InputError: it cannot be read, or has an option that there is not or that is of the wrong type.
+    """
+    try:
+        raw = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}), expected a recipe in TOML") from None
+    try:
+        return {name: _typed(name, value) for name, value in raw.items()}
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def _typed(name: str, value: Any) -> Any:
+    """`value`, a list as a tuple and a whole number as a float where the option is one."""
+    hints = get_type_hints(Recipe)
+    if name not in hints:
+        raise InputError(f"recipe: there is no option {name!r}, expected one of {', '.join(sorted(hints))}")
+    kinds = get_args(hints[name]) or (hints[name],)
+    if value is None and type(None) in kinds:
+        return None
+    if isinstance(value, list | tuple) and all(type(item) is int for item in value) and tuple[int, ...] in kinds:
+        return tuple(value)
+    if float in kinds and type(value) is int:
+        return float(value)
+    if type(value) in kinds or (get_origin(hints[name]) is Literal and isinstance(value, str)):
+        return value
+    expected = {int: "a whole number", float: "a number", tuple[int, ...]: "a list of whole numbers"}
+    known = next((text for kind, text in expected.items() if kind in kinds), "a text")
+    raise InputError(f"recipe: {name} is {value!r}, expected {known}")
 
 
 def _in(name: str, value: str, expected: tuple[str, ...]) -> None:

@@ -91,6 +91,8 @@ def test_a_dry_run_writes_nothing(sensai, weights, tmp_path, monkeypatch):
     code, out, _ = sensai("prune", "--data", "wine", "--model", "mlp", "--weights", weights, "--dry-run")
     assert code == 0
     assert "class_0" in out
+    assert "time: about" in out
+    assert "disk: about 0.1 MB" in out
     assert list(tmp_path.iterdir()) == []
 
 

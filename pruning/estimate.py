@@ -1,0 +1,110 @@
+"""What a run will come to before it is made: sizes from real cuts, time from a burst of real training steps."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from pruning import heads
+from pruning.choose import Base, silent
+from pruning.executors import OnProgress, Slot
+from pruning.heads import replace_output
+from pruning.latency import Latency, meet_budget
+from pruning.network import cut_network, distillation
+from pruning.plan import Plan
+from pruning.retrain import fit
+from pruning.stages import Stage, recovery, recovery_images, specialisation
+from pruning.surgery import Size, measure, output_layer
+from pruning.work import enough_memory
+from sensai_serve import plugins
+
+BURST = 6
+"""Training steps that are timed; the first two warm up."""
+BYTES = 4
+"""Of a parameter in a file."""
+SNAPSHOT = 2
+"""An unfinished training keeps each parameter and its momentum."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will come to."""
+
+    sizes: tuple[Size, ...]
+    """Of each worker's network, with the reference's own output layer."""
+    seconds: float
+    """Of retraining; profiling and reconstruction come on top."""
+    disk: int
+    """Bytes, with the snapshots of trainings that are under way."""
+
+
+def estimate(
+    plan: Plan, slots: Sequence[Slot] = (), *, latency: Latency | None = None, on_progress: OnProgress = silent
+) -> Estimate:
+    """Cut every worker's network and train a few steps of the first; nothing is kept.
+
+    Args:
+        plan: of the run.
+        slots: where workers' networks would be made.
+        latency: how to measure a subnet; needed where the recipe's target is microseconds.
+        on_progress: hears of profiling and measuring.
+
+    Raises:
+        ModelError: the cut cannot be made.
+        WorkError: memory ran out.
+    """
+    plan = meet_budget(plan, latency, on_progress)
+    base = Base(plan, plan.reference, {}, on_progress=on_progress)
+    workers = [whole(plan, worker) for worker in range(plan.assignment.n_workers)]
+    sizes = tuple(measure(cut_network(base, stage)[0], plan.shape) for stage in workers)
+    jobs = max(1, len(slots))
+    seconds = math.ceil(len(workers) / jobs) * _seconds(base, workers[0], slots[0].threads if slots else None)
+    kept = [plan.size.parameters, *(size.parameters for size in sizes)]
+    if recovery_images(plan):
+        stage = recovery(plan)
+        kept += plan.recipe.steps * [measure(cut_network(base, stage)[0], plan.shape).parameters]
+        seconds += _seconds(base, stage, None)
+    return Estimate(sizes, seconds, BYTES * (sum(kept) + jobs * SNAPSHOT * max(kept[1:])))
+
+
+def whole(plan: Plan, worker: int) -> Stage:
+    """A worker's network as if it were cut from the reference at once."""
+    return replace(specialisation(plan, worker), amount=plan.budget.amount)
+
+
+def _seconds(base: Base, stage: Stage, threads: int | None) -> float:
+    plan, head, before = base.plan, heads.find(stage.head), torch.get_num_threads()
+    network = cut_network(base, stage)[0]
+    replace_output(network, output_layer(base.network, plan.shape), head, stage.classes)
+    network.requires_grad_(True)
+    batches = plugins.find("pruning.sampling", stage.sampling, "batches")
+    at = []
+
+    def note(done: int, total: int) -> None:
+        if plan.device.type == "cuda":
+            torch.cuda.synchronize(plan.device)
+        at.append(time.perf_counter())
+
+    torch.set_num_threads(threads or before)
+    try:
+        with enough_memory(stage.name, plan.device):
+            fit(
+                network,
+                plan.dataset,
+                batches=batches(
+                    plan.dataset.y, plan.train, stage.classes, stage.schedule.batch, np.random.default_rng(stage.seed)
+                ),
+                loss=distillation(plan, head, stage.classes),
+                schedule=replace(stage.schedule, images=BURST * stage.schedule.batch),
+                seed=stage.seed,
+                precision=plan.recipe.precision,
+                on_step=note,
+            )
+    finally:
+        torch.set_num_threads(before)
+    return float(np.median(np.diff(at[1:]))) * math.ceil(stage.schedule.images / stage.schedule.batch)

@@ -1,0 +1,103 @@
+"""Recipes: options in a TOML file that flags override, refused by name where wrong; what a run will come to."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pruning import models, pipeline
+from pruning.checkpoint import Run
+from pruning.estimate import estimate
+from pruning.executors import Slot
+from pruning.plan import make_plan
+from pruning.recipe import Recipe, read_recipe
+from sensai_serve.cli.main import main
+from sensai_serve.errors import InputError
+
+FULL = """
+data = "wine"
+model = "mlp"
+assignment = "cyclic"
+offsets = [0, 1]
+target = "parameters"
+amount = 1            # a whole number where a fraction may be
+recover_images = 0
+images = 64
+calibration = "none"
+"""
+
+
+@pytest.fixture
+def weights(tmp_path) -> Path:
+    save_file(models.create("mlp", 3, (13,)).state_dict(), tmp_path / "mlp.safetensors")
+    return tmp_path / "mlp.safetensors"
+
+
+def test_a_recipe_file_is_a_recipe(tmp_path):
+    (tmp_path / "r.toml").write_text(FULL)
+    recipe = Recipe.from_json(read_recipe(tmp_path / "r.toml"))
+    expected = Recipe("wine", "mlp", "cyclic", offsets=(0, 1), target="parameters", amount=1.0)
+    assert recipe == dataclasses.replace(expected, recover_images=0, images=64, calibration="none")
+    assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
+
+
+def test_flags_win_over_the_file_and_the_whole_of_it_is_kept(tmp_path, weights, capsys):
+    (tmp_path / "r.toml").write_text(FULL)
+    command = ["prune", "--recipe", str(tmp_path / "r.toml"), "--weights", str(weights), "--quiet"]
+    main([*command, "--channels", "0.5", "--offsets", "0,2", "--seed", "3", "--out", str(tmp_path / "run")])
+    assert "3 subnets" in capsys.readouterr().out
+    kept = Run.open(tmp_path / "run").recipe
+    assert (kept.target, kept.amount, kept.offsets, kept.seed) == ("channels", 0.5, (0, 2), 3)
+    assert (kept.images, kept.calibration, kept.assignment) == (64, "none", "cyclic")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("colour = 1", r"r.toml: recipe: there is no option 'colour', expected one of amount, assignment"),
+        ("images = '5'", "images is '5', expected a whole number"),
+        ("images = true", "images is True, expected a whole number"),
+        ("images = 0.5", "images is 0.5, expected a whole number"),
+        ("rate = 'fast'", "rate is 'fast', expected a number"),
+        ("offsets = ['a']", r"offsets is \['a'\], expected a list of whole numbers"),
+        ("criterion = 3", "criterion is 3, expected a text"),
+        ("precision = 16", "precision is 16, expected a text"),
+        ("a = [", "cannot be read .*expected a recipe in TOML"),
+    ],
+)
+def test_a_wrong_option_is_refused_by_name(tmp_path, text, message):
+    (tmp_path / "r.toml").write_text(text)
+    with pytest.raises(InputError, match=message) as caught:
+        read_recipe(tmp_path / "r.toml")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="cannot be read"):
+        read_recipe(tmp_path / "nowhere.toml")
+
+
+@pytest.mark.parametrize("missing", ["data", "model"])
+def test_data_and_model_come_from_somewhere(missing):
+    given = {name: value for name, value in (("data", "wine"), ("model", "mlp")) if name != missing}
+    with pytest.raises(InputError, match=f"{missing} is missing, expected --{missing} or a recipe file"):
+        Recipe.from_json(given)
+
+
+def test_what_a_run_comes_to_is_known_before(tmp_path, weights):
+    recipe = Recipe("wine", "mlp", amount=0.5, images=640, recover_images=640, batch=32)
+    plan = make_plan(recipe, weights, threads=1)
+    before = torch.get_num_threads()
+    found = estimate(plan, (Slot("cpu", 1), Slot("cpu", 1)))
+    assert torch.get_num_threads() == before
+    run = pipeline.prune(plan, tmp_path / "run")
+    made = [run.network(run.folder(worker)) for worker in range(3)]
+    for size, network in zip(found.sizes, made, strict=True):
+        assert size.macs == pytest.approx(network.macs, rel=0.1)
+    written = sum(path.stat().st_size for path in run.path.rglob("*.safetensors"))
+    assert 0.9 * written < found.disk < 2 * written  # with the snapshots of two trainings
+    assert found.seconds > 0
+    longer = make_plan(dataclasses.replace(recipe, images=64_000, recover_images=64_000), weights, threads=1)
+    assert estimate(longer).seconds > 5 * found.seconds
