@@ -7,7 +7,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -19,6 +18,8 @@ from sensai_serve.manifest import SubnetSpec
 from sensai_serve.onnxfile import read_signature
 from sensai_serve.preprocess import Floats
 from serving.devices import Device, providers, require
+from serving.runner import runner_of
+from serving.session import Session
 
 MONOLITH = "monolith"
 """In a manifest's provenance: the file, inside the bundle, of one pruned network for all classes, what a user would run
@@ -63,16 +64,19 @@ class Network:
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(threads.spinning)))
+        shape = [size or 1 for size in (read_signature(data).inputs[0].shape or (None,))[1:]]
+        if device.kind == "cuda":
+            self._runner = Session(data, device, input_name, shape, "the network").runner
+            return
         try:
-            self._session: Any = ort.InferenceSession(data, options, providers=providers(device))
+            session = ort.InferenceSession(data, options, providers=providers(device))
+            self._runner = runner_of(session, device, input_name, shape)  # as our own workers are run
         except Exception as error:  # onnxruntime's exceptions share no base of its own
             raise BundleError(f"the network cannot be run: {str(error).splitlines()[0]}") from None
-        self._input = input_name
 
     def run(self, inputs: Floats) -> Floats:
         """Scores FP32 [N, C] of inputs FP32 [N, *shape]."""
-        scores: Floats = self._session.run(["scores"], {self._input: inputs})[0]
-        return scores
+        return self._runner.run(inputs)
 
 
 @dataclass(frozen=True)

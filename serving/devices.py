@@ -140,6 +140,15 @@ def page_locked(array: npt.NDArray[np.float32]) -> bool:
     return True
 
 
+def card_name(card: int) -> str:
+    """What a CUDA card calls itself; nothing where there is none."""
+    if card >= _cuda_cards():
+        return ""
+    name = ctypes.create_string_buffer(100)
+    ctypes.CDLL("libcuda.so.1").cuDeviceGetName(name, len(name), card)
+    return name.value.decode()
+
+
 def _cuda_cards() -> int:
     try:
         cuda = ctypes.CDLL("libcuda.so.1")

@@ -259,6 +259,31 @@ def peers(
 
 
 @bench.command()
+def device(
+    bundles: Annotated[
+        list[Path],
+        typer.Argument(metavar="BUNDLE...", help="One, or several of the same input: say one per precision."),
+    ],
+    *,
+    on: Annotated[str, typer.Option("--device", help="cuda:CARD, or a core.")] = "cuda:0",
+    data: Data = None,
+    requests: Annotated[int, typer.Option(min=20, help="Of each network in each way.")] = 2000,
+    rounds: Annotated[int, typer.Option(min=3, help="In which all take their turns.")] = 20,
+    out: Out = None,
+    quiet: Quiet = False,
+) -> None:
+    """One device, every network of a bundle or of several: run plainly, through bound buffers, as CUDA graphs."""
+    from benchmarks import device as benchmark
+
+    opened = [_open(path) for path in bundles]
+    samples = _labelled(opened[0], data).samples()
+    options = benchmark.Options(on, requests, rounds)
+    with progress(quiet=quiet) as on_step:
+        measured = benchmark.measure(opened, samples, options, on_step)
+    _publish(benchmark.report(measured), out)
+
+
+@bench.command()
 def speed(
     results: Annotated[Path, typer.Argument(metavar="DIR", help="With the runs.")] = Path("benchmarks/results"),
 ) -> None:
