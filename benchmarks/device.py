@@ -82,7 +82,7 @@ def measure(bundles: Sequence[Bundle], samples: Sequence[Floats], options: Optio
         for done, bundle in enumerate(bundles):
             on_step("open", done, len(bundles))
             name = _name(bundle, measured.bundles)
-            measured.bundles[name] = bundle.manifest.provenance.get("precision", {}).get("name", "fp32")
+            measured.bundles[name] = bundle.manifest.precision
             for way, on in _ways(device).items():
                 for what, subject in _subjects(stack, bundle, way, on, samples):
                     if isinstance(subject, str):
@@ -185,7 +185,7 @@ def _tables(measured: Measured, summaries: dict[Key, Summary]) -> Iterator[Table
             for network in dict.fromkeys(network for of, network, _ in measured.times if of == bundle):
                 found = [summaries.get((bundle, network, way)) for way in ways]
                 cells = [microseconds(None if one is None else one.quantiles[quantile]) for one in found]
-                rows.append((f"{bundle}, {precision}: {network}", *cells))
+                rows.append((f"{bundle}{precision and f', {precision}'}: {network}", *cells))
         note = f"Microseconds, 95% intervals; one input at a time, {measured.options.requests} each, in turns. A run "
         note += "begins and ends in this process's memory: copies to the device and back are in it."
         yield Table(f"Latency on {measured.options.device}, {quantile}", ("", *ways), rows, note)

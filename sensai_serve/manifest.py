@@ -93,6 +93,12 @@ class Manifest:
         except AssignmentError as error:
             raise BundleError(f"subnets and labels do not fit: {error}") from None
 
+    @property
+    def precision(self) -> str:
+        """Of the subnets' arithmetic, as the bundle's maker says it: ``fp32``, ``int8``; empty where it does not."""
+        said = self.provenance.get("precision")
+        return str(said.get("name", "")) if isinstance(said, Mapping) else ""
+
     def to_json(self) -> str:
         """The text of ``manifest.json``."""
         raw = {

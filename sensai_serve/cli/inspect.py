@@ -45,7 +45,10 @@ def inspect(
     offsets = f" with offsets {list(manifest.offsets)}" if manifest.offsets else ""
     counts = f"{len(manifest.labels)} classes, {len(manifest.subnets)} workers"
     console.print(f"[bold]{manifest.name}[/bold]  {counts}, {manifest.kind} assignment{offsets}", highlight=False)
-    console.print(f"input  {kind} FP32 [N, {', '.join(map(str, spec.shape))}], merged by {manifest.merge.rule}")
+    precision = f", subnets in {manifest.precision}" if manifest.precision else ""
+    console.print(
+        f"input  {kind} FP32 [N, {', '.join(map(str, spec.shape))}]{precision}, merged by {manifest.merge.rule}"
+    )
     console.print(_workers(opened, placed))
     for line in promise_lines(promises, opened.assignment.n_workers):
         console.print(line)

@@ -27,7 +27,7 @@ def test_several_bundles_in_every_way(bench, make_bundle, tmp_path: Path) -> Non
     assert results["missing"] == []
     names = list(results["precision"])
     assert len(names) == 2
-    assert set(results["precision"].values()) == {"fp32"}
+    assert set(results["precision"].values()) == {""}  # their maker does not say
     every = {(what, way) for what in ("largest subnet", ONE_BY_ONE, FUSED) for way in (PLAIN, BOUND)}
     every.add((PARALLEL, BOUND))
     found = {(one["bundle"], one["network"], one["way"]) for one in results["latency"]}

@@ -12,6 +12,7 @@ import onnx
 import pytest
 import torch
 
+from benchmarks.inprocess import in_process
 from benchmarks.networks import monolith
 from export import precisions
 from export.assemble import export
@@ -26,6 +27,8 @@ from sensai_serve.cli.main import main
 from sensai_serve.errors import ModelError, PluginError
 from sensai_serve.local import load
 from sensai_serve.onnxfile import read_signature
+from serving.devices import default_devices
+from serving.gateway import GatewayOptions
 
 SMALL = ["fp16", "int8"]
 
@@ -44,6 +47,18 @@ def test_a_small_bundle_verifies_and_keeps_its_accuracy_beside_that_of_fp32(smal
     assert accuracy["test"] == pytest.approx(digits_bundle.manifest.accuracy["test"], abs=0.03)
     assert accuracy["reference"] == digits_bundle.manifest.accuracy["reference"]
     assert set(small_bundle.manifest.provenance["precision"]["largest_subnet_us"]) == {"fp32", name}
+
+
+def test_a_small_bundle_is_served_like_any(small_bundle):
+    samples = [one[None] for one in small_bundle.golden().inputs]
+    with in_process(small_bundle, GatewayOptions(devices=default_devices()), samples) as served:
+        assert len(served.time(range(len(samples)))) == len(samples)
+
+
+def test_the_precision_is_told_to_who_looks(small_bundle, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["inspect", str(small_bundle.path)])
+    assert f"FP32 [N, 1, 8, 8], subnets in {small_bundle.manifest.precision}, merged" in capsys.readouterr().out
 
 
 def test_the_tolerance_and_what_was_found_are_said(small_bundle):
