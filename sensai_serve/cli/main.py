@@ -82,6 +82,7 @@ _EXTRA_OF = {
     "grpc_health": "grpc",
     "grpc_reflection": "grpc",
     "matplotlib": "bench",
+    "ray": "ray",
 }
 
 
