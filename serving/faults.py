@@ -7,6 +7,7 @@ A spec is ``WORKERS:FAULT[,FAULT...]``; WORKERS is one id, several as ``0+4``, o
     drop=0.1          a run fails with that probability
     crash=0.01        the process dies with that probability (in-process: the run fails)
     hang=0.01         a run never ends with that probability
+    oom=0.01          a run takes memory until its process is killed, with that probability (in-process: it fails)
     random            uniformly random scores
     nan               scores that are no numbers
     after=40          all of it only after so many runs, ...
@@ -31,6 +32,8 @@ import numpy.typing as npt
 from sensai_serve.errors import InputError, WorkerError
 
 _UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
+_OOM_STEP, _OOM_STEPS = 8 << 20, 64
+"""Bytes that a run takes at a time, and how often: 512 MiB in all."""
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(us|ms|s)")
 
 
@@ -54,6 +57,7 @@ class Fault:
     drop: float = 0.0
     crash: float = 0.0
     hang: float = 0.0
+    oom: float = 0.0
     scores: str = ""
     """``random``, ``nan``, or nothing for the true ones."""
     after: int = 0
@@ -80,7 +84,7 @@ def parse_fault(spec: str) -> Fault:
             if name == "delay":
                 exponential = value.startswith("exp(") and value.endswith(")")
                 given |= {"delay_s": _duration(value[4:-1] if exponential else value), "exponential": exponential}
-            elif name in ("drop", "crash", "hang"):
+            elif name in ("drop", "crash", "hang", "oom"):
                 probability = float(value or 1)
                 if not 0 <= probability <= 1:
                     raise ValueError(f"{name} is {value}, a probability is in [0, 1]")
@@ -124,6 +128,8 @@ class _Faulty:
             raise WorkerError("dropped on purpose")
         if drawn.random() < fault.hang:
             threading.Event().wait()
+        if drawn.random() < fault.oom:
+            self._run_out_of_memory()
         if fault.delay_s:
             time.sleep(drawn.expovariate(1 / fault.delay_s) if fault.exponential else fault.delay_s)
         scores = self._session.run(inputs)
@@ -132,6 +138,13 @@ class _Faulty:
         if fault.scores == "nan":
             return np.full_like(scores, np.nan)
         return scores
+
+    def _run_out_of_memory(self) -> None:
+        if not self._own_process:
+            raise MemoryError
+        taken = [np.ones(_OOM_STEP, np.uint8) for _ in range(_OOM_STEPS)]
+        del taken
+        os.kill(os.getpid(), signal.SIGKILL)  # nothing limits it, and the machine's memory is not ours to fill
 
 
 def _duration(text: str) -> float:

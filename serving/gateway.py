@@ -22,7 +22,7 @@ from sensai_serve.manifest import Manifest
 from sensai_serve.merge import Answer, MergePlan, Wait, parse_wait
 from sensai_serve.plugins import find
 from serving.admission import Admission
-from serving.backends import Backend, Plan
+from serving.backends import Backend, Plan, Processes
 from serving.devices import Device, default_devices
 from serving.faults import Fault
 from serving.health import FLOOR_S, Worker
@@ -43,6 +43,8 @@ class GatewayOptions:
     """Where workers are placed."""
     backend: str = "ort"
     """What runs them: a plugin of ``serving.backends``."""
+    processes: Processes = "worker"
+    """What has a process of its own, where the backend starts any: every worker, or every device."""
     wait: Wait = "decided"
     """What a request waits for that does not say."""
     patience: float = 4.0
@@ -128,6 +130,7 @@ class Gateway:
                 supervisor.up,
                 supervisor.down,
                 options.inline_s,
+                processes=options.processes,
             )
         )
         try:

@@ -106,6 +106,10 @@ class Health:
         restarts = self.workers[worker].restarts + 1
         self.workers[worker] = Worker(state=State.LIVE, restarts=restarts)
 
+    def came_up_wrong(self, worker: int) -> None:
+        """A worker is loaded and failed its check: nobody asks it, whatever depends on it."""
+        self.workers[worker].state = State.QUARANTINED
+
     def went_down(self, worker: int) -> None:
         """A worker's thread or process is gone."""
         self.workers[worker].state = State.DEAD

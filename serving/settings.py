@@ -18,6 +18,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, Setting
 from sensai_serve.errors import InputError
 from sensai_serve.merge import Wait
 from sensai_serve.preprocess import MAX_PIXELS
+from serving.backends import Processes
 from serving.devices import default_devices, parse_device
 from serving.faults import parse_fault
 from serving.gateway import GatewayOptions, OnMissing
@@ -72,6 +73,8 @@ class Inference(_Group):
     """Where workers are placed: ``cpu``, ``cpu:CORE`` or ``cuda:CARD``; every core where empty."""
     backend: str = "ort"
     """What runs the workers: a plugin of ``serving.backends``."""
+    processes: Processes = "worker"
+    """What has a process of its own with backend ``process``: every ``worker`` or every ``device``."""
     wait: Wait = "decided"
     """What a request waits for that does not say."""
     patience: float = Field(default=4.0, ge=0, allow_inf_nan=False)
@@ -154,6 +157,7 @@ class Settings(BaseSettings):
         return GatewayOptions(
             devices=tuple(map(parse_device, inference.devices)) or default_devices(),
             backend=inference.backend,
+            processes=inference.processes,
             wait=inference.wait,
             patience=inference.patience,
             deadline_s=None if inference.deadline_ms is None else inference.deadline_ms / 1000,

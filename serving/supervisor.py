@@ -149,9 +149,16 @@ class Supervisor:
     async def _admit(self, worker: int) -> None:
         """A worker that has come back is live again when it answers the golden samples as it did before."""
         assert self._golden is not None
-        scores = await self._run(worker, self._golden.inputs)
-        if scores is not None and _close(scores, self._expected[worker]):
+        while True:
+            scores = await self._run(worker, self._golden.inputs)
+            if scores is not None:
+                break
+            await asyncio.sleep(PROBE_EVERY_S)  # it was too slow, or is dead again
+        if _close(scores, self._expected[worker]):
             self.health.came_up(worker)
+        else:
+            self.health.came_up_wrong(worker)
+            log.warning("worker %d has come back and does not answer the golden samples as before", worker)
 
     async def _judge(self, worker: int, inputs: np.ndarray, scores: Scores) -> None:
         """Hold a suspect's scores against its subnet's, computed here."""

@@ -19,7 +19,7 @@ from benchmarks.stragglers import Aim, Context, Finding, Reply, as_merged, none_
 
 CLIENTS = 2
 MEMORY_LIMIT = 1.1
-_WORKER = re.compile(rb'"worker": (\d+)')
+_WORKER = re.compile(rb'"workers": \[(\d+)')
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,9 @@ def serve(
     http: Annotated[str | None, typer.Option(help="HOST:PORT of HTTP; port 0 is any free one.")] = None,
     grpc: Annotated[str | None, typer.Option(help="HOST:PORT of gRPC; it listens only when this is given.")] = None,
     backend: Annotated[str | None, typer.Option(help="What runs the workers.")] = None,
+    processes: Annotated[
+        str | None, typer.Option(help="With backend process, what has a process of its own: worker or device.")
+    ] = None,
     wait: Annotated[str | None, typer.Option(help="What requests wait for: decided, all, quorum or first.")] = None,
     patience: Annotated[
         float | None, typer.Option(help="Give a straggler up after so many times what healthy workers take; 0: never.")
@@ -82,6 +85,7 @@ def serve(
         "inference": {
             "devices": device or None,
             "backend": backend,
+            "processes": processes,
             "wait": wait,
             "patience": patience,
             "deadline_ms": deadline_ms,

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from sensai_serve.bundle import Bundle
 from serving.devices import Device
 from serving.faults import Fault
 from serving.job import Task
+
+Processes = Literal["worker", "device"]
+"""What has an operating system process of its own, where a backend starts any."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Plan:
     """A worker is gone."""
     inline_s: float = 0.0
     """The longest time that a request's subnets may keep the event loop's own thread, in seconds."""
+    processes: Processes = "worker"
 
     def device(self, worker: int) -> Device:
         """Where a worker runs."""

@@ -1,4 +1,8 @@
-"""A worker process: one subnet, run whenever its mailbox holds something new. Started by `serving.backends.process`."""
+"""A process of workers: each runs its subnet whenever its mailbox holds something new.
+
+Started by `serving.backends.process`, for one worker or for all of a device. Each worker has a thread and a session of
+its own, so that a slow one does not hold up the others of its device.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +11,14 @@ import ctypes
 import gc
 import os
 import signal
-import sys
+import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from serving.backends._shared import (
     DROPPED,
-    FAILED,
     OK,
     OVERWRITTEN,
     RAISED,
@@ -36,21 +40,22 @@ OOM_SCORE_ADJ = 500
 
 @dataclass(frozen=True)
 class Config:
-    """What a worker process is told, as JSON on its command line."""
+    """What the process is told, as JSON on its command line."""
 
-    worker: int
+    workers: list[int]
     parent: int
     device: str
     input_name: str
-    what: str
+    networks: list[str]
+    """Of each worker's network, its name in errors."""
     n_workers: int
     max_batch: int
     shape: list[int]
     widths: list[int]
     faults: list[str]
     memory_fd: int
-    network_fd: int
-    wake_fd: int
+    network_fds: list[int]
+    wake_fds: list[int]
     done_fd: int
 
     @property
@@ -66,42 +71,54 @@ def main(config: Config) -> None:
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE_ADJ))
     memory = Memory(config.memory_fd, config.layout)
-    try:
-        session = _load(config)
-    except Exception as error:  # said to the gateway, which decides what becomes of it
-        memory.say(config.worker, str(error))
-        memory.states[config.worker][0] = FAILED
-        os.eventfd_write(config.done_fd, 1)
-        sys.exit(1)
+    sessions = []
+    for at, worker in enumerate(config.workers):
+        with _said(memory, worker):
+            sessions.append(_load(config, at))
     gc.collect()
     gc.freeze()
-    memory.states[config.worker][0] = READY
-    os.eventfd_write(config.done_fd, 1)
-    _serve(config, memory, session)
+    for at, session in enumerate(sessions[1:], 1):
+        threading.Thread(target=_serve, args=(config, at, memory, session), daemon=True).start()
+    _serve(config, 0, memory, sessions[0])
 
 
-def _load(config: Config) -> Runs:
+@contextlib.contextmanager
+def _said(memory: Memory, worker: int) -> Iterator[None]:
+    """End the process on an error and leave it for the gateway, which decides what becomes of it."""
+    try:
+        yield
+    except Exception as error:
+        memory.say(worker, str(error))
+        os._exit(1)
+
+
+def _load(config: Config, at: int) -> Session:
     device = parse_device(config.device)
     require([device])
     _pin(device)
-    with os.fdopen(os.dup(config.network_fd), "rb") as file:
+    with os.fdopen(os.dup(config.network_fds[at]), "rb") as file:
         data = os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0)
-    session = Session(data, device, config.input_name, config.shape, config.what)
-    return with_faults(session, config.worker, [parse_fault(f) for f in config.faults], own_process=True)
+    return Session(data, device, config.input_name, config.shape, config.networks[at])
 
 
-def _serve(config: Config, memory: Memory, session: Runs) -> None:
-    mailbox, records = memory.mailboxes[config.worker], memory.records[config.worker]
+def _serve(config: Config, at: int, memory: Memory, session: Session) -> None:
+    worker = config.workers[at]
+    with _said(memory, worker):
+        session.warm()  # on the thread that will run it
+    runs = with_faults(session, worker, [parse_fault(f) for f in config.faults], own_process=True)
+    memory.states[worker][0] = READY
+    os.eventfd_write(config.done_fd, 1)
+    mailbox, records = memory.mailboxes[worker], memory.records[worker]
     seen = [0] * RING
-    at = 0
+    turn = 0
     while True:
-        os.eventfd_read(config.wake_fd)
-        while (packed := int(mailbox[at])) != seen[at]:
-            seen[at] = packed
-            word, record = Word.unpack(packed), records[at]
-            at = (at + 1) % RING
+        os.eventfd_read(config.wake_fds[at])
+        while (packed := int(mailbox[turn])) != seen[turn]:
+            seen[turn] = packed
+            word, record = Word.unpack(packed), records[turn]
+            turn = (turn + 1) % RING
             started = time.perf_counter()
-            record.status[0] = _run(memory, word, record, session)
+            record.status[0] = _run(memory, word, record, runs)
             record.seconds[0] = time.perf_counter() - started
             record.word[0] = packed
             if record.status[0] != DROPPED:  # nobody waits for what was dropped

@@ -28,7 +28,7 @@ RING = 8
 MESSAGE = 512
 _LINE = 64  # bytes: workers write to cache lines of their own
 
-STARTING, READY, FAILED = 0, 1, 2
+STARTING, READY = 0, 1
 OK, RAISED, OVERWRITTEN, DROPPED = 1, 2, 3, 4
 
 

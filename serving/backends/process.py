@@ -1,8 +1,8 @@
-"""A process per worker, restarted when it dies or hangs; inputs and scores go through shared memory.
+"""A process per worker, or per device, restarted when it dies or hangs; inputs and scores go through shared memory.
 
 The gateway's event loop does all of it, with no thread of its own: it writes a task's inputs and one word per worker,
 wakes the workers through an eventfd each, and is woken through one that they share. A process that dies is seen through
-its pidfd and started again at once if it had ever been ready, after a growing pause if not.
+its pidfd. It is started again at once if its workers had served, after a growing pause if not.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 
 from sensai_serve.errors import BundleError, DeviceError
 from serving.backends import Plan
 from serving.backends._child import Config
-from serving.backends._shared import DROPPED, FAILED, OK, READY, RING, SLOTS, STARTING, Layout, Memory, Word
+from serving.backends._processes import Process, Worker, processes
+from serving.backends._shared import DROPPED, OK, READY, RING, SLOTS, STARTING, Layout, Memory, Word
 from serving.devices import require
 from serving.job import Cause, Task
 
@@ -32,42 +33,16 @@ log = logging.getLogger(__name__)
 
 HOLDS = 2
 """Open tasks that one worker has at most."""
-HANG_S = 2.0
-"""A run is hung after this many seconds, or ..."""
-HANG_FACTOR = 20.0
-"""... so many times the longest run that ended, whichever is longer."""
 LOOK_S = 0.25
 """Pause between two looks for hung workers."""
 BACKOFF_S = (0.1, 10.0)
 """Pause before a process that never became ready is started again: the first, doubled each time up to the last."""
 START_S = 120.0
-"""How long all workers may take to load."""
+"""How long all workers may take to load at first."""
 _CHILD = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
     "from serving.backends._child import Config, main; main(Config(**json.loads(sys.argv[1])))"
 )
-
-
-@dataclass
-class _Process:
-    """One worker's process, as the gateway sees it."""
-
-    worker: int
-    network_fd: int
-    wake_fd: int
-    popen: subprocess.Popen[bytes] | None = None
-    pidfd: int = -1
-    up: bool = False
-    given: int = 0
-    reads: int = 0
-    failures: int = 0
-    longest_run_s: float = 0.0
-    busy_since: float = 0.0
-    """When it was given its oldest task, or answered the one before."""
-    tasks: deque[tuple[int, Task]] = field(default_factory=deque)
-    """Word and task, oldest first, as they stand in its ring: those that it has not answered or dropped yet."""
-    held: deque[tuple[int, Task]] = field(default_factory=deque)
-    """What is handed over next: a straggler's ring may be full of tasks that were answered without it."""
 
 
 class Backend:
@@ -92,69 +67,74 @@ class Backend:
         os.ftruncate(self._memory_fd, self._layout.size)
         self._memory = Memory(self._memory_fd, self._layout)
         self._done_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._processes = [self._prepare(w) for w in range(len(widths))]
+        self._workers = [self._prepare(w) for w in range(len(widths))]
+        self._processes = processes(plan, self._workers)
+        self._golden = 0
+        """Tasks of the check that a worker passes before it serves."""
         self._slot_task: list[Task | None] = [None] * SLOTS
         self._ticket = 0
         self._stopping = False
         self._settled = threading.Event()  # every worker is ready, or one has failed
         self._looking: asyncio.TimerHandle | None = None
 
-    def _prepare(self, worker: int) -> _Process:
+    def _prepare(self, worker: int) -> Worker:
         # The checked bytes travel, not the path: a restart cannot pick up a file that has changed since.
         network = os.memfd_create(f"subnet-{worker}", os.MFD_CLOEXEC)
         with os.fdopen(os.dup(network), "wb") as file:
             file.write(self._plan.bundle.subnet(worker))
-        return _Process(worker, network, os.eventfd(0, os.EFD_CLOEXEC))
+        return Worker(worker, network, os.eventfd(0, os.EFD_CLOEXEC))
 
     def start(self) -> None:
         """Start every process and wait until each is ready."""
+        self._golden = len(self._plan.bundle.golden().inputs)
         self._loop.call_soon_threadsafe(self._open)
         for process in self._processes:
             self._spawn(process)
         if not self._settled.wait(START_S):
             raise BundleError(f"{self._plan.bundle.path}: workers were not ready after {START_S:.0f} seconds")
+        for worker in self._workers:
+            if said := self._memory.message(worker.id):
+                raise BundleError(f"worker {worker.id}: {said}")
         for process in self._processes:
-            if not process.up:
-                said = self._memory.message(process.worker) or "its process ended while it was loading"
-                raise BundleError(f"worker {process.worker}: {said}")
+            if not all(worker.up for worker in process.workers):
+                raise BundleError(f"{process}: the process ended while it was loading")
 
     def submit(self, task: Task, workers: Sequence[int]) -> None:
         """Fan a task out."""
         self._collect()
         slot = self._take_slot(task)
         if slot is None:
-            for worker in workers:
-                task.fail(worker, Cause.FULL)
+            for w in workers:
+                task.fail(w, Cause.FULL)
             return
         n_inputs = len(task.inputs)
         self._memory.inputs[slot][:n_inputs] = task.inputs
         self._ticket += 1
         word = Word(self._ticket, slot, n_inputs).pack()
         self._memory.tickets[slot] = self._ticket
-        for worker in workers:
-            process = self._processes[worker]
-            if not process.up:
-                task.fail(worker, Cause.DEAD)
+        for worker in [self._workers[w] for w in workers]:
+            if not worker.up:
+                task.fail(worker.id, Cause.DEAD)
                 continue
-            process.held = deque((w, t) for w, t in process.held if not t.closed)
-            if len(process.held) + sum(not t.closed for _, t in process.tasks) >= HOLDS:
-                task.fail(worker, Cause.FULL)
+            worker.held = deque((w, t) for w, t in worker.held if not t.closed)
+            if len(worker.held) + sum(not t.closed for _, t in worker.tasks) >= HOLDS:
+                task.fail(worker.id, Cause.FULL)
                 continue
-            process.held.append((word, task))
-            self._hand_over(process)
+            worker.held.append((word, task))
+            self._hand_over(worker)
 
-    def _hand_over(self, process: _Process) -> None:
+    def _hand_over(self, worker: Worker) -> None:
         """Give a worker what is held for it, as far as its ring has room."""
-        while process.held and len(process.tasks) < RING:
-            word, task = process.held.popleft()
+        while worker.held and len(worker.tasks) < RING:
+            word, task = worker.held.popleft()
             if task.closed:
                 continue
-            if not process.tasks:
-                process.busy_since = time.monotonic()
-            process.tasks.append((word, task))
-            self._memory.mailboxes[process.worker][process.given % RING] = word
-            process.given += 1
-            os.eventfd_write(process.wake_fd, 1)
+            if not worker.tasks:
+                worker.busy_since = time.monotonic()
+            worker.tasks.append((word, task))
+            self._memory.mailboxes[worker.id][worker.given % RING] = word
+            worker.given += 1
+            os.eventfd_write(worker.wake_fd, 1)
 
     def stop(self) -> None:
         """Kill every process: none of them holds anything that would be lost."""
@@ -162,7 +142,7 @@ class Backend:
         closed = threading.Event()
         self._loop.call_soon_threadsafe(self._close, closed)
         closed.wait(5.0)
-        for fd in (self._done_fd, self._memory_fd, *(f for p in self._processes for f in (p.network_fd, p.wake_fd))):
+        for fd in (self._done_fd, self._memory_fd, *(f for w in self._workers for f in (w.network_fd, w.wake_fd))):
             os.close(fd)
 
     def _take_slot(self, task: Task) -> int | None:
@@ -175,26 +155,29 @@ class Backend:
 
     def _collect(self) -> None:
         """Deliver what the workers have written."""
-        for process in self._processes:
-            records = self._memory.records[process.worker]
-            while word := int((record := records[process.reads % RING]).word[0]):
-                process.reads += 1
+        for worker in self._workers:
+            records = self._memory.records[worker.id]
+            while word := int((record := records[worker.reads % RING]).word[0]):
+                worker.reads += 1
                 unpacked = Word.unpack(word)
                 status, seconds = int(record.status[0]), float(record.seconds[0])
                 scores = record.scores[: unpacked.n_inputs].copy()
                 record.word[0] = 0
-                process.longest_run_s = max(process.longest_run_s, seconds)
-                process.busy_since = time.monotonic()
-                task = _take(process.tasks, word)
-                if task is None or status == DROPPED:
+                worker.longest_run_s = max(worker.longest_run_s, seconds)
+                worker.busy_since = time.monotonic()
+                task = worker.take(word)
+                if status == DROPPED:
+                    continue
+                worker.answered += 1
+                if task is None:
                     continue
                 if status == OK:
-                    task.deliver(process.worker, scores, seconds)
+                    task.deliver(worker.id, scores, seconds)
                 else:
-                    task.fail(process.worker, Cause.FAILED)
+                    task.fail(worker.id, Cause.FAILED)
                 if task.closed and int(self._memory.tickets[unpacked.slot]) == unpacked.ticket:
                     self._memory.tickets[unpacked.slot] = 0  # who has not begun need not
-            self._hand_over(process)
+            self._hand_over(worker)
 
     def _open(self) -> None:
         self._loop.add_reader(self._done_fd, self._on_done)
@@ -212,44 +195,46 @@ class Backend:
             self._bury(process)
         closed.set()
 
-    def _spawn(self, process: _Process) -> None:
-        """Start a worker's process; from any thread."""
-        plan, subnet = self._plan, self._plan.bundle.manifest.subnets[process.worker]
-        self._memory.states[process.worker][0] = STARTING
-        self._memory.mailboxes[process.worker][:] = 0
-        for record in self._memory.records[process.worker]:
-            record.word[0] = 0
-        process.given = process.reads = 0
+    def _spawn(self, process: Process) -> None:
+        """Start a process; from any thread."""
+        plan, manifest = self._plan, self._plan.bundle.manifest
+        for worker in process.workers:
+            self._memory.states[worker.id][0] = STARTING
+            self._memory.say(worker.id, "")
+            self._memory.mailboxes[worker.id][:] = 0
+            for record in self._memory.records[worker.id]:
+                record.word[0] = 0
+            worker.given = worker.reads = worker.answered = 0
         config = Config(
-            worker=process.worker,
+            workers=[worker.id for worker in process.workers],
             parent=os.getpid(),
-            device=str(plan.device(process.worker)),
-            input_name=plan.bundle.manifest.input.name,
-            what=f"{plan.bundle.path}: {subnet.file}",
+            device=str(process.device),
+            input_name=manifest.input.name,
+            networks=[f"{plan.bundle.path}: {manifest.subnets[worker.id].file}" for worker in process.workers],
             n_workers=self._layout.n_workers,
             max_batch=self._layout.max_batch,
             shape=list(self._layout.shape),
             widths=list(self._layout.widths),
             faults=[fault.spec for fault in plan.faults],
             memory_fd=self._memory_fd,
-            network_fd=process.network_fd,
-            wake_fd=process.wake_fd,
+            network_fds=[worker.network_fd for worker in process.workers],
+            wake_fds=[worker.wake_fd for worker in process.workers],
             done_fd=self._done_fd,
         )
         popen = subprocess.Popen(
             [sys.executable, "-c", _CHILD, json.dumps(asdict(config)), json.dumps(sys.path)],
             stdin=subprocess.DEVNULL,
-            pass_fds=(self._memory_fd, process.network_fd, process.wake_fd, self._done_fd),
+            pass_fds=(self._memory_fd, self._done_fd, *config.network_fds, *config.wake_fds),
         )
         self._loop.call_soon_threadsafe(self._watch, process, popen, os.pidfd_open(popen.pid))
 
-    def _watch(self, process: _Process, popen: subprocess.Popen[bytes], pidfd: int) -> None:
+    def _watch(self, process: Process, popen: subprocess.Popen[bytes], pidfd: int) -> None:
         if self._stopping:  # it was started while the others were ended
             popen.kill()
             popen.wait()
             os.close(pidfd)
             return
-        process.popen, process.pidfd = popen, pidfd
+        process.popen, process.pidfd, process.started = popen, pidfd, time.monotonic()
         self._loop.add_reader(pidfd, self._on_exit, process)
         self._on_done()  # it may have been ready before it was watched
 
@@ -258,37 +243,39 @@ class Backend:
             os.eventfd_read(self._done_fd)
         self._collect()
         for process in self._processes:
-            if not process.up and int(self._memory.states[process.worker][0]) == READY and process.popen is not None:
-                process.up, process.failures = True, 0
-                self._plan.on_up(process.worker)
-                if all(p.up for p in self._processes):
-                    self._settled.set()
+            for worker in process.workers if process.popen is not None else ():
+                if not worker.up and int(self._memory.states[worker.id][0]) == READY:
+                    worker.up = True
+                    process.longest_start_s = max(process.longest_start_s, time.monotonic() - process.started)
+                    self._plan.on_up(worker.id)
+        if all(worker.up for worker in self._workers):
+            self._settled.set()
 
-    def _on_exit(self, process: _Process) -> None:
+    def _on_exit(self, process: Process) -> None:
         """A process has ended, which none does by itself: start another."""
         self._collect()
-        was_up = process.up
+        said = next((m for worker in process.workers if (m := self._memory.message(worker.id))), "")
+        had_served = all(worker.answered >= self._golden for worker in process.workers)
         self._bury(process)
         if self._stopping:
             return
-        self._plan.on_down(process.worker)
+        for worker in process.workers:
+            self._plan.on_down(worker.id)
         if not self._settled.is_set():
             self._settled.set()  # the first start: `start` says what went wrong
             return
-        process.failures += 0 if was_up else 1
+        process.failures = 0 if had_served else process.failures + 1
         first, last = BACKOFF_S
-        pause = 0.0 if was_up else min(last, first * 2 ** (process.failures - 1))
-        said = self._memory.message(process.worker) if int(self._memory.states[process.worker][0]) == FAILED else ""
-        log.warning("worker %d ended%s; starting it again", process.worker, f" ({said})" if said else "")
+        pause = min(last, first * 2 ** (process.failures - 1)) if process.failures else 0.0
+        log.warning("%s ended%s; starting it again", process, f" ({said})" if said else "")
         self._loop.call_later(pause, self._respawn, process)
 
-    def _respawn(self, process: _Process) -> None:
+    def _respawn(self, process: Process) -> None:
         if not self._stopping:
             self._loop.run_in_executor(None, self._spawn, process)
 
-    def _bury(self, process: _Process) -> None:
-        """Free what a process held and fail what it was given."""
-        process.up = False
+    def _bury(self, process: Process) -> None:
+        """Free what a process held and fail what its workers were given."""
         if process.pidfd >= 0:
             self._loop.remove_reader(process.pidfd)
             os.close(process.pidfd)
@@ -296,36 +283,14 @@ class Backend:
         if process.popen is not None:
             process.popen.wait()
             process.popen = None
-        for tasks in (process.tasks, process.held):
-            while tasks:
-                tasks.popleft()[1].fail(process.worker, Cause.DEAD)
-        with contextlib.suppress(BlockingIOError):  # a wake-up that nobody took
-            _drain(process.wake_fd)
+        for worker in process.workers:
+            worker.went_down()
 
     def _look_for_hung(self) -> None:
         self._looking = self._loop.call_later(LOOK_S, self._look_for_hung)
         self._collect()
         now = time.monotonic()
         for process in self._processes:
-            limit = max(HANG_S, HANG_FACTOR * process.longest_run_s)
-            if process.tasks and process.popen is not None and now - process.busy_since > limit:
-                log.warning("worker %d has been silent for %.1f s; killing it", process.worker, limit)
+            if process.popen is not None and (why := process.hung(now)):
+                log.warning("%s; killing its process", why)
                 process.popen.send_signal(signal.SIGKILL)
-
-
-def _take(tasks: deque[tuple[int, Task]], word: int) -> Task | None:
-    """Take the task of that word off, and those before it, which were dropped; None where it has been given up."""
-    if all(word != w for w, _ in tasks):
-        return None
-    while True:
-        w, task = tasks.popleft()
-        if w == word:
-            return task
-
-
-def _drain(eventfd: int) -> None:
-    os.set_blocking(eventfd, False)
-    try:
-        os.eventfd_read(eventfd)
-    finally:
-        os.set_blocking(eventfd, True)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,7 +15,6 @@ import sensai_serve
 from sensai_serve.bundle import Bundle
 from sensai_serve.errors import BundleError, DeviceError, OverloadedError, UncoveredError
 from sensai_serve.plugins import available
-from serving.backends.process import Backend as ProcessBackend
 from serving.devices import parse_device
 from serving.faults import parse_fault
 from serving.gateway import Gateway, GatewayOptions
@@ -269,39 +266,14 @@ def test_a_device_that_is_not_here_is_said(tiny_bundle: Path, backend: str) -> N
     run(test)
 
 
-def pid_of(gateway: Gateway, worker: int) -> int:
-    backend = gateway._backend
-    assert isinstance(backend, ProcessBackend)
-    popen = backend._processes[worker].popen
-    assert popen is not None
-    return popen.pid
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP, signal.SIGSEGV])
-def test_a_process_that_dies_or_stops_is_replaced_and_no_request_fails(tiny_bundle: Path, number: int) -> None:
+def test_a_run_that_hangs_or_has_no_memory_is_an_erasure_in_process(tiny_bundle: Path) -> None:
     async def test() -> None:
-        async with serving(tiny_bundle, backend="process") as gateway:
-            expected = {seed: (await gateway.infer(inputs(1, seed), wait="all")).answer for seed in range(20)}
-            before = pid_of(gateway, 4)
-            os.kill(before, number)
-            seed = 0
-            while gateway.workers[4].restarts < 1:
-                seed = (seed + 1) % 20
+        async with serving(tiny_bundle, "4:hang,after=20", "7:oom,after=20", backend="ort", wait="all") as gateway:
+            for seed in range(40):
                 reply = await gateway.infer(inputs(1, seed))
-                if reply.answer.complete:
-                    assert (reply.answer.class_id == expected[seed].class_id).all()
-            assert pid_of(gateway, 4) != before
-            assert (await gateway.infer(inputs(), wait="all")).answer.missing == ()
-
-    run(test)
-
-
-def test_no_process_outlives_the_gateway(tiny_bundle: Path) -> None:
-    async def test() -> None:
-        async with serving(tiny_bundle, backend="process") as gateway:
-            pids = [pid_of(gateway, w) for w in range(10)]
-        for pid in pids:
-            with pytest.raises(ProcessLookupError):
-                os.kill(pid, 0)
+                assert {w for w, cause in reply.erasures.items() if cause is Cause.FAILED} <= {7}
+            assert reply.erasures[7] is Cause.FAILED
+            await until(lambda: gateway.workers[4].state is State.EJECTED)
+            assert gateway.ready
 
     run(test)

@@ -17,7 +17,8 @@ from serving.settings import describe_settings
 PAGE = (Path(__file__).parents[2] / "docs/serving.md").read_text()
 EXAMPLES = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 GIVEN = {"http": "127.0.0.1:1", "grpc": "127.0.0.1:1", "inference.wait": "all", "inference.on_missing": "degrade",
-         "log_format": "json", "inference.abstain_unelected": None, "access_log": None}  # fmt: skip
+         "inference.processes": "device", "inference.abstain_unelected": None, "log_format": "json",
+         "access_log": None}  # fmt: skip
 """What a flag is tried with; None where it takes no value."""
 
 
