@@ -142,6 +142,7 @@ class _Watched:
         self._task = task
         self._marks = marks
         self.inputs = task.inputs
+        self.expires = task.expires
 
     @property
     def closed(self) -> bool:

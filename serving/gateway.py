@@ -27,7 +27,8 @@ from serving.devices import Device, default_devices
 from serving.faults import Fault
 from serving.health import FLOOR_S, Worker
 from serving.job import Cause, Job, Outcome
-from serving.placement import Placement, place
+from serving.placement import Placement, describe, place
+from serving.remote.workers import WorkerMap
 from serving.reply import Counters, Reply, by_reference, uncovered
 from serving.session import Session
 from serving.supervisor import Supervisor
@@ -41,6 +42,8 @@ class GatewayOptions:
 
     devices: tuple[Device, ...] = field(default_factory=default_devices)
     """Where workers are placed."""
+    workers: WorkerMap | None = None
+    """Which worker runs where, some of them on other machines; `devices` are its own then. None: placement says."""
     backend: str = "ort"
     """What runs them: a plugin of ``serving.backends``."""
     processes: Processes = "worker"
@@ -76,6 +79,7 @@ class Gateway:
 
         Raises:
             BundleError: `reference` is to answer for missing classes, and the bundle has none.
+            InputError: a worker is to run nowhere, or in two places.
         """
         if options.on_missing == "reference" and bundle.manifest.reference is None:
             raise BundleError(f"{bundle.path} has no reference network to answer for missing classes")
@@ -88,7 +92,11 @@ class Gateway:
         self.counters = Counters(worker_seconds=[0.0] * n_workers, worker_runs=[0] * n_workers)
         self.plan = MergePlan(bundle.assignment, bundle.manifest.merge.rule, bundle.manifest.merge.threshold)
         costs = [s.macs for s in bundle.manifest.subnets]
-        self.placement: Placement = place(bundle.assignment, len(options.devices), costs)
+        if options.workers is None:
+            self.placement: Placement = place(bundle.assignment, len(options.devices), costs)
+        else:
+            given = options.workers.device_of(n_workers)
+            self.placement = describe(bundle.assignment, given, len(options.devices))
         self.admission = Admission(options.max_in_flight)
         self._supervisor: Supervisor | None = None
         self._backend: Backend | None = None
@@ -205,9 +213,9 @@ class Gateway:
         expires = None if deadline_s is None else asyncio.get_running_loop().time() + deadline_s
         if not self.admission.turn_now():
             return self._queue(inputs, waits, expires)
-        job = self._submit(inputs, waits)
+        job = self._submit(inputs, waits, expires)
         if job.outcome is None or (job.outcome.uncovered and self._reference is not None):
-            return self._finish(job, expires, 0.0)
+            return self._finish(job, 0.0)
         self.admission.release()
         self.admission.leave()
         return self._reply(job.outcome, 0.0)
@@ -221,7 +229,7 @@ class Gateway:
             self.admission.leave()
             raise
         if placed:
-            return await self._finish(self._submit(inputs, wait), expires, perf_counter() - admitted)
+            return await self._finish(self._submit(inputs, wait, expires), perf_counter() - admitted)
         self.admission.leave()
         job = self._job(inputs, wait)
         job.expire(Cause.DEADLINE)  # it never came to the workers: every copy is an erasure
@@ -232,25 +240,26 @@ class Gateway:
         assert self._supervisor is not None
         return Job(inputs, self.plan.collect(len(inputs), wait), self._supervisor.late)
 
-    def _submit(self, inputs: npt.NDArray[np.float32], wait: Wait) -> Job:
+    def _submit(self, inputs: npt.NDArray[np.float32], wait: Wait, expires: float | None) -> Job:
         """Fan a request out. It has its place at the workers."""
         assert self._backend is not None
         assert self._supervisor is not None
         job = self._job(inputs, wait)
+        job.expires = expires
         for worker, cause in self._supervisor.unwaited():
             job.fail(worker, cause)
         self._backend.submit(job, self._supervisor.health.admitted())
         return job
 
-    async def _finish(self, job: Job, expires: float | None, line_s: float) -> Reply:
+    async def _finish(self, job: Job, line_s: float) -> Reply:
         """Wait for what was fanned out, and leave."""
         assert self._supervisor is not None
         loop, typical_s = asyncio.get_running_loop(), self._supervisor.health.typical_s
         timers = []
         try:
             try:
-                if expires is not None:
-                    timers.append(loop.call_at(expires, job.expire, Cause.DEADLINE))
+                if job.expires is not None:
+                    timers.append(loop.call_at(job.expires, job.expire, Cause.DEADLINE))
                 if self.options.patience and typical_s is not None:
                     timers.append(loop.call_later(self.options.patience * typical_s + FLOOR_S, job.lose_patience))
                 outcome = await job.wait()
@@ -308,4 +317,5 @@ class Gateway:
         data = self.bundle.reference()
         assert data is not None
         spec, what = self.manifest.input, f"{self.bundle.path}: {self.manifest.reference}"
-        return Session(data, self.options.devices[0], spec.name, spec.shape, what)
+        here = next((device for device in self.options.devices if device.endpoint is None), Device("cpu"))
+        return Session(data, here, spec.name, spec.shape, what)

@@ -50,6 +50,10 @@ class Task(Protocol):
     def closed(self) -> bool:
         """Nobody wants it any more: workers look before they start, and drop it."""
 
+    @property
+    def expires(self) -> float | None:
+        """When it closes by itself, on the event loop's clock; None where it does not."""
+
     def deliver(self, worker: int, scores: Scores, seconds: float) -> None:
         """A worker's scores FP32 [N, k], and how long its subnet took."""
 
@@ -93,7 +97,7 @@ class Job:
     """
 
     __slots__ = ("_arrivals", "_collector", "_erasures", "_future", "_impatient", "_lock", "_on_late", "_started",
-                 "closed", "inputs", "outcome")  # fmt: skip
+                 "closed", "expires", "inputs", "outcome")  # fmt: skip
 
     def __init__(
         self,
@@ -110,6 +114,7 @@ class Job:
         """
         self.inputs = inputs
         self.closed = False
+        self.expires: float | None = None
         self.outcome: Outcome | None = None
         """What became of it; None while it is waited for."""
         self._collector = collector
@@ -205,6 +210,7 @@ class Probe:
     """A task for one worker, outside any request: to see whether it works, and how fast."""
 
     closed = False
+    expires: float | None = None
 
     def __init__(self, inputs: npt.NDArray[np.float32], loop: AbstractEventLoop) -> None:
         """Make a probe of FP32 [N, *shape]."""

@@ -23,6 +23,8 @@ from serving.devices import default_devices, parse_device
 from serving.faults import parse_fault
 from serving.gateway import GatewayOptions, OnMissing
 from serving.logs import LogFormat
+from serving.remote.endpoint import Security
+from serving.remote.workers import WorkerMap, parse_workers
 
 
 def _parse_address(value: Any) -> Any:
@@ -91,6 +93,33 @@ class Inference(_Group):
     """What is to go wrong on purpose, for tests and demonstrations: ``3:delay=50ms``, ``0+4:drop=0.1``."""
 
 
+class Remote(_Group):
+    """Workers on other machines."""
+
+    workers: Words = ()
+    """Which worker runs where: ``0,3=grpc://HOST:PORT``, ``5=cpu:0``, ``*=...`` for all others."""
+    file: Path | None = None
+    """A file of such lines."""
+    ca: Path | None = None
+    """A PEM file: whose certificates are believed where ``grpcs`` or ``https`` is spoken; the system's where None."""
+    cert: Path | None = None
+    """A PEM file: our own certificate, for mutual TLS."""
+    key: Path | None = None
+    """A PEM file: its private key."""
+    token_file: Path | None = None
+    """A file: the token that nodes ask for."""
+
+    def worker_map(self) -> WorkerMap | None:
+        """Which worker runs where; None where placement says.
+
+        Raises:
+            InputError: a line, or a certificate without its key, that cannot be accepted.
+        """
+        if not self.workers and self.file is None:
+            return None
+        return parse_workers(self.workers, self.file, Security(self.ca, self.cert, self.key, self.token_file))
+
+
 class Limits(_Group):
     """What requests may cost; more is refused."""
 
@@ -129,6 +158,8 @@ class Settings(BaseSettings):
     """A directory of bundles, all of them served; clients may load and unload them. None: no control by clients."""
     inference: Inference = Inference()
     """How requests are answered."""
+    remote: Remote = Remote()
+    """Workers on other machines."""
     limits: Limits = Limits()
     """What requests may cost."""
     shared_memory: bool | None = None
@@ -151,12 +182,16 @@ class Settings(BaseSettings):
         """What a gateway takes of these.
 
         Raises:
-            InputError: a device or a fault that is none.
+            InputError: a device, a fault or a worker's place that is none.
         """
         inference, limits = self.inference, self.limits
+        devices, workers = tuple(map(parse_device, inference.devices)), self.remote.worker_map()
+        if workers is not None and (devices or inference.backend not in ("ort", "remote")):
+            raise InputError("--worker says where each worker runs, expected neither --device nor another --backend")
         return GatewayOptions(
-            devices=tuple(map(parse_device, inference.devices)) or default_devices(),
-            backend=inference.backend,
+            devices=(devices or default_devices()) if workers is None else workers.devices,
+            workers=workers,
+            backend=inference.backend if workers is None else "remote",
             processes=inference.processes,
             wait=inference.wait,
             patience=inference.patience,

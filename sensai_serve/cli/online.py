@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from sensai_serve.bundle import Bundle
     from sensai_serve.cli.samples import Sample
+    from serving.remote.workers import WorkerMap
     from serving.settings import Described
 
 Classify = Callable[["Sample"], dict[str, Any]]
@@ -68,8 +70,17 @@ def serve(
     fault: Annotated[
         list[str] | None, typer.Option(help="Let workers fail on purpose: 3:delay=50ms, 0+4:drop=0.1.")
     ] = None,
+    worker: Annotated[
+        list[str] | None, typer.Option(help="Which worker runs where: 0,3=grpc://HOST:PORT, 5=cpu:0, '*=...'.")
+    ] = None,
+    workers: Annotated[Path | None, typer.Option(help="A file of such lines, as `sensai place` prints it.")] = None,
+    worker_ca: Annotated[Path | None, typer.Option(help="A PEM file: whose certificates nodes must have.")] = None,
+    worker_cert: Annotated[Path | None, typer.Option(help="A PEM file: our certificate, for nodes that ask.")] = None,
+    worker_key: Annotated[Path | None, typer.Option(help="A PEM file: its private key.")] = None,
+    worker_token_file: Annotated[Path | None, typer.Option(help="A file: the token that nodes ask for.")] = None,
 ) -> None:
     """Serve bundles over HTTP until SIGTERM. Every option is also a variable of the environment, SENSAI_..."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its library would write lines of its own to stderr
     from sensai_serve.bundle import Bundle
     from sensai_serve.errors import InputError
     from serving.repository import Repository
@@ -94,6 +105,14 @@ def serve(
             "abstain_margin": abstain_margin,
             "faults": fault or None,
         },
+        "remote": {
+            "workers": worker or None,
+            "file": workers,
+            "ca": worker_ca,
+            "cert": worker_cert,
+            "key": worker_key,
+            "token_file": worker_token_file,
+        },
         "limits": {"in_flight": max_in_flight},
     }
     if show_settings:
@@ -103,7 +122,11 @@ def serve(
     opened = [Bundle.open(path) for path in [*(bundles or []), *_bundles_in(settings.repository)]]
     if not opened and settings.repository is None:
         raise InputError("nothing to serve, expected directories of bundles or --repository")
-    served = Repository(opened, settings.gateway_options(), settings.repository)
+    options = settings.gateway_options()
+    served = Repository(opened, options, settings.repository)
+    if options.workers is not None:
+        for bundle in opened:
+            _say_hosts(bundle, options.workers)
     what = ", ".join(map(_summary, opened)) or "nothing loaded"
     run(served, settings, lambda urls: typer.echo(f"ready: {' '.join(urls.values())}  {what}"))
 
@@ -146,6 +169,15 @@ def _bundles_in(repository: Path | None) -> list[Path]:
         raise InputError(f"{repository} is no directory, expected one that holds bundles")
     found = sorted(path.parent for path in repository.glob(f"*/{MANIFEST}"))
     return [path for path in found if not path.name.startswith(".")]  # a hidden one is still being written
+
+
+def _say_hosts(bundle: Bundle, workers: WorkerMap) -> None:
+    """Which hosts may be lost, before anything is."""
+    from serving.remote.domains import host_lines, hosts_of
+
+    hosts = hosts_of(workers.devices, workers.device_of(bundle.assignment.n_workers))
+    for line in host_lines(bundle.assignment, bundle.manifest.labels, hosts):
+        typer.echo(f"{bundle.manifest.name}: {line}")
 
 
 def _summary(bundle: Bundle) -> str:

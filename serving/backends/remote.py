@@ -61,6 +61,7 @@ class Backend:
                 plan.bundle,
                 here,
                 max_batch=plan.max_batch,
+                inline_s=0.0,  # what is for other machines is written by this thread
                 faults=plan.faults,
                 on_up=plan.on_up,
                 on_down=plan.on_down,

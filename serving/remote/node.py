@@ -43,6 +43,8 @@ class NodeOptions:
     """What runs them: a plugin of ``serving.backends``."""
     max_batch: int = 64
     """Inputs in one request."""
+    inline_s: float = 0.001
+    """Subnets shorter than a hand-off run on the event loop's own thread, for so many seconds per input at most."""
     faults: tuple[Fault, ...] = ()
     """What is to go wrong, on purpose."""
 
@@ -77,6 +79,7 @@ class Version:
             bundle,
             device_of,
             max_batch=options.max_batch,
+            inline_s=options.inline_s,
             faults=options.faults,
             on_up=lambda worker: self._told(worker, up=True),
             on_down=lambda worker: self._told(worker, up=False),

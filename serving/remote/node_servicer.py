@@ -9,6 +9,7 @@ nobody. What else is said on it stands in `serving.remote.message`.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -35,7 +36,8 @@ PLATFORM = "sensai_node"
 class Asked:
     """One input on its way through this node's workers. See `serving.job.Task`."""
 
-    __slots__ = ("_loop", "_tell", "closed", "inputs")
+    __slots__ = ("_loop", "_tell", "_thread", "closed", "inputs")
+    expires: float | None = None
 
     def __init__(self, inputs: npt.NDArray[np.float32], tell: Callable[[int, Scores | Cause, float], None]) -> None:
         """Make one.
@@ -48,14 +50,21 @@ class Asked:
         self.closed = False
         self._tell = tell
         self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
 
     def deliver(self, worker: int, scores: Scores, seconds: float) -> None:
         """See `Task`."""
-        self._loop.call_soon_threadsafe(self._tell, worker, scores, seconds)
+        self._pass_on(worker, scores, seconds)
 
     def fail(self, worker: int, cause: Cause) -> None:
         """See `Task`."""
-        self._loop.call_soon_threadsafe(self._tell, worker, cause, 0.0)
+        self._pass_on(worker, cause, 0.0)
+
+    def _pass_on(self, worker: int, outcome: Scores | Cause, seconds: float) -> None:
+        if threading.get_ident() == self._thread:
+            self._tell(worker, outcome, seconds)
+        else:
+            self._loop.call_soon_threadsafe(self._tell, worker, outcome, seconds)
 
 
 class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]

@@ -43,6 +43,7 @@ class Part:
         device_of: dict[int, Device],
         *,
         max_batch: int,
+        inline_s: float,
         faults: Sequence[Fault],
         on_up: Callable[[int], None],
         on_down: Callable[[int], None],
@@ -54,6 +55,7 @@ class Part:
             bundle: the whole one.
             device_of: for each of these workers, where it runs.
             max_batch: the most inputs in one task.
+            inline_s: seconds that a task may keep the event loop's own thread.
             faults: on purpose, by the workers' own ids.
             on_up: told their own ids.
             on_down: told their own ids.
@@ -73,6 +75,7 @@ class Part:
                 faults=tuple(self._renumbered(fault) for fault in faults),
                 on_up=lambda i: on_up(ids[i]),
                 on_down=lambda i: on_down(ids[i]),
+                inline_s=inline_s,
             )
         )
 
@@ -97,10 +100,11 @@ class Part:
 class _Renumbered:
     """A task whose workers have other ids in the backend that runs them."""
 
-    __slots__ = ("_ids", "_task", "inputs")
+    __slots__ = ("_ids", "_task", "expires", "inputs")
 
     def __init__(self, task: Task, ids: Sequence[int]) -> None:
         self.inputs: npt.NDArray[np.float32] = task.inputs
+        self.expires = task.expires
         self._task = task
         self._ids = ids
 

@@ -134,7 +134,7 @@ class NodeStream:
         if len(self._sent) > KEPT:
             self._forget()
         start = head(self._model, self._version, tuple(there))
-        self.pipe.send(task, b"".join((start, particulars(self._ticket, closed), body)))
+        self.pipe.send(task, b"".join((start, particulars(self._ticket, closed, _left_s(task)), body)))
 
     async def close(self) -> None:
         """End the call; open tasks fail."""
@@ -221,7 +221,7 @@ class WorkerStream:
                 continue
             self._ticket += 1
             self._given.append(_Sent(task, (self._worker,)))
-            self.pipe.send(_ALWAYS, b"".join((self._start, particulars(self._ticket), body)))
+            self.pipe.send(_ALWAYS, b"".join((self._start, particulars(self._ticket, timeout_s=_left_s(task)), body)))
 
     def _received(self, message: pb.ModelStreamInferResponse) -> None:
         now = time.perf_counter()
@@ -234,6 +234,11 @@ class WorkerStream:
             sent.task.deliver(self._worker, scores_of(message.infer_response, 0), now - max(sent.at, self._since))
         self._since = now
         self._hand_over()
+
+
+def _left_s(task: Task) -> float | None:
+    """Seconds until nobody waits any more, for the other end to know; None where somebody waits for ever."""
+    return None if task.expires is None else task.expires - asyncio.get_running_loop().time()
 
 
 class _Always:

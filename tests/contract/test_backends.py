@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +15,43 @@ import sensai_serve
 from sensai_serve.bundle import Bundle
 from sensai_serve.errors import BundleError, DeviceError, OverloadedError, UncoveredError
 from sensai_serve.plugins import available
-from serving.devices import parse_device
-from serving.faults import parse_fault
+from serving.devices import Device, parse_device
+from serving.faults import Fault, parse_fault
 from serving.gateway import Gateway, GatewayOptions
 from serving.health import State
 from serving.job import Cause
+from serving.remote.endpoint import Security
+from serving.remote.node import Node, NodeOptions
+from serving.remote.node_server import serving as node_serving
+from serving.remote.workers import parse_workers
+from serving.settings import Address
 
-BACKENDS = [name for name in available("serving.backends") if name != "remote"]
+BACKENDS = available("serving.backends")
 ONE_CORE = (parse_device("cpu"),)
 
 
 @asynccontextmanager
 async def serving(bundle: Path, *faults: str, **options: Any) -> AsyncIterator[Gateway]:
     given = {"devices": ONE_CORE, "faults": tuple(map(parse_fault, faults)), **options}
+    async with AsyncExitStack() as stack:
+        if given.get("backend") == "remote":
+            given |= await at_a_node(stack, bundle, given["devices"], given["faults"])
+        yield await stack.enter_async_context(started(bundle, given))
+
+
+async def at_a_node(
+    stack: AsyncExitStack, bundle: Path, devices: tuple[Device, ...], faults: tuple[Fault, ...]
+) -> dict[str, Any]:
+    """Start a node with all workers; half of them are reached over its stream, the others each as any model is."""
+    node = Node(bundle, NodeOptions(devices=devices, faults=faults))
+    url = await stack.enter_async_context(node_serving(node, Address(host="127.0.0.1", port=0), Security()))
+    alone = [f"{w}={url}/{node.name}-{w:02}" for w in range(1, node.newest.bundle.assignment.n_workers, 2)]
+    workers = parse_workers([f"*={url}", *alone], None, Security())
+    return {"devices": workers.devices, "workers": workers, "faults": ()}
+
+
+@asynccontextmanager
+async def started(bundle: Path, given: dict[str, Any]) -> AsyncIterator[Gateway]:
     gateway = Gateway(Bundle.open(bundle), GatewayOptions(**given))
     await gateway.start()
     try:
