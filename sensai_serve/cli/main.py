@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from sensai_serve import __version__
-from sensai_serve.cli import bench, cluster, inspect, offline, online, report
+from sensai_serve.cli import bench, cluster, compare, inspect, offline, online, report
 from sensai_serve.errors import InputError, SensaiError
 
 app = typer.Typer(
@@ -22,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=True,
 )
-for part in (offline, report, inspect, online, cluster, bench):
+for part in (offline, report, compare, inspect, online, cluster, bench):
     app.registered_commands.extend(part.app.registered_commands)
     app.registered_groups.extend(part.app.registered_groups)
 

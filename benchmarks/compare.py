@@ -1,0 +1,173 @@
+"""``sensai compare``: latencies of many networks, measured in turns, beside the accuracy that each has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks import machine
+from benchmarks.networks import Network, direct
+from benchmarks.stats import Estimate, Seconds, Summary, ratio, summarise
+from benchmarks.turns import Rounds, in_turns
+from sensai_serve.errors import InputError
+from sensai_serve.onnxfile import read_signature
+from sensai_serve.preprocess import Floats
+from serving.devices import Threads
+
+REFERENCE, GIVEN = "reference", "given"
+ONE = Threads(1, spinning=False)
+ALIKE = 1.1
+"""Latencies that differ by less are of networks of one size."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One point: one network, or several that run side by side, one core each."""
+
+    name: str
+    series: str
+    """`REFERENCE`, `GIVEN`, a monolith or a kind of class parallelism."""
+    size: str
+    """What it is called beside the others of its series."""
+    budget: str
+    """Under which image passes were counted; empty where that makes no difference."""
+    test: float
+    """Accuracy."""
+    validation: float
+    macs: Sequence[int]
+    """Of each network; 0 where nobody knows."""
+    parameters: Sequence[int]
+    passes: int
+    """Of all its networks; 0 where nobody knows."""
+    files: Sequence[Path]
+
+    @property
+    def alone(self) -> bool:
+        """One network for all classes."""
+        return len(self.files) == 1
+
+
+@dataclass(frozen=True)
+class Timed:
+    """An entry and how long its networks take."""
+
+    entry: Entry
+    each: tuple[Rounds, ...]
+    """Of each network."""
+
+    @property
+    def slowest(self) -> Rounds:
+        """Of the network with the longest median: what an answer of all workers waits for."""
+        return max(self.each, key=lambda rounds: float(np.median(np.concatenate(rounds))))
+
+    @property
+    def latency(self) -> Summary:
+        """Of the slowest network."""
+        return summarise(self.slowest)
+
+    @property
+    def work(self) -> float:
+        """Seconds of all networks together, by their medians."""
+        return float(sum(np.median(np.concatenate(rounds)) for rounds in self.each))
+
+    def faster_than(self, other: Timed) -> Estimate:
+        """How many times less its slowest network takes."""
+        return ratio(other.slowest, self.slowest)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How much is measured."""
+
+    requests: int = 200
+    """Of each network."""
+    rounds: int = 20
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Everything that one run found."""
+
+    subject: str
+    options: Options
+    machine: dict[str, Any]
+    timed: Sequence[Timed]
+    """The reference first."""
+    test_inputs: int
+    """That accuracies are of."""
+
+    @property
+    def reference(self) -> Timed:
+        """What all others are made from or measured against."""
+        return self.timed[0]
+
+
+def measure(
+    subject: str,
+    entries: Sequence[Entry],
+    samples: Sequence[Floats],
+    test_inputs: int,
+    options: Options,
+    on_step: Callable[[str, int, int], None],
+) -> Measured:
+    """Time every network of every entry in turns, on one thread each.
+
+    Args:
+        subject: name of the data.
+        entries: the reference first.
+        samples: FP32 [1, *shape] each.
+        test_inputs: that accuracies are of.
+        options: how much.
+        on_step: hears of progress.
+
+    Raises:
+        InputError: a file is gone.
+        BundleError: a network cannot be run.
+    """
+    described = machine.describe()
+    networks = {
+        (entry.name, at): direct(_open(file), samples) for entry in entries for at, file in enumerate(entry.files)
+    }
+    times = in_turns(
+        networks,
+        rounds=options.rounds,
+        per_round=max(options.requests // options.rounds, 1),
+        n_samples=len(samples),
+        on_round=lambda done, total: on_step("latency", done, total),
+    )
+    timed = [Timed(entry, tuple(times[entry.name, at] for at in range(len(entry.files)))) for entry in entries]
+    return Measured(subject, options, described, timed, test_inputs)
+
+
+def frontier(timed: Sequence[Timed]) -> tuple[Seconds, npt.NDArray[np.float64]]:
+    """What single networks reach: latencies and accuracies, ascending, of those that no faster one is as good as."""
+    alone = sorted((one.latency.p50, one.entry.test) for one in timed if one.entry.alone)
+    best: list[tuple[float, float]] = []
+    for seconds, accuracy in alone:
+        if not best or accuracy > best[-1][1]:
+            best.append((seconds, accuracy))
+    x, y = zip(*best, strict=True)
+    return np.array(x), np.array(y)
+
+
+def gain(one: Timed, timed: Sequence[Timed]) -> float | None:
+    """Accuracy above what a single network of its latency reaches, on the line between the two next to it.
+
+    None where every single network takes longer, by more than `ALIKE`.
+    """
+    x, y = frontier(timed)
+    seconds = one.latency.p50
+    return None if seconds * ALIKE < x[0] else one.entry.test - float(np.interp(seconds, x, y))
+
+
+def _open(file: Path) -> Network:
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise InputError(f"{file} cannot be read ({error.strerror}), expected a network") from None
+    return Network(data, read_signature(data).inputs[0].name, ONE)

@@ -1,0 +1,211 @@
+"""Points of ``sensai compare`` as ONNX files with their accuracy: made here, or somebody else's network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+import numpy as np
+import onnx
+
+from export.assemble import export
+from export.evaluate import merged_accuracy, scores_of
+from export.parity import check_parity, session
+from export.to_onnx import OUTPUT, to_onnx
+from pruning import heads, models
+from pruning.checkpoint import Run
+from pruning.data import Dataset, Labels
+from pruning.heads import Subnet
+from pruning.surgery import measure
+from sensai_serve.bundle import Bundle, atomic_directory, atomic_file
+from sensai_serve.errors import InputError
+from sensai_serve.merge import MergePlan
+from sensai_serve.onnxfile import read_signature
+from sensai_serve.preprocess import Floats, InputSpec, normalise
+
+RESULT, NETWORK = "result.json", "network.onnx"
+BATCH = 256
+
+
+@dataclass(frozen=True)
+class Result:
+    """What is kept of a finished point."""
+
+    digests: dict[str, str]
+    """Of the data, and of the weights or the file that it was made from."""
+    validation: float
+    test: float
+    macs: tuple[int, ...]
+    """Of each network; 0 where nobody knows."""
+    parameters: tuple[int, ...]
+    files: tuple[str, ...]
+    """The ONNX files, from the point's directory."""
+
+    def save(self, folder: Path) -> None:
+        """Write it."""
+        with atomic_file(folder / RESULT) as temporary:
+            temporary.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+
+
+def finished(folder: Path) -> Result | None:
+    """The result of a point; None where it has none yet.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    path = folder / RESULT
+    if not path.exists():
+        return None
+    try:
+        raw: dict[str, Any] = json.loads(path.read_bytes())
+        values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in raw.items()}
+        return Result(**values)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is damaged ({error}), expected what `sensai compare` wrote; remove it") from None
+
+
+def finish(run: Run, folder: Path) -> Result:
+    """Export a finished run beside it, and look at the test part, once.
+
+    Args:
+        run: whose networks are all there.
+        folder: the point's directory; what it holds already is not made again.
+
+    Raises:
+        SensaiError: as `export.assemble.export`.
+    """
+    if (done := finished(folder)) is not None:
+        return done
+    place = folder / "bundle"
+    if not place.exists():
+        export(run, place, name=folder.name, with_evaluation=False)
+    bundle, dataset, (_, validation) = Bundle.open(place), run.dataset, run.split
+    subnets = bundle.manifest.subnets
+    plan = MergePlan(bundle.assignment, bundle.manifest.merge.rule, bundle.manifest.merge.threshold)
+    result = Result(
+        run.digests,
+        merged_accuracy(plan, scores_of(bundle, dataset.x[validation]), dataset.y[validation]),
+        merged_accuracy(plan, scores_of(bundle, dataset.x_test), dataset.y_test),
+        tuple(subnet.macs for subnet in subnets),
+        tuple(subnet.parameters for subnet in subnets),
+        tuple(f"bundle/{subnet.file}" for subnet in subnets),
+    )
+    result.save(folder)
+    return result
+
+
+@dataclass(frozen=True)
+class Given:
+    """Somebody's network to compare with."""
+
+    name: str
+    model: str
+    """Empty where `path` is an ONNX file."""
+    path: Path
+    spec: InputSpec
+    """With the normalisation that the network was trained with."""
+
+
+def parse_given(text: str, spec: InputSpec) -> Given:
+    """Read ``NAME=model:weights`` or ``NAME=file.onnx``, each with ``?mean=...&std=...`` where it has its own.
+
+    Raises:
+        InputError: another form, no such file, or moments that do not fit the input.
+    """
+    name, equals, rest = text.partition("=")
+    place, _, query = rest.partition("?")
+    model, _, path = ("", "", place) if place.endswith(".onnx") else place.rpartition(":")
+    if not (equals and path and (model or place.endswith(".onnx"))) or not name.replace("-", "").isalnum():
+        raise InputError(f"--point is {text!r}, expected NAME=MODEL:WEIGHTS or NAME=FILE.onnx")
+    if not Path(path).is_file():
+        raise InputError(f"--point {name}: {path} is not there, expected a file")
+    options = dict(parse_qsl(query))
+    if unknown := set(options) - {"mean", "std"}:
+        raise InputError(f"--point {name}: unknown option {min(unknown)!r}, expected mean, std")
+    try:
+        moments: dict[str, Any] = {key: tuple(map(float, value.split(","))) for key, value in options.items()}
+        spec = replace(spec, normalisation=replace(spec.normalisation, **moments))
+    except (ValueError, InputError) as error:
+        raise InputError(f"--point {name}: mean or std does not fit ({error})") from None
+    return Given(name, model, Path(path), spec)
+
+
+def measure_given(given: Given, dataset: Dataset, validation: Labels, folder: Path, digests: dict[str, str]) -> Result:
+    """Bring a network to ONNX where it is not, and look at the test part, once.
+
+    Args:
+        given: which network.
+        dataset: what it is to classify.
+        validation: indices of the training part.
+        folder: the point's directory; a finished one is not made again.
+        digests: of the data and of the file.
+
+    Raises:
+        ModelError: the weights do not fit the model, or it cannot be exported.
+        InputError: an ONNX file does not fit the data, or the directory holds another point.
+    """
+    if (done := finished(folder)) is not None:
+        if done.digests != digests:
+            raise InputError(f"{folder} is of another file or other data, expected the same or another name")
+        return done
+    data, macs, parameters = _network(given, dataset)
+    with atomic_directory(folder) as temporary:
+        (temporary / NETWORK).write_bytes(data)
+        result = Result(
+            digests,
+            _accuracy(data, given.spec, dataset.x[validation], dataset.y[validation]),
+            _accuracy(data, given.spec, dataset.x_test, dataset.y_test),
+            (macs,),
+            (parameters,),
+            (NETWORK,),
+        )
+        result.save(temporary)
+    return result
+
+
+def _network(given: Given, dataset: Dataset) -> tuple[bytes, int, int]:
+    spec = given.spec
+    if given.model:
+        model = models.create(given.model, dataset.n_classes, spec.shape)
+        models.load_weights(model, given.path)
+        subnet = Subnet(model, heads.find("softmax")).eval()
+        size = measure(subnet, spec.shape)
+        data = to_onnx(subnet, spec.name, spec.shape)
+        check_parity(subnet, data, normalise(dataset.x[:16], spec), given.name)
+        return data, size.macs, size.parameters
+    data = given.path.read_bytes()
+    signature = read_signature(data)
+    if (
+        len(signature.inputs) != 1
+        or not signature.inputs[0].accepts(spec.shape)
+        or not (signature.outputs and signature.outputs[0].accepts((dataset.n_classes,)))
+    ):
+        shape = ", ".join(map(str, spec.shape))
+        raise InputError(f"--point {given.name}: {given.path} is no network from FP32 [N, {shape}] to "
+                         f"[N, {dataset.n_classes}]")  # fmt: skip
+    return _renamed(data), 0, 0
+
+
+def _renamed(data: bytes) -> bytes:
+    """The same network, its first output called as ours are."""
+    proto = onnx.load_model_from_string(data)
+    given = proto.graph.output[0].name
+    for node in proto.graph.node:
+        for names in (node.input, node.output):
+            names[:] = [OUTPUT if name == given else name for name in names]
+    proto.graph.output[0].name = OUTPUT
+    return bytes(proto.SerializeToString())
+
+
+def _accuracy(data: bytes, spec: InputSpec, x: Floats, y: Sequence[int] | Labels) -> float:
+    network = session(data)
+    feed = network.get_inputs()[0].name
+    given = [
+        network.run(None, {feed: normalise(x[at : at + BATCH], spec)})[0].argmax(axis=1)
+        for at in range(0, len(x), BATCH)
+    ]
+    return float((np.concatenate(given) == y).mean())

@@ -1,0 +1,185 @@
+"""What ``sensai compare`` makes: monoliths and class-parallel networks of several sizes, by one recipe, for equal work.
+
+A network's image passes are those that its weights have seen. Under the budget ``per-network`` every network has seen
+as many: a worker's are those of the shared recovery and its own. Under ``total`` all networks of a point together have
+been trained on as many as one monolith.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pruning import pipeline
+from pruning.checkpoint import RECOVERED, Run
+from pruning.executors import OnProgress, Slot
+from pruning.plan import Plan, classes_seen
+from pruning.recipe import Recipe
+from sensai_serve import assignment, plugins
+from sensai_serve.bundle import atomic_directory
+from sensai_serve.errors import InputError
+
+PER_NETWORK, TOTAL = BUDGETS = ("per-network", "total")
+MONOLITH, SINGLE, GROUPED, CYCLIC = "monolith", "r = 1", "grouped", "cyclic r = 3"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Which points there are."""
+
+    amounts: tuple[float, ...]
+    """Of the recipe's target, say of the reference's MACs."""
+    passes: int
+    budgets: tuple[str, ...]
+    share: float
+    """Of the passes that go to the recovery that all workers of a size start from."""
+    workers: int
+    groups: int
+
+    def __post_init__(self) -> None:
+        if not self.amounts or not all(0 < amount < 1 for amount in self.amounts):
+            raise InputError(f"macs is {list(self.amounts)}, expected fractions between 0 and 1")
+        if len(set(self.amounts)) != len(self.amounts):
+            raise InputError(f"macs is {list(self.amounts)}, expected each once")
+        if not 0 <= self.share < 1:
+            raise InputError(f"share is {self.share}, expected at least 0 and less than 1")
+        if self.passes < 1:
+            raise InputError(f"passes is {self.passes}, expected at least 1")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One way of spending the passes on networks of one size."""
+
+    name: str
+    """Of its directory."""
+    series: str
+    amount: float
+    budget: str
+    """One of `BUDGETS`; empty for a monolith, for which both are the same."""
+    recipe: Recipe
+    workers: int
+    passes: int
+    """Of all its networks together."""
+
+
+def sweep_for(
+    n_classes: int,
+    amounts: Sequence[float],
+    passes: int,
+    *,
+    budget: str = "both",
+    share: float = 0.75,
+    workers: int | None = None,
+    groups: int | None = None,
+) -> Sweep:
+    """A sweep, with the defaults that fit the number of classes.
+
+    Raises:
+        InputError: an option makes no sense.
+    """
+    if budget not in (*BUDGETS, "both"):
+        raise InputError(f"budget is {budget!r}, expected {', '.join(BUDGETS)} or both")
+    workers = min(n_classes, 10) if workers is None else workers
+    groups = max(workers // 2, 2) if groups is None else groups
+    for name, count in (("workers", workers), ("groups", groups)):
+        if not 2 <= count <= n_classes:
+            raise InputError(f"{name} is {count}, expected 2 to the number of classes, {n_classes}")
+    return Sweep(tuple(amounts), passes, BUDGETS if budget == "both" else (budget,), share, workers, groups)
+
+
+def points(base: Recipe, n_classes: int, sweep: Sweep) -> list[Point]:
+    """Every point of the sweep: for each size the monolith, then the class-parallel ones.
+
+    Args:
+        base: what all points have in common.
+        n_classes: C.
+        sweep: what they differ in.
+
+    Raises:
+        InputError: too few passes for the budget ``total``.
+    """
+    found = []
+    recovered = round(sweep.share * sweep.passes)
+    for amount in sweep.amounts:
+        alone = replace(base, assignment="grouped", groups=1, grouping="random", redundancy=None, offsets=None,
+                        head="softmax", sampling="uniform", amount=amount, recover_images=0, images=sweep.passes,
+                        rate=base.recover_rate)  # fmt: skip
+        found.append(Point(f"monolith-{amount:g}", MONOLITH, amount, "", alone, 1, sweep.passes))
+        for budget in sweep.budgets:
+            for name, series, changes, workers in _codes(n_classes, sweep):
+                left = sweep.passes - recovered
+                images = left if budget == PER_NETWORK else left // workers
+                if images < base.batch:
+                    raise InputError(
+                        f"passes is {sweep.passes}: leaves {images} for each of {workers} workers, expected at least a "
+                        f"batch, {base.batch}"
+                    )
+                recipe = replace(base, amount=amount, recover_images=recovered, images=images, offsets=None, **changes)
+                total = recovered + workers * images
+                found.append(Point(f"{name}-{amount:g}-{budget}", series, amount, budget, recipe, workers, total))
+    return found
+
+
+def _codes(n_classes: int, sweep: Sweep) -> list[tuple[str, str, dict[str, Any], int]]:
+    whole = sweep.workers == n_classes
+    symbols = None if whole else sweep.workers
+    single: dict[str, Any] = {"assignment": "binary" if whole else "grouped", "groups": symbols, "redundancy": None}
+    cyclic: dict[str, Any] = {"assignment": "cyclic", "groups": symbols, "redundancy": min(3, sweep.workers)}
+    codes = [("single", SINGLE, single, sweep.workers), ("cyclic", CYCLIC, cyclic, sweep.workers)]
+    if sweep.groups != sweep.workers:
+        grouped: dict[str, Any] = {"assignment": "grouped", "groups": sweep.groups, "redundancy": None}
+        codes.insert(1, ("grouped", GROUPED, grouped, sweep.groups))
+    return codes
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Where points are made."""
+
+    plan: Plan
+    """Of the recipe that they have in common."""
+    folder: Path
+    slots: tuple[Slot, ...] = ()
+
+    def plan_of(self, point: Point) -> Plan:
+        """The point's own: same data, same reference."""
+        recipe, dataset = point.recipe, self.plan.dataset
+        groups = None
+        if recipe.groups is not None:
+            group: Callable[..., list[list[int]]] = plugins.find("pruning.grouping", recipe.grouping, "group")
+            groups = group(classes_seen(recipe, dataset, self.plan.reference), recipe.groups, recipe.seed)
+        matrix = assignment.build(recipe.assignment, dataset.n_classes, groups=groups, redundancy=recipe.redundancy)
+        return replace(self.plan, recipe=recipe, assignment=matrix, budget=recipe.budget)
+
+    def run_of(self, point: Point) -> Path:
+        """Its run directory."""
+        return self.folder / point.name / "run"
+
+    def make(self, point: Point, others: Sequence[Point], on_progress: OnProgress) -> Run:
+        """Prune and retrain what the point's run does not hold yet.
+
+        Args:
+            point: which.
+            others: whose shared recovery is taken over where it is the same and finished.
+            on_progress: hears of progress.
+
+        Raises:
+            SensaiError: as `pruning.pipeline.prune`.
+        """
+        plan, path = self.plan_of(point), self.run_of(point)
+        run = Run.resume(path, plan.recipe, plan.digests)
+        if plan.recipe.recover_images and not (run and run.has(RECOVERED)):
+            same = (self.run_of(o) for o in others if o.amount == point.amount and o.recipe.recover_images)
+            ready = next((other for other in same if (other / RECOVERED / "network.json").is_file()), None)
+            if ready is not None:
+                if run is None:
+                    spec, labels = plan.dataset.spec, plan.dataset.labels
+                    run = Run(path, plan.recipe, plan.digests, labels, spec, plan.assignment, plan.budget)
+                    run.create(plan.reference, plan.size)
+                with atomic_directory(path / RECOVERED) as temporary:
+                    shutil.copytree(ready / RECOVERED, temporary, dirs_exist_ok=True)
+        return pipeline.prune(plan, path, slots=self.slots, on_progress=on_progress)

@@ -1,0 +1,177 @@
+"""``sensai compare``: does class parallelism earn its place beside one pruned network of the same latency?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sensai_serve.cli.progress import Report, progress
+from sensai_serve.errors import InputError
+
+if TYPE_CHECKING:
+    from benchmarks.compare import Entry
+    from export.comparison import Result
+    from pruning.comparison import Point, Workshop
+
+app = typer.Typer()
+SAMPLES = 32
+"""Inputs that networks are timed on."""
+
+
+@app.command()
+def compare(
+    *,
+    data: Annotated[str, typer.Option(metavar="SOURCE", help="As `sensai prune --data` takes it.")],
+    model: Annotated[str, typer.Option(help="Of the reference.")],
+    weights: Annotated[Path, typer.Option(help="Of the reference.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="For all networks and the report; run again, it goes on.")],
+    macs: Annotated[str, typer.Option(help="Sizes: fractions of the reference's MACs.")] = "0.05,0.1,0.25",
+    passes: Annotated[int, typer.Option(min=1, help="Image passes of a network, or of all networks of a point.")],
+    budget: Annotated[str, typer.Option(help="per-network | total | both")] = "both",
+    share: Annotated[float, typer.Option(help="Of the passes, for the network that all workers start from.")] = 0.75,
+    workers: Annotated[int | None, typer.Option(help="Of r = 1 and r = 3; as many as classes, at most 10.")] = None,
+    groups: Annotated[int | None, typer.Option(help="Of the grouped point; half as many.")] = None,
+    point: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=MODEL:WEIGHTS|NAME=FILE.onnx",
+            help="A network to beat; several times for several. ?mean=..&std=.. where it has its own.",
+        ),
+    ] = None,
+    grouping: Annotated[str, typer.Option(help="tsne | confusion | confusion_apart | random | ...")] = "tsne",
+    criterion: Annotated[str | None, typer.Option(help="As for prune.")] = None,
+    head: Annotated[str | None, typer.Option(help="Of the workers, as for prune.")] = None,
+    depth: Annotated[float | None, typer.Option(help="As for prune.")] = None,
+    recover_rate: Annotated[float | None, typer.Option(help="Peak learning rate of networks for all classes.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Peak learning rate of the workers.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Images per iteration.")] = None,
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+    requests: Annotated[int, typer.Option(min=20, help="Timed on each network.")] = 200,
+    rounds: Annotated[int, typer.Option(min=3, help="In which all networks take their turns.")] = 20,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Subnets made at a time, as for prune.")] = None,
+    device: Annotated[str, typer.Option(help="Where torch computes.")] = "cpu",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of torch.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the points and their passes; make none.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
+) -> None:
+    """Reference, monoliths and class-parallel networks of several sizes: accuracy against per-device latency.
+
+    All are pruned and distilled by one recipe, for equal image passes. Choices are the recipe's; the test part is
+    looked at once for each point, after all are made.
+    """
+    from rich.console import Console
+
+    from benchmarks.compare import Options, measure
+    from benchmarks.compare_report import report as report_of
+    from benchmarks.report import show, write
+    from pruning.comparison import Workshop, points, sweep_for
+    from pruning.data import absolute
+    from pruning.executors import deal
+    from pruning.plan import make_plan
+    from pruning.recipe import Recipe
+    from pruning.retrain import require_device
+    from sensai_serve.preprocess import normalise
+
+    given = {"criterion": criterion, "head": head, "depth": depth, "recover_rate": recover_rate, "rate": rate,
+             "batch": batch}  # fmt: skip
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    base = Recipe(absolute(data), model, grouping=grouping, seed=seed, **options)
+    require_device(device)
+    plan = make_plan(base, weights, device=device, threads=threads)
+    amounts = _numbers(macs)
+    sweep = sweep_for(plan.dataset.n_classes, amounts, passes, budget=budget, share=share, workers=workers,
+                      groups=groups)  # fmt: skip
+    every = points(base, plan.dataset.n_classes, sweep)
+    if dry_run:
+        _print_points(every)
+        return
+    workshop = Workshop(plan, out / "points", deal(jobs, [device], threads))
+    with progress(quiet=quiet) as report:
+        entries = _entries(workshop, every, point or [], weights, report)
+        dataset = plan.dataset
+        chosen = dataset.x[plan.validation[:SAMPLES]]
+        samples = [normalise(chosen[at : at + 1], dataset.spec) for at in range(len(chosen))]
+        measured = measure(dataset.name, entries, samples, len(dataset.y_test), Options(requests, rounds), report)
+    settings = {"recipe": base.to_json() | {"data": dataset.name}, "sweep": vars(sweep)}
+    made = report_of(measured, settings)
+    write(made, out)
+    show(made, Console())
+    typer.echo(f"{out / 'report.html'}")
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"--macs is {text!r}, expected fractions, say 0.05,0.1,0.25") from None
+
+
+def _print_points(points: list[Point]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("point", "networks", "own passes", "shared", "in all")
+    for one in points:
+        own, shared = one.recipe.images or 0, one.recipe.recover_images or 0
+        table.add_row(one.name, str(one.workers), f"{own:,}", f"{shared:,}", f"{one.passes:,}")
+    console = Console()
+    console.print(table)
+    # The shared recovery of a size is made once, for all points that start from it.
+    shared_once = {one.amount: one.recipe.recover_images or 0 for one in points if one.recipe.recover_images}
+    work = sum(shared_once.values()) + sum(one.workers * (one.recipe.images or 0) for one in points)
+    console.print(f"{work:,} image passes in all, each with one forward pass of the reference", highlight=False)
+
+
+def _entries(workshop: Workshop, points: list[Point], given: list[str], weights: Path, report: Report) -> list[Entry]:
+    """Make all networks, then, and only then, look at the test part."""
+    from benchmarks.compare import GIVEN, REFERENCE
+    from export.comparison import Given, finish, measure_given, parse_given
+    from sensai_serve.bundle import sha256_of
+
+    plan, folder = workshop.plan, workshop.folder
+    dataset, digest = plan.dataset, plan.digests["data"]
+    others = [parse_given(text, dataset.spec) for text in given]
+    if len({one.name for one in others} | {one.name for one in points} | {REFERENCE}) <= len(points) + len(others):
+        raise InputError("--point: two points have the same name, expected different ones, and none a point made here")
+    runs = []
+    for done, one in enumerate(points):
+        report("points", done, len(points))
+        runs.append(workshop.make(one, points, _within(one, report)))
+        report(one.name, one.passes, one.passes)
+    report("points", len(points), len(points))
+    entries: list[Entry] = []
+    total = 1 + len(others) + len(points)
+    for network in [Given(REFERENCE, plan.recipe.model, weights, dataset.spec), *others]:
+        report("test part", len(entries), total)
+        digests = {"data": digest, "file": sha256_of(network.path)}
+        found = measure_given(network, dataset, plan.validation, folder / network.name, digests)
+        series, size = (REFERENCE, "") if network.name == REFERENCE else (GIVEN, network.name)
+        entries.append(_entry(found, folder / network.name, series, size, "", 0))
+    for one, run in zip(points, runs, strict=True):
+        report("test part", len(entries), total)
+        found = finish(run, folder / one.name)
+        entries.append(_entry(found, folder / one.name, one.series, f"{one.amount:g}", one.budget, one.passes))
+    report("test part", total, total)
+    return entries
+
+
+def _within(point: Point, report: Report) -> Report:
+    """One stage for the whole point: image passes done, in whichever of its networks."""
+    seen: dict[str, int] = {}
+
+    def hear(stage: str, done: int, total: int) -> None:
+        if not stage.startswith("profile"):
+            seen[stage] = done
+            report(point.name, min(sum(seen.values()), point.passes - 1), point.passes)
+
+    return hear
+
+
+def _entry(found: Result, folder: Path, series: str, size: str, budget: str, passes: int) -> Entry:
+    from benchmarks.compare import Entry
+
+    files = [folder / file for file in found.files]
+    return Entry(folder.name, series, size, budget, found.test, found.validation, found.macs, found.parameters,
+                 passes, files)  # fmt: skip
