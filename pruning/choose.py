@@ -15,19 +15,8 @@ from pruning.data import Labels
 from pruning.depth import block_importance, find_blocks, remove_blocks, trace
 from pruning.executors import OnProgress
 from pruning.plan import Plan
-from pruning.surgery import (
-    Cut,
-    Size,
-    Unit,
-    apply_cut,
-    cut_below,
-    cut_share,
-    find_units,
-    kept_outputs,
-    measure,
-    search_share,
-    unit_importance,
-)
+from pruning.shares import cut_below, cut_share, search_share
+from pruning.surgery import Cut, Size, Unit, apply_cut, find_units, kept_outputs, measure, unit_importance
 from sensai_serve import plugins
 from sensai_serve.errors import ModelError
 

@@ -17,8 +17,9 @@ from pruning.executors import OnProgress
 from pruning.heads import Subnet, replace_output
 from pruning.plan import Plan
 from pruning.recipe import Budget
+from pruning.shares import cut_share, search_share
 from pruning.stages import Stage, recovery, specialisation
-from pruning.surgery import apply_cut, cut_share, output_layer, search_share
+from pruning.surgery import apply_cut, output_layer
 from sensai_serve.errors import InputError, ModelError
 
 Latency = Callable[[nn.Module], float]

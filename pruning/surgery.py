@@ -1,28 +1,26 @@
-"""Cut channels out of a network, whatever its architecture: torch-pruning's dependency graph says what goes together.
-
-Source of the graph: Fang et al., "DepGraph: Towards Any Structural Pruning", 2023.
-"""
+"""Cut channels out of a network, whatever its architecture: the dependency graph says what goes together."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch_pruning as tp
-from torch import Tensor, nn
+from torch import nn
 
 from pruning.activations import PRUNABLE
 from pruning.criteria import Floats
+from pruning.graph import dependency_graph, example, first_line, watching
 from sensai_serve.errors import ModelError
 
 Cut = Mapping[str, tuple[int, ...]]
 """For each unit, by its name: the output channels of that layer that stay, ascending."""
+BLOCKS = (1, 2, 3, 4, 6, 8, 12, 16)
+"""Numbers of equal parts, attention heads mostly, that channels are tried to be cut in."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ class Unit:
     layer: str
     channels: int
     blocks: int
-    """Of a grouped convolution among them: each block loses the same channels. Else 1."""
+    """Equal parts that lose the same channels: groups of a convolution, heads of an attention. Else 1."""
     writers: tuple[Link, ...]
     """Layers that make the channels: links to their output channels."""
     readers: tuple[Link, ...]
@@ -64,7 +62,7 @@ def find_units(model: nn.Module, input_shape: Sequence[int]) -> list[Unit]:
     Raises:
         ModelError: torch-pruning cannot follow the network, or there is nothing to cut.
     """
-    graph = _graph(model, input_shape)
+    graph = dependency_graph(model, input_shape)
     names = {module: name for name, module in model.named_modules()}
     output = model.get_submodule(output_layer(model, input_shape))
     units = []
@@ -87,9 +85,57 @@ def find_units(model: nn.Module, input_shape: Sequence[int]) -> list[Unit]:
         if readers:
             units.append(Unit(names[root], len(group[0].idxs), blocks, tuple(writers), tuple(readers)))
     if not units:
-        raise ModelError(f"model: torch-pruning finds no channels in {type(model).__name__} that could be cut")
+        raise ModelError(
+            f"model: torch-pruning finds no channels in {type(model).__name__} that could be cut, expected layers that "
+            f"gradients pass: it sees none before {names[output]}"
+        )
     order = list(names.values())
-    return sorted(units, key=lambda unit: order.index(unit.layer))
+    return _cuttable(model, sorted(units, key=lambda unit: order.index(unit.layer)), input_shape)
+
+
+def _cuttable(model: nn.Module, units: list[Unit], input_shape: Sequence[int]) -> list[Unit]:
+    """Those of `units` that the network still runs without some channels of, in blocks of as many as it needs.
+
+    What a network reshapes to sizes that are written in its code cannot be cut, or, as the heads of an attention, only
+    by the same number in each of some equal parts. The graph does not show that, a trial does: on shapes alone, without
+    numbers, so that large networks cost no more than small ones.
+    """
+    bare = copy.deepcopy(model).to("meta")
+    try:
+        bare.eval()(example(bare, input_shape))
+    except Exception:  # a network that makes tensors of its own needs numbers after all
+        bare = model
+    if not _trial(bare, units, input_shape):
+        return units
+    found, reason = [], ""
+    for unit in units:
+        for blocks in (unit.blocks * factor for factor in BLOCKS if unit.channels % (unit.blocks * factor) == 0):
+            candidate = replace(unit, blocks=blocks)
+            if not (failure := _trial(bare, [candidate], input_shape)):
+                found.append(candidate)
+                break
+            reason = reason or failure
+    if not found or (reason := _trial(bare, found, input_shape) if len(found) > 1 else ""):
+        raise ModelError(f"model: no channels of {type(model).__name__} can be cut: {reason}")
+    return found
+
+
+def _trial(bare: nn.Module, units: Sequence[Unit], input_shape: Sequence[int]) -> str:
+    """Why the network does not run without the first channel of each block of `units`; empty if it does."""
+    cut = {}
+    for unit in units:
+        channels = np.arange(unit.channels)
+        kept = channels[channels % (unit.channels // unit.blocks) > 0]
+        if len(kept):
+            cut[unit.layer] = tuple(map(int, kept))
+    n_outputs = bare.eval()(example(bare, input_shape)).shape
+    small = apply_cut(bare, cut, input_shape)
+    with watching(small) as running:
+        try:
+            shape = small(example(small, input_shape)).shape
+        except Exception as error:  # whatever code makes of a size that it does not expect
+            return f"{running()} does not run without some of what {units[0].layer} makes ({first_line(error)})"
+    return "" if shape == n_outputs else f"without some of what {units[0].layer} makes there are other outputs"
 
 
 def output_layer(model: nn.Module, input_shape: Sequence[int]) -> str:
@@ -106,7 +152,7 @@ def output_layer(model: nn.Module, input_shape: Sequence[int]) -> str:
     hooks = [m.register_forward_hook(note(name)) for name, m in model.named_modules() if isinstance(m, PRUNABLE)]
     try:
         with torch.no_grad():
-            model.eval()(_example(model, input_shape))
+            model.eval()(example(model, input_shape))
     finally:
         for hook in hooks:
             hook.remove()
@@ -136,44 +182,6 @@ def unit_importance(unit: Unit, by_layer: Callable[[str], Floats]) -> Floats:
     return np.asarray(importance, np.float64)
 
 
-def cut_share(units: Sequence[Unit], importance: Mapping[str, Floats], share: float) -> Cut:
-    """Cut the least important `share` (0 to below 1) of the channels of every unit.
-
-    Raises:
-        ModelError: a layer would lose all its channels.
-    """
-    kept = {}
-    for unit in units:
-        per_block = unit.channels // unit.blocks
-        keep = per_block - round(per_block * share)
-        if keep < 1:
-            raise ModelError(
-                f"cut: layer {unit.layer} would lose all {unit.channels} channels at a share of {share:.3g}, "
-                "expected a smaller cut"
-            )
-        order = np.argsort(-importance[unit.layer][:per_block], kind="stable")[:keep]
-        kept[unit.layer] = _spread(np.sort(order), unit)
-    return kept
-
-
-def cut_below(units: Sequence[Unit], importance: Mapping[str, Floats], threshold: float) -> Cut:
-    """Cut every channel whose importance is below `threshold`.
-
-    Raises:
-        ModelError: a layer would lose all its channels.
-    """
-    kept = {}
-    for unit in units:
-        keep = np.flatnonzero(importance[unit.layer][: unit.channels // unit.blocks] >= threshold)
-        if not len(keep):
-            raise ModelError(
-                f"cut: layer {unit.layer} would lose all {unit.channels} channels, none has an importance of "
-                f"{threshold:.3g} (its highest is {importance[unit.layer].max():.3g}), expected a lower threshold"
-            )
-        kept[unit.layer] = _spread(keep, unit)
-    return kept
-
-
 def kept_outputs(units: Sequence[Unit], cut: Cut) -> dict[str, list[int]]:
     """For every layer that makes channels of a unit, the positions of the output channels that stay, ascending."""
     kept: dict[str, list[int]] = {}
@@ -191,7 +199,7 @@ def apply_cut(model: nn.Module, cut: Cut, input_shape: Sequence[int]) -> nn.Modu
         ModelError: the cut is not of this network, or leaves a layer without channels.
     """
     model = copy.deepcopy(model)
-    graph = _graph(model, input_shape)
+    graph = dependency_graph(model, input_shape)
     for name, kept in cut.items():
         try:
             layer = model.get_submodule(name)
@@ -218,58 +226,5 @@ def compose(first: Mapping[str, Sequence[int]], second: Cut) -> Cut:
 
 def measure(model: nn.Module, input_shape: Sequence[int]) -> Size:
     """MACs for one input, and parameters."""
-    macs, parameters = tp.utils.count_ops_and_params(model, _example(model, input_shape))
+    macs, parameters = tp.utils.count_ops_and_params(model, example(model, input_shape))
     return Size(int(macs), int(parameters))
-
-
-def search_share(
-    size_at: Callable[[float], float], budget: float, *, steps: int = 12, at_least: float = 0.0, unit: str = "MACs"
-) -> float:
-    """The smallest share to cut whose network is within `budget`, by bisection.
-
-    Args:
-        size_at: size (MACs, parameters, microseconds) of the network with that share of channels cut.
-        budget: the most that is allowed.
-        steps: halvings of the interval.
-        at_least: the smallest share to look at.
-        unit: of the size.
-
-    Raises:
-        ModelError: even the largest cut is above the budget; says the smallest size that can be reached.
-    """
-    if (smallest := size_at(at_least)) <= budget:
-        return at_least
-    low, high = at_least, at_least
-    for share in (numerator / 32 for numerator in range(31, 0, -1) if numerator / 32 > at_least):
-        with suppress(ModelError):  # a layer would vanish
-            high, smallest = share, size_at(share)
-            break
-    if smallest > budget:
-        raise ModelError(
-            f"cut: the smallest network that can be reached has {smallest:,.0f} {unit}, expected at most {budget:,.0f}"
-        )
-    for _ in range(steps):
-        middle = (low + high) / 2
-        low, high = (low, middle) if size_at(middle) <= budget else (middle, high)
-    return high
-
-
-def _spread(kept: npt.NDArray[np.int64], unit: Unit) -> tuple[int, ...]:
-    per_block = unit.channels // unit.blocks
-    return tuple(int(block * per_block + i) for block in range(unit.blocks) for i in kept)
-
-
-def _example(model: nn.Module, input_shape: Sequence[int]) -> Tensor:
-    parameter = next(model.parameters(), None)
-    return torch.zeros(1, *input_shape, device=None if parameter is None else parameter.device)
-
-
-def _graph(model: nn.Module, input_shape: Sequence[int]) -> Any:
-    model.eval()
-    try:
-        # Tracing follows gradients, so the input must have one: the first layers of a network may be fixed.
-        with torch.enable_grad():
-            example = _example(model, input_shape).requires_grad_()
-            return tp.DependencyGraph().build_dependency(model, (example,), verbose=False)
-    except Exception as error:  # the tracer's own failures are of any kind
-        raise ModelError(f"model: torch-pruning cannot follow {type(model).__name__} ({error})") from None

@@ -49,7 +49,8 @@ def test_a_recipe_file_is_a_recipe(tmp_path):
 def test_flags_win_over_the_file_and_the_whole_of_it_is_kept(tmp_path, weights, capsys):
     (tmp_path / "r.toml").write_text(FULL)
     command = ["prune", "--recipe", str(tmp_path / "r.toml"), "--weights", str(weights), "--quiet"]
-    main([*command, "--channels", "0.5", "--offsets", "0,2", "--seed", "3", "--out", str(tmp_path / "run")])
+    with pytest.raises(SystemExit, match="0"):
+        main([*command, "--channels", "0.5", "--offsets", "0,2", "--seed", "3", "--out", str(tmp_path / "run")])
     assert "3 subnets" in capsys.readouterr().out
     kept = Run.open(tmp_path / "run").recipe
     assert (kept.target, kept.amount, kept.offsets, kept.seed) == ("channels", 0.5, (0, 2), 3)

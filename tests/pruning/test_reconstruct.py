@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from pruning import models
 from pruning.reconstruct import reconstruct
-from pruning.surgery import apply_cut, cut_share, find_units, kept_outputs
+from pruning.shares import cut_share
+from pruning.surgery import apply_cut, find_units, kept_outputs
 
 
 def cut(network: nn.Module, shape: tuple[int, ...], share: float) -> tuple[nn.Module, dict[str, list[int]]]:

@@ -9,15 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pruning import models
+from pruning.shares import cut_below, cut_share, search_share
 from pruning.surgery import (
     apply_cut,
     compose,
-    cut_below,
-    cut_share,
     find_units,
     measure,
     output_layer,
-    search_share,
     unit_importance,
 )
 from sensai_serve.errors import ModelError

@@ -1,0 +1,70 @@
+"""Follow a network: torch-pruning's dependency graph of it, and the module to blame where that fails.
+
+Source of the graph: Fang et al., "DepGraph: Towards Any Structural Pruning", 2023.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch_pruning as tp
+from torch import Tensor, nn
+
+from sensai_serve.errors import ModelError
+
+
+def dependency_graph(model: nn.Module, input_shape: Sequence[int]) -> Any:
+    """What channels of which layers go together.
+
+    Raises:
+        ModelError: torch-pruning cannot follow the network; names the module.
+    """
+    model.eval()
+    with watching(model) as running:
+        try:
+            # Tracing follows gradients, so the input must have one: the first layers of a network may be fixed.
+            with torch.enable_grad():
+                inputs = example(model, input_shape).requires_grad_()
+                model(inputs)  # what is wrong with it itself is seen here, before the tracer tries it in other ways
+                return tp.DependencyGraph().build_dependency(model, (inputs,), verbose=False)
+        except Exception as error:  # the tracer's own failures are of any kind
+            raise ModelError(
+                f"model: torch-pruning cannot follow {running()} ({first_line(error)}), expected operators that it "
+                "knows, each run the same way for every input"
+            ) from None
+
+
+@contextmanager
+def watching(model: nn.Module) -> Iterator[Callable[[], str]]:
+    """While the block runs, know which module of `model` is at work: once one raised, the innermost one to blame."""
+    kind, entered = type(model).__name__, [""]
+
+    def enter(name: str) -> Callable[..., None]:
+        return lambda *_: entered.append(name)
+
+    def leave(*_: Any) -> None:
+        entered.pop()
+
+    hooks = []
+    for name, module in model.named_modules():
+        hooks.append(module.register_forward_pre_hook(enter(name)))
+        hooks.append(module.register_forward_hook(leave))
+    try:
+        yield lambda: f"{kind} in {entered[-1]}" if entered[-1] else kind
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def example(model: nn.Module, input_shape: Sequence[int]) -> Tensor:
+    """An input [1, *input_shape] of zeros, where the network is."""
+    parameter = next(model.parameters(), None)
+    return torch.zeros(1, *input_shape, device=None if parameter is None else parameter.device)
+
+
+def first_line(error: BaseException) -> str:
+    """Of what it says."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
