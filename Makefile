@@ -27,7 +27,8 @@ check: $(DONE)  ## lint, types, layers
 test: check  ## everything that CI runs
 	$(BIN)/python -m pytest -m 'not soak'
 
-soak: $(DONE)  ## what takes longer; figures go to benchmarks/results/
+soak: $(DONE)  ## what takes longer; figures go to benchmarks/results/ (SOAK_SECONDS=3 tries it; then to runs/soak/)
+	$(BIN)/python -m benchmarks.soak
 	$(BIN)/python -m pytest -m soak
 
 format: $(DONE)

@@ -45,7 +45,7 @@ def main() -> int:
     console, started = Console(highlight=False, soft_wrap=True), time.monotonic()
     try:
         for variant in VARIANTS:
-            _make(console, variant)
+            make(console, variant)
         test = _test_part(console)
         served = [_serve(console, variant, test) for variant in VARIANTS]
     except SensaiError as error:
@@ -60,7 +60,7 @@ def main() -> int:
     return 0
 
 
-def _make(console: Console, variant: Variant) -> None:
+def make(console: Console, variant: Variant) -> None:
     """Train the reference, prune, retrain and export, whatever of it is not there yet."""
     if (variant.bundle / MANIFEST).exists():
         console.print(f"{variant.bundle} is there and used again (`make clean` removes it)")
@@ -68,16 +68,16 @@ def _make(console: Console, variant: Variant) -> None:
     weights, run = RUNS / "reference.safetensors", RUNS / variant.name
     data = ("--data", "digits", "--model", "cnn")
     if not weights.exists():
-        _sensai(console, "train", *data, "--epochs", "15", "--out", str(weights))
+        sensai(console, "train", *data, "--epochs", "15", "--out", str(weights))
     budget = ("--recover-images", "20000", "--images", "4000")
-    _sensai(console, "prune", *data, "--weights", str(weights), *variant.flags, *budget, "--out", str(run))
-    _sensai(console, "export", str(run), "--name", variant.bundle.name, "--out", str(variant.bundle))
+    sensai(console, "prune", *data, "--weights", str(weights), *variant.flags, *budget, "--out", str(run))
+    sensai(console, "export", str(run), "--name", variant.bundle.name, "--out", str(variant.bundle))
 
 
 def _test_part(console: Console) -> labelled.Labelled:
     path = RUNS / "test.npz"
     if not path.exists():
-        _sensai(console, "bench", "data", "digits", "--out", str(path))
+        sensai(console, "bench", "data", "digits", "--out", str(path))
     manifest = Bundle.open(VARIANTS[0].bundle).manifest
     return labelled.read(path, manifest.input, len(manifest.labels))
 
@@ -108,7 +108,12 @@ def _table(served: Sequence[Replay], test: labelled.Labelled) -> Table:
     return table
 
 
-def _sensai(console: Console, *arguments: str) -> None:
+def sensai(console: Console, *arguments: str) -> None:
+    """Run a command as a user would.
+
+    Raises:
+        ServingError: it failed.
+    """
     console.print(f"[dim]$ sensai {' '.join(arguments)}[/dim]")
     if subprocess.run([sys.executable, "-m", "sensai_serve", *arguments], check=False).returncode:
         raise ServingError(f"sensai {arguments[0]} failed, see above")

@@ -23,7 +23,7 @@ from benchmarks.wire import Answer, V2Binary, workers_of
 from sensai_serve.bundle import Bundle
 from sensai_serve.report import Picture
 
-CASES = ("delay", "dead", "killed", "stopped", "curve", "wrong", "overload", "swaps")
+CASES = ("delay", "dead", "killed", "stopped", "hung", "memory", "curve", "wrong", "overload", "swaps")
 """In this order."""
 OnStep = Callable[[str, int, int], None]
 

@@ -22,11 +22,15 @@ def run(context: Context) -> Finding:
     if context.bundle.manifest.merge.rule != "majority":
         return Finding(case, [Aim("accuracy curve", f"not for {context.bundle.manifest.merge.rule}", None)], {})
     codes: dict[str, tuple[Copies, float]] = {}
-    for r, copies in _fewer_copies(context.bundle, context.oracle).items():
-        codes[f"{name}, r = {r}"] = copies, context.oracle.plan.threshold
-    for other in context.beside:
-        oracle = Oracle(other, context.data.inputs)
-        codes[f"{other.manifest.name}, r = {other.assignment.redundancy}"] = oracle.copies(), oracle.plan.threshold
+    if context.beside:  # each as it was trained
+        bundles = sorted([context.bundle, *context.beside], key=lambda bundle: bundle.assignment.redundancy)
+        for bundle in bundles:
+            oracle = context.oracle if bundle is context.bundle else Oracle(bundle, context.data.inputs)
+            code = f"{bundle.manifest.name}, r = {bundle.assignment.redundancy}"
+            codes[code] = oracle.copies(), oracle.plan.threshold
+    else:
+        for r, copies in _fewer_copies(context.bundle, context.oracle).items():
+            codes[f"{name}, r = {r}"] = copies, context.oracle.plan.threshold
     curves = {code: loss_curve(*given, truth, seed=context.options.seed) for code, given in codes.items()}
     drawn = []
     for colour, (code, curve) in enumerate(curves.items()):
@@ -34,10 +38,9 @@ def run(context: Context) -> Finding:
         drawn.append(drawing.Line(code, x, [100 * at.mean for at in curve], colour))
         drawn.append(drawing.Line(f"{code}, worst set", x, [100 * at.worst for at in curve], colour, dashed=True))
     draw = drawing.lines(drawn, x_label="workers lost", y_label="accuracy, %", y_limits=(0, 102))
-    note = (
-        f"Mean, and the worst, over all sets of lost workers (at most {MOST_SETS} of each size). Fewer copies than the "
-        "bundle has: those of its first offsets, from the same subnets."
-    )
+    note = f"Mean, and the worst, over all sets of lost workers (at most {MOST_SETS} of each size)."
+    if not context.beside:
+        note += " Fewer copies than the bundle has: those of its first offsets, from the same subnets."
     aims = [
         Aim(code, ", ".join(f"{at.lost}: {at.mean:.1%}" for at in curve if at.lost <= 4), None)
         for code, curve in curves.items()

@@ -22,6 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from benchmarks import machine
+from benchmarks.soak import Length
 from sensai_serve.errors import RequestError
 from sensai_serve.preprocess import InputSpec
 from serving.shared_memory import Regions
@@ -29,8 +30,9 @@ from serving.v2 import decode_request
 
 pytestmark = pytest.mark.soak
 
-REQUESTS = INPUTS = 100_000
-RESULTS = Path(__file__).parents[2] / "benchmarks/results"
+LENGTH = Length.from_environment()
+REQUESTS = INPUTS = LENGTH.of(100_000)
+RESULTS = Path(__file__).parents[2] / LENGTH.results
 SPEC = InputSpec(shape=(2, 3))
 GOOD = b'{"id":"x","inputs":[{"name":"input","datatype":"FP32","shape":[1,2,3],"parameters":{"binary_data_size":24}}]}'
 
@@ -62,7 +64,7 @@ def test_mutated_requests_do_no_harm() -> None:
 
 def record(name: str, figures: dict[str, Any]) -> None:
     """Write figures with the machine that they were taken on."""
-    RESULTS.mkdir(exist_ok=True)
+    RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / name).write_text(json.dumps({"machine": machine.describe()} | figures, indent=1) + "\n")
 
 

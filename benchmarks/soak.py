@@ -1,0 +1,92 @@
+"""The straggler cases of ``make soak``: on bundles of digits that it makes, with one, two and three copies of a class.
+
+``SOAK_SECONDS`` shortens all of it for trying. Figures of a run that was shortened go to ``runs/soak``: those in
+``benchmarks/results`` are of whole ones.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks import demo
+from sensai_serve.errors import InputError, SensaiError
+
+SECONDS = 60.0
+"""Of each case that counts time, in a whole run."""
+REQUESTS, LEAST_REQUESTS = 2000, 100
+SWAPS, LEAST_SWAPS = 200, 2
+RESULTS, TRIED = Path("benchmarks/results"), Path("runs/soak")
+CODES = (
+    demo.VARIANTS[0],
+    demo.Variant("cyclic-2", demo.BUNDLES / "digits-r2", ("--assignment", "cyclic", "--redundancy", "2")),
+    demo.VARIANTS[1],
+)
+"""One, two and three copies of each class."""
+
+
+@dataclass(frozen=True)
+class Length:
+    """How much is run."""
+
+    seconds: float = SECONDS
+
+    @classmethod
+    def from_environment(cls) -> Length:
+        """What ``SOAK_SECONDS`` says.
+
+        Raises:
+            InputError: no number of seconds from 1 to 60.
+        """
+        text = os.environ.get("SOAK_SECONDS", str(SECONDS))
+        try:
+            seconds = float(text)
+        except ValueError:
+            seconds = 0.0
+        if not 1 <= seconds <= SECONDS:
+            raise InputError(f"SOAK_SECONDS is {text!r}, expected seconds, 1 to {SECONDS:.0f}")
+        return cls(seconds)
+
+    def of(self, whole: int, least: int = 1) -> int:
+        """So many of what a whole run has `whole` of."""
+        return max(least, round(whole * self.seconds / SECONDS))
+
+    @property
+    def results(self) -> Path:
+        """Where figures go."""
+        return RESULTS if self.seconds == SECONDS else TRIED
+
+
+def straggler_arguments(length: Length) -> list[str]:
+    """The ``sensai bench stragglers`` that is run."""
+    *beside, bundle = [str(code.bundle) for code in CODES]
+    return [
+        "bench", "stragglers", bundle, "--data", "digits",
+        *(part for path in beside for part in ("--beside", path)),
+        "--seconds", f"{length.seconds:g}",
+        "--requests", str(length.of(REQUESTS, LEAST_REQUESTS)),
+        "--swaps", str(length.of(SWAPS, LEAST_SWAPS)),
+        "--out", str(length.results / "stragglers-digits"),
+    ]  # fmt: skip
+
+
+def main() -> int:
+    """Make the bundles that are not there, and run the cases; the exit code."""
+    console = Console(highlight=False, soft_wrap=True)
+    try:
+        length = Length.from_environment()
+        for code in CODES:
+            demo.make(console, code)
+        demo.sensai(console, *straggler_arguments(length))
+    except SensaiError as error:
+        console.print(f"[red]soak:[/red] {error}")
+        return 2 if isinstance(error, InputError) else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""One worker that breaks inside its runs, again and again, under load: who notices, and is it back afterwards."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks import servers
+from benchmarks.load import Exchange, closed_loop
+from benchmarks.stragglers import Aim, Context, Finding, Reply, as_merged, none_failed
+from serving.devices import default_devices
+from serving.placement import place
+
+CLIENTS = 2
+SOUND_RUNS = 200
+"""Of each life of the worker, after the check that it begins with."""
+BACK_S = 30.0
+"""How long it is waited for at the end."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """How the workers are run."""
+
+    name: str
+    flags: Sequence[str]
+    comes_back: bool
+    """Whether a worker that is gone is started again."""
+
+
+def run(context: Context, fault: str, what: str) -> Finding:
+    """Serve the bundle in each way, and hold every answer against the merge.
+
+    Args:
+        context: of all cases.
+        fault: what goes wrong, as ``--fault`` takes it.
+        what: the case, in words.
+    """
+    broken = context.bundle.assignment.n_workers // 2
+    flag = f"--fault={broken}:{fault},after={context.n_golden + SOUND_RUNS}"
+    exchanges: list[Exchange] = []
+    replies: list[Reply] = []
+    aims, results = [], {}
+    for way in _ways(context):
+        with context.serve(flag, *way.flags, backend="process" if way.comes_back else "ort") as server:
+            asked = closed_loop(
+                server.address,
+                context.requests(),
+                clients=CLIENTS,
+                seconds=context.options.seconds,
+                keep_replies=True,
+            )
+            worker = _afterwards(server, broken, wait=way.comes_back)
+        exchanges += asked
+        replies += (given := context.read(asked))
+        without = sum(broken not in reply.arrived for reply in given)
+        found = f"{worker['state']} after {worker['restarts']} restarts; {without} of {len(given)} answers without it"
+        wanted = f"{way.name}: the worker is back afterwards" if way.comes_back else f"{way.name}: the others answer"
+        aims.append(Aim(wanted, found, worker["state"] == "live" if way.comes_back else None))
+        results[way.name] = {"requests": len(asked), "without": without, **worker}
+    return Finding(
+        f"worker {broken} {what}, {context.options.seconds:g} s each way, {len(exchanges)} requests",
+        [none_failed(exchanges), as_merged(context, replies), *aims],
+        results,
+    )
+
+
+def _ways(context: Context) -> list[Way]:
+    """In this process, in a process each, and in one per device where losing one device loses no class."""
+    ways = [Way("in the server's process", (), comes_back=False), Way("a process per worker", (), comes_back=True)]
+    devices = len(context.options.devices or default_devices())
+    costs = [subnet.macs for subnet in context.bundle.manifest.subnets]
+    if place(context.bundle.assignment, devices, costs).losses_covered:
+        ways.append(Way("a process per device", ("--processes", "device"), comes_back=True))
+    return ways
+
+
+def _afterwards(server: servers.Running, worker: int, *, wait: bool) -> dict[str, Any]:
+    """State and restarts of the worker once the load is over; waits for it to be live."""
+    stop = time.monotonic() + BACK_S
+    while True:
+        with urllib.request.urlopen(f"http://{server.host}:{server.port}/v1/workers") as answer:
+            model = json.load(answer)[0]
+        found = next(w for w in model["workers"] if w["worker"] == worker)
+        if found["state"] == "live" or not wait or time.monotonic() > stop:
+            return {"state": found["state"], "restarts": found["restarts"]}
+        time.sleep(0.1)

@@ -1,0 +1,11 @@
+"""A worker whose run takes memory until its process is killed for it."""
+
+from __future__ import annotations
+
+from benchmarks.stragglers import Context, Finding
+from benchmarks.stragglers import _broken as broken
+
+
+def run(context: Context) -> Finding:
+    """See the file."""
+    return broken.run(context, "oom", "runs out of memory")
