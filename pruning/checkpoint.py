@@ -12,6 +12,7 @@ A network appears whole or not at all, so a killed run continues with the next o
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,6 +26,7 @@ from pruning import data, heads, models
 from pruning.data import Dataset, Labels
 from pruning.depth import remove_blocks
 from pruning.heads import Subnet, replace_output
+from pruning.limits import enough_disk
 from pruning.recipe import Budget, Recipe
 from pruning.surgery import Cut, Size, apply_cut, output_layer
 from sensai_serve.assignment import Assignment
@@ -71,6 +73,7 @@ class Run:
 
         Raises:
             OutputExistsError: the path holds something already.
+            WorkError: the disk is full.
         """
         assignment = {
             "kind": self.assignment.kind,
@@ -85,7 +88,7 @@ class Run:
             "budget": vars(self.budget),
         }
         every = tuple(range(len(self.labels)))
-        with atomic_directory(self.path) as temporary:
+        with enough_disk(self.path), atomic_directory(self.path) as temporary:
             _write_json(temporary / RECIPE, {"schema": 1, "recipe": self.recipe.to_json(), "digests": self.digests})
             _write_json(temporary / TASK, task)
             network = Network(every, "softmax", {}, size.macs, size.parameters)
@@ -169,8 +172,12 @@ class Run:
         return (self.path / name / "network.json").is_file()
 
     def save(self, name: str, network: Network, model: nn.Module, validation: Floats | None = None) -> None:
-        """Keep a network, whole or not at all."""
-        with atomic_directory(self.path / name) as temporary:
+        """Keep a network, whole or not at all.
+
+        Raises:
+            WorkError: the disk is full.
+        """
+        with enough_disk(self.path / name), atomic_directory(self.path / name) as temporary:
             _save(temporary, network, model, validation)
 
     def network(self, name: str) -> Network:
@@ -217,12 +224,15 @@ class Run:
 
 
 def _save(folder: Path, network: Network, model: nn.Module, validation: Floats | None) -> None:
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     folder.mkdir(exist_ok=True)
     if validation is not None:
-        np.save(folder / "validation.npy", validation)
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / "weights.safetensors")
+        buffer = io.BytesIO()  # numpy, and safetensors, lose the reason for which a file cannot be written
+        np.save(buffer, validation)
+        (folder / "validation.npy").write_bytes(buffer.getvalue())
+    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+    (folder / "weights.safetensors").write_bytes(save(weights))
     _write_json(folder / "network.json", vars(network))
 
 

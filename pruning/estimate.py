@@ -15,12 +15,12 @@ from pruning.choose import Base, silent
 from pruning.executors import OnProgress, Slot
 from pruning.heads import replace_output
 from pruning.latency import Latency, meet_budget
+from pruning.limits import enough_memory
 from pruning.network import cut_network, distillation
 from pruning.plan import Plan
 from pruning.retrain import fit
 from pruning.stages import Stage, recovery, recovery_images, specialisation
 from pruning.surgery import Size, measure, output_layer
-from pruning.work import enough_memory
 from sensai_serve import plugins
 
 BURST = 6

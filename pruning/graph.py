@@ -30,6 +30,8 @@ def dependency_graph(model: nn.Module, input_shape: Sequence[int]) -> Any:
                 inputs = example(model, input_shape).requires_grad_()
                 model(inputs)  # what is wrong with it itself is seen here, before the tracer tries it in other ways
                 return tp.DependencyGraph().build_dependency(model, (inputs,), verbose=False)
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:  # the tracer's own failures are of any kind
             raise ModelError(
                 f"model: torch-pruning cannot follow {running()} ({first_line(error)}), expected operators that it "

@@ -12,6 +12,7 @@ from pruning.choose import Base, choose_cut, silent
 from pruning.data import absolute
 from pruning.executors import Execute, OnProgress, Slot, Task
 from pruning.latency import Latency, meet_budget
+from pruning.limits import enough_memory
 from pruning.plan import Plan
 from pruning.retrain import infer
 from pruning.stages import recovery, recovery_images, rounds, specialisation
@@ -49,7 +50,8 @@ def prune(
     run = Run.resume(out, plan.recipe, plan.digests)
     plan = meet_budget(plan, latency, on_progress) if run is None else replace(plan, budget=run.budget)
     if run is None:
-        check_cuts(Base(plan, plan.reference, {}, on_progress=on_progress))
+        with enough_memory("profile", plan.device):
+            check_cuts(Base(plan, plan.reference, {}, on_progress=on_progress))
         dataset = plan.dataset
         run = Run(Path(out), plan.recipe, plan.digests, dataset.labels, dataset.spec, plan.assignment, plan.budget)
         run.create(plan.reference, plan.size)

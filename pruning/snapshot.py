@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Generator, nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import OneCycleLR
 
+from pruning.limits import enough_disk
 from sensai_serve.bundle import atomic_file
 from sensai_serve.errors import InputError, OutputExistsError
 
@@ -58,10 +60,16 @@ class Snapshot:
         cycle.load_state_dict(state["cycle"])
         generator.set_state(state["augmentation"])
         torch.set_rng_state(state["torch"])
+        if "cuda" in state:
+            torch.cuda.set_rng_state(state["cuda"], _device(model))
         return int(state["step"])
 
     def keep(self, step: int, model: nn.Module, optimiser: SGD, cycle: OneCycleLR, generator: Generator) -> None:
-        """Write the state after `step` steps, where the last time is long enough ago."""
+        """Write the state after `step` steps, where the last time is long enough ago.
+
+        Raises:
+            WorkError: the disk is full.
+        """
         if time.monotonic() - self._written < self.every:
             return
         state = {
@@ -73,10 +81,18 @@ class Snapshot:
             "augmentation": generator.get_state(),
             "torch": torch.get_rng_state(),
         }
-        with atomic_file(self.path) as temporary:
-            torch.save(state, temporary)
+        if (device := _device(model)).type == "cuda":
+            state["cuda"] = torch.cuda.get_rng_state(device)
+        buffer = io.BytesIO()  # torch itself loses the reason for which a file cannot be written
+        torch.save(state, buffer)
+        with enough_disk(self.path), atomic_file(self.path) as temporary:
+            temporary.write_bytes(buffer.getbuffer())
         self._written = time.monotonic()
 
     def clear(self) -> None:
         """Remove it, once what it was kept for is written."""
         self.path.unlink(missing_ok=True)
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device

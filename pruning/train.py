@@ -12,6 +12,7 @@ from torch import nn
 
 from pruning import data, models
 from pruning.data import Dataset
+from pruning.limits import enough_memory
 from pruning.retrain import OnStep, Precision, Schedule, fit, infer, use_threads
 from pruning.sampling import uniform
 from pruning.snapshot import Snapshot
@@ -61,6 +62,7 @@ def train(
 
     Raises:
         InputError: the data or the model is wrong, or the snapshot is of a training with other options.
+        WorkError: memory ran out, or the disk is full.
     """
     dataset = data.load(source, seed=seed)
     indices, held_out = data.split(dataset.y, validation, seed)
@@ -80,16 +82,17 @@ def train(
     model = models.create(model_name, dataset.n_classes, dataset.spec.shape).to(device)
     batches = uniform.batches(dataset.y, indices, (), schedule.batch, np.random.default_rng(seed))
     y = torch.from_numpy(dataset.y).to(device)
-    fit(
-        model,
-        dataset,
-        batches=batches,
-        loss=lambda x, logits, chosen: F.cross_entropy(logits, y[chosen]),
-        schedule=schedule,
-        seed=seed,
-        precision=precision,
-        on_step=on_step,
-        snapshot=None if snapshot is None else Snapshot(snapshot, recipe),
-    )
+    with enough_memory("train", device):
+        fit(
+            model,
+            dataset,
+            batches=batches,
+            loss=lambda x, logits, chosen: F.cross_entropy(logits, y[chosen]),
+            schedule=schedule,
+            seed=seed,
+            precision=precision,
+            on_step=on_step,
+            snapshot=None if snapshot is None else Snapshot(snapshot, recipe),
+        )
     right = infer(model, dataset, dataset.x[held_out]).argmax(axis=1) == dataset.y[held_out]
     return Trained(model, dataset, float(right.mean()))

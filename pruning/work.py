@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-
-import torch
 
 from pruning.checkpoint import RECOVERED, REFERENCE, Run
 from pruning.choose import Base
 from pruning.executors import OnProgress, Slot, Task
+from pruning.limits import enough_memory
 from pruning.network import make_network
 from pruning.plan import Plan, plan_of
 from pruning.retrain import require_device
 from pruning.snapshot import Snapshot
 from pruning.stages import Stage, specialisation
-from sensai_serve.errors import WorkError
 
 
 def perform(task: Task, slot: Slot, on_progress: OnProgress) -> None:
@@ -43,7 +39,7 @@ def make(run: Run, name: str, base: Base, stage: Stage) -> None:
 
     Raises:
         ModelError: the cut cannot be made.
-        WorkError: memory ran out.
+        WorkError: memory ran out, or the disk is full.
     """
     if run.has(name):
         return
@@ -67,30 +63,6 @@ def base_at(plan: Plan, run: Run, name: str, on_progress: OnProgress) -> Base:
 def base_of_workers(plan: Plan, run: Run, on_progress: OnProgress) -> Base:
     """The recovered network where the run has one, else the reference."""
     return base_at(plan, run, RECOVERED if run.has(RECOVERED) else REFERENCE, on_progress)
-
-
-@contextmanager
-def enough_memory(what: str, device: torch.device) -> Iterator[None]:
-    """While the block runs, memory that runs out is one clear error.
-
-    Raises:
-        WorkError: it did.
-    """
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise _out_of_memory(what, device) from error
-    except RuntimeError as error:
-        if "DefaultCPUAllocator" not in str(error):  # torch has no type of its own for the CPU's memory
-            raise
-        raise _out_of_memory(what, device) from error
-
-
-def _out_of_memory(what: str, device: torch.device) -> WorkError:
-    return WorkError(
-        f"{what}: out of memory on {device}, expected less to be asked of it: lower --batch, or --jobs where several "
-        "share it; what is done is kept, and running again goes on"
-    )
 
 
 @lru_cache(maxsize=1)

@@ -1,0 +1,50 @@
+"""What a machine runs out of, memory and disk, as one clear error; what is done by then is kept."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from sensai_serve.errors import WorkError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def enough_memory(what: str, device: torch.device | str) -> Iterator[None]:
+    """While the block runs, memory that runs out is one clear error.
+
+    Raises:
+        WorkError: it did; says what to lower.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if type(error) is RuntimeError and "DefaultCPUAllocator" not in str(error):  # the CPU's has no type of its own
+            raise
+        raise WorkError(
+            f"{what}: out of memory on {device}, expected less to be asked of it: lower --batch, or --jobs where "
+            "several share it; what is done is kept, and running again goes on"
+        ) from error
+
+
+@contextmanager
+def enough_disk(path: Path) -> Iterator[None]:
+    """While the block writes what is to be at `path`, a disk that is full is one clear error.
+
+    Raises:
+        WorkError: it is.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise WorkError(
+            f"{path} cannot be written ({error.strerror}), expected room for it (`sensai prune --dry-run` says how "
+            "much); what is done is kept, and running again goes on"
+        ) from error
