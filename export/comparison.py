@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 
 from export.assemble import export
@@ -21,11 +21,11 @@ from pruning.checkpoint import Run
 from pruning.data import Dataset, Labels
 from pruning.heads import Subnet
 from pruning.surgery import measure
-from sensai_serve.bundle import Bundle, atomic_directory, atomic_file
-from sensai_serve.errors import InputError
+from sensai_serve.bundle import Bundle, atomic_directory, atomic_file, sha256_of
+from sensai_serve.errors import InputError, OutputExistsError
 from sensai_serve.merge import MergePlan
 from sensai_serve.onnxfile import read_signature
-from sensai_serve.preprocess import Floats, InputSpec, normalise
+from sensai_serve.preprocess import InputSpec, normalise
 
 RESULT, NETWORK = "result.json", "network.onnx"
 BATCH = 256
@@ -100,21 +100,26 @@ def finish(run: Run, folder: Path) -> Result:
 
 @dataclass(frozen=True)
 class Given:
-    """Somebody's network to compare with."""
+    """Somebody's network to compare with, or the reference: not made here."""
 
     name: str
-    model: str
-    """Empty where `path` is an ONNX file."""
-    path: Path
     spec: InputSpec
     """With the normalisation that the network was trained with."""
+    sha256: str
+    """Of its file."""
+    data: bytes
+    """As ONNX."""
+    macs: int = 0
+    parameters: int = 0
 
 
-def parse_given(text: str, spec: InputSpec) -> Given:
+def read_given(text: str, dataset: Dataset) -> Given:
     """Read ``NAME=model:weights`` or ``NAME=file.onnx``, each with ``?mean=...&std=...`` where it has its own.
 
     Raises:
-        InputError: another form, no such file, or moments that do not fit the input.
+        InputError: another form, no such file, moments that do not fit the input, or a network that does not fit the
+            data.
+        ModelError: the weights do not fit the model, or it cannot be exported.
     """
     name, equals, rest = text.partition("=")
     place, _, query = rest.partition("?")
@@ -128,66 +133,75 @@ def parse_given(text: str, spec: InputSpec) -> Given:
         raise InputError(f"--point {name}: unknown option {min(unknown)!r}, expected mean, std")
     try:
         moments: dict[str, Any] = {key: tuple(map(float, value.split(","))) for key, value in options.items()}
-        spec = replace(spec, normalisation=replace(spec.normalisation, **moments))
+        spec = replace(dataset.spec, normalisation=replace(dataset.spec.normalisation, **moments))
     except (ValueError, InputError) as error:
         raise InputError(f"--point {name}: mean or std does not fit ({error})") from None
-    return Given(name, model, Path(path), spec)
+    if model:
+        return from_weights(name, model, Path(path), dataset, spec)
+    return Given(name, spec, sha256_of(Path(path)), _checked(name, Path(path), dataset))
+
+
+def from_weights(name: str, model: str, path: Path, dataset: Dataset, spec: InputSpec) -> Given:
+    """A network of a model that is known here.
+
+    Raises:
+        ModelError: the weights do not fit the model, or it cannot be exported.
+    """
+    network = models.create(model, dataset.n_classes, spec.shape)
+    models.load_weights(network, path)
+    subnet = Subnet(network, heads.find("softmax")).eval()
+    size = measure(subnet, spec.shape)
+    data = to_onnx(subnet, spec.name, spec.shape)
+    check_parity(subnet, data, normalise(dataset.x[:16], spec), name)
+    return Given(name, spec, sha256_of(path), data, size.macs, size.parameters)
 
 
 def measure_given(given: Given, dataset: Dataset, validation: Labels, folder: Path, digests: dict[str, str]) -> Result:
-    """Bring a network to ONNX where it is not, and look at the test part, once.
+    """Look at the test part, once, and keep what was found.
 
     Args:
         given: which network.
         dataset: what it is to classify.
         validation: indices of the training part.
         folder: the point's directory; a finished one is not made again.
-        digests: of the data and of the file.
+        digests: of the data.
 
     Raises:
-        ModelError: the weights do not fit the model, or it cannot be exported.
-        InputError: an ONNX file does not fit the data, or the directory holds another point.
+        OutputExistsError: the directory holds another point.
     """
+    digests = {"data": digests["data"], "file": given.sha256}
     if (done := finished(folder)) is not None:
         if done.digests != digests:
-            raise InputError(f"{folder} is of another file or other data, expected the same or another name")
+            raise OutputExistsError(f"{folder} is of another file or other data, expected the same or another name")
         return done
-    data, macs, parameters = _network(given, dataset)
     with atomic_directory(folder) as temporary:
-        (temporary / NETWORK).write_bytes(data)
+        (temporary / NETWORK).write_bytes(given.data)
         result = Result(
             digests,
-            _accuracy(data, given.spec, dataset.x[validation], dataset.y[validation]),
-            _accuracy(data, given.spec, dataset.x_test, dataset.y_test),
-            (macs,),
-            (parameters,),
+            _accuracy(given, dataset.x[validation], dataset.y[validation]),
+            _accuracy(given, dataset.x_test, dataset.y_test),
+            (given.macs,),
+            (given.parameters,),
             (NETWORK,),
         )
         result.save(temporary)
     return result
 
 
-def _network(given: Given, dataset: Dataset) -> tuple[bytes, int, int]:
-    spec = given.spec
-    if given.model:
-        model = models.create(given.model, dataset.n_classes, spec.shape)
-        models.load_weights(model, given.path)
-        subnet = Subnet(model, heads.find("softmax")).eval()
-        size = measure(subnet, spec.shape)
-        data = to_onnx(subnet, spec.name, spec.shape)
-        check_parity(subnet, data, normalise(dataset.x[:16], spec), given.name)
-        return data, size.macs, size.parameters
-    data = given.path.read_bytes()
+def _checked(name: str, path: Path, dataset: Dataset) -> bytes:
+    """An ONNX file that takes the data's inputs and tells its classes apart."""
+    data = path.read_bytes()
     signature = read_signature(data)
     if (
         len(signature.inputs) != 1
-        or not signature.inputs[0].accepts(spec.shape)
+        or not signature.inputs[0].accepts(dataset.spec.shape)
         or not (signature.outputs and signature.outputs[0].accepts((dataset.n_classes,)))
     ):
-        shape = ", ".join(map(str, spec.shape))
-        raise InputError(f"--point {given.name}: {given.path} is no network from FP32 [N, {shape}] to "
-                         f"[N, {dataset.n_classes}]")  # fmt: skip
-    return _renamed(data), 0, 0
+        shape = ", ".join(map(str, dataset.spec.shape))
+        raise InputError(
+            f"--point {name}: {path} is no network from FP32 [N, {shape}] to FP32 [N, {dataset.n_classes}]"
+        )
+    return _renamed(data)
 
 
 def _renamed(data: bytes) -> bytes:
@@ -201,11 +215,11 @@ def _renamed(data: bytes) -> bytes:
     return bytes(proto.SerializeToString())
 
 
-def _accuracy(data: bytes, spec: InputSpec, x: Floats, y: Sequence[int] | Labels) -> float:
-    network = session(data)
+def _accuracy(given: Given, x: npt.NDArray[np.generic], y: Labels) -> float:
+    network = session(given.data)
     feed = network.get_inputs()[0].name
-    given = [
-        network.run(None, {feed: normalise(x[at : at + BATCH], spec)})[0].argmax(axis=1)
+    labels = [
+        network.run(None, {feed: normalise(x[at : at + BATCH], given.spec)})[0].argmax(axis=1)
         for at in range(0, len(x), BATCH)
     ]
-    return float((np.concatenate(given) == y).mean())
+    return float((np.concatenate(labels) == y).mean())

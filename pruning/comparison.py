@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pruning import pipeline
 from pruning.checkpoint import RECOVERED, Run
+from pruning.choose import Base
 from pruning.executors import OnProgress, Slot
 from pruning.plan import Plan, classes_seen
 from pruning.recipe import Recipe
@@ -144,14 +145,28 @@ class Workshop:
     """Of the recipe that they have in common."""
     folder: Path
     slots: tuple[Slot, ...] = ()
+    _groups: dict[tuple[str, int], list[list[int]]] = field(default_factory=dict)
+
+    def check(self, every: Sequence[Point], on_progress: OnProgress) -> None:
+        """Raise what would be wrong with a point before any is made: its groups, its heads, the smallest size's cut."""
+        begun = [Run.resume(self.run_of(one), one.recipe, self.plan.digests) is not None for one in every]
+        plans = {one.name: self.plan_of(one) for one in every}
+        smallest = min(every, key=lambda one: (one.amount, -one.workers))
+        if not all(begun):
+            plan = plans[smallest.name]
+            pipeline.check_cuts(Base(plan, plan.reference, {}, on_progress=on_progress))
 
     def plan_of(self, point: Point) -> Plan:
         """The point's own: same data, same reference."""
         recipe, dataset = point.recipe, self.plan.dataset
         groups = None
         if recipe.groups is not None:
-            group: Callable[..., list[list[int]]] = plugins.find("pruning.grouping", recipe.grouping, "group")
-            groups = group(classes_seen(recipe, dataset, self.plan.reference), recipe.groups, recipe.seed)
+            key = recipe.grouping, recipe.groups
+            if key not in self._groups:
+                group: Callable[..., list[list[int]]] = plugins.find("pruning.grouping", recipe.grouping, "group")
+                seen = classes_seen(recipe, dataset, self.plan.reference)
+                self._groups[key] = group(seen, recipe.groups, recipe.seed)
+            groups = self._groups[key]
         matrix = assignment.build(recipe.assignment, dataset.n_classes, groups=groups, redundancy=recipe.redundancy)
         return replace(self.plan, recipe=recipe, assignment=matrix, budget=recipe.budget)
 
@@ -182,4 +197,5 @@ class Workshop:
                     run.create(plan.reference, plan.size)
                 with atomic_directory(path / RECOVERED) as temporary:
                     shutil.copytree(ready / RECOVERED, temporary, dirs_exist_ok=True)
-        return pipeline.prune(plan, path, slots=self.slots, on_progress=on_progress)
+        run = pipeline.prune(plan, path, slots=self.slots, on_progress=on_progress)
+        return replace(run, recipe=plan.recipe)  # which knows where the data lies now

@@ -62,5 +62,6 @@ class _Block(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        return y + self.shortcut(x)
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        total: Tensor = y + self.shortcut(x)
+        return total

@@ -127,14 +127,14 @@ def _print_points(points: list[Point]) -> None:
 def _entries(workshop: Workshop, points: list[Point], given: list[str], weights: Path, report: Report) -> list[Entry]:
     """Make all networks, then, and only then, look at the test part."""
     from benchmarks.compare import GIVEN, REFERENCE
-    from export.comparison import Given, finish, measure_given, parse_given
-    from sensai_serve.bundle import sha256_of
+    from export.comparison import finish, from_weights, measure_given, read_given
 
     plan, folder = workshop.plan, workshop.folder
-    dataset, digest = plan.dataset, plan.digests["data"]
-    others = [parse_given(text, dataset.spec) for text in given]
+    dataset = plan.dataset
+    others = [read_given(text, dataset) for text in given]
     if len({one.name for one in others} | {one.name for one in points} | {REFERENCE}) <= len(points) + len(others):
         raise InputError("--point: two points have the same name, expected different ones, and none a point made here")
+    workshop.check(points, report)
     runs = []
     for done, one in enumerate(points):
         report("points", done, len(points))
@@ -143,10 +143,10 @@ def _entries(workshop: Workshop, points: list[Point], given: list[str], weights:
     report("points", len(points), len(points))
     entries: list[Entry] = []
     total = 1 + len(others) + len(points)
-    for network in [Given(REFERENCE, plan.recipe.model, weights, dataset.spec), *others]:
+    reference = from_weights(REFERENCE, plan.recipe.model, weights, dataset, dataset.spec)
+    for network in [reference, *others]:
         report("test part", len(entries), total)
-        digests = {"data": digest, "file": sha256_of(network.path)}
-        found = measure_given(network, dataset, plan.validation, folder / network.name, digests)
+        found = measure_given(network, dataset, plan.validation, folder / network.name, plan.digests)
         series, size = (REFERENCE, "") if network.name == REFERENCE else (GIVEN, network.name)
         entries.append(_entry(found, folder / network.name, series, size, "", 0))
     for one, run in zip(points, runs, strict=True):

@@ -21,6 +21,7 @@ from sensai_serve.errors import ModelError, PluginError
     [
         ("resnet20", (3, 32, 32)),
         ("resnet32", (1, 16, 16)),
+        ("wide_stem_resnet14", (3, 32, 32)),
         ("vgg11", (3, 32, 32)),
         ("vgg16", (3, 32, 32)),
         ("cnn", (1, 8, 8)),
@@ -33,6 +34,7 @@ def test_a_named_model_gives_logits(name, shape):
 
 
 def test_published_sizes():
+    assert sum(p.numel() for p in models.create("wide_stem_resnet8", 10, (3, 32, 32)).parameters()) == 89_322
     assert sum(p.numel() for p in models.create("resnet20", 10, (3, 32, 32)).parameters() if p.requires_grad) == 269_722
     assert sum(p.numel() for p in models.create("vgg16", 10, (3, 32, 32)).parameters()) == pytest.approx(
         14.7e6, rel=0.01

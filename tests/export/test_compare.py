@@ -1,0 +1,217 @@
+"""``sensai compare``: equal work, figures that the files bear out, killed and gone on, wrong input in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from safetensors.torch import save_file
+
+from benchmarks.compare import Entry, Timed, frontier, gain
+from pruning import data, models
+from pruning.checkpoint import Run
+from pruning.comparison import points, sweep_for
+from pruning.recipe import Recipe
+from pruning.train import train
+from sensai_serve import load
+from sensai_serve.bundle import Bundle
+from sensai_serve.cli.main import main
+from sensai_serve.errors import InputError
+from sensai_serve.preprocess import normalise
+
+OPTIONS = ("--data", "wine", "--model", "mlp", "--macs", "0.5", "--passes", "900", "--batch", "32", "--threads", "1")
+MEASURED = ("--requests", "20", "--rounds", "4")
+MADE = ["monolith-0.5", "single-0.5-total", "grouped-0.5-total", "cyclic-0.5-total"]
+
+
+@pytest.fixture(scope="module")
+def wine(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("wine") / "wine.safetensors"
+    save_file(train("wine", "mlp", epochs=20, batch=32, rate=0.05).model.state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def compare(capsys):
+    def run(*args: object) -> tuple[int, str, str]:
+        before = torch.get_num_threads()
+        with pytest.raises(SystemExit) as stop:
+            main(["compare", *map(str, args)])
+        torch.set_num_threads(before)
+        return int(stop.value.code or 0), *capsys.readouterr()
+
+    return run
+
+
+def write_linear(path: Path, weight: np.ndarray) -> None:
+    """A network of somebody else's: its own names, logits for scores."""
+    n, outputs = weight.shape
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["readings", "weight"], ["logits"])],
+        "linear",
+        [helper.make_tensor_value_info("readings", TensorProto.FLOAT, ["batch", n])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", outputs])],
+        [numpy_helper.from_array(weight, "weight")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+
+
+def stamps(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_killed_it_goes_on_and_its_figures_are_those_of_its_files(compare, wine, tmp_path):
+    """One comparison from a killed start to its report, for it takes seconds."""
+    out, dataset = tmp_path / "out", data.load("wine")
+    weight = np.random.default_rng(0).normal(size=(13, 3)).astype(np.float32)
+    write_linear(tmp_path / "foreign.onnx", weight)
+    given = ("--point", f"same=mlp:{wine}", "--point", f"foreign={tmp_path / 'foreign.onnx'}?mean=0&std=1")
+    arguments = (*OPTIONS, *MEASURED, *given, "--budget", "total", "--weights", wine, "--out", out)
+    command = [sys.executable, "-m", "sensai_serve", "compare", *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("single-0.5-total: done"):
+                process.send_signal(signal.SIGKILL)
+                break
+    assert process.returncode == -signal.SIGKILL
+    before = stamps(out / "points/monolith-0.5") | stamps(out / "points/single-0.5-total")
+    assert before
+    assert not list(out.rglob("result.json"))  # nothing was held against the test part yet
+
+    code, printed, err = compare(*arguments, "--quiet")
+    assert code == 0, err
+    assert "Does class parallelism earn its place?" in printed
+    assert before.items() <= stamps(out).items()
+    found = {one["name"]: one for one in json.loads((out / "result.json").read_text())["results"]}
+    assert list(found) == ["reference", "same", "foreign", *MADE]
+    for name in MADE:
+        bundle = Bundle.open(out / "points" / name / "bundle")
+        answers = load(bundle).predict_tensor(normalise(dataset.x_test, dataset.spec))
+        assert found[name]["test"] == (answers.class_id == dataset.y_test).mean()
+        assert found[name]["macs"] == [subnet.macs for subnet in bundle.manifest.subnets]
+        assert found[name]["networks"] == len(found[name]["macs"]) == bundle.assignment.n_workers
+        assert found[name]["work"] > 0
+        recipe = Run.open(out / "points" / name / "run").recipe
+        assert found[name]["passes"] == recipe.recover_images + bundle.assignment.n_workers * recipe.images
+    assert found["same"]["test"] == found["reference"]["test"] > 0.9
+    labels = (dataset.x_test.astype(np.float32) @ weight).argmax(axis=1)  # of unnormalised readings, as it was asked
+    assert found["foreign"]["test"] == (labels == dataset.y_test).mean()
+
+    once = stamps(out / "points")
+    code, _, err = compare(*arguments, "--quiet")
+    assert code == 0, err
+    assert stamps(out / "points") == once
+    page = (out / "report.html").read_text()
+    assert "<title>sensai compare: wine</title>" in page
+    assert str(tmp_path) not in page
+    assert {path.stem for path in out.glob("*.png")} == {"latency-total", "work-total"}
+
+    code, _, err = compare(*arguments, "--rate", "0.5", "--quiet")
+    assert code == 2
+    assert "is a run of another recipe (rate is 0.01 there, 0.5 here)" in err
+    code, _, err = compare(*arguments[:-2], "--out", out, "--quiet", "--point", f"again=mlp:{wine}", "--point",
+                           f"again=mlp:{wine}")  # fmt: skip
+    assert code == 2
+    assert "two points have the same name" in err
+
+
+@pytest.mark.parametrize(("n_classes", "workers", "groups"), [(3, None, None), (10, None, None), (100, None, 4)])
+def test_the_work_is_equal(n_classes, workers, groups):
+    base = Recipe("digits", "cnn", batch=32)
+    sweep = sweep_for(n_classes, (0.1, 0.3), 20_000, workers=workers, groups=groups)
+    made = points(base, n_classes, sweep)
+    assert {one.amount for one in made} == {0.1, 0.3}
+    for one in made:
+        recipe = one.recipe
+        assert one.passes == recipe.recover_images + one.workers * recipe.images
+        if one.budget == "per-network" or one.workers == 1:
+            assert recipe.recover_images + recipe.images == 20_000
+        else:
+            assert 20_000 - one.workers < one.passes <= 20_000
+    assert len({(o.amount, o.recipe.recover_images, o.recipe.recover_rate) for o in made if o.workers > 1}) == 2
+
+
+def test_what_a_single_network_of_that_latency_reaches():
+    def timed(name: str, accuracy: float, *microseconds: float) -> Timed:
+        entry = Entry(name, "s", "", "", accuracy, 0.0, (0,), (0,), 0, [Path()] * len(microseconds))
+        return Timed(entry, tuple([np.full(3, us * 1e-6)] * 3 for us in microseconds))
+
+    single = [timed("a", 0.8, 100), timed("worse", 0.7, 150), timed("b", 0.9, 200)]
+    x, y = frontier(single)
+    np.testing.assert_allclose(x, [100e-6, 200e-6])
+    np.testing.assert_allclose(y, [0.8, 0.9])
+    two = timed("two", 0.88, 50, 150)
+    assert two.latency.p50 == pytest.approx(150e-6)
+    assert two.work == pytest.approx(200e-6)
+    assert two.faster_than(single[2]).value == pytest.approx(200 / 150)
+    assert gain(two, [*single, two]) == pytest.approx(0.88 - 0.85)
+    assert gain(timed("slow", 0.95, 400, 1), single) == pytest.approx(0.05)
+    assert gain(timed("alike", 0.75, 95, 1), single) == pytest.approx(-0.05)
+    assert gain(timed("fast", 0.5, 20, 10), single) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"--macs": "0.1,x"}, "--macs is '0.1,x', expected fractions"),
+        ({"--macs": "1.5"}, "expected fractions between 0 and 1"),
+        ({"--macs": "0.1,0.1"}, "expected each once"),
+        ({"--macs": "0.0001"}, "smallest network that can be reached"),
+        ({"--budget": "mine"}, "budget is 'mine', expected per-network, total or both"),
+        ({"--share": "1"}, "share is 1.0, expected at least 0 and less than 1"),
+        ({"--passes": "100"}, "expected at least a batch"),
+        ({"--workers": "4"}, "workers is 4, expected 2 to the number of classes, 3"),
+        ({"--groups": "1"}, "groups is 1, expected 2 to"),
+        ({"--weights": "nowhere"}, "'nowhere' is not there"),
+        ({"--grouping": "magic"}, "nothing is called 'magic'"),
+        ({"--point": "mlp"}, "--point is 'mlp', expected NAME=MODEL:WEIGHTS"),
+        ({"--point": "../up=mlp:w"}, "expected NAME=MODEL:WEIGHTS"),
+        ({"--point": "a=mlp:nowhere"}, "--point a: nowhere is not there"),
+        ({"--point": "a=cnn:other.safetensors"}, "no network is called 'cnn'"),
+        ({"--point": "a=mlp:other.safetensors"}, "does not fit the model"),
+        ({"--point": "a=other.safetensors"}, "expected NAME=MODEL:WEIGHTS"),
+        ({"--point": "a=four.onnx"}, "four.onnx is no network from FP32 [N, 13] to FP32 [N, 3]"),
+        ({"--point": "a=four.onnx?mean=x"}, "mean or std does not fit"),
+        ({"--point": "a=four.onnx?size=3"}, "unknown option 'size'"),
+        ({"--point": "reference=mlp:w.safetensors"}, "two points have the same name"),
+    ],
+)
+def test_a_wrong_comparison_is_one_line_and_leaves_nothing(compare, tmp_path, monkeypatch, changes, message):
+    monkeypatch.chdir(tmp_path)
+    save_file(models.create("mlp", 3, (13,)).state_dict(), "w.safetensors")
+    save_file(models.create("mlp", 4, (13,)).state_dict(), "other.safetensors")
+    write_linear(Path("four.onnx"), np.ones((13, 4), np.float32))
+    before = sorted(tmp_path.rglob("*"))
+    options = dict(zip(OPTIONS[::2], OPTIONS[1::2], strict=True))
+    options |= {"--weights": "w.safetensors", "--out": "out", "--passes": "2000"} | changes
+    code, out, err = compare("--quiet", *(part for pair in options.items() for part in pair))
+    assert code == 2
+    assert out == ""
+    assert message in err
+    assert err.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_dry_run_makes_nothing(compare, wine, tmp_path):
+    code, out, err = compare(*OPTIONS, "--weights", wine, "--out", tmp_path / "out", "--dry-run")
+    assert code == 0, err
+    assert "cyclic-0.5-total" in out
+    # The monolith, the shared recovery once, and each worker's own: 900 + 675 + (3 + 2 + 3) x 225 + 75 + 112 ...
+    assert f"{900 + 675 + 8 * 225 + 3 * 75 + 2 * 112 + 3 * 75:,} image passes in all" in out
+    assert not (tmp_path / "out").exists()
+
+
+def test_too_few_passes_are_refused_before_any_work():
+    with pytest.raises(InputError, match="leaves 12 for each of 10 workers"):
+        points(Recipe("digits", "cnn"), 10, sweep_for(10, (0.1,), 1000, budget="total", share=0.875))
