@@ -24,7 +24,7 @@ from sensai_serve.bundle import atomic_directory
 from sensai_serve.errors import InputError
 
 PER_NETWORK, TOTAL = BUDGETS = ("per-network", "total")
-MONOLITH, SINGLE, GROUPED, CYCLIC = "monolith", "r = 1", "grouped", "cyclic r = 3"
+MONOLITH, SINGLE, GROUPED = "monolith", "r = 1", "grouped"
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,8 @@ def _codes(n_classes: int, sweep: Sweep) -> list[tuple[str, str, dict[str, Any],
     whole = sweep.workers == n_classes
     symbols = None if whole else sweep.workers
     single: dict[str, Any] = {"assignment": "binary" if whole else "grouped", "groups": symbols, "redundancy": None}
-    cyclic: dict[str, Any] = {"assignment": "cyclic", "groups": symbols, "redundancy": min(3, sweep.workers)}
-    codes = [("single", SINGLE, single, sweep.workers), ("cyclic", CYCLIC, cyclic, sweep.workers)]
+    cyclic: dict[str, Any] = {"assignment": "cyclic", "groups": symbols, "redundancy": (r := min(3, sweep.workers))}
+    codes = [("single", SINGLE, single, sweep.workers), ("cyclic", f"cyclic r = {r}", cyclic, sweep.workers)]
     if sweep.groups != sweep.workers:
         grouped: dict[str, Any] = {"assignment": "grouped", "groups": sweep.groups, "redundancy": None}
         codes.insert(1, ("grouped", GROUPED, grouped, sweep.groups))

@@ -42,8 +42,9 @@ def report(run: Run, answers: Answers | None, on_progress: OnProgress) -> str:
     on_progress("report", 3, STAGES)
     curve = facts.curve(run)
     reference = run.network(REFERENCE)
-    parts: list[Table | Picture] = [_summary(run, given, made, reference), *_pictures(run, given, made, kept, points, curve),
-             _workers(run, made, reference)]  # fmt: skip
+    parts: list[Table | Picture] = [_summary(run, given, made, reference)]
+    parts += _pictures(run, given, made, kept, points, curve)
+    parts.append(_workers(run, made, reference))
     title = f"{run.recipe.model} for {run.dataset.name}: {len(made)} workers, {run.assignment.kind}"
     text = page(
         title,

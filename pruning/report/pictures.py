@@ -149,10 +149,15 @@ def clustering(points: Features, labels: Sequence[str], symbols: Sequence[Sequen
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
+        for g, symbol in enumerate(symbols if grouped else ()):
+            centre = points[list(symbol)].mean(axis=0)
+            for c in symbol:
+                axes.plot(*zip(centre, points[c], strict=True), color=colour(g), alpha=0.4, linewidth=1.5, zorder=1)
         hues = [colour(group_of.get(c, 0) if grouped else 0) for c in range(len(points))]
         axes.scatter(points[:, 0], points[:, 1], c=hues, s=60)
+        size = 8.5 if len(points) <= 30 else 6.0
         for c, (x, y) in enumerate(points):
-            axes.annotate(labels[c], (x, y), (0, 7), textcoords="offset points", ha="center", fontsize=8.5)
+            axes.annotate(labels[c], (x, y), (0, 7), textcoords="offset points", ha="center", fontsize=size)
             if grouped:
                 axes.annotate(str(group_of[c]), (x, y), ha="center", va="center", fontsize=6.5, color="white")
         axes.set_xticks([])

@@ -22,8 +22,6 @@ Draw = Callable[["Figure"], None]
 _LIGHT = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5D3A9B", "#8C8C8C", "#1a1a1a", "#A6761D")
 _DARK = ("#4BA3E3", "#F0803C", "#2DBE94", "#DB94C0", "#E69F00", "#8ACDF2", "#A98BE0", "#A0A0A0", "#e6e6e6", "#C99A55")
 DPI = 160
-DENSE = 40
-"""Rows or columns of a heat map beyond which not each is named."""
 
 
 @dataclass(frozen=True)
@@ -198,8 +196,8 @@ def heat_map(
                     shade = shades(scale(values[r, k]))
                     axes.annotate(text, (k, r), ha="center", va="center", fontsize=7.5, color=text_on(shade))
         turned = max(map(len, columns), default=0) > 3
-        axes.set_xticks(*_ticks(columns), rotation=90 if turned else 0, fontsize=8.5)
-        axes.set_yticks(*_ticks(rows), fontsize=8.5)
+        axes.set_xticks(*_ticks(columns, 36 if turned else 18), rotation=90 if turned else 0, fontsize=8.5)
+        axes.set_yticks(*_ticks(rows, int(7 * figure.get_figheight())), fontsize=8.5)
         axes.tick_params(length=0)
         axes.spines[:].set_color(ink() + "40")
         axes.set_xlabel(x_label)
@@ -208,7 +206,8 @@ def heat_map(
     return draw
 
 
-def _ticks(names: Sequence[str]) -> tuple[list[int], list[str]]:
-    step = -(-len(names) // DENSE)
+def _ticks(names: Sequence[str], most: int) -> tuple[list[int], list[str]]:
+    """Where there is no room for all names, every second, third, ... one."""
+    step = max(-(-len(names) // most), 1)
     at = list(range(0, len(names), step))
     return at, [names[i] for i in at]
