@@ -1,8 +1,8 @@
 """One subnet as a model of Triton's Python backend: copied as it is into a model repository, run by Triton alone.
 
-For servers that have no ONNX Runtime backend, such as the tritonserver of the package nvidia-pytriton. The parameter
-``site_packages`` of the model's configuration names a folder where numpy and onnxruntime are installed for the Python
-that the backend embeds, where that Python does not find them by itself.
+For servers that have no ONNX Runtime backend, such as the tritonserver of the package nvidia-pytriton. Where the Python
+that the backend embeds does not find numpy and onnxruntime by itself, a file ``site_packages`` beside this one names
+their folder. Triton 2.51 needs numpy < 2 there: with another it gives out empty tensors.
 """
 # mypy: ignore-errors
 
@@ -11,37 +11,36 @@ import sys
 from pathlib import Path
 from typing import Any
 
+FOLDER = Path(__file__).parent
+if (FOLDER / "site_packages").is_file():  # now, and first: the backend itself imports numpy right after this module
+    sys.path.insert(0, (FOLDER / "site_packages").read_text().strip())
+
+import onnxruntime as ort  # noqa: E402
+import triton_python_backend_utils as pb_utils  # noqa: E402
+
 
 class TritonPythonModel:
     """The subnet in ``model.onnx`` beside this file."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Open the network where the instance group says."""
-        config = json.loads(args["model_config"])
-        if folder := config["parameters"].get("site_packages", {}).get("string_value"):
-            sys.path.append(folder)  # the backend's interpreter looks nowhere else
-        import onnxruntime as ort
-        import triton_python_backend_utils as pb_utils
-
-        self._utils = pb_utils
-        self._input = config["input"][0]["name"]
+        self._input = json.loads(args["model_config"])["input"][0]["name"]
         options = ort.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1  # subnets run beside each other
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         providers: list[Any] = ["CPUExecutionProvider"]
         if args["model_instance_kind"] == "GPU":
             providers = [("CUDAExecutionProvider", {"device_id": int(args["model_instance_device_id"])}), *providers]
-        self._session = ort.InferenceSession(Path(__file__).parent / "model.onnx", options, providers=providers)
+        self._session = ort.InferenceSession(FOLDER / "model.onnx", options, providers=providers)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """The scores of each request; one that nobody waits for any more is dropped unrun."""
         return [self._answer(request) for request in requests]
 
     def _answer(self, request: Any) -> Any:
-        utils = self._utils
         if request.is_cancelled():
-            error = utils.TritonError("the caller has gone", utils.TritonError.CANCELLED)
-            return utils.InferenceResponse(error=error)
-        inputs = utils.get_input_tensor_by_name(request, self._input).as_numpy()
+            error = pb_utils.TritonError("the caller has gone", pb_utils.TritonError.CANCELLED)
+            return pb_utils.InferenceResponse(error=error)
+        inputs = pb_utils.get_input_tensor_by_name(request, self._input).as_numpy()
         scores = self._session.run(["scores"], {self._input: inputs})[0]
-        return utils.InferenceResponse([utils.Tensor("scores", scores)])
+        return pb_utils.InferenceResponse([pb_utils.Tensor("scores", scores)])

@@ -98,6 +98,8 @@ def _write_version(folder: Path, bundle: Bundle, subnet: SubnetSpec, options: Tr
     (folder / "model.onnx").write_bytes(bundle.subnet(subnet.worker))
     if options.backend == "python":
         shutil.copyfile(Path(__file__).with_name("_triton_model.py"), folder / "model.py")
+        if options.site_packages:
+            (folder / "site_packages").write_text(f"{options.site_packages}\n")
 
 
 def _known(folder: Path, bundle_name: str) -> dict[int, str]:
@@ -125,8 +127,6 @@ def _config(
     parameters |= {checksum_key(str(version)): digest for version, digest in sorted(checksums.items())}
     if options.backend == "onnxruntime":
         parameters |= {"intra_op_thread_count": "1", "inter_op_thread_count": "1"}
-    elif options.site_packages:
-        parameters["site_packages"] = options.site_packages
     entries = ",\n".join(
         f"  {{ key: {_text(key)} value {{ string_value: {_text(value)} }} }}" for key, value in parameters.items()
     )

@@ -78,7 +78,7 @@ def test_the_python_variant_brings_its_model_file(sensai, tiny_bundle: Path, tmp
     assert sensai("export", tiny_bundle, "--triton", tmp_path, *options)[0] == 0
     config = config_of(tmp_path, "tiny-00")
     assert config.backend == "python"
-    assert config.parameters["site_packages"].string_value == "/opt/ort/site-packages"
+    assert (tmp_path / "tiny-00/1/site_packages").read_text() == "/opt/ort/site-packages\n"
     compile((tmp_path / "tiny-00/1/model.py").read_text(), "model.py", "exec")
 
 

@@ -150,40 +150,65 @@ class Triton:
 
 
 @pytest.fixture(scope="session")
-def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Triton]:
-    """A real Triton, serving a model that looks like the tiny bundle."""
+def triton_packages() -> Path:
+    """The site-packages of the environment that has Triton."""
     environment = os.environ.get("SENSAI_TRITON_VENV")
     if environment is None:
         pytest.skip("no Triton: SENSAI_TRITON_VENV names no environment that has it")
-    packages = next(Path(environment).glob("lib/python3.11/site-packages"))
-    installed, home = packages / "pytriton/tritonserver", tmp_path_factory.mktemp("triton")
-    shutil.copytree(installed / "backends/python", home / "backends/python")
-    stub = home / "backends/python/triton_python_backend_stub"
-    shutil.copy(installed / "python_backend_stubs/3.11/triton_python_backend_stub", stub)
-    stub.chmod(0o755)
-    (home / "models/tiny/1").mkdir(parents=True)
-    (home / "models/tiny/config.pbtxt").write_text(CONFIG)
-    (home / "models/tiny/labels.txt").write_text("".join(f"class-{c}\n" for c in range(10)))
-    (home / "models/tiny/1/model.py").write_text(MODEL.format(packages=str(packages)))
-    ports = [_free_port() for _ in range(3)]
-    binary = shutil.copy(installed / "bin/tritonserver", home / "tritonserver")
-    Path(binary).chmod(0o755)
-    arguments = [f"--model-repository={home / 'models'}", f"--backend-directory={home / 'backends'}"]
-    for kind, port in zip(("http", "grpc", "metrics"), ports, strict=True):
-        arguments += [f"--{kind}-address=127.0.0.1", f"--{kind}-port={port}"]
-    libraries = f"{packages / 'nvidia_pytriton.libs'}:{sysconfig.get_config_var('LIBDIR')}"
-    with (home / "log").open("w") as log:
-        process = subprocess.Popen(
-            [binary, *arguments], env=os.environ | {"LD_LIBRARY_PATH": libraries}, stdout=log, stderr=log
-        )
-        try:
-            server = Triton(f"127.0.0.1:{ports[0]}", f"127.0.0.1:{ports[1]}")
-            while not _ready(server.http):
-                assert process.poll() is None, (home / "log").read_text()
-            yield server
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(60)
+    return next(Path(environment).glob("lib/python3.11/site-packages"))
+
+
+RunTriton = Callable[[Path], AbstractContextManager[Triton]]
+
+
+@pytest.fixture(scope="session")
+def run_triton(triton_packages: Path, tmp_path_factory: pytest.TempPathFactory) -> RunTriton:
+    """Starts a real Triton: ``with run_triton(model_repository) as server``."""
+
+    @contextlib.contextmanager
+    def run(models: Path) -> Iterator[Triton]:
+        installed, home = triton_packages / "pytriton/tritonserver", tmp_path_factory.mktemp("triton")
+        shutil.copytree(installed / "backends/python", home / "backends/python")
+        stub = home / "backends/python/triton_python_backend_stub"
+        shutil.copy(installed / "python_backend_stubs/3.11/triton_python_backend_stub", stub)
+        stub.chmod(0o755)
+        ports = [_free_port() for _ in range(3)]
+        binary = shutil.copy(installed / "bin/tritonserver", home / "tritonserver")
+        Path(binary).chmod(0o755)
+        arguments = [
+            f"--model-repository={models}",
+            f"--backend-directory={home / 'backends'}",
+            "--exit-timeout-secs=1",
+        ]
+        for kind, port in zip(("http", "grpc", "metrics"), ports, strict=True):
+            arguments += [f"--{kind}-address=127.0.0.1", f"--{kind}-port={port}"]
+        libraries = f"{triton_packages / 'nvidia_pytriton.libs'}:{sysconfig.get_config_var('LIBDIR')}"
+        with (home / "log").open("w") as log:
+            process = subprocess.Popen(
+                [binary, *arguments], env=os.environ | {"LD_LIBRARY_PATH": libraries}, stdout=log, stderr=log
+            )
+            try:
+                server = Triton(f"127.0.0.1:{ports[0]}", f"127.0.0.1:{ports[1]}")
+                while not _ready(server.http):
+                    assert process.poll() is None, (home / "log").read_text()
+                yield server
+            finally:
+                process.send_signal(signal.SIGTERM)
+                process.wait(60)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def triton(run_triton: RunTriton, triton_packages: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Triton]:
+    """A real Triton, serving a model that looks like the tiny bundle."""
+    models = tmp_path_factory.mktemp("models")
+    (models / "tiny/1").mkdir(parents=True)
+    (models / "tiny/config.pbtxt").write_text(CONFIG)
+    (models / "tiny/labels.txt").write_text("".join(f"class-{c}\n" for c in range(10)))
+    (models / "tiny/1/model.py").write_text(MODEL.format(packages=str(triton_packages)))
+    with run_triton(models) as server:
+        yield server
 
 
 def _free_port() -> int:
