@@ -10,7 +10,8 @@ A spec is ``WORKERS:FAULT[,FAULT...]``; WORKERS is one id, several as ``0+4``, o
     oom=0.01          a run takes memory until its process is killed, with that probability (in-process: it fails)
     random            uniformly random scores
     nan               scores that are no numbers
-    after=40          all of it only after so many runs, ...
+    after=40          all of it only after so many runs, those of the golden check among them; a server begins after the
+                      golden check where nothing is said
     until=90          ... and only up to that one
 """
 
@@ -60,13 +61,17 @@ class Fault:
     oom: float = 0.0
     scores: str = ""
     """``random``, ``nan``, or nothing for the true ones."""
-    after: int = 0
+    after: int | None = None
     until: float = float("inf")
     """Runs, counted per worker with its warm-up left out, before which and from which on nothing is wrong."""
 
     def concerns(self, worker: int) -> bool:
         """Whether this worker has the fault."""
         return self.workers is None or worker in self.workers
+
+    def starting_after(self, runs: int) -> Fault:
+        """The fault, from that run on where it does not say itself."""
+        return self if self.after is not None else parse_fault(f"{self.spec},after={runs}")
 
 
 def parse_fault(spec: str) -> Fault:
@@ -120,7 +125,7 @@ class _Faulty:
     def run(self, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         fault, drawn = self._fault, self._random
         self._runs += 1
-        if not fault.after < self._runs <= fault.until:
+        if not (fault.after or 0) < self._runs <= fault.until:
             return self._session.run(inputs)
         if drawn.random() < fault.crash and self._own_process:
             os.kill(os.getpid(), signal.SIGKILL)

@@ -1,16 +1,16 @@
 """How each worker is doing: how long it takes, whether it is waited for, and whether it can be believed.
 
-    starting -> live <-> ejected (a straggler: not waited for, probed, taken back when it is fast again)
+    starting -> live <-> ejected (a straggler, or its runs fail: probed, taken back when it is fast and sound)
                 live ->  quarantined (it disagreed with the others, and its scores were not its subnet's)
                 any  ->  dead (its thread or process is gone) -> starting
 
-A worker is never ejected or quarantined when it is the last live one of a class.
+The last live worker of a class is never ejected for being slow, and never quarantined.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from statistics import median_low
@@ -27,6 +27,8 @@ SLOW_SAMPLES = 8
 """... in this many requests running."""
 FLOOR_S = 0.002
 """... and by at least this many seconds: below it the scheduler's noise would decide."""
+FAILED_RUNS = 8
+"""A worker is ejected, whatever depends on it, when so many runs in a row gave no usable scores."""
 RECOVERED_PROBES = 3
 """Fast probes in a row that bring an ejected worker back."""
 BASE_RATE = 0.05
@@ -84,6 +86,7 @@ class Health:
         self.workers = [Worker() for _ in range(assignment.n_workers)]
         self.typical_s: float | None = None
         """How long the slowest healthy worker takes, in seconds; None before anything is known."""
+        self._failed: dict[int, int] = {}  # runs in a row without usable scores
         self._assignment = assignment
         self._eject = eject
 
@@ -105,6 +108,7 @@ class Health:
         """A worker is loaded and checked; what was known of an earlier life is forgotten."""
         restarts = self.workers[worker].restarts + 1
         self.workers[worker] = Worker(state=State.LIVE, restarts=restarts)
+        self._failed.pop(worker, None)
 
     def came_up_wrong(self, worker: int) -> None:
         """A worker is loaded and failed its check: nobody asks it, whatever depends on it."""
@@ -132,15 +136,30 @@ class Health:
                 w.state, w.fast_probes = State.EJECTED, 0
                 w.ejections += 1
 
-    def probed(self, worker: int, seconds: float) -> None:
-        """An ejected worker answered a probe; enough fast ones bring it back."""
+    def failed(self, worker: int) -> None:
+        """A run gave no usable scores."""
+        w = self.workers[worker]
+        self._failed[worker] = self._failed.get(worker, 0) + 1
+        if self._failed[worker] >= FAILED_RUNS and w.state is State.LIVE:
+            w.state, w.fast_probes = State.EJECTED, 0
+            w.ejections += 1
+
+    def arrived(self, workers: Collection[int]) -> None:
+        """These gave scores."""
+        for worker in self._failed.keys() & workers if self._failed else ():
+            del self._failed[worker]
+
+    def probed(self, worker: int, seconds: float | None) -> None:
+        """An ejected worker answered a probe after so long, or not soundly: None. Enough fast ones bring it back."""
         w = self.workers[worker]
         if w.state is not State.EJECTED:
             return
-        fast = self.typical_s is None or seconds <= SLOW_FACTOR * self.typical_s + FLOOR_S
+        limit = SLOW_FACTOR * self.typical_s + FLOOR_S if self.typical_s is not None else math.inf
+        fast = seconds is not None and seconds <= limit
         w.fast_probes = w.fast_probes + 1 if fast else 0
         if w.fast_probes >= RECOVERED_PROBES:
             w.state, w.slow, w.latency_s = State.LIVE, 0, seconds
+            self._failed.pop(worker, None)
 
     def compared(self, worker: int, copies: int, disagreed: int) -> bool:
         """Of so many copies so many voted against the majority of their class; True where that makes it suspect.

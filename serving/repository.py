@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ class Repository:
         for bundle in bundles:
             if bundle.manifest.name in self._gateways:
                 raise InputError(f"{bundle.path}: another bundle is called {bundle.manifest.name!r} too")
-            self._gateways[bundle.manifest.name] = Gateway(bundle, options)
+            self._gateways[bundle.manifest.name] = self._gateway(bundle)
 
     def get(self, name: str, version: str = "") -> Gateway:
         """The model of that name.
@@ -106,7 +106,7 @@ class Repository:
             path = (await asyncio.to_thread(_bundles_in, directory)).get(name)
             if path is None:
                 raise UnknownModelError(f"unknown model {name!r}, expected one of {', '.join(self.available())}")
-            gateway = Gateway(await asyncio.to_thread(Bundle.open, path), self._options)
+            gateway = self._gateway(await asyncio.to_thread(Bundle.open, path))
             await gateway.start()
         except SensaiError as error:
             self._failed[name] = str(error)
@@ -173,6 +173,14 @@ class Repository:
     async def stop(self, drain_s: float = 10.0) -> None:
         """Drain and stop every model."""
         await asyncio.gather(*(g.stop(drain_s) for g in self._gateways.values()))
+
+    def _gateway(self, bundle: Bundle) -> Gateway:
+        """A gateway of the bundle. Faults on purpose leave its golden check alone where they do not say otherwise."""
+        options = self._options
+        if options.faults:
+            checked = len(bundle.golden().inputs)
+            options = replace(options, faults=tuple(fault.starting_after(checked) for fault in options.faults))
+        return Gateway(bundle, options)
 
     def _controlled(self) -> Path:
         if self._directory is None:

@@ -111,6 +111,10 @@ class Supervisor:
 
     def book(self, outcome: Outcome) -> None:
         """What one answered request tells about the workers."""
+        self.health.arrived(outcome.arrivals.keys())
+        for worker, cause in outcome.erasures.items():
+            if cause in (Cause.FAILED, Cause.INVALID):
+                self.health.failed(worker)
         given_up = outcome.elapsed_s  # at least so long a worker takes that was not waited for
         samples = [(w, a.elapsed_s) for w, a in outcome.arrivals.items()]
         samples += [(w, given_up) for w, cause in outcome.erasures.items() if cause is Cause.PATIENCE]
@@ -176,8 +180,8 @@ class Supervisor:
         assert self._golden is not None
         while self.health.workers[worker].state is State.EJECTED:
             arrival = await self._arrival(worker, self._golden.inputs[:1])
-            if arrival is not None and _close(arrival.scores, self._expected[worker][:1]):
-                self.health.probed(worker, arrival.elapsed_s)
+            sound = arrival is not None and _close(arrival.scores, self._expected[worker][:1])
+            self.health.probed(worker, arrival.elapsed_s if arrival is not None and sound else None)
             await asyncio.sleep(PROBE_EVERY_S)
 
     async def _run(self, worker: int, inputs: Sequence[np.ndarray] | np.ndarray) -> Scores | None:

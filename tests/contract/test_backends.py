@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -145,12 +146,12 @@ def test_a_worker_without_scores_is_an_erasure(tiny_bundle: Path, backend: str, 
         # The golden check would refuse a worker that is broken from the start, so it breaks after it.
         broken = f"4:{fault}=1" if fault == "drop" else f"4:{fault}"
         async with serving(tiny_bundle, f"{broken},after=40", backend=backend, wait="all") as gateway:
-            for _ in range(32):
-                await gateway.infer(inputs())
+            causes = {(await gateway.infer(inputs())).erasures.get(4) for _ in range(60)}
+            assert causes - {None} == {cause, Cause.EJECTED}
             for seed, before in enumerate(expected):
                 reply = await gateway.infer(inputs(1, seed))
                 assert reply.answer.missing == (4,)
-                assert reply.erasures == {4: cause}
+                assert reply.erasures == {4: Cause.EJECTED}  # it was asked for long enough
                 if reply.answer.complete:
                     assert (reply.answer.class_id == before.answer.class_id).all()
 
@@ -296,8 +297,24 @@ def test_a_run_that_hangs_or_has_no_memory_is_an_erasure_in_process(tiny_bundle:
             for seed in range(40):
                 reply = await gateway.infer(inputs(1, seed))
                 assert {w for w, cause in reply.erasures.items() if cause is Cause.FAILED} <= {7}
-            assert reply.erasures[7] is Cause.FAILED
+            assert reply.erasures[7] is Cause.EJECTED
             await until(lambda: gateway.workers[4].state is State.EJECTED)
             assert gateway.ready
+
+    run(test)
+
+
+def test_a_server_whose_classes_have_failing_workers_only_is_not_ready_until_they_recover(
+    tiny_bundle: Path, backend: str
+) -> None:
+    async def test() -> None:
+        faults = "5+7+8:nan,after=16,until=28"  # all the workers of class 8
+        async with serving(tiny_bundle, faults, backend=backend, wait="all", patience=0) as gateway:
+            while gateway.ready:
+                with contextlib.suppress(UncoveredError):
+                    await gateway.infer(inputs())
+            assert {gateway.workers[w].state for w in (5, 7, 8)} == {State.EJECTED}
+            await until(lambda: gateway.ready)
+            assert (await gateway.infer(inputs())).answer.missing == ()
 
     run(test)

@@ -10,7 +10,7 @@ from sensai_serve.errors import InputError, WorkerError
 from sensai_serve.merge import MergePlan
 from sensai_serve.merge.collector import merge
 from serving.faults import parse_fault, with_faults
-from serving.health import RECOVERED_PROBES, SLOW_SAMPLES, Health, State, disagreements
+from serving.health import FAILED_RUNS, RECOVERED_PROBES, SLOW_SAMPLES, Health, State, disagreements
 
 
 class Constant:
@@ -72,6 +72,29 @@ def test_a_straggler_is_ejected_after_some_requests_and_comes_back_after_fast_pr
         assert health.workers[3].state is State.EJECTED
         health.probed(3, 0.001)
     assert health.workers[3].state is State.LIVE
+
+
+def test_a_worker_whose_runs_fail_is_ejected_whatever_depends_on_it_and_comes_back_after_sound_probes() -> None:
+    health = live(Health(binary(4), eject=False))
+    for _ in range(FAILED_RUNS - 1):
+        health.failed(2)
+    health.arrived([2])
+    health.failed(2)
+    assert health.covered
+    for _ in range(FAILED_RUNS):
+        health.failed(2)
+    assert health.workers[2].state is State.EJECTED
+    assert not health.covered
+    for seconds in (0.001, 0.001, None, 0.001, 0.001):
+        health.probed(2, seconds)
+    assert not health.covered
+    health.probed(2, 0.001)
+    assert health.covered
+
+
+def test_faults_begin_after_the_golden_check_where_they_do_not_say() -> None:
+    assert parse_fault("0:nan").starting_after(8).after == 8
+    assert parse_fault("0:nan,after=2").starting_after(8).after == 2
 
 
 def test_without_patience_nobody_is_ejected() -> None:
