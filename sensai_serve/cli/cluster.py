@@ -1,4 +1,4 @@
-"""``sensai node``, ``place`` and ``plan``: workers on other machines, which go where, and what many would give."""
+"""``sensai node``, ``check``, ``place`` and ``plan``: workers on other machines."""
 
 from __future__ import annotations
 
@@ -63,6 +63,50 @@ def node(
         address,
         security,
         lambda url: typer.echo(f"ready: {url}  {bundle.name}, {which}"),
+    )
+
+
+@app.command()
+def check(
+    bundle: Annotated[Path, typer.Argument(help="The bundle's directory.")],
+    *,
+    worker: Annotated[list[str] | None, typer.Option(help="As of `sensai serve`.")] = None,
+    workers: Annotated[Path | None, typer.Option(help="As of `sensai serve`.")] = None,
+    worker_ca: Annotated[Path | None, typer.Option(help="As of `sensai serve`.")] = None,
+    worker_cert: Annotated[Path | None, typer.Option(help="As of `sensai serve`.")] = None,
+    worker_key: Annotated[Path | None, typer.Option(help="As of `sensai serve`.")] = None,
+    worker_token_file: Annotated[Path | None, typer.Option(help="As of `sensai serve`.")] = None,
+) -> None:
+    """Hold nodes and Triton servers against a bundle, as a gateway does before it serves: checksums, golden samples."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    import asyncio
+
+    from sensai_serve.bundle import Bundle
+    from sensai_serve.errors import InputError
+    from serving.gateway import Gateway
+    from serving.remote.domains import host_lines, hosts_of
+    from serving.settings import load_settings
+
+    remote = {"workers": worker or None, "file": workers, "ca": worker_ca, "cert": worker_cert, "key": worker_key}
+    options = load_settings(None, remote=remote | {"token_file": worker_token_file}).gateway_options()
+    if options.workers is None:
+        raise InputError("nothing to check, expected --worker 0=grpc://HOST:PORT or --workers FILE")
+    opened = Bundle.open(bundle)
+    manifest, n_workers = opened.manifest, opened.assignment.n_workers
+    hosts = hosts_of(options.workers.devices, options.workers.device_of(n_workers))
+
+    async def answer() -> None:
+        gateway = Gateway(opened, options)
+        await gateway.start()
+        await gateway.stop(drain_s=0)
+
+    asyncio.run(answer())
+    for line in host_lines(opened.assignment, manifest.labels, hosts):
+        typer.echo(line)
+    there = sum(map(len, hosts.values()))
+    typer.echo(
+        f"{manifest.name}: {there} of {n_workers} workers on {len(hosts)} other host{'s' * (len(hosts) != 1)}, and all "
+        f"answer the {len(opened.golden().inputs)} golden samples"
     )
 
 

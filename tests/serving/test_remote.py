@@ -288,6 +288,26 @@ def test_the_token_is_shown_and_asked_for(tiny_bundle: Path, tmp_path: Path) -> 
     asyncio.run(test())
 
 
+def test_check_says_that_all_is_well_or_what_is_not(tiny_bundle: Path, make_bundle, capsys) -> None:
+    with node_process(tiny_bundle, "--grpc", "127.0.0.1:0") as (_, url):
+
+        def check(bundle: Path, *args: str) -> tuple[object, str, str]:
+            with pytest.raises(SystemExit) as ended:
+                main(["check", str(bundle), *args])
+            return ended.value.code, *capsys.readouterr()
+
+        code, out, _ = check(tiny_bundle, "--worker", f"0-8={url}", "--worker", "9=cpu")
+        assert code == 0
+        assert out.endswith("tiny: 9 of 10 workers on 1 other host, and all answer the 8 golden samples\n")
+        for bundle, args, message in (
+            (make_bundle(seed=3), ("--worker", f"*={url}"), "runs another subnet"),
+            (tiny_bundle, (), "nothing to check, expected --worker"),
+        ):
+            code, out, err = check(bundle, *args)
+            assert (code, out, err.count("\n")) == (2, "", 1)
+            assert message in err
+
+
 def test_serve_says_which_hosts_may_be_lost_and_answers(tiny_bundle: Path, tmp_path: Path) -> None:
     with node_process(tiny_bundle, "--grpc", "127.0.0.1:0") as (_, url):
         (tmp_path / "workers").write_text(f"0-6={url}\n7={url}/tiny-07\n*=cpu\n")
