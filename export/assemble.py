@@ -36,6 +36,7 @@ def export(
     *,
     name: str | None = None,
     precision: str = FP32,
+    padding: int | None = None,
     with_monolith: bool = False,
     with_evaluation: bool = True,
     on_progress: OnProgress = lambda stage, done, total: None,
@@ -47,6 +48,8 @@ def export(
         out: a new or empty directory; it appears whole or not at all.
         name: of the bundle, and of the model that a server offers; the data's name where None.
         precision: of the subnets and of the monolith, a plugin of `export.precisions`. The reference stays as it is.
+        padding: fill layers up with channels of zeros to a multiple of so many, 1 for none; what is fastest on this
+            machine where None. Scores stay as they are.
         with_monolith: add the run's compact network for all classes, where the run has one.
         with_evaluation: label the whole test part with it. The only place where the test part is looked at.
         on_progress: hears of progress.
@@ -57,7 +60,7 @@ def export(
         PluginError: no such precision.
         ModelError: a network cannot be exported, or its ONNX file gives other scores than torch.
     """
-    exporter = Exporter(run, precision)
+    exporter = Exporter(run, precision, padding)
     _ = exporter.precision, exporter.samples  # refuses an unknown precision and missing data before any work
     for worker in range(run.assignment.n_workers):
         run.network(run.folder(worker))  # refuses an unfinished run
@@ -120,7 +123,6 @@ def _write_networks(exporter: Exporter, folder: Path, with_monolith: bool, on_pr
     files.checksums[REFERENCE_FILE] = sha256_of(folder / REFERENCE_FILE)
     on_progress("export", 1, len(names) + 1)
     exact, speed = [reference.difference.worst], {}
-    largest = max(range(len(names)), key=lambda worker: networks[worker].macs)
     for worker, (name, network) in enumerate(zip(names, networks, strict=True)):
         made, file = exporter.export(name), f"{name}.onnx"
         (folder / file).write_bytes(made.data)
@@ -128,7 +130,7 @@ def _write_networks(exporter: Exporter, folder: Path, with_monolith: bool, on_pr
         files.subnets.append(SubnetSpec(worker, file, sha256, network.classes, network.head, *size))
         files.differences.append(made.difference)
         exact.append(made.fp32_difference.worst)
-        if worker == largest:
+        if name == exporter.largest:
             speed = microseconds({FP32: made.fp32, exporter.name: made.data}, exporter.samples[:1])
         on_progress("export", worker + 2, len(names) + 1)
     files.provenance["torch_to_onnx_difference"] = max(exact)

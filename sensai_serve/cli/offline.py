@@ -83,6 +83,12 @@ def export(
         str,
         typer.Option(help="Of subnets and monolith: fp32 | fp16 | int8 | package.module:callable."),
     ] = "fp32",
+    pad_channels: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Fill layers up to a multiple with zeros; 1: none; what is fastest here if not given."
+        ),
+    ] = None,
     monolith: Annotated[
         bool, typer.Option("--monolith", help="Add the run's compact network for all classes, to compare with.")
     ] = False,
@@ -115,7 +121,8 @@ def export(
     elif out is None:
         raise InputError("--out is missing, expected a new directory for the bundle")
     else:
-        options = {"name": name, "precision": precision, "with_monolith": monolith, "with_evaluation": evaluate}
+        options = {"name": name, "precision": precision, "padding": pad_channels}
+        options |= {"with_monolith": monolith, "with_evaluation": evaluate}
         bundle = _export(run, out, data, options, quiet)
     if triton is not None:
         typer.echo(write_triton(bundle, triton, triton_backend, device or ["cpu"], site_packages))
@@ -145,7 +152,11 @@ def _summary(bundle: Bundle, options: dict[str, Any]) -> Iterator[str]:
     whole = ", ".join(f"{name} {accuracy[name]:.2%}" for name in ("reference", "monolith") if name in accuracy)
     right = f"; test part right: {accuracy['test']:.2%}, {whole}" if accuracy else ""
     yield f"{bundle.path}: {len(bundle.manifest.subnets)} subnets{right}"
-    precision = options["precision"]
+    precision, padding = options["precision"], provenance["precision"]["padding"]
+    if (multiple := padding["multiple"]) > 1:
+        us = padding["largest_subnet_us"]
+        gain = f"{us['1']:,.0f} us become {us[str(multiple)]:,.0f} in the largest subnet"
+        yield f"channels filled up to multiples of {multiple}: {gain}"
     if precision != "fp32":
         us = provenance["precision"]["largest_subnet_us"]
         speed = ", ".join(f"{value:,.0f} us in {name}" for name, value in us.items())

@@ -1,0 +1,130 @@
+"""Networks filled up with channels of zeros: the same scores, whatever the architecture, and only where it pays."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from export.assemble import export
+from export.networks import Exporter
+from export.padding import padded
+from pruning import heads, models
+from pruning.checkpoint import Network, Run
+from pruning.heads import replace_output
+from pruning.recipe import Budget, Recipe
+from pruning.surgery import apply_cut, find_units, measure, output_layer
+from sensai_serve.assignment import grouped
+from sensai_serve.preprocess import InputSpec
+
+LABELS = ("a", "b", "c", "d")
+
+
+class Normed(nn.Module):
+    """Normalises channels together, so that one more of them changes all."""
+
+    def __init__(self, n_classes: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 16, 3, padding=1)
+        self.norm = nn.GroupNorm(1, 16)
+        self.last = nn.Linear(16, n_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.relu(self.norm(self.first(x))).mean(dim=(2, 3)))
+
+
+class Depthwise(nn.Module):
+    """A residual around a depthwise convolution."""
+
+    def __init__(self, n_classes: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 16, 3, padding=1)
+        self.depth = nn.Conv2d(16, 16, 3, padding=1, groups=16)
+        self.bn = nn.BatchNorm2d(16)
+        self.last = nn.Linear(16, n_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.first(x))
+        return self.last((x + torch.relu(self.bn(self.depth(x)))).mean(dim=(2, 3)))
+
+
+def normed(n_classes: int) -> nn.Module:
+    return Normed(n_classes)
+
+
+def depthwise(n_classes: int) -> nn.Module:
+    return Depthwise(n_classes)
+
+
+def make_run(path, model_name: str, shape: tuple[int, ...], head: str) -> Run:
+    """A run of one subnet with random weights, of which every layer has kept two channels of five, rounded up."""
+    torch.manual_seed(0)
+    model = models.create(model_name, len(LABELS), shape).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -1, 1)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+    budget = Budget("macs", 0.4, None)
+    run = Run(path, Recipe("digits", model_name), {}, LABELS, InputSpec(shape), grouped(((0, 2), (1, 3))), budget)
+    run.create(model, measure(model, shape))
+    random = np.random.default_rng(0)
+    cut = {
+        unit.layer: tuple(sorted(random.permutation(unit.channels)[: -(-unit.channels * 2 // 5)].tolist()))
+        for unit in find_units(model, shape)
+    }
+    small = apply_cut(model, cut, shape)
+    replace_output(small, output_layer(model, shape), heads.find(head), (0, 2))
+    run.save("subnets/00", Network((0, 2), head, cut), small)
+    return run
+
+
+def inputs(shape: tuple[int, ...]) -> np.ndarray:
+    return np.random.default_rng(1).normal(size=(6, *shape)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [("resnet8", (3, 16, 16)), ("vgg11", (3, 32, 32)), ("cnn", (1, 8, 8)), ("mlp", (7,)),
+     (f"{__name__}:depthwise", (3, 8, 8))],
+)  # fmt: skip
+@pytest.mark.parametrize("head", ["sigmoid", "softmax_others"])
+def test_scores_stay_as_they_are_and_channels_become_multiples(tmp_path, model, shape, head):
+    run = make_run(tmp_path / "run", model, shape, head)
+    trained, larger = run.load("subnets/00"), padded(run, "subnets/00", 4, inputs(shape))
+    assert measure(larger.network, shape).parameters > measure(trained.network, shape).parameters
+    widths = [len(module.weight) for module in larger.network.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+    assert all(width % 4 == 0 for width in widths[:-1])
+    x = torch.from_numpy(inputs(shape))
+    with torch.inference_mode():
+        torch.testing.assert_close(larger(x), trained(x), atol=1e-6, rtol=1e-5)
+
+
+def test_channels_that_are_normalised_together_are_left_alone(tmp_path):
+    run = make_run(tmp_path / "run", f"{__name__}:normed", (3, 8, 8), "sigmoid")
+    before = run.load("subnets/00")
+    same = padded(run, "subnets/00", 8, inputs((3, 8, 8)))
+    assert measure(same.network, (3, 8, 8)) == measure(before.network, (3, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("times", "multiple"),
+    [([100, 101, 99, 120], 1), ([100, 80, 79, 120], 4), ([100, 96, 80, 79], 8), ([100, 110, 120, 90], 16)],
+)
+def test_the_least_padding_that_is_as_fast_as_any(digits_run, monkeypatch, times, multiple):
+    monkeypatch.setattr("export.networks.microseconds", lambda files, one: dict(zip(files, times, strict=True)))
+    assert Exporter(digits_run, "fp32").multiple == multiple
+
+
+def test_padding_may_be_told(digits_run, tmp_path):
+    bundle = export(digits_run, tmp_path / "bundle", padding=16, with_evaluation=False)
+    said = bundle.manifest.provenance["precision"]["padding"]
+    assert said["multiple"] == 16
+    assert set(said["largest_subnet_us"]) == {"1", "16"}
+    assert bundle.manifest.subnets[0].macs == digits_run.network("subnets/00").macs  # zeros are no part of the network
+    shapes = [tensor.dims for tensor in onnx.load_from_string(bundle.subnet(0)).graph.initializer]
+    assert all(dims[0] % 16 == 0 for dims in shapes if len(dims) == 4)
+    plain = export(digits_run, tmp_path / "plain", padding=1, with_evaluation=False)
+    assert len(plain.subnet(0)) < len(bundle.subnet(0))
+    np.testing.assert_allclose(plain.golden().scores, bundle.golden().scores, atol=1e-5)
