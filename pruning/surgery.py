@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -107,17 +107,37 @@ def _cuttable(model: nn.Module, units: list[Unit], input_shape: Sequence[int]) -
         bare = model
     if not _trial(bare, units, input_shape):
         return units
-    found, reason = [], ""
-    for unit in units:
-        for blocks in (unit.blocks * factor for factor in BLOCKS if unit.channels % (unit.blocks * factor) == 0):
-            candidate = replace(unit, blocks=blocks)
-            if not (failure := _trial(bare, [candidate], input_shape)):
-                found.append(candidate)
-                break
-            reason = reason or failure
-    if not found or (reason := _trial(bare, found, input_shape) if len(found) > 1 else ""):
-        raise ModelError(f"model: no channels of {type(model).__name__} can be cut: {reason}")
-    return found
+    for alike in (True, False):  # first one for all that look the same, as the blocks of a transformer do
+        blocks, reason = _blocks_of(bare, units, input_shape, alike=alike)
+        found = [replace(unit, blocks=n) for unit, n in zip(units, blocks, strict=True) if n]
+        if found and not (reason := _trial(bare, found, input_shape)):
+            return found
+    raise ModelError(f"model: no channels of {type(model).__name__} can be cut: {reason}")
+
+
+def _blocks_of(
+    bare: nn.Module, units: Sequence[Unit], input_shape: Sequence[int], *, alike: bool
+) -> tuple[list[int], str]:
+    """In how many equal parts each unit can be cut, 0 where it cannot, and the first reason for which one cannot."""
+    keys = [_looks(bare, unit) if alike else unit.layer for unit in units]
+    known: dict[Hashable, int] = {}
+    reason = ""
+    for unit, key in zip(units, keys, strict=True):
+        for factor in () if key in known else BLOCKS:
+            if unit.channels % (unit.blocks * factor) == 0:
+                failure = _trial(bare, [replace(unit, blocks=unit.blocks * factor)], input_shape)
+                reason = reason or failure
+                if not failure:
+                    known[key] = unit.blocks * factor
+                    break
+        known.setdefault(key, 0)
+    return [known[key] for key in keys], reason
+
+
+def _looks(bare: nn.Module, unit: Unit) -> Hashable:
+    layers = [link.layer for link in (*unit.writers, *unit.readers)]
+    shapes = [tuple(weight.shape) for name in layers for weight in bare.get_submodule(name).parameters()]
+    return unit.channels, unit.blocks, tuple(shapes)
 
 
 def _trial(bare: nn.Module, units: Sequence[Unit], input_shape: Sequence[int]) -> str:
