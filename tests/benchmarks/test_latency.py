@@ -47,8 +47,8 @@ def test_a_run_leaves_tables_json_pictures_and_one_page(bench, tiny_bundle: Path
     assert {load["loop"] for load in results["loads"]} == {"open", "closed"}
     assert all(path.read_bytes().startswith(PNG) for path in out.glob("*.png"))
     page = (out / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == len(list(out.glob("*.png"))) >= 5
-    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert page.count("data:image/png;base64,") == 2 * len(list(out.glob("*.png"))) >= 10  # one light, one dark
+    assert not re.search(r'(src|srcset|href)="(?!data:)', page)
     for file in ("result.json", "report.html"):
         assert str(tmp_path) not in (out / file).read_text()
 
