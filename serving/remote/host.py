@@ -174,8 +174,10 @@ class Host:
             looking = asyncio.create_task(self._look.wait())
             pause = RETRY_S if len(self._up) < len(self.workers) else None
             either: list[asyncio.Future[Any]] = [link.broken, looking]
-            await asyncio.wait(either, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
-            looking.cancel()
+            try:
+                await asyncio.wait(either, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                looking.cancel()
             self._look.clear()
             suspects, self._suspects = self._suspects, set()
             if not link.broken.done():
