@@ -190,6 +190,17 @@ def test_a_stream_answers_in_order_with_errors_among_the_answers(client, golden)
     assert answers.empty()
 
 
+def test_the_deadline_of_a_call_answers_with_what_is_there(run_server, tiny_bundle, golden) -> None:
+    settings = {"inference": {"faults": "3:delay=3s", "wait": "all"}}
+    with (
+        run_server(tiny_bundle, grpc="127.0.0.1:0", **settings) as server,
+        triton.InferenceServerClient(server.grpc) as client,
+    ):
+        for timeout in (None, 10_000_000):
+            reply = client.infer("tiny", [tensor(golden.inputs[:1])], client_timeout=1.0, timeout=timeout)
+            assert reply.get_response().parameters["missing"].string_param == "3"
+
+
 def test_requests_that_are_cancelled_or_late_are_abandoned(run_server, tiny_bundle, golden) -> None:
     """A worker that hangs holds up nobody: the client's deadline ends the request, and its place is free again."""
     settings = {"inference": {"faults": "*:delay=200ms"}, "limits": {"in_flight": 1}}
@@ -198,7 +209,9 @@ def test_requests_that_are_cancelled_or_late_are_abandoned(run_server, tiny_bund
         triton.InferenceServerClient(server.grpc) as client,
     ):
         inputs = [tensor(golden.inputs[:1])]
-        refused("DEADLINE_EXCEEDED", client.infer, "tiny", inputs, client_timeout=0.05)
+        refused("UNAVAILABLE", client.infer, "tiny", inputs, client_timeout=1.0, timeout=20_000)
+        with pytest.raises(InferenceServerException, match=r"no copy|Deadline"):
+            client.infer("tiny", inputs, client_timeout=0.05)
         gateway = server.repository.get("tiny")
         while gateway.admission.in_flight:
             pass

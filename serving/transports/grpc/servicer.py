@@ -25,6 +25,8 @@ from serving.v2 import InferRequest, metadata
 
 STREAM_DEPTH = 8
 """Requests of one stream that are answered at a time; more are not read from it yet."""
+REPLY_SHARE, REPLY_S = 0.1, 0.02
+"""Of a call's deadline what is kept for the reply to reach the client: a share, and at most so many seconds."""
 _Method = Callable[["Servicer", Any], Awaitable[Any]]
 
 
@@ -37,6 +39,8 @@ def _call(method: _Method) -> Callable[[Servicer, Any, grpc.aio.ServicerContext]
         started = perf_counter()
         given = dict(context.invocation_metadata() or ())
         begin_request(given.get("x-request-id"))
+        if kind == "infer":
+            _bound(request, context.time_remaining())
         try:
             reply = await method(self, request)
         except Exception as error:
@@ -48,6 +52,17 @@ def _call(method: _Method) -> Callable[[Servicer, Any, grpc.aio.ServicerContext]
 
     call.__doc__ = method.__doc__
     return call
+
+
+def _bound(request: pb.ModelInferRequest, remaining_s: float | None) -> None:
+    """Let the call's deadline end the wait while there is time to say what had come by then."""
+    parameters = request.parameters
+    if remaining_s is None or ("timeout" in parameters and not parameters["timeout"].HasField("int64_param")):
+        return
+    within = max(1, int(1e6 * (remaining_s - min(REPLY_SHARE * remaining_s, REPLY_S))))
+    given = parameters["timeout"].int64_param if "timeout" in parameters else 0  # 0: none
+    if given >= 0:
+        parameters["timeout"].int64_param = min(given, within) if given else within
 
 
 class Servicer:
