@@ -9,14 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks import backend as threaded
 from benchmarks import machine, servers
 from benchmarks.breakdown import Breakdown, breakdown
 from benchmarks.client import Client
 from benchmarks.inprocess import in_process
 from benchmarks.labelled import Labelled
 from benchmarks.loads import Load, closed, opened
-from benchmarks.networks import Fastest, Network, Threads, as_bundle, direct, fastest, monolith
+from benchmarks.networks import Fastest, Network, as_bundle, direct, fastest, monolith
 from benchmarks.report import without_paths
 from benchmarks.stats import summarise
 from benchmarks.transports import TRANSPORTS, Endpoint, is_lean, uses_grpc
@@ -26,7 +25,7 @@ from sensai_serve import load
 from sensai_serve.bundle import Bundle
 from sensai_serve.errors import ServingError
 from sensai_serve.preprocess import Floats
-from serving.devices import Device, default_devices, parse_device
+from serving.devices import Device, Threads, default_devices, parse_device
 from serving.gateway import GatewayOptions
 
 IN_PROCESS = "in process"
@@ -160,9 +159,8 @@ def _served(kind: str, bundle: Bundle, measured: Measured, ways: Fastest | None)
         arguments += ["--backend", options.backend, *(f"--device={device}" for device in options.devices)]
         environment = {}
     else:
-        arguments += ["--backend", "benchmarks.backend:Backend"]
         arguments.append(f"--device={options.devices[0] if options.devices else 'cpu'}")
-        environment = threaded.environment(ways.threads)
+        environment = servers.threads(ways.threads)
     with servers.running(servers.sensai(*arguments, port=http, name=kind, environment=environment)) as server:
         measured.ready_s[kind], measured.memory[kind] = server.ready_s, server.memory_bytes()
         manifest = bundle.manifest

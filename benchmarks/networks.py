@@ -17,26 +17,13 @@ from sensai_serve.errors import BundleError, InputError
 from sensai_serve.manifest import SubnetSpec
 from sensai_serve.onnxfile import read_signature
 from sensai_serve.preprocess import Floats
-from serving.devices import Device, providers, require
-from serving.runner import runner_of
+from serving.devices import Device, Threads, require
 from serving.session import Session
 
 MONOLITH = "monolith"
 """In a manifest's provenance: the file, inside the bundle, of one pruned network for all classes, what a user would run
 in place of the subnets; its SHA-256 stands with the other checksums."""
 SEARCH_ROUNDS, SEARCH_RUNS = 10, 30
-
-
-@dataclass(frozen=True)
-class Threads:
-    """How ONNX Runtime runs one network."""
-
-    count: int
-    spinning: bool
-    """Threads that wait for work burn their core: faster, where nobody else wants it."""
-
-    def __str__(self) -> str:
-        return f"{self.count}{' spinning' if self.spinning else ''}"
 
 
 class Network:
@@ -55,24 +42,10 @@ class Network:
             DeviceError: this machine does not have the device.
             BundleError: ONNX Runtime cannot run it.
         """
-        import onnxruntime as ort
-
         device = device or Device("cpu")
         require([device])
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads.count
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(threads.spinning)))
         shape = [size or 1 for size in (read_signature(data).inputs[0].shape or (None,))[1:]]
-        if device.kind == "cuda":
-            self._runner = Session(data, device, input_name, shape, "the network").runner
-            return
-        try:
-            session = ort.InferenceSession(data, options, providers=providers(device))
-            self._runner = runner_of(session, device, input_name, shape)  # as our own workers are run
-        except Exception as error:  # onnxruntime's exceptions share no base of its own
-            raise BundleError(f"the network cannot be run: {str(error).splitlines()[0]}") from None
+        self._runner = Session(data, device, input_name, shape, "the network", threads).runner  # as our own workers are
 
     def run(self, inputs: Floats) -> Floats:
         """Scores FP32 [N, C] of inputs FP32 [N, *shape]."""

@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import backend as threaded
 from benchmarks import machine, servers
 from benchmarks.client import Client
-from benchmarks.networks import MONOLITH, Network, Threads, as_bundle, fastest, monolith
+from benchmarks.networks import MONOLITH, Network, as_bundle, fastest, monolith
 from benchmarks.peers import LEAN, Peer, Setup, Work
 from benchmarks.report import without_paths
 from benchmarks.transports import TRANSPORTS, Endpoint
@@ -24,6 +23,7 @@ from sensai_serve.bundle import Bundle
 from sensai_serve.errors import InputError, ServingError
 from sensai_serve.plugins import available, find
 from sensai_serve.preprocess import Floats
+from serving.devices import Threads
 
 PACKAGE = "benchmarks.peers"
 TOLERANCE = 1e-4
@@ -175,8 +175,8 @@ def _ours(measured: Measured, name: str, bundle: Bundle, threads: Threads | None
     options, http, grpc = measured.options, servers.free_port(), servers.free_port()
     devices = [f"--device={device}" for device in options.devices]
     arguments = [str(bundle.path), "--grpc", f"{servers.HOST}:{grpc}", *devices]
-    arguments += ["--backend", options.backend if threads is None else "benchmarks.backend:Backend"]
-    environ = {} if threads is None else threaded.environment(threads)
+    arguments += ["--backend", options.backend]
+    environ = {} if threads is None else servers.threads(threads)
     with servers.running(servers.sensai(*arguments, port=http, environment=environ)) as server:
         manifest = bundle.manifest
         yield Endpoint(server.host, http, grpc, manifest.name, manifest.input.name, len(manifest.labels))

@@ -17,14 +17,14 @@ from benchmarks import machine, servers
 from benchmarks.client import RawClient
 from benchmarks.inprocess import in_process
 from benchmarks.load import closed_loop, latencies
-from benchmarks.networks import Network, Threads, direct
+from benchmarks.networks import Network, direct
 from benchmarks.noop import noop_bundle, noop_network
 from benchmarks.stats import Summary, summarise
 from benchmarks.turns import Calls, Rounds, Subject, in_turns
 from benchmarks.wire import Empty, V2Binary
 from sensai_serve.bundle import Bundle
 from sensai_serve.preprocess import Floats
-from serving.devices import default_devices, parse_device
+from serving.devices import Threads, default_devices, parse_device
 from serving.gateway import GatewayOptions
 
 SHAPE, CLASSES, WORKERS = (3, 32, 32), 10, 10

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import IO
 
 from sensai_serve.errors import ServingError
+from serving.devices import Threads
 
 HOST = "127.0.0.1"
 _MARK = "SENSAI_BENCH_MARK"
@@ -99,6 +100,14 @@ def sensai(*arguments: str, port: int, **options: object) -> Spec:
     command = [sys.executable, "-m", "sensai_serve", "serve", *arguments, "--http", f"{HOST}:{port}"]
     given: dict[str, object] = {"name": "sensai-serve", "health": "/v2/health/ready", **options}
     return Spec(command=command, port=port, **given)  # type: ignore[arg-type]
+
+
+def threads(wanted: Threads) -> dict[str, str]:
+    """What tells our server how ONNX Runtime is to run each network."""
+    return {
+        "SENSAI_INFERENCE__THREADS": str(wanted.count),
+        "SENSAI_INFERENCE__SPINNING": str(wanted.spinning).lower(),
+    }
 
 
 @contextlib.contextmanager

@@ -84,7 +84,7 @@ def _external(data: memoryview, message: str, depth: int) -> bool:
     if depth > _MAX_DEPTH:
         raise ValueError("nested too deeply")
     if message == "tensor":
-        return any(number == 13 or (number == 14 and value == EXTERNAL) for number, value in _fields(data))
+        return any(number == 13 or (number == 14 and value == EXTERNAL) for number, value, _ in fields(data))
     children = _CHILDREN[message]
     return any(_external(body, children[number], depth + 1) for number, body in _messages(data) if number in children)
 
@@ -97,7 +97,7 @@ def _value(data: memoryview) -> OnnxValue:
         for kind, tensor in _messages(body):
             if kind != 1:  # tensor_type
                 continue
-            for field, content in _fields(tensor):
+            for field, content, _ in fields(tensor):
                 if field == 1 and isinstance(content, int):
                     element_type = content
                 elif field == 2 and isinstance(content, memoryview):
@@ -106,7 +106,7 @@ def _value(data: memoryview) -> OnnxValue:
 
 
 def _dimension(data: memoryview) -> int | None:
-    return next((v for number, v in _fields(data) if number == 1 and isinstance(v, int)), None)
+    return next((v for number, v, _ in fields(data) if number == 1 and isinstance(v, int)), None)
 
 
 def _name(data: memoryview, number: int) -> str:
@@ -114,18 +114,25 @@ def _name(data: memoryview, number: int) -> str:
 
 
 def _messages(data: memoryview) -> Iterator[tuple[int, memoryview]]:
-    return ((number, value) for number, value in _fields(data) if isinstance(value, memoryview))
+    return ((number, value) for number, value, _ in fields(data) if isinstance(value, memoryview))
 
 
-def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Field number and value of each field; a length-delimited one as a view."""
+def fields(data: memoryview) -> Iterator[tuple[int, int | memoryview | None, memoryview]]:
+    """The fields of a message: number, value, and all of its bytes, key included.
+
+    A value is a view of the bytes where the field is length-delimited, a number where it is a varint, else None.
+
+    Raises:
+        ValueError, IndexError: this is no message.
+    """
     at, end = 0, len(data)
-    while at < end:
+    value: int | memoryview | None
+    while (start := at) < end:
         key, at = _varint(data, at)
         number, wire = key >> 3, key & 7
         if wire == _VARINT:
             value, at = _varint(data, at)
-            yield number, value
+            yield number, value, data[start:at]
             continue
         if wire == _BYTES:
             size, at = _varint(data, at)
@@ -135,9 +142,9 @@ def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
             raise ValueError("unknown wire type")
         if size > end - at:
             raise ValueError("cut off")
-        if wire == _BYTES:
-            yield number, data[at : at + size]
+        value = data[at : at + size] if wire == _BYTES else None
         at += size
+        yield number, value, data[start:at]
 
 
 def _varint(data: memoryview, at: int) -> tuple[int, int]:

@@ -88,7 +88,7 @@ class Tracing:
             return
         self._traced += 1
         _trace_log.warning("trace", extra={"model": model, "request_id": request_id} | {
-            f"{stage}_ns": ns for stage, ns in asdict(stages).items()
+            f"{stage}_ns": ns for stage, ns in stages._asdict().items()
         })  # fmt: skip
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 from collections import defaultdict
@@ -12,6 +11,7 @@ from types import CoroutineType
 from typing import Any, TypeVar, cast
 
 from sensai_serve.errors import BundleError, RequestError, UnknownModelError, UnsupportedError
+from serving.books import Books
 from serving.controls import LogFilter, Tracing
 from serving.gateway import Gateway
 from serving.metrics import Metrics
@@ -23,6 +23,8 @@ from serving.statistics import ModelStatistics, Stages
 from serving.v2 import InferRequest
 
 _T = TypeVar("_T")
+_Entry = tuple[Gateway, InferRequest, Reply, tuple[int, int, int, int]]
+"""A request that was answered, and when it came, was decoded, was answered and was encoded."""
 _access = logging.getLogger("serving.access")
 
 
@@ -36,10 +38,16 @@ class DataPlane:
         self.regions = Regions(allowed=settings.shares_memory)
         self.tracing = Tracing()
         self.logs = LogFilter()
-        self.metrics = Metrics(repository)
+        self._metrics = Metrics(repository)
+        self._books: Books[_Entry] = Books(self._book)
         self._access_log = settings.access_log
         self._directory = settings.repository
         self._statistics: defaultdict[tuple[str, str], ModelStatistics] = defaultdict(ModelStatistics)
+
+    def metrics(self) -> bytes:
+        """The page that Prometheus reads."""
+        self._books.keep()
+        return self._metrics.text()
 
     def observe(self, transport: str, call: str, target: str, status: str, started: float) -> None:
         """A transport has answered a request.
@@ -52,7 +60,7 @@ class DataPlane:
             started: when the request came, on `time.perf_counter`.
         """
         seconds = perf_counter() - started
-        self.metrics.observe(transport, call, status, seconds)
+        self._metrics.observe(transport, call, status, seconds)
         if self._access_log:
             milliseconds = round(seconds * 1000, 3)
             _access.info("%s %s", target, status, extra={"transport": transport, "milliseconds": milliseconds})
@@ -116,19 +124,18 @@ class DataPlane:
     ) -> _T:
         answered = perf_counter_ns()
         encoded = encode(request, reply)
-        # After this request's reply is written: nobody waits for books.
-        asyncio.get_running_loop().call_soon(self._book, gateway, request, reply, (*times, answered, perf_counter_ns()))
+        self._books.note((gateway, request, reply, (*times, answered, perf_counter_ns())))
         return encoded
 
-    def _book(self, gateway: Gateway, request: InferRequest, reply: Reply, times: tuple[int, int, int, int]) -> None:
-        started, decoded, answered, ended = times
-        queue = min(int(reply.queue_s * 1e9), answered - decoded)  # these clocks differ by nanoseconds
-        stages = Stages(decoded - started, queue, answered - decoded - queue, ended - answered)
-        self._statistics[gateway.name, gateway.version].succeeded(len(request.inputs), stages)
-        self.tracing.answered(gateway.name, request.id, stages)
-        if reply.answer.decided_early:
-            usual = max(gateway.workers[worker].latency_s or 0.0 for worker in reply.answer.missing)
-            self.metrics.decided_early(gateway.name, max(0.0, usual - reply.elapsed_s))
+    def _book(self, entries: list[_Entry]) -> None:
+        for gateway, request, reply, (started, decoded, answered, ended) in entries:
+            queue = min(int(reply.queue_s * 1e9), answered - decoded)  # these clocks differ by nanoseconds
+            stages = Stages(decoded - started, queue, answered - decoded - queue, ended - answered)
+            self._statistics[gateway.name, gateway.version].succeeded(len(request.inputs), stages)
+            self.tracing.answered(gateway.name, request.id, stages)
+            if reply.answer.decided_early:
+                usual = max(gateway.workers[worker].latency_s or 0.0 for worker in reply.answer.missing)
+                self._metrics.decided_early(gateway.name, max(0.0, usual - reply.elapsed_s))
 
     def statistics(self, name: str = "", version: str = "") -> dict[str, Any]:
         """What a model, or every model, has done.
@@ -136,6 +143,7 @@ class DataPlane:
         Raises:
             RequestError: no such model. (Clients of the protocol expect this one not to be "not found".)
         """
+        self._books.keep()
         try:
             gateways = [self.repository.get(n, version) for n in ([name] if name else self.repository.names())]
         except UnknownModelError as error:

@@ -98,16 +98,32 @@ def providers(device: Device) -> list[str | tuple[str, dict[str, Any]]]:
     return [("CUDAExecutionProvider", options), "CPUExecutionProvider"]
 
 
-def session_options() -> Any:
-    """Options for a session that answers one input at a time on one core or card, quietly."""
+@dataclass(frozen=True)
+class Threads:
+    """How ONNX Runtime runs one network on the CPU."""
+
+    count: int = 1
+    """1 where subnets run beside each other: more threads each would fight for the cores."""
+    spinning: bool = False
+    """Threads that wait for work burn their core: faster, where nobody else wants it."""
+
+    def __str__(self) -> str:
+        return f"{self.count}{' spinning' if self.spinning else ''}"
+
+
+ONE_THREAD = Threads()
+
+
+def session_options(threads: Threads = ONE_THREAD) -> Any:
+    """Options for a session that answers one input at a time, quietly."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
-    options.intra_op_num_threads = 1  # the subnets run beside each other; more threads each would fight for cores
+    options.intra_op_num_threads = threads.count
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(threads.spinning)))
     return options
 
 

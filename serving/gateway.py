@@ -23,7 +23,8 @@ from sensai_serve.merge import Answer, MergePlan, Wait, parse_wait
 from sensai_serve.plugins import find
 from serving.admission import Admission
 from serving.backends import Backend, Plan, Processes
-from serving.devices import Device, default_devices
+from serving.books import Books
+from serving.devices import ONE_THREAD, Device, Threads, default_devices
 from serving.faults import Fault
 from serving.health import FLOOR_S, Worker
 from serving.job import Cause, Job, Outcome
@@ -64,6 +65,8 @@ class GatewayOptions:
     """Give no class (-1) where the best mean score leads by less."""
     max_batch: int = 64
     """Inputs in one request."""
+    threads: Threads = ONE_THREAD
+    """Of ONNX Runtime for each subnet on the CPU; more than one are not pinned to a core."""
     inline_s: float = 0.001
     """Subnets shorter than a hand-off run on the event loop's own thread, for so many seconds per request at most; 0:
     they never do."""
@@ -89,7 +92,7 @@ class Gateway:
         self.name = bundle.manifest.name
         self.version = version
         self.options = options
-        self.counters = Counters(worker_seconds=[0.0] * n_workers, worker_runs=[0] * n_workers)
+        self._counters = Counters(worker_seconds=[0.0] * n_workers, worker_runs=[0] * n_workers)
         self.plan = MergePlan(bundle.assignment, bundle.manifest.merge.rule, bundle.manifest.merge.threshold)
         costs = [s.macs for s in bundle.manifest.subnets]
         if options.workers is None:
@@ -98,6 +101,7 @@ class Gateway:
             given = options.workers.device_of(n_workers)
             self.placement = describe(bundle.assignment, given, len(options.devices))
         self.admission = Admission(options.max_in_flight)
+        self._books: Books[Outcome] = Books(self._book)
         self._supervisor: Supervisor | None = None
         self._backend: Backend | None = None
         self._reference: Session | None = None
@@ -110,13 +114,21 @@ class Gateway:
         return self._supervisor is not None and self._supervisor.health.covered and not self._stopping
 
     @property
+    def counters(self) -> Counters:
+        """What has been done, up to the last reply."""
+        self._books.keep()
+        return self._counters
+
+    @property
     def workers(self) -> list[Worker]:
         """What is known of each worker; nothing before `start`."""
+        self._books.keep()
         return [] if self._supervisor is None else self._supervisor.health.workers
 
     @property
     def late_copies(self) -> int:
         """Copies that came after their request's answer."""
+        self._books.keep()
         return 0 if self._supervisor is None else self._supervisor.late_copies
 
     async def start(self) -> None:
@@ -137,7 +149,8 @@ class Gateway:
                 options.faults,
                 supervisor.up,
                 supervisor.down,
-                options.inline_s,
+                threads=options.threads,
+                inline_s=options.inline_s,
                 processes=options.processes,
             )
         )
@@ -163,6 +176,7 @@ class Gateway:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.admission.drained(), drain_s)
         if self._supervisor is not None and self._backend is not None:
+            self._books.keep()
             await self._supervisor.stop()
             await asyncio.to_thread(self._backend.stop)
 
@@ -183,7 +197,10 @@ class Gateway:
             UncoveredError: a class has no copy left, and that is refused.
         """
         reply = self.begin(inputs, wait=wait, timeout_s=timeout_s)
-        return reply if isinstance(reply, Reply) else await reply
+        if not isinstance(reply, Reply):
+            return await reply
+        await asyncio.sleep(0)  # who asks again and again must not keep the event loop for itself
+        return reply
 
     def begin(
         self, inputs: npt.NDArray[np.float32], *, wait: str | None = None, timeout_s: float | None = None
@@ -205,7 +222,7 @@ class Gateway:
         if self._supervisor is None or self._stopping:
             raise NotReadyError(f"model {self.name} is {'stopping' if self._stopping else 'not ready'}")
         if not self.admission.enter():
-            self.counters.refused += 1
+            self._counters.refused += 1
             raise OverloadedError(
                 f"model {self.name} has {self.admission.in_flight} requests in flight, the most it takes"
             )
@@ -275,21 +292,20 @@ class Gateway:
     async def _answered(self, outcome: Outcome, line_s: float) -> Reply:
         if not outcome.uncovered or self._reference is None:
             return self._reply(outcome, line_s)
-        asyncio.get_running_loop().call_soon(self._book, outcome)
+        self._books.note(outcome)
         answer = by_reference(outcome.answer, await asyncio.to_thread(self._reference.run, outcome.inputs))
-        self.counters.degraded += 1
+        self._counters.degraded += 1
         return self._counted(answer, outcome, line_s, unelected=False)  # nobody votes where the reference answers
 
     def _reply(self, outcome: Outcome, line_s: float) -> Reply:
         """What the workers say. Raises UncoveredError."""
-        # After this request's reply is written: what follows is for the next ones.
-        asyncio.get_running_loop().call_soon(self._book, outcome)
+        self._books.note(outcome)
         answer = outcome.answer
         if outcome.uncovered:
             if self.options.on_missing == "refuse":
-                self.counters.uncovered += 1
+                self._counters.uncovered += 1
                 raise uncovered(outcome, self.manifest.labels)
-            self.counters.degraded += 1
+            self._counters.degraded += 1
             answer = dataclasses.replace(answer, degraded=True)
         return self._counted(answer, outcome, line_s, unelected=self.options.abstain_unelected)
 
@@ -297,21 +313,22 @@ class Gateway:
         margin = self.options.abstain_margin
         if (unelected and not answer.elected) or margin:
             answer = answer.abstaining(unelected=unelected, margin=margin)
-            self.counters.abstained += bool((answer.class_id < 0).any())
-        self.counters.succeeded += 1
+            self._counters.abstained += bool((answer.class_id < 0).any())
+        self._counters.succeeded += 1
         return Reply(answer, outcome, line_s)
 
-    def _book(self, outcome: Outcome) -> None:
+    def _book(self, outcomes: list[Outcome]) -> None:
         assert self._supervisor is not None
-        answer, counters = outcome.answer, self.counters
-        counters.decided_early += answer.decided_early
-        counters.incomplete += not answer.complete
-        if outcome.erasures:
-            counters.erasures.update(cause.value for cause in outcome.erasures.values())
-        for worker, arrival in outcome.arrivals.items():
-            counters.worker_seconds[worker] += arrival.run_s
-            counters.worker_runs[worker] += 1
-        self._supervisor.book(outcome)
+        counters = self._counters
+        for outcome in outcomes:
+            counters.decided_early += outcome.answer.decided_early
+            counters.incomplete += not outcome.answer.complete
+            if outcome.erasures:
+                counters.erasures.update(cause.value for cause in outcome.erasures.values())
+            for worker, arrival in outcome.arrivals.items():
+                counters.worker_seconds[worker] += arrival.run_s
+                counters.worker_runs[worker] += 1
+        self._supervisor.book(outcomes)
 
     def _open_reference(self) -> Session:
         data = self.bundle.reference()

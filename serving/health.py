@@ -10,7 +10,7 @@ The last live worker of a class is never ejected for being slow, and never quara
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from statistics import median_low
@@ -118,23 +118,26 @@ class Health:
         """A worker's thread or process is gone."""
         self.workers[worker].state = State.DEAD
 
-    def took(self, samples: Iterable[tuple[int, float]]) -> None:
+    def took(self, samples: Sequence[tuple[int, float]]) -> None:
         """So many seconds after they were asked for the scores of these workers came, or had not come yet."""
-        samples = [(w, s) for w, s in samples if self.workers[w].state is State.LIVE]
+        workers = self.workers
         for worker, seconds in samples:
-            w = self.workers[worker]
+            w = workers[worker]
             w.latency_s = seconds if w.latency_s is None else w.latency_s + SMOOTHING * (seconds - w.latency_s)
-        known = [w.latency_s for w in self.workers if w.state is State.LIVE and w.latency_s is not None]
+        known = [w.latency_s for w in workers if w.state is State.LIVE and w.latency_s is not None]
         if not known:
             return
         limit = SLOW_FACTOR * median_low(known) + FLOOR_S
         self.typical_s = max((s for s in known if s <= limit), default=None)
         for worker, seconds in samples if self._eject else ():
-            w = self.workers[worker]
-            w.slow = w.slow + 1 if seconds > limit else 0
-            if w.slow >= SLOW_SAMPLES and self._can_spare(worker):
-                w.state, w.fast_probes = State.EJECTED, 0
-                w.ejections += 1
+            if seconds > limit:
+                w = workers[worker]
+                w.slow += 1
+                if w.slow >= SLOW_SAMPLES and w.state is State.LIVE and self._can_spare(worker):
+                    w.state, w.fast_probes = State.EJECTED, 0
+                    w.ejections += 1
+            elif workers[worker].slow:
+                workers[worker].slow = 0
 
     def failed(self, worker: int) -> None:
         """A run gave no usable scores."""
@@ -197,27 +200,32 @@ class Health:
 
 
 def disagreements(
-    assignment: Assignment, threshold: float, answer: Answer, worker: int, scores: Scores
-) -> tuple[int, int]:
-    """How many of a worker's copies can be held against the others of their class, and how many disagree with them.
+    assignment: Assignment, threshold: float, answer: Answer, scores: Sequence[tuple[int, Scores]]
+) -> Iterator[tuple[int, tuple[int, int]]]:
+    """How many of each worker's copies can be held against the others of their class, and how many disagree with them.
 
     Args:
         assignment: who covers what.
         threshold: a copy at or above it is a vote.
-        answer: the merged answer, with or without this worker.
-        worker: whose copies these are.
-        scores: FP32 [N, k].
+        answer: the merged answer, with or without these workers.
+        scores: workers, and the scores FP32 [N, k] of each.
     """
-    own = worker in answer.arrived
-    compared = disagreed = 0
-    row = assignment.rows[worker]
-    for given, votes, copies in zip(scores.tolist(), answer.votes.tolist(), answer.copies.tolist(), strict=True):
-        for c, score in zip(row, given, strict=True):
-            vote = score >= threshold
-            others = copies[c] - own
-            in_favour = votes[c] - (own and vote)
-            if 2 * in_favour == others:
-                continue  # nobody to compare with, or the others are split
-            compared += 1
-            disagreed += vote != (2 * in_favour > others)
-    return compared, disagreed
+    rows = list(zip(answer.votes.tolist(), answer.copies.tolist(), strict=True))
+    agreed = all(v in (0, n) for votes, copies in rows for v, n in zip(votes, copies, strict=True))
+    arrived = set(answer.arrived)
+    for worker, given in scores:
+        own, row = worker in arrived, assignment.rows[worker]
+        if own and agreed:  # nearly always
+            yield worker, (sum(copies[c] > 1 for _, copies in rows for c in row), 0)
+            continue
+        compared = disagreed = 0
+        for (votes, copies), mine in zip(rows, given.tolist(), strict=True):
+            for c, score in zip(row, mine, strict=True):
+                vote = score >= threshold
+                others = copies[c] - own
+                in_favour = votes[c] - (own and vote)
+                if 2 * in_favour == others:
+                    continue  # nobody to compare with, or the others are split
+                compared += 1
+                disagreed += vote != (2 * in_favour > others)
+        yield worker, (compared, disagreed)

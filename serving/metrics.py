@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from serving.books import Books
 from serving.gateway import Gateway
 from serving.repository import Repository
 
@@ -46,6 +47,7 @@ class Metrics:
             ["model"], registry=self._registry,
         )  # fmt: skip
         self._children: dict[tuple[str, str, str], tuple[Counter, Histogram]] = {}
+        self._observed: Books[tuple[tuple[str, str, str], float]] = Books(self._observe)
         self._registry.register(_Models(repository))
 
     def observe(self, transport: str, call: str, status: str, seconds: float) -> None:
@@ -57,13 +59,16 @@ class Metrics:
             status: as the transport calls it, ``200`` or ``OK``.
             seconds: that it took.
         """
-        key = transport, call, status
-        children = self._children.get(key)
-        if children is None:
-            children = self._requests.labels(*key), self._seconds.labels(transport, call)
-            self._children[key] = children
-        children[0].inc()
-        children[1].observe(seconds)
+        self._observed.note(((transport, call, status), seconds))
+
+    def _observe(self, entries: list[tuple[tuple[str, str, str], float]]) -> None:
+        for key, seconds in entries:
+            children = self._children.get(key)
+            if children is None:
+                children = self._requests.labels(*key), self._seconds.labels(*key[:2])
+                self._children[key] = children
+            children[0].inc()
+            children[1].observe(seconds)
 
     def decided_early(self, model: str, saved_s: float) -> None:
         """An answer did not wait for every copy."""
@@ -71,6 +76,7 @@ class Metrics:
 
     def text(self) -> bytes:
         """The page that Prometheus reads."""
+        self._observed.keep()
         return generate_latest(self._registry)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from sensai_serve.bundle import Bundle
 from sensai_serve.errors import BundleError, DeviceError
-from serving.devices import Device, providers, session_options
+from serving.devices import ONE_THREAD, Device, Threads, providers, session_options
 from serving.runner import Floats, Runner, runner_of
 
 log = logging.getLogger(__name__)
@@ -18,7 +18,15 @@ log = logging.getLogger(__name__)
 class Session:
     """An ONNX Runtime session that takes FP32 [N, *shape] and gives ``scores`` FP32 [N, k]."""
 
-    def __init__(self, data: bytes, device: Device, input_name: str, shape: Sequence[int], what: str) -> None:
+    def __init__(
+        self,
+        data: bytes,
+        device: Device,
+        input_name: str,
+        shape: Sequence[int],
+        what: str,
+        threads: Threads = ONE_THREAD,
+    ) -> None:
         """Open the network and run it a few times.
 
         Args:
@@ -28,6 +36,7 @@ class Session:
             input_name: of its one input.
             shape: of one input, without the batch axis.
             what: its name in errors.
+            threads: on the CPU.
 
         Raises:
             BundleError: no network that ONNX Runtime can run.
@@ -35,25 +44,25 @@ class Session:
         """
         try:
             try:
-                self.runner: Runner = _open(data, device, input_name, shape)
+                self.runner: Runner = _open(data, device, input_name, shape, threads)
             except DeviceError:
                 raise
             except Exception as error:
                 if not device.graphs:
                     raise
                 log.warning("%s runs on %s without a CUDA graph: %s", what, device, _first_line(error))
-                self.runner = _open(data, replace(device, graphs=False), input_name, shape)
+                self.runner = _open(data, replace(device, graphs=False), input_name, shape, threads)
         except DeviceError as error:
             raise DeviceError(f"{what} {error}") from None
         except Exception as error:  # onnxruntime's exceptions share no base of its own
             raise BundleError(f"{what} cannot be run on {device}: {_first_line(error)}") from None
 
     @classmethod
-    def of_worker(cls, bundle: Bundle, worker: int, device: Device) -> Session:
+    def of_worker(cls, bundle: Bundle, worker: int, device: Device, threads: Threads = ONE_THREAD) -> Session:
         """The subnet of one worker. Raises as the constructor, and as `Bundle.subnet`."""
         spec = bundle.manifest.input
         what = f"{bundle.path}: {bundle.manifest.subnets[worker].file}"
-        return cls(bundle.subnet(worker), device, spec.name, spec.shape, what)
+        return cls(bundle.subnet(worker), device, spec.name, spec.shape, what, threads)
 
     def run(self, inputs: Floats) -> Floats:
         """FP32 [N, *shape] to FP32 [N, k]. From any thread; fastest from the one that `warm` was called on."""
@@ -64,11 +73,11 @@ class Session:
         self.runner.warm()
 
 
-def _open(data: bytes, device: Device, input_name: str, shape: Sequence[int]) -> Runner:
+def _open(data: bytes, device: Device, input_name: str, shape: Sequence[int], threads: Threads) -> Runner:
     import onnxruntime as ort
 
     wanted = providers(device)
-    session: Any = ort.InferenceSession(data, session_options(), providers=wanted)
+    session: Any = ort.InferenceSession(data, session_options(threads), providers=wanted)
     session.disable_fallback()  # a card that fails is a worker that fails, not one that is suddenly slow
     first = wanted[0] if isinstance(wanted[0], str) else wanted[0][0]
     if session.get_providers()[0] != first:

@@ -19,7 +19,7 @@ from sensai_serve.errors import InputError
 from sensai_serve.merge import Wait
 from sensai_serve.preprocess import MAX_PIXELS
 from serving.backends import Processes
-from serving.devices import default_devices, parse_device
+from serving.devices import Threads, default_devices, parse_device
 from serving.faults import parse_fault
 from serving.gateway import GatewayOptions, OnMissing
 from serving.logs import LogFormat
@@ -89,6 +89,12 @@ class Inference(_Group):
     """Give no class where none has more than half of its arrived copies' votes."""
     abstain_margin: float = Field(default=0.0, ge=0, le=1)
     """Give no class where the best mean score leads by less; 0 gives one always."""
+    threads: int = Field(default=1, ge=1)
+    """Threads of ONNX Runtime for each subnet on the CPU; more than one are not pinned to a core."""
+    spinning: bool = False
+    """These threads burn their core while they wait for work: faster where nobody else wants it."""
+    inline_ms: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    """Subnets shorter than a hand-off run on the event loop's thread, so long per request at most; 0: none."""
     faults: Words = ()
     """What is to go wrong on purpose, for tests and demonstrations: ``3:delay=50ms``, ``0+4:drop=0.1``."""
 
@@ -191,8 +197,8 @@ class Settings(BaseSettings):
         return GatewayOptions(
             devices=(devices or default_devices()) if workers is None else workers.devices,
             workers=workers,
-            backend=inference.backend if workers is None else "remote",
             processes=inference.processes,
+            backend=inference.backend if workers is None else "remote",
             wait=inference.wait,
             patience=inference.patience,
             deadline_s=None if inference.deadline_ms is None else inference.deadline_ms / 1000,
@@ -201,6 +207,8 @@ class Settings(BaseSettings):
             abstain_unelected=inference.abstain_unelected,
             abstain_margin=inference.abstain_margin,
             max_batch=limits.batch,
+            threads=Threads(inference.threads, inference.spinning),
+            inline_s=inference.inline_ms / 1000,
             faults=tuple(map(parse_fault, inference.faults)),
         )
 

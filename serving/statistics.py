@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 
 @dataclass
@@ -24,8 +24,7 @@ class Duration:
         return {"count": self.count, "ns": self.ns}
 
 
-@dataclass(frozen=True, slots=True)
-class Stages:
+class Stages(NamedTuple):
     """One answered request's time, in nanoseconds."""
 
     decode: int

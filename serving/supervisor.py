@@ -13,8 +13,9 @@ import numpy as np
 
 from sensai_serve.bundle import Bundle, Golden
 from sensai_serve.errors import BundleError
-from sensai_serve.merge import MergePlan
+from sensai_serve.merge import Answer, MergePlan
 from sensai_serve.merge.collector import merge
+from sensai_serve.preprocess import Floats
 from serving.backends import Backend
 from serving.devices import Device
 from serving.health import Health, State, disagreements
@@ -46,6 +47,7 @@ class Supervisor:
         self._bundle = bundle
         self._plan = plan
         self._loop = asyncio.get_running_loop()
+        self._redundant = any(len(workers) > 1 for workers in plan.assignment.workers_of)
         self._golden: Golden | None = None
         self._expected: list[Scores] = []  # of each worker, its scores for the golden samples [G, k]
         self._late: deque[tuple[Job, int, Arrival]] = deque()
@@ -109,27 +111,30 @@ class Supervisor:
             if self.health.workers[worker].state is State.STARTING:
                 self.health.came_up(worker)
 
-    def book(self, outcome: Outcome) -> None:
-        """What one answered request tells about the workers."""
-        self.health.arrived(outcome.arrivals.keys())
-        for worker, cause in outcome.erasures.items():
-            if cause in (Cause.FAILED, Cause.INVALID):
-                self.health.failed(worker)
-        given_up = outcome.elapsed_s  # at least so long a worker takes that was not waited for
-        samples = [(w, a.elapsed_s) for w, a in outcome.arrivals.items()]
-        samples += [(w, given_up) for w, cause in outcome.erasures.items() if cause is Cause.PATIENCE]
-        compared = [(outcome.inputs, outcome.answer, w, a) for w, a in outcome.arrivals.items()]
+    def book(self, outcomes: Sequence[Outcome]) -> None:
+        """What answered requests tell about the workers."""
+        samples: list[tuple[int, float]] = []
+        compared: list[tuple[Floats, Answer, Sequence[tuple[int, Scores]]]] = []
+        for outcome in outcomes:
+            samples += [(w, a.elapsed_s) for w, a in outcome.arrivals.items()]
+            self.health.arrived(outcome.arrivals.keys())
+            for worker, cause in outcome.erasures.items():
+                if cause is Cause.PATIENCE:
+                    samples.append((worker, outcome.elapsed_s))  # at least so long it takes
+                elif cause in (Cause.FAILED, Cause.INVALID):
+                    self.health.failed(worker)
+            compared.append((outcome.inputs, outcome.answer, [(w, a.scores) for w, a in outcome.arrivals.items()]))
         while self._late:
             job, worker, arrival = self._late.popleft()
             self.late_copies += 1
             samples.append((worker, arrival.elapsed_s))
             if job.answer is not None and arrival.scores.shape[0] == len(job.inputs):
-                compared.append((job.inputs, job.answer, worker, arrival))
-        self.health.took(samples)
-        for inputs, answer, worker, arrival in compared:
-            counts = disagreements(self._plan.assignment, self._plan.threshold, answer, worker, arrival.scores)
-            if self.health.compared(worker, *counts):
-                self._spawn(self._judge(worker, inputs, arrival.scores), f"judge-{worker}")
+                compared.append((job.inputs, job.answer, [(worker, arrival.scores)]))
+        self.health.took([(w, s) for w, s in samples if self.health.workers[w].state is State.LIVE])
+        for inputs, answer, scores in compared if self._redundant else ():
+            for worker, counts in disagreements(self._plan.assignment, self._plan.threshold, answer, scores):
+                if self.health.compared(worker, *counts):
+                    self._spawn(self._judge(worker, inputs, dict(scores)[worker]), f"judge-{worker}")
         for worker in self.health.ejected():
             self._spawn(self._probe(worker), f"probe-{worker}")
 

@@ -57,6 +57,7 @@ def serve(
     abstain_margin: Annotated[
         float | None, typer.Option(help="Give no class where the best mean score leads by less.")
     ] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of each subnet on the CPU.")] = None,
     log_format: Annotated[str | None, typer.Option(help="Of the log on standard error: text or json.")] = None,
     access_log: Annotated[
         bool | None, typer.Option("--access-log", help="A line in the log for every request.")
@@ -103,6 +104,7 @@ def serve(
             "on_missing": on_missing,
             "abstain_unelected": abstain_unelected,
             "abstain_margin": abstain_margin,
+            "threads": threads,
             "faults": fault or None,
         },
         "remote": {

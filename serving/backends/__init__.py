@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from sensai_serve.bundle import Bundle
-from serving.devices import Device
+from serving.devices import ONE_THREAD, Device, Threads
 from serving.faults import Fault
 from serving.job import Task
 
@@ -30,6 +30,8 @@ class Plan:
     """A worker is loaded and can run."""
     on_down: Callable[[int], None]
     """A worker is gone."""
+    threads: Threads = ONE_THREAD
+    """Of ONNX Runtime for each subnet on the CPU; more than one are not pinned to a core."""
     inline_s: float = 0.0
     """The longest time that a request's subnets may keep the event loop's own thread, in seconds."""
     processes: Processes = "worker"

@@ -26,11 +26,12 @@ def stay_here(
     alone = [sum(seconds[worker] for worker in lane) for lane in lanes]
     times = [sum(seconds[worker] + TURN_S for worker in lane) for lane in lanes]
     free = [not set(lane) & set(elsewhere) for lane in lanes]
+    # Whoever has run one lane itself is awake when the others are done: they need only to get there.
     best, chosen = HANDOFF_S + max(times), frozenset[int]()
     if all(free) and sum(alone) <= min(limit_s, best):
         best, chosen = sum(alone), frozenset(seconds)
     for at, lane in enumerate(lanes):
-        others = [HANDOFF_S + time for other, time in enumerate(times) if other != at]
+        others = [HANDOFF_S / 2 + time for other, time in enumerate(times) if other != at]
         if free[at] and alone[at] <= limit_s and max([times[at], *others]) < best:
             best, chosen = max([times[at], *others]), frozenset(lane)
     return chosen

@@ -6,7 +6,7 @@ import contextlib
 import os
 import threading
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -58,7 +58,11 @@ class Lane:
     """
 
     def __init__(
-        self, workers: Mapping[int, Worker], core: int | None, waiting: Sequence[tuple[int, Task]] = ()
+        self,
+        workers: Mapping[int, Worker],
+        core: int | None,
+        waiting: Sequence[tuple[int, Task]] = (),
+        warm: Callable[[], None] | None = None,
     ) -> None:
         """Start the thread.
 
@@ -66,12 +70,14 @@ class Lane:
             workers: by their ids.
             core: what the thread is pinned to, None for any.
             waiting: tasks to begin with.
+            warm: called first on the thread: what a card records belongs to the thread that it was recorded on.
         """
         self.workers = dict(workers)
         self.core = core
         self.calm = 0
         """Runs in a row that took no longer than they may."""
         self._waiting: deque[tuple[int, Task]] = deque(waiting)  # the running one is not among them
+        self._warm = warm
         self._running: tuple[int, float] | None = None
         self._asleep = False
         self._stopping = False
@@ -151,6 +157,9 @@ class Lane:
         if self.core is not None:
             with contextlib.suppress(OSError):  # a cpuset may have changed since the start; unpinned works too
                 os.sched_setaffinity(0, {self.core})
+        if self._warm is not None:
+            with contextlib.suppress(Exception):  # it has run before; if it cannot any more, its tasks say so
+                self._warm()
         while (entry := self._next()) is not None:
             number, task = entry
             worker = self.workers[number]

@@ -3,7 +3,7 @@
 Workers of one core share a lane, a thread pinned to that core that runs them one after another. A run that takes much
 longer than it should keeps the lane's thread for itself, and the others go on in a new one, so that a straggler does
 not hold them up; it comes back when it has been fast for long. Where the subnets are shorter than a hand-off to another
-thread and back, they run on the event loop's own thread instead.
+thread and back, they run on the event loop's own thread instead, in one call where that is faster.
 
 A thread that hangs inside a run cannot be ended: its worker's copies are erasures until the server restarts (the
 `process` backend restarts the worker alone).
@@ -14,12 +14,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import perf_counter
 
 import numpy as np
 
 from serving.backends import Plan
+from serving.backends._fused import Fused, fuse_where_it_pays
 from serving.backends._here import stay_here
 from serving.backends._lane import Lane, Worker
 from serving.devices import Device, require
@@ -56,6 +57,7 @@ class Backend:
         self._alone: set[int] = set()  # had to leave their device's lane
         self._here = _NONE  # run on the event loop's thread
         self._rows_here = 0  # ... where a task has no more inputs
+        self._fused: Fused | None = None  # ... in one call
         self._watching = False
 
     def start(self) -> None:
@@ -63,26 +65,31 @@ class Backend:
         plan = self._plan
         by_device: defaultdict[Device, list[int]] = defaultdict(list)
         groups: list[list[int]] = []
+        warm: dict[int, Callable[[], None]] = {}
         elsewhere = []
         for subnet in plan.bundle.manifest.subnets:
             number, device = subnet.worker, plan.device(subnet.worker)
-            session = Session.of_worker(plan.bundle, number, device)
+            session = Session.of_worker(plan.bundle, number, device, plan.threads)
             runs = with_faults(session, number, plan.faults, own_process=False)
             self._workers[number] = Worker(number, runs, _typical_s(session, plan.bundle.manifest.input.shape))
-            if device.kind == "cpu" and device.index is not None:
+            if device.kind == "cpu" and device.index is not None and plan.threads.count == 1:
                 by_device[device].append(number)
             else:  # a card, or any core: they can run at the same time
                 groups.append([number])
+                warm[number] = session.warm
             if device.kind != "cpu" or runs is not session:
                 elsewhere.append(number)
         for device, numbers in by_device.items():
             self._home[device] = self._open(numbers, device.index)
         for numbers in groups:
-            self._open(numbers, None)
+            self._open(numbers, None, warm[numbers[0]])
         seconds = {number: worker.typical_s for number, worker in self._workers.items()}
         self._here = stay_here(seconds, [*by_device.values(), *groups], plan.inline_s, elsewhere)
         if self._here:
             self._rows_here = max(1, int(plan.inline_s / sum(seconds[number] for number in self._here)))
+            here = [self._workers[number] for number in sorted(self._here)]
+            redundant = any(len(workers) > 1 for workers in plan.bundle.assignment.workers_of)
+            self._fused = fuse_where_it_pays(plan.bundle, here, redundant=redundant, runs=TIMED_RUNS)
         for number in self._workers:
             plan.on_up(number)
 
@@ -91,14 +98,8 @@ class Backend:
         here = self._here if len(task.inputs) <= self._rows_here else _NONE
         if len(here) < len(self._workers):
             self._hand_over(task, [number for number in workers if number not in here])
-        for number in workers if here else ():
-            if task.closed:
-                return
-            if number in here:
-                worker = self._workers[number]
-                if worker.run(task) > worker.limit_s * len(task.inputs):
-                    log.info("worker %d is slow on the event loop's thread and goes to one of its own", number)
-                    self._here -= {number}
+        if here:
+            self._run_here(task, [number for number in workers if number in here])
 
     def stop(self) -> None:
         """End every thread; one that hangs is left behind."""
@@ -109,8 +110,34 @@ class Backend:
         for lane in lanes:
             lane.join()
 
-    def _open(self, numbers: Sequence[int], core: int | None) -> Lane:
-        lane = Lane({number: self._workers[number] for number in numbers}, core)
+    def _run_here(self, task: Task, workers: Sequence[int]) -> None:
+        fused = self._fused
+        if fused is not None and tuple(workers) == fused.workers and self._run_fused(task, fused):
+            return
+        for number in workers:
+            if task.closed:
+                return
+            worker = self._workers[number]
+            if worker.run(task) > worker.limit_s * len(task.inputs):
+                log.info("worker %d is slow on the event loop's thread and gets back to its lane", number)
+                self._here -= {number}
+
+    def _run_fused(self, task: Task, fused: Fused) -> bool:
+        """Run all at once; False where that fails, and each must be run to see which one it is."""
+        started = perf_counter()
+        try:
+            scores = fused.run(task.inputs)
+        except Exception:  # whatever a run raises
+            return False
+        seconds = (perf_counter() - started) / len(scores)
+        for number, given in zip(fused.workers, scores, strict=True):
+            if task.closed:
+                break
+            task.deliver(number, given, seconds)
+        return True
+
+    def _open(self, numbers: Sequence[int], core: int | None, warm: Callable[[], None] | None = None) -> Lane:
+        lane = Lane({number: self._workers[number] for number in numbers}, core, warm=warm)
         self._lanes |= dict.fromkeys(numbers, lane)
         return lane
 

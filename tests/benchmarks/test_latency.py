@@ -12,12 +12,13 @@ import pytest
 
 from benchmarks.breakdown import PARTS, breakdown
 from benchmarks.labelled import golden
-from benchmarks.networks import Network, Threads, as_bundle, fastest, monolith
+from benchmarks.networks import Network, as_bundle, fastest, monolith
 from benchmarks.report import without_paths
 from benchmarks.transports import TRANSPORTS
 from sensai_serve import load
 from sensai_serve.bundle import Bundle
 from sensai_serve.errors import BundleError
+from serving.devices import Threads
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

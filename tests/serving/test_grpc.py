@@ -225,10 +225,10 @@ def test_requests_that_are_cancelled_or_late_are_abandoned(run_server, tiny_bund
 
 
 def test_what_nobody_foresaw_says_nothing(served, client, golden, monkeypatch, caplog) -> None:
-    async def broken(*_: Any, **__: Any) -> None:
+    def broken(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("secret")
 
-    monkeypatch.setattr(served.repository.get("tiny"), "infer", broken)
+    monkeypatch.setattr(served.repository.get("tiny"), "begin", broken)
     assert refused("INTERNAL", client.infer, "tiny", [tensor(golden.inputs[:1])]) == "internal error"
     assert "secret" in caplog.text
 

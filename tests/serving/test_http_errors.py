@@ -184,10 +184,10 @@ def test_what_nobody_foresaw_says_nothing(limited, monkeypatch, caplog) -> None:
     """A bug in the server: the client learns that it was one, the log learns which."""
     gateway = limited.repository.get("tiny")
 
-    async def broken(*_: Any, **__: Any) -> None:
+    def broken(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("secret in /etc/passwd")
 
-    monkeypatch.setattr(gateway, "infer", broken)
+    monkeypatch.setattr(gateway, "begin", broken)
     body, length = request()
     headers = {"Inference-Header-Content-Length": str(length)}
     assert error_of(limited, 500, "POST", INFER, body, headers) == "internal error"

@@ -85,8 +85,11 @@ def create_app(plane: DataPlane) -> Application:
     app.include_router(v1.router(plane))
     app.include_router(stream.router(plane))
     app.include_router(docs.router(app.title))
-    app.add_api_route("/metrics", lambda: Response(plane.metrics.text(), media_type=CONTENT_TYPE), tags=["Control"],
-                      summary="Metrics for Prometheus", response_class=PlainTextResponse)  # fmt: skip
+
+    @app.get("/metrics", tags=["Control"], summary="Metrics for Prometheus", response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        return Response(plane.metrics(), media_type=CONTENT_TYPE)
+
     app.add_exception_handler(SensaiError, _ours)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
