@@ -24,7 +24,7 @@ def create(name: str, n_classes: int, input_shape: tuple[int, ...]) -> nn.Module
 
     Args:
         name: ``resnet20``, ``vgg16``, ... (each file of this package says which), or ``package.module:callable``,
-            called with ``n_classes=`` and ``input_shape=`` where its signature takes them.
+            called with ``n_classes=`` (or ``num_classes=``) and ``input_shape=`` where it takes them.
         n_classes: C.
         input_shape: of one input, without the batch axis.
 
@@ -103,20 +103,34 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _call(factory: Any, name: str, n_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
-    given: Mapping[str, Any] = {"n_classes": n_classes, "input_shape": input_shape}
-    try:
-        parameters = inspect.signature(factory).parameters.values()
-        takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
-        taken = {p.name for p in parameters}
-        model = factory(**{key: value for key, value in given.items() if takes_all or key in taken})
-    except (TypeError, ValueError) as error:
+    given: Mapping[str, Any] = {"n_classes": n_classes, "num_classes": n_classes, "input_shape": input_shape}
+    failure: Exception | None = None
+    for names in _accepted(factory):
+        try:
+            model = factory(**{key: given[key] for key in names})
+            break
+        except (TypeError, ValueError) as error:
+            failure = failure or error
+    else:
         raise ModelError(
-            f"model: {name} cannot be called ({_first_line(error)}), expected a callable that needs at most n_classes "
-            "and input_shape"
+            f"model: {name} cannot be called ({_first_line(failure)}), expected a callable that needs at most "
+            "n_classes (or num_classes) and input_shape"
         ) from None
     if not isinstance(model, nn.Module):
         raise ModelError(f"model: {name} gave {type(model).__name__}, expected a torch.nn.Module")
     return model
+
+
+def _accepted(factory: Any) -> list[tuple[str, ...]]:
+    """What a callable may be called with, the likeliest first; one that hands all on does not say which it means."""
+    try:
+        parameters = inspect.signature(factory).parameters
+    except (TypeError, ValueError):
+        return [()]
+    named = tuple(key for key in ("n_classes", "num_classes", "input_shape") if key in parameters)
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()) and not {"n_classes", "num_classes"} & {*named}:
+        return [("n_classes", "input_shape"), ("num_classes",)]
+    return [named]
 
 
 def _mismatch(model: nn.Module, state: Mapping[str, Tensor], error: Exception) -> str:
@@ -133,5 +147,5 @@ def _mismatch(model: nn.Module, state: Mapping[str, Tensor], error: Exception) -
     return _first_line(error)
 
 
-def _first_line(error: BaseException) -> str:
+def _first_line(error: BaseException | None) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

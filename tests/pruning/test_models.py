@@ -67,6 +67,15 @@ def no_arguments() -> nn.Module:
     return nn.Linear(4, 3)
 
 
+def hands_on(*, weights: str | None = None, **options: int) -> nn.Module:
+    """As torchvision's and timm's."""
+    return named_otherwise(**options)
+
+
+def named_otherwise(num_classes: int = 1000) -> nn.Module:
+    return nn.Linear(4, num_classes)
+
+
 def tuple_output(n_classes: int) -> nn.Module:
     return nn.LSTM(4, n_classes)
 
@@ -88,6 +97,8 @@ def here(monkeypatch):
 def test_any_callable_is_a_model():
     assert models.create("test_models:tiny", 5, (2, 3))(torch.zeros(1, 2, 3)).shape == (1, 5)
     assert models.create("test_models:no_arguments", 3, (4,))(torch.zeros(1, 4)).shape == (1, 3)
+    assert models.create("test_models:hands_on", 6, (4,))(torch.zeros(1, 4)).shape == (1, 6)
+    assert models.create("test_models:named_otherwise", 6, (4,))(torch.zeros(1, 4)).shape == (1, 6)
 
 
 @pytest.mark.usefixtures("here")

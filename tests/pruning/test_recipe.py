@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,15 @@ def test_data_and_model_come_from_somewhere(missing):
     given = {name: value for name, value in (("data", "wine"), ("model", "mlp")) if name != missing}
     with pytest.raises(InputError, match=f"{missing} is missing, expected --{missing} or a recipe file"):
         Recipe.from_json(given)
+
+
+def test_the_documentation_names_every_option_and_its_example_is_a_recipe():
+    text = (Path(__file__).parents[2] / "docs" / "pruning.md").read_text()
+    for field in dataclasses.fields(Recipe):
+        assert f"`{field.name}`" in text, field.name
+    example = text.partition("```toml")[2].partition("```")[0]
+    recipe = Recipe.from_json(tomllib.loads(example))
+    assert recipe.depth == 0.5
 
 
 def test_what_a_run_comes_to_is_known_before(tmp_path, weights):
