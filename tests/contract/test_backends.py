@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -27,13 +28,19 @@ from serving.remote.node_server import serving as node_serving
 from serving.remote.workers import parse_workers
 from serving.settings import Address
 
-BACKENDS = available("serving.backends")
+LANES = "ort, in lanes"
+BACKENDS = [*available("serving.backends"), LANES]
+"""Tiny subnets run on the event loop's thread; in lanes they do as long ones do."""
 ONE_CORE = (parse_device("cpu"),)
 
 
 @asynccontextmanager
 async def serving(bundle: Path, *faults: str, **options: Any) -> AsyncIterator[Gateway]:
     given = {"devices": ONE_CORE, "faults": tuple(map(parse_fault, faults)), **options}
+    if given.get("backend") == LANES:
+        core = parse_device(f"cpu:{min(os.sched_getaffinity(0))}")
+        given |= {"backend": "ort", "inline_s": 0.0}
+        given["devices"] = (core,) if given["devices"] == ONE_CORE else given["devices"]
     async with AsyncExitStack() as stack:
         if given.get("backend") == "remote":
             given |= await at_a_node(stack, bundle, given["devices"], given["faults"])
@@ -85,7 +92,7 @@ def test_answers_are_those_of_the_bundle_in_process(tiny_bundle: Path, backend: 
     local = sensai_serve.load(tiny_bundle)
 
     async def test() -> None:
-        async with serving(tiny_bundle, backend=backend, wait="all") as gateway:
+        async with serving(tiny_bundle, backend=backend, wait="all", patience=0) as gateway:
             assert gateway.ready
             for seed in range(20):
                 reply = await gateway.infer(inputs(1 + seed % 3, seed))
@@ -141,7 +148,7 @@ def test_requests_past_the_bound_are_refused_at_once(tiny_bundle: Path, backend:
 @pytest.mark.parametrize(("fault", "cause"), [("drop", Cause.FAILED), ("nan", Cause.INVALID)])
 def test_a_worker_without_scores_is_an_erasure(tiny_bundle: Path, backend: str, fault: str, cause: Cause) -> None:
     async def test() -> None:
-        async with serving(tiny_bundle, backend=backend, wait="all") as gateway:
+        async with serving(tiny_bundle, backend=backend, wait="all", patience=0) as gateway:
             expected = [await gateway.infer(inputs(1, seed)) for seed in range(10)]
         # The golden check would refuse a worker that is broken from the start, so it breaks after it.
         broken = f"4:{fault}=1" if fault == "drop" else f"4:{fault}"
