@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,10 @@ def node(
     bundle: Annotated[Path, typer.Argument(help="The bundle's directory; SIGHUP loads anew what it holds.")],
     *,
     workers: Annotated[str | None, typer.Option(metavar="IDS", help="Which: 0,3,7 or 0-4; all if not given.")] = None,
+    workers_file: Annotated[
+        Path | None, typer.Option(help="Or: those that this file, as `sensai place` prints it, gives to --host.")
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="This machine in that file; its host name if not given.")] = None,
     grpc: Annotated[str, typer.Option(help="HOST:PORT to listen on; port 0 is any free one.")] = "127.0.0.1:8001",
     device: Annotated[
         list[str] | None, typer.Option(help="Where workers run: cpu:CORE or cuda:CARD; give it several times.")
@@ -42,22 +47,27 @@ def node(
     from serving.remote.endpoint import Security
     from serving.remote.node import Node, NodeOptions
     from serving.remote.node_server import run
-    from serving.remote.workers import parse_ids
+    from serving.remote.workers import parse_ids, parse_workers, workers_on
     from serving.settings import load_settings
 
     if log_format not in ("text", "json"):
         raise InputError(f"--log-format is {log_format!r}, expected text or json")
+    if workers is not None and workers_file is not None:
+        raise InputError("--workers and --workers-file: expected one of them")
     address = load_settings(None, grpc=grpc).grpc
     assert address is not None
+    ids = None if workers is None else parse_ids(workers)
+    if workers_file is not None:
+        ids = workers_on(parse_workers([], workers_file, Security()), host or socket.gethostname())
     options = NodeOptions(
-        workers=None if workers is None else parse_ids(workers),
+        workers=ids,
         devices=tuple(map(parse_device, device or ())) or default_devices(),
         backend=backend,
         faults=tuple(map(parse_fault, fault or ())),
     )
     security = Security(client_ca, cert, key, token_file)
     configure("json" if log_format == "json" else "text", LogFilter())
-    which = "all workers" if workers is None else f"workers {workers}"
+    which = "all workers" if ids is None else f"workers {','.join(map(str, ids))}"
     run(
         lambda: Node(bundle, options),
         address,

@@ -80,6 +80,24 @@ def parse_workers(specs: Sequence[str], file: Path | None, security: Security) -
     return WorkerMap(tuple(_parse(where, spec, security) for where, spec in named))
 
 
+def workers_on(workers: WorkerMap, host: str) -> tuple[int, ...]:
+    """The workers that are named for a host, by its name or by the first part of it (``node-0`` of ``node-0.sensai``).
+
+    Raises:
+        InputError: none are, or '*' is.
+    """
+    found: list[int] = []
+    for ids, device in workers.lines:
+        endpoint = device.endpoint
+        if endpoint is not None and host in (endpoint.host, endpoint.host.partition(".")[0]):
+            if ids is None:
+                raise InputError(f"'*' is for {device}, expected the workers of a node by their ids")
+            found += ids
+    if not found:
+        raise InputError(f"no worker is for the host {host!r}, expected one of the hosts that are listed")
+    return tuple(found)
+
+
 def parse_ids(text: str) -> tuple[int, ...]:
     """Workers by their ids: ``0,3-5`` is 0, 3, 4, 5.
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sensai_serve.errors import InputError
 from serving.remote.endpoint import Security
-from serving.remote.workers import parse_ids, parse_workers
+from serving.remote.workers import parse_ids, parse_workers, workers_on
 
 
 def places(*specs: str, file: Path | None = None, n_workers: int = 10) -> list[str]:
@@ -62,6 +62,17 @@ def test_what_cannot_be_is_one_line(specs: tuple[str, ...], message: str) -> Non
     with pytest.raises(InputError, match=r"^.*$") as refused:
         places(*specs)
     assert message in str(refused.value)
+
+
+def test_a_node_finds_its_own_workers() -> None:
+    found = parse_workers(
+        ["0,3=grpc://node-0.sensai:1", "7=grpc://node-0.sensai:1", "*=grpc://rest:1"], None, Security()
+    )
+    assert workers_on(found, "node-0") == workers_on(found, "node-0.sensai") == (0, 3, 7)
+    with pytest.raises(InputError, match="no worker is for the host 'node', expected one of the hosts"):
+        workers_on(found, "node")
+    with pytest.raises(InputError, match=r"'\*' is for grpc://rest:1, expected the workers of a node by their ids"):
+        workers_on(found, "rest")
 
 
 def test_a_line_of_a_file_is_named(tmp_path: Path) -> None:

@@ -1,0 +1,133 @@
+"""deploy/: what the schemas accept, what our own commands accept, and what has to fit together does."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.main import get_command
+
+from sensai_serve.assignment import cyclic
+from sensai_serve.cli.main import app
+from serving.remote.domains import hosts_of, losses_covered
+from serving.remote.endpoint import Security
+from serving.remote.workers import parse_workers, workers_on
+
+yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
+DEPLOY = Path(__file__).parents[1] / "deploy"
+KUBERNETES = sorted(DEPLOY.glob("kubernetes/*.yaml"))
+COMPOSE = sorted(DEPLOY.glob("compose/*.yaml"))
+OBJECTS = {
+    (item["kind"], item["metadata"]["name"]): item
+    for file in KUBERNETES
+    for item in yaml.safe_load_all(file.read_text())
+    if "metadata" in item
+}
+BUNDLED = [key for key in OBJECTS if key[0] != "ServiceMonitor"]
+"""What Kubernetes itself has a schema for."""
+
+
+def accepts(command: list[str], arguments: list[str]) -> None:
+    """Our own command line takes these arguments."""
+    assert command[0] == "sensai"
+    found = get_command(app).commands[command[1]]  # type: ignore[attr-defined]
+    found.make_context(command[1], list(arguments))
+
+
+@pytest.mark.parametrize("key", BUNDLED, ids="-".join)
+def test_kubernetes_takes_every_object(key: tuple[str, str]) -> None:
+    if importlib.util.find_spec("kubernetes_validate") is None:
+        pytest.skip("kubernetes-validate is not installed")
+    import kubernetes_validate
+
+    for version in ("1.29", kubernetes_validate.latest_version()):
+        kubernetes_validate.validate(OBJECTS[key], version, strict=True)
+
+
+def test_kustomize_builds_all_of_it() -> None:
+    if shutil.which("kubectl") is None:
+        pytest.skip("no kubectl")
+    done = subprocess.run(
+        ["kubectl", "kustomize", DEPLOY / "kubernetes"], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    built = list(yaml.safe_load_all(done.stdout))
+    assert {item["kind"] for item in built} == {kind for kind, _ in OBJECTS} | {"ConfigMap"}
+    (given,) = [item for item in built if item["kind"] == "ConfigMap"]
+    mounted = {
+        volume["configMap"]["name"]
+        for item in built
+        if item["kind"] in ("Deployment", "StatefulSet")
+        for volume in item["spec"]["template"]["spec"]["volumes"]
+        if "configMap" in volume
+    }
+    assert mounted == {given["metadata"]["name"]}
+
+
+def test_pods_are_found_by_what_selects_them() -> None:
+    for (kind, name), item in OBJECTS.items():
+        if kind in ("Deployment", "StatefulSet"):
+            labels = item["spec"]["template"]["metadata"]["labels"]
+            assert item["spec"]["selector"]["matchLabels"] == labels
+            assert OBJECTS["Service", name]["spec"]["selector"] == labels
+            assert OBJECTS["PodDisruptionBudget", name]["spec"]["selector"]["matchLabels"] == labels
+            pod = item["spec"]["template"]["spec"]
+            for constraint in pod["topologySpreadConstraints"]:
+                assert constraint["labelSelector"]["matchLabels"] == labels
+            (container,) = pod["containers"]
+            ports = {port["name"] for port in container["ports"]}
+            assert {port["targetPort"] for port in OBJECTS["Service", name]["spec"]["ports"]} == ports
+            assert {m["name"] for m in container["volumeMounts"]} == {v["name"] for v in pod["volumes"]}
+            accepts(container["command"], container["args"])
+    target = OBJECTS["HorizontalPodAutoscaler", "sensai-gateway"]["spec"]["scaleTargetRef"]
+    assert (target["kind"], target["name"]) in OBJECTS
+    monitor, service = OBJECTS["ServiceMonitor", "sensai-gateway"], OBJECTS["Service", "sensai-gateway"]
+    assert monitor["spec"]["selector"]["matchLabels"] == service["metadata"]["labels"]
+    assert monitor["spec"]["endpoints"][0]["port"] in {port["name"] for port in service["spec"]["ports"]}
+
+
+def test_the_budget_is_what_the_code_promises_for_these_nodes() -> None:
+    """Ten workers of the published cyclic code, as `make demo` makes them."""
+    workers = parse_workers([], DEPLOY / "kubernetes/workers", Security())
+    hosts = hosts_of(workers.devices, workers.device_of(10))
+    nodes = OBJECTS["StatefulSet", "sensai-node"]["spec"]
+    assert set(hosts) == {f"sensai-node-{i}.{nodes['serviceName']}" for i in range(nodes["replicas"])}
+    for host, its in hosts.items():
+        assert set(workers_on(workers, host.partition(".")[0])) == its
+    budget = OBJECTS["PodDisruptionBudget", "sensai-node"]["spec"]["maxUnavailable"]
+    assert budget == losses_covered(cyclic(10, (0, 1, 3)), hosts)
+
+
+@pytest.mark.parametrize("file", COMPOSE, ids=lambda file: file.stem)
+def test_compose_files_fit_together(file: Path) -> None:
+    services: dict[str, dict[str, Any]] = yaml.safe_load(file.read_text())["services"]
+    for name, service in services.items():
+        assert set(service.get("depends_on", {})) <= set(services)
+        assert all("healthcheck" in services[other] for other in service.get("depends_on", {}))
+        if "entrypoint" in service:
+            accepts(service["entrypoint"], service["command"])
+        assert service.get("hostname", name) == name
+    assert "gateway" in services
+
+
+def test_every_node_of_compose_has_workers() -> None:
+    workers = parse_workers([], DEPLOY / "compose/workers", Security())
+    services = yaml.safe_load((DEPLOY / "compose/nodes.yaml").read_text())["services"]
+    assert sorted(w for name in set(services) - {"gateway"} for w in workers_on(workers, name)) == list(range(10))
+
+
+@pytest.mark.parametrize("file", COMPOSE, ids=lambda file: file.stem)
+def test_docker_compose_takes_every_file(file: Path) -> None:
+    if (
+        shutil.which("docker") is None
+        or subprocess.run(["docker", "compose", "version"], capture_output=True, check=False).returncode
+    ):
+        pytest.skip("no docker compose")
+    done = subprocess.run(
+        ["docker", "compose", "-f", file, "config", "-q"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
