@@ -7,8 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from benchmarks import labelled
 from benchmarks.oracle import Oracle
@@ -17,9 +15,6 @@ from benchmarks.stragglers import CASES
 from sensai_serve.assignment import cyclic
 from sensai_serve.bundle import Bundle
 from sensai_serve.errors import InputError
-from sensai_serve.losses import loss_sets, majority
-from sensai_serve.merge import MergePlan
-from sensai_serve.merge.collector import merge
 
 LENGTH = Length.from_environment()
 
@@ -36,36 +31,6 @@ def test_soak_runs_for_as_long_as_it_is_told_and_keeps_only_whole_runs(monkeypat
     monkeypatch.setenv("SOAK_SECONDS", "forever")
     with pytest.raises(InputError, match="SOAK_SECONDS is 'forever', expected seconds, 1 to 60"):
         Length.from_environment()
-
-
-@settings(deadline=None, max_examples=60)
-@given(
-    seed=st.integers(0, 2**32 - 1),
-    n_classes=st.integers(4, 9),
-    lost=st.sets(st.integers(0, 8), max_size=7),
-    ties=st.booleans(),
-)
-def test_the_vote_over_many_inputs_is_the_merge_of_each(seed: int, n_classes: int, lost: set[int], ties: bool) -> None:
-    assignment = cyclic(n_classes, (0, 1, 3))
-    random = np.random.default_rng(seed)
-    scores = random.random((n_classes, 12, 3)).astype(np.float32)
-    if ties:
-        scores = np.round(scores * 4) / 4
-    copies = np.full((12, n_classes, n_classes), np.nan)
-    for worker, row in enumerate(assignment.rows):
-        if worker not in lost:
-            copies[:, worker, list(row)] = scores[worker]
-    got = majority(copies, 0.5)
-    for at in range(12):
-        one = [None if w in lost else scores[w, at : at + 1] for w in range(n_classes)]
-        assert got[at] == merge(MergePlan(assignment), one).class_id[0]
-
-
-def test_sets_of_lost_workers() -> None:
-    assert sorted(loss_sets(5, 2, 100)) == [(a, b) for a in range(5) for b in range(a + 1, 5)]
-    drawn = list(loss_sets(30, 10, 7))
-    assert len(drawn) == 7
-    assert all(len(set(one)) == 10 for one in drawn)
 
 
 @pytest.fixture(scope="module")
