@@ -76,7 +76,9 @@ def kept_per_worker(kept: Kept) -> Picture:
     texts = [[str(n) for n in row] for row in counts] if counts.shape[1] <= FEW else None
     draw = heat_map(counts / kept.totals[:, None], _names(kept), [str(w) for w in range(counts.shape[1])],
                     x_label="worker", texts=texts)  # fmt: skip
-    note = "Channels left in each layer; the full shade is all of the reference's, which stand behind the layer's name."
+    note = (
+        "Channels left in each layer, of those behind its name: all of them in the full shade; 0: gone with its block."
+    )
     return Picture("kept-channels", "Kept channels per layer and worker", draw, note, _tall(counts.shape[0]))
 
 
@@ -115,7 +117,7 @@ def overlap(kept: Kept) -> Picture:
     alike = float(values[~np.eye(len(values), dtype=np.bool_)].mean()) if len(values) > 1 else 1.0
     note = f"Intersection over union of the channels that two workers kept, over all layers; {alike:.2f} on average."
     if low == 1:
-        note += " All workers have the same channels: no cut followed the shared recovery."
+        note += " All workers have the same channels."
     return Picture("overlap", "Overlap of kept channels", draw, note, (WIDTH, _square(len(workers), 0.9)))
 
 

@@ -11,9 +11,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
+from safetensors.torch import save_file
 from sklearn.metrics import confusion_matrix
 
 from export.assemble import export
+from pruning import models, pipeline
+from pruning.plan import make_plan
+from pruning.recipe import Recipe
 from pruning.report import facts
 from sensai_serve.cli.main import main
 from sensai_serve.merge import MergePlan
@@ -69,6 +73,19 @@ def test_the_page_holds_what_the_runs_files_say(report, digits_run, tmp_path):
     assert not re.search(r'(?:src|srcset|href)="(?!data:)', page)
     assert page.count("<figure") == page.count('prefers-color-scheme: dark)" srcset') == 9
     assert "<title>cnn for digits: 5 workers, cyclic</title>" in page
+
+
+def test_layers_of_removed_blocks_have_no_channels(tmp_path):
+    save_file(models.create("resnet14", 10, (1, 8, 8)).state_dict(), tmp_path / "w.safetensors")
+    recipe = Recipe("digits", "resnet14", assignment="grouped", groups=2, grouping="random", target="channels",
+                    amount=0.5, depth=0.5, recover_images=0, images=64, reconstruct_images=0)  # fmt: skip
+    run = pipeline.prune(make_plan(recipe, tmp_path / "w.safetensors"), tmp_path / "run")
+    kept = facts.kept_channels(run)
+    assert (kept.counts == 0).any()
+    for worker in range(2):
+        weights = load_file(run.path / f"subnets/0{worker}/weights.safetensors")
+        left = [len(weights.get(f"{layer}.weight", ())) for layer in kept.layers]
+        assert kept.counts[:, worker].tolist() == left
 
 
 def test_overlap_is_intersection_over_union():
