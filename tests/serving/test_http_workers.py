@@ -43,7 +43,8 @@ def test_an_ejected_worker_is_shown(run_server, tiny_bundle) -> None:
         while (straggler := workers(server).workers[3]).state.value == "live":
             infer(server, np.zeros((1, 3, 8, 8)), wait="all")
         metrics = httpx.get(f"{server.url}/metrics").text
-    assert (straggler.state.value, straggler.ejections) == ("ejected", 1)
+    assert straggler.state.value == "ejected"
+    assert straggler.ejections >= 1  # where all are slow for a while it is back in between
     assert straggler.latency_ms is not None
     assert 'sensai_worker_state{model="tiny",state="ejected",worker="3"} 1.0' in metrics
 
