@@ -252,4 +252,5 @@ def test_every_error_of_ours_has_a_status() -> None:
         "SensaiError": 500,
         "ServingError": 500,
         "WorkerError": 500,
+        "WorkError": 500,
     }
