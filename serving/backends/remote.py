@@ -18,7 +18,8 @@ from serving.job import Task
 from serving.remote.endpoint import Endpoint
 from serving.remote.grpc_link import GrpcLink
 from serving.remote.host import Host, Link, Reports
-from serving.remote.message import tensor
+from serving.remote.http_link import HttpLink
+from serving.remote.message import Message
 from serving.remote.part import Part
 
 LOCAL = "ort"
@@ -83,9 +84,10 @@ class Backend:
             else:
                 here.append(worker)
         if there:
-            body = tensor(task.inputs, self._input)
+            left_s = None if task.expires is None else task.expires - self._loop.time()
+            message = Message(task.inputs, self._input, left_s)
             for host, its in there.items():
-                host.submit(task, body, its)
+                host.submit(task, message, its)
         if here and self._here is not None:
             self._here.submit(task, here)
 
@@ -99,8 +101,10 @@ class Backend:
         plan, endpoint = self._plan, next(iter(workers.values()))
         models = {worker: each.model for worker, each in workers.items()}
 
+        link = GrpcLink if endpoint.scheme in ("grpc", "grpcs") else HttpLink
+
         def connect(reports: Reports) -> Link:
-            return GrpcLink(endpoint, models, plan.bundle.manifest, plan.max_batch, reports)
+            return link(endpoint, models, plan.bundle.manifest, plan.max_batch, reports)
 
         return Host(name, tuple(workers), connect, plan.on_up, plan.on_down)
 

@@ -20,7 +20,7 @@ from serving.job import Cause, Task
 from serving.remote.endpoint import Endpoint, read
 from serving.remote.host import Reports
 from serving.remote.identity import Described, version_for
-from serving.remote.message import WORKERS
+from serving.remote.message import WORKERS, Message
 from serving.remote.stream import NodeStream, WorkerStream
 
 CONNECT_S = 2.0
@@ -120,18 +120,18 @@ class GrpcLink:
             await self._alone.pop(worker).close()
         self._alone[worker] = WorkerStream(self._call(), worker, model, version, self._reports, self._break)
 
-    def submit(self, task: Task, body: bytes, workers: Sequence[int]) -> None:
+    def submit(self, task: Task, message: Message, workers: Sequence[int]) -> None:
         """See `Link`."""
         together: dict[int, tuple[NodeStream, list[int]]] = {}
         for worker in workers:
             if (stream := self._stream_of.get(worker)) is not None:
                 together.setdefault(id(stream), (stream, []))[1].append(worker)
             elif worker in self._alone:
-                self._alone[worker].submit(task, body)
+                self._alone[worker].submit(task, message)
             else:
                 task.fail(worker, Cause.DEAD)
         for stream, its in together.values():
-            stream.submit(task, body, its)
+            stream.submit(task, message, its)
 
     async def close(self) -> None:
         """See `Link`."""

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from sensai_serve.errors import SensaiError
 from serving.job import Cause, Task
+from serving.remote.message import Message
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class Link(Protocol):
             SensaiError: it is not there, not ready, or another one.
         """
 
-    def submit(self, task: Task, body: bytes, workers: Sequence[int]) -> None:
+    def submit(self, task: Task, message: Message, workers: Sequence[int]) -> None:
         """Give a task to workers that have been checked; never blocks or raises."""
 
     async def close(self) -> None:
@@ -111,7 +112,7 @@ class Host:
         self._rise(self.workers)
         self._keeping = asyncio.create_task(self._keep(link))
 
-    def submit(self, task: Task, body: bytes, workers: Sequence[int]) -> None:
+    def submit(self, task: Task, message: Message, workers: Sequence[int]) -> None:
         """Give a task to some of the workers."""
         there = []
         for worker in workers:
@@ -120,7 +121,7 @@ class Host:
             else:
                 task.fail(worker, Cause.DEAD)
         if there and self._link is not None:
-            self._link.submit(task, body, there)
+            self._link.submit(task, message, there)
 
     async def stop(self) -> None:
         """Disconnect."""

@@ -6,8 +6,9 @@ every worker, whatever model each is. https://protobuf.dev/programming-guides/en
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -31,15 +32,43 @@ UP, DOWN = "up", "down"
 _PREFIX = f"{SCORES}-"
 
 
-def tensor(inputs: npt.NDArray[np.float32], name: str) -> bytes:
-    """The part of a ModelInferRequest that is the same for every worker.
+class Message:
+    """One task's input as bytes, made for each protocol when the first server that speaks it asks."""
 
-    Args:
-        inputs: FP32 [N, *shape], C-contiguous.
-        name: of the input.
-    """
-    raw = np.ascontiguousarray(inputs, "<f4").data.cast("B")
-    return b"".join((_header(name, inputs.shape), _varint(_RAW_INPUT_CONTENTS), _varint(len(raw)), raw))
+    def __init__(self, inputs: npt.NDArray[np.float32], name: str, timeout_s: float | None) -> None:
+        """Nothing is copied yet.
+
+        Args:
+            inputs: FP32 [N, *shape], C-contiguous.
+            name: of the input.
+            timeout_s: seconds, after which nobody waits; None where somebody waits for ever.
+        """
+        self.timeout_s = timeout_s
+        self._inputs = inputs
+        self._name = name
+
+    @cached_property
+    def grpc(self) -> bytes:
+        """The part of a ModelInferRequest that is the same for every worker."""
+        raw = self._raw
+        header = _header(self._name, self._inputs.shape)
+        return b"".join((header, _varint(_RAW_INPUT_CONTENTS), _varint(len(raw)), raw))
+
+    @cached_property
+    def http(self) -> tuple[bytes, memoryview]:
+        """An infer request's JSON, and the tensor that follows it."""
+        raw = self._raw
+        given = {"name": self._name, "datatype": "FP32", "shape": self._inputs.shape,
+                 "parameters": {"binary_data_size": len(raw)}}  # fmt: skip
+        wanted = {"name": SCORES, "parameters": {"binary_data": True}}
+        body: dict[str, object] = {"inputs": [given], "outputs": [wanted]}
+        if self.timeout_s is not None:
+            body["parameters"] = {TIMEOUT: _microseconds(self.timeout_s)}
+        return json.dumps(body).encode(), raw
+
+    @property
+    def _raw(self) -> memoryview:
+        return np.ascontiguousarray(self._inputs, "<f4").data.cast("B")
 
 
 @lru_cache(64)
@@ -57,7 +86,7 @@ def particulars(ticket: int, closed: Iterable[int] = (), timeout_s: float | None
     if told := ",".join(map(str, closed)):
         request.parameters[CLOSED].string_param = told
     if timeout_s is not None:
-        request.parameters[TIMEOUT].int64_param = max(1, int(timeout_s * 1e6))
+        request.parameters[TIMEOUT].int64_param = _microseconds(timeout_s)
     return bytes(request.SerializeToString())
 
 
@@ -98,6 +127,10 @@ def _header(name: str, shape: tuple[int, ...]) -> bytes:
     request = pb.ModelInferRequest()
     request.inputs.add(name=name, datatype="FP32", shape=shape)
     return bytes(request.SerializeToString())
+
+
+def _microseconds(seconds: float) -> int:
+    return max(1, int(seconds * 1e6))
 
 
 def _varint(value: int) -> bytes:

@@ -19,7 +19,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from serving.job import Cause, Task
 from serving.remote.host import Reports
-from serving.remote.message import DOWN, FAILED, RUN_US, UP, head, particulars, scores_of, worker_of
+from serving.remote.message import DOWN, FAILED, RUN_US, UP, Message, head, particulars, scores_of, worker_of
 
 HOLDS = 2
 """Open tasks that one worker has at most."""
@@ -110,7 +110,7 @@ class NodeStream:
         self._ticket = 0
         self._sent: dict[int, _Sent] = {}
 
-    def submit(self, task: Task, body: bytes, workers: Sequence[int]) -> None:
+    def submit(self, task: Task, message: Message, workers: Sequence[int]) -> None:
         """Send an input once for these workers, and with it what is not waited for any more."""
         closed = []
         busy: dict[int, int] = {}
@@ -134,7 +134,7 @@ class NodeStream:
         if len(self._sent) > KEPT:
             self._forget()
         start = head(self._model, self._version, tuple(there))
-        self.pipe.send(task, b"".join((start, particulars(self._ticket, closed, _left_s(task)), body)))
+        self.pipe.send(task, b"".join((start, particulars(self._ticket, closed, message.timeout_s), message.grpc)))
 
     async def close(self) -> None:
         """End the call; open tasks fail."""
@@ -193,17 +193,17 @@ class WorkerStream:
         self._start = head(model, version)
         self._reports = reports
         self._ticket = 0
-        self._held: deque[tuple[Task, bytes]] = deque()
+        self._held: deque[tuple[Task, Message]] = deque()
         self._given: deque[_Sent] = deque()
         self._since = 0.0
 
-    def submit(self, task: Task, body: bytes) -> None:
+    def submit(self, task: Task, message: Message) -> None:
         """Send an input, or hold it until the worker has room."""
         self._held = deque(entry for entry in self._held if not entry[0].closed)
         if len(self._held) + sum(not sent.task.closed for sent in self._given) >= HOLDS:
             task.fail(self._worker, Cause.FULL)
             return
-        self._held.append((task, body))
+        self._held.append((task, message))
         self._hand_over()
 
     async def close(self) -> None:
@@ -216,12 +216,13 @@ class WorkerStream:
 
     def _hand_over(self) -> None:
         while self._held and len(self._given) < WINDOW:
-            task, body = self._held.popleft()
+            task, message = self._held.popleft()
             if task.closed:
                 continue
             self._ticket += 1
             self._given.append(_Sent(task, (self._worker,)))
-            self.pipe.send(_ALWAYS, b"".join((self._start, particulars(self._ticket, timeout_s=_left_s(task)), body)))
+            own = particulars(self._ticket, timeout_s=message.timeout_s)
+            self.pipe.send(_ALWAYS, b"".join((self._start, own, message.grpc)))
 
     def _received(self, message: pb.ModelStreamInferResponse) -> None:
         now = time.perf_counter()
@@ -234,11 +235,6 @@ class WorkerStream:
             sent.task.deliver(self._worker, scores_of(message.infer_response, 0), now - max(sent.at, self._since))
         self._since = now
         self._hand_over()
-
-
-def _left_s(task: Task) -> float | None:
-    """Seconds until nobody waits any more, for the other end to know; None where somebody waits for ever."""
-    return None if task.expires is None else task.expires - asyncio.get_running_loop().time()
 
 
 class _Always:

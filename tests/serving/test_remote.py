@@ -91,9 +91,14 @@ def test_two_tritons_and_a_node_answer_as_this_process_does(
     assert ended.value.code == 0
     local = sensai_serve.load(tiny_bundle)
 
-    async def test(first: str, second: str) -> None:
+    async def test(first: Any, second: Any) -> None:
         async with a_node(tiny_bundle, 2, 5, 8) as node:
-            places = (f"0,3,6,9=grpc://{first}", f"1,4,7=grpc://{second}", f"2,5,8={node}")
+            places = (
+                f"0,3=grpc://{first.grpc}",
+                f"6,9=http://{first.http}",
+                f"1,4,7=grpc://{second.grpc}",
+                f"2,5,8={node}",
+            )
             async with a_gateway(tiny_bundle, *places) as gateway:
                 for seed in range(100):
                     reply = await gateway.infer(inputs(seed), wait="all" if seed % 2 else None)
@@ -101,7 +106,7 @@ def test_two_tritons_and_a_node_answer_as_this_process_does(
                     assert (reply.answer.class_id == local.predict_tensor(inputs(seed)).class_id).all()
 
     with run_triton(tmp_path / "models") as one, run_triton(tmp_path / "models") as two:
-        asyncio.run(test(one.grpc, two.grpc))
+        asyncio.run(test(one, two))
 
 
 @contextmanager
@@ -233,6 +238,9 @@ def test_a_new_bundle_answers_beside_the_old_one(make_bundle, tmp_path: Path) ->
     [
         (("*=grpc://127.0.0.1:1",), r"^grpc://127.0.0.1:1 cannot be reached \(Connection refused\)$"),
         (("*=grpc://nowhere.invalid:1",), r"^grpc://nowhere.invalid:1 cannot be reached \("),
+        (("*=http://127.0.0.1:1",), r"^http://127.0.0.1:1 cannot be reached \("),
+        (("*={http}",), r"^{http} cannot be reached \("),
+        (("*={https}",), r"^{https} (does not agree on TLS with us|cannot be reached) \("),
         (("*={other}",), r"^worker 0: {other} serves no model 'tiny-00'$"),
         (("*={same}",), r"^worker 0: tiny-00 at {same} runs another subnet \(version 1: \w{12}...\), expected SHA-256"),
         (("0={node}/tiny-01", "*={node}"), r"^worker 0: tiny-01 at {node} is worker 1, expected worker 0$"),
@@ -258,6 +266,7 @@ def test_what_is_wrong_is_said_before_serving_starts(make_bundle, places: tuple[
                 "same": await stack.enter_async_context(a_node(make_bundle(seed=7))),
                 "other": await stack.enter_async_context(a_node(make_bundle(name="other"))),
             }
+            urls |= {name: urls["node"].replace("grpc", name) for name in ("http", "https")}
             urls["tls"] = urls["node"].replace("grpc://", "grpcs://")
             given = [place.format(**urls) for place in places]
             expected = message

@@ -1,0 +1,180 @@
+"""One gateway's stream at a node: inputs in, scores out as workers end, and who comes and goes."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+
+import numpy as np
+import numpy.typing as npt
+from tritonclient.grpc import service_pb2 as pb
+
+from sensai_serve.errors import RequestError
+from serving.job import Cause, Scores
+from serving.remote.message import CLOSED, DOWN, FAILED, RUN_US, TIMEOUT, UP, WORKERS, output_name
+from serving.remote.node import Node, Version
+from serving.v2.tensors import check_input, from_bytes
+
+
+class Asked:
+    """One input on its way through this node's workers. See `serving.job.Task`."""
+
+    __slots__ = ("_loop", "_tell", "_thread", "closed", "inputs")
+    expires: float | None = None
+
+    def __init__(self, inputs: npt.NDArray[np.float32], tell: Callable[[int, Scores | Cause, float], None]) -> None:
+        """Make one.
+
+        Args:
+            inputs: FP32 [N, *shape].
+            tell: told of each worker its scores, or why there are none, and the seconds it took, on the event loop.
+        """
+        self.inputs = inputs
+        self.closed = False
+        self._tell = tell
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
+
+    def deliver(self, worker: int, scores: Scores, seconds: float) -> None:
+        """See `Task`."""
+        self._pass_on(worker, scores, seconds)
+
+    def fail(self, worker: int, cause: Cause) -> None:
+        """See `Task`."""
+        self._pass_on(worker, cause, 0.0)
+
+    def _pass_on(self, worker: int, outcome: Scores | Cause, seconds: float) -> None:
+        if threading.get_ident() == self._thread:
+            self._tell(worker, outcome, seconds)
+        else:
+            self._loop.call_soon_threadsafe(self._tell, worker, outcome, seconds)
+
+
+class Conversation:
+    """One gateway's stream: the inputs that are with the workers, and what is to be said next."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._loop = asyncio.get_running_loop()
+        self._asked: dict[str, tuple[Asked, asyncio.TimerHandle | None]] = {}
+        self._done: list[tuple[str, int, Scores | Cause, float]] = []
+        self._messages: list[pb.ModelStreamInferResponse | None] = []
+        self._wake = asyncio.Event()
+        self.idle = asyncio.Event()
+        """Nothing that was asked is unanswered, and every answer is written."""
+        self.idle.set()
+        node.watchers.add(self._changed)
+
+    def ask(self, version: Version, request: pb.ModelInferRequest) -> None:
+        """Fan one input out.
+
+        Raises:
+            RequestError: an input or parameters that do not fit.
+        """
+        parameters = request.parameters
+        for earlier in filter(None, parameters[CLOSED].string_param.split(",") if CLOSED in parameters else ()):
+            self._close(earlier)
+        if request.id in self._asked:
+            raise RequestError(f"id is {request.id!r}, expected one that is not in use")
+        try:
+            workers = [int(w) for w in parameters[WORKERS].string_param.split(",")]
+        except ValueError:
+            workers = []
+        if not workers or not set(workers) <= set(version.workers):
+            raise RequestError(f"{WORKERS}: expected some of {', '.join(map(str, version.workers))}")
+        inputs = read_input(version, request, self._node.options.max_batch)
+        ticket, left = request.id, set(workers)
+
+        def tell(worker: int, outcome: Scores | Cause, seconds: float) -> None:
+            self._done.append((ticket, worker, outcome, seconds))
+            left.discard(worker)
+            if not left:
+                self._close(ticket)
+            self._wake.set()
+
+        self.idle.clear()
+        asked = Asked(inputs, tell)
+        timeout = parameters[TIMEOUT].int64_param if TIMEOUT in parameters else 0
+        timer = self._loop.call_later(timeout / 1e6, self._close, ticket) if timeout > 0 else None
+        self._asked[ticket] = asked, timer
+        version.submit(asked, workers)
+
+    def say(self, message: pb.ModelStreamInferResponse | None) -> None:
+        """A message of its own; None ends the stream."""
+        self._messages.append(message)
+        self._wake.set()
+
+    async def replies(self) -> AsyncIterator[pb.ModelStreamInferResponse]:
+        """What there is to say, whenever there is; what has come while the last message was written is one."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._messages or self._done:
+                if self._messages:
+                    message = self._messages.pop(0)
+                    if message is None:
+                        return
+                    yield message
+                if self._done:
+                    yield pb.ModelStreamInferResponse(infer_response=self._next())
+            if not self._asked:
+                self.idle.set()
+
+    def leave(self) -> None:
+        """Every worker goes."""
+        for version in self._node.versions:
+            for worker in version.up:
+                self._changed(version.number, worker, up=False)
+
+    def end(self) -> None:
+        """The gateway has gone, and with it whoever waits."""
+        self._node.watchers.discard(self._changed)
+        for ticket in list(self._asked):
+            self._close(ticket)
+
+    def _next(self) -> pb.ModelInferResponse:
+        """All that has come of the oldest input."""
+        ticket = self._done[0][0]
+        mine = [entry for entry in self._done if entry[0] == ticket]
+        self._done = [entry for entry in self._done if entry[0] != ticket]
+        reply = pb.ModelInferResponse(model_name=self._node.name, id=ticket)
+        took, failed = [], []
+        for _, worker, outcome, seconds in mine:
+            if isinstance(outcome, Cause):
+                failed.append(f"{worker}:{outcome.value}")
+                continue
+            reply.outputs.add(name=output_name(worker), datatype="FP32", shape=outcome.shape)
+            reply.raw_output_contents.append(outcome.tobytes())
+            took.append(str(round(seconds * 1e6)))
+        if took:
+            reply.parameters[RUN_US].string_param = ",".join(took)
+        if failed:
+            reply.parameters[FAILED].string_param = ",".join(failed)
+        return reply
+
+    def _close(self, ticket: str) -> None:
+        asked, timer = self._asked.pop(ticket, (None, None))
+        if asked is not None:
+            asked.closed = True
+        if timer is not None:
+            timer.cancel()
+
+    def _changed(self, version: str, worker: int, up: bool) -> None:
+        reply = pb.ModelInferResponse(model_name=self._node.name, model_version=version)
+        reply.parameters[UP if up else DOWN].string_param = str(worker)
+        self.say(pb.ModelStreamInferResponse(infer_response=reply))
+
+
+def read_input(version: Version, request: pb.ModelInferRequest, max_batch: int) -> npt.NDArray[np.float32]:
+    """The request's one input, FP32 [N, *shape].
+
+    Raises:
+        RequestError: another name, datatype, shape or length.
+    """
+    spec = version.manifest.input
+    if len(request.inputs) != 1 or len(request.raw_input_contents) != 1:
+        raise RequestError(f"expected one input, {spec.name!r}, in raw_input_contents")
+    given = request.inputs[0]
+    shape = check_input(given.name, given.datatype, list(given.shape), spec, max_batch)
+    return from_bytes(request.raw_input_contents[0], shape, spec)

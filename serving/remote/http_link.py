@@ -1,0 +1,297 @@
+"""A server of remote workers over HTTP/1.1 with the binary tensor extension: a kept-alive connection for each worker.
+
+Slower than gRPC, for servers and networks that have nothing else. A worker is given one request at a time; the others
+wait here, where they can be dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import httptools
+import numpy as np
+
+from sensai_serve.errors import BundleError, InputError, ServingError
+from sensai_serve.manifest import Manifest
+from sensai_serve.remote import SCORES, model_name
+from serving.job import Cause, Scores, Task
+from serving.remote.endpoint import Endpoint
+from serving.remote.grpc_link import CONNECT_S, QUIET_S, SILENT_S
+from serving.remote.host import Reports
+from serving.remote.identity import Described, version_for
+from serving.remote.message import Message
+from serving.remote.stream import HOLDS
+
+_HEADER_LENGTH = "inference-header-content-length"
+
+
+class HttpLink:
+    """See `serving.remote.host.Link`."""
+
+    def __init__(
+        self, endpoint: Endpoint, models: dict[int, str], manifest: Manifest, max_batch: int, reports: Reports
+    ) -> None:
+        """Nothing is connected before `open`. See `serving.remote.grpc_link.GrpcLink`."""
+        self.broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._endpoint = endpoint
+        self._models = models
+        self._manifest = manifest
+        self._max_batch = max_batch
+        self._reports = reports
+        self._lanes: dict[int, _Lane] = {}
+        self._control: Connection | None = None
+        self._watching: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Connect, and see whether the server lives."""
+        self._control = await self._connect()
+        status, _ = await self._get("/v2/health/live")
+        if status != 200:
+            raise InputError(f"{self._endpoint.server} {_refusal(status)}")
+        self._watching = asyncio.create_task(self._watch())
+
+    async def check(self, worker: int) -> None:
+        """Hold a worker against the bundle, and open a connection to it."""
+        model = self._models[worker] or model_name(self._manifest, worker)
+        where = f"{model} at {self._endpoint.server}"
+        status, body = await self._get(f"/v2/models/{model}/config")
+        if status in (400, 404):
+            raise BundleError(f"worker {worker}: {self._endpoint.server} serves no model {model!r}")
+        if status != 200:
+            raise ServingError(f"worker {worker}: {self._endpoint.server} {_refusal(status)}")
+        version = version_for(self._manifest, worker, self._max_batch, where, _described(body, where))
+        path = f"/v2/models/{model}/versions/{version}"
+        if (await self._get(f"{path}/ready"))[0] != 200:
+            raise ServingError(f"worker {worker}: {where} is not ready")
+        if worker in self._lanes:
+            await self._lanes.pop(worker).close()
+        self._lanes[worker] = _Lane(await self._connect(), worker, f"{path}/infer", self._reports, self._break)
+
+    def submit(self, task: Task, message: Message, workers: Sequence[int]) -> None:
+        """See `Link`."""
+        for worker in workers:
+            if worker in self._lanes:
+                self._lanes[worker].submit(task, message)
+            else:
+                task.fail(worker, Cause.DEAD)
+
+    async def close(self) -> None:
+        """See `Link`."""
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
+        await asyncio.gather(*(lane.close() for lane in self._lanes.values()))
+        if self._control is not None:
+            self._control.close()
+
+    async def _connect(self) -> Connection:
+        endpoint, security = self._endpoint, self._endpoint.security
+        try:
+            context = None
+            if endpoint.encrypted:
+                context = ssl.create_default_context(cafile=security.ca)
+                if security.cert is not None:
+                    context.load_cert_chain(security.cert, security.key)
+            head = f"Host: {endpoint.address}\r\n"
+            if (token := security.token()) is not None:
+                head += f"Authorization: Bearer {token}\r\n"
+            _, connection = await asyncio.wait_for(
+                asyncio.get_running_loop().create_connection(
+                    lambda: Connection(head), endpoint.host, endpoint.port, ssl=context
+                ),
+                CONNECT_S,
+            )
+        except TimeoutError:
+            raise InputError(f"{endpoint.server} does not answer") from None
+        except ssl.SSLCertVerificationError as error:
+            raise InputError(f"{endpoint.server} cannot be trusted: {error.verify_message}") from None
+        except ssl.SSLError as error:
+            raise InputError(f"{endpoint.server} does not agree on TLS with us ({error.reason or error})") from None
+        except OSError as error:
+            raise InputError(f"{endpoint.server} cannot be reached ({error.strerror or error})") from None
+        return connection
+
+    async def _get(self, path: str) -> tuple[int, bytes]:
+        assert self._control is not None
+        try:
+            status, _, body = await asyncio.wait_for(self._control.ask("GET", path), SILENT_S)
+        except (OSError, TimeoutError) as error:
+            reason = str(error) or "no answer"
+            raise ServingError(f"{self._endpoint.server} cannot be reached ({reason})") from None
+        return status, body
+
+    def _break(self, reason: str) -> None:
+        if not self.broken.done():
+            self.broken.set_result(reason)
+
+    async def _watch(self) -> None:
+        """A way that is cut says nothing: a server that is quiet is asked."""
+        while True:
+            await asyncio.sleep(QUIET_S)
+            if time.monotonic() - max((lane.connection.heard for lane in self._lanes.values()), default=0.0) < QUIET_S:
+                continue
+            try:
+                await self._get("/v2/health/live")
+            except ServingError as error:
+                self._break(str(error))
+                return
+
+
+class Connection(asyncio.Protocol):
+    """One request at a time over one kept-alive connection."""
+
+    def __init__(self, head: str) -> None:
+        """Lines that every request has."""
+        self.heard = time.monotonic()
+        """When something last came."""
+        self._head = head
+        self._transport: Any = None
+        self._parser: Any = None
+        self._reply: asyncio.Future[tuple[int, dict[str, str], bytes]] | None = None
+        self._headers: dict[str, str] = {}
+        self._body: list[bytes] = []
+
+    def ask(
+        self, method: str, path: str, parts: Sequence[bytes | memoryview] = (), header_length: int | None = None
+    ) -> asyncio.Future[tuple[int, dict[str, str], bytes]]:
+        """Send a request; the future gives status, headers and body, or raises ConnectionError."""
+        self._reply = asyncio.get_running_loop().create_future()
+        if self._transport is None or self._transport.is_closing():
+            self._reply.set_exception(ConnectionResetError("the connection is closed"))
+            return self._reply
+        self._parser = httptools.HttpResponseParser(self)
+        self._headers, self._body = {}, []
+        lines = f"{method} {path} HTTP/1.1\r\n{self._head}Content-Length: {sum(map(len, parts))}\r\n"
+        if header_length is not None:
+            lines += f"{_HEADER_LENGTH}: {header_length}\r\n"
+        self._transport.writelines([f"{lines}\r\n".encode(), *parts])
+        return self._reply
+
+    def close(self) -> None:
+        """End the connection."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See `asyncio.Protocol`."""
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """See `asyncio.Protocol`."""
+        self.heard = time.monotonic()
+        try:
+            if self._parser is not None:
+                self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            self._fail(ConnectionResetError(f"its answer cannot be read ({error})"))
+            self.close()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """See `asyncio.Protocol`."""
+        self._fail(ConnectionResetError(str(error) if error else "it closed the connection"))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """See httptools."""
+        self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+
+    def on_body(self, body: bytes) -> None:
+        """See httptools."""
+        self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        """See httptools."""
+        if self._reply is not None and not self._reply.done():
+            self._reply.set_result((self._parser.get_status_code(), self._headers, b"".join(self._body)))
+
+    def _fail(self, error: ConnectionError) -> None:
+        if self._reply is not None and not self._reply.done():
+            self._reply.set_exception(error)
+
+
+class _Lane:
+    """One worker's connection, and what waits for it."""
+
+    def __init__(self, connection: Connection, worker: int, path: str, reports: Reports, on_end: Any) -> None:
+        self.connection = connection
+        self._worker = worker
+        self._path = path
+        self._reports = reports
+        self._on_end = on_end
+        self._waiting: deque[tuple[Task, Message]] = deque()
+        self._running: Task | None = None
+        self._wake = asyncio.Event()
+        self._working = asyncio.create_task(self._work())
+
+    def submit(self, task: Task, message: Message) -> None:
+        self._waiting = deque(entry for entry in self._waiting if not entry[0].closed)
+        running = self._running is not None and not self._running.closed
+        if len(self._waiting) + running >= HOLDS:
+            task.fail(self._worker, Cause.FULL)
+            return
+        self._waiting.append((task, message))
+        self._wake.set()
+
+    async def close(self) -> None:
+        self._working.cancel()
+        await asyncio.gather(self._working, return_exceptions=True)
+        self.connection.close()
+        for task in [*([self._running] if self._running else []), *(task for task, _ in self._waiting)]:
+            task.fail(self._worker, Cause.DEAD)
+        self._waiting.clear()
+
+    async def _work(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._waiting:
+                task, message = self._waiting.popleft()
+                if task.closed:
+                    continue
+                self._running = task
+                header, raw = message.http
+                started = time.perf_counter()
+                try:
+                    status, headers, body = await self.connection.ask("POST", self._path, (header, raw), len(header))
+                    scores = _scores(headers, body) if status == 200 else None
+                except (OSError, ValueError, LookupError, TypeError) as error:
+                    self._on_end(" ".join(str(error).split()) or "its answer cannot be read")
+                    return  # `close` fails what is left
+                self._running = None
+                if scores is not None:
+                    task.deliver(self._worker, scores, time.perf_counter() - started)
+                else:
+                    task.fail(self._worker, Cause.FAILED)
+                    self._reports.failed(self._worker)
+
+
+def _scores(headers: dict[str, str], body: bytes) -> Scores:
+    length = int(headers[_HEADER_LENGTH])
+    (output,) = [each for each in json.loads(body[:length])["outputs"] if each["name"] == SCORES]
+    if output["datatype"] != "FP32":
+        raise ValueError(f"{SCORES} are {output['datatype']}, expected FP32")
+    return np.frombuffer(body, "<f4", offset=length).reshape(output["shape"])
+
+
+def _described(body: bytes, where: str) -> Described:
+    def shapes(tensors: Any) -> dict[str, tuple[int, ...]]:
+        return {t["name"]: tuple(map(int, t["dims"])) for t in tensors if t["data_type"] == "TYPE_FP32"}
+
+    try:
+        config = json.loads(body)
+        parameters = {key: str(value["string_value"]) for key, value in config.get("parameters", {}).items()}
+        inputs, outputs = shapes(config["input"]), shapes(config["output"])
+        return Described(parameters, inputs, outputs, int(config["max_batch_size"]))
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise BundleError(f"{where} gives a configuration that cannot be read") from None
+
+
+def _refusal(status: int) -> str:
+    if status in (401, 403):
+        return "lets us not in: the token is missing or is another one"
+    return f"answers {status}, expected 200"
