@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import resource
 import signal
 from collections.abc import Callable, Mapping
@@ -66,6 +67,8 @@ async def serve(plane: DataPlane, settings: Settings, stop: asyncio.Event, on_re
             await asyncio.wait((loading, stopping, *broken), return_when=asyncio.FIRST_COMPLETED)
             if loading.done():
                 await loading
+                gc.collect()
+                gc.freeze()  # a full collection walks what requests made, not the whole program
                 on_ready({name: transport.url for name, transport in listening.items()})
                 await asyncio.wait((stopping, *broken), return_when=asyncio.FIRST_COMPLETED)
             if not stopping.done():
