@@ -73,7 +73,7 @@ def test_a_budget_that_cannot_be_met_says_the_smallest_that_can(weights, tmp_pat
     with pytest.raises(ModelError, match=message):
         pipeline.prune(plan_for(weights, amount=150.0), tmp_path / "run", latency=clock)
     assert not (tmp_path / "run").exists()
-    with pytest.raises(ModelError, match="expected at most 20$"):  # no block is left to drop
+    with pytest.raises(ModelError, match=r"expected at most 20$"):  # no block is left to drop
         meet_budget(plan_for(weights, amount=20.0, depth=1.0), clock, lambda *_: None)
 
 
