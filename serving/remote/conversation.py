@@ -57,7 +57,7 @@ class Conversation:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._loop = asyncio.get_running_loop()
-        self._asked: dict[str, tuple[Asked, asyncio.TimerHandle | None]] = {}
+        self._asked: dict[str, tuple[Version, Asked, asyncio.TimerHandle | None]] = {}
         self._done: list[tuple[str, int, Scores | Cause, float]] = []
         self._messages: list[pb.ModelStreamInferResponse | None] = []
         self._wake = asyncio.Event()
@@ -89,6 +89,7 @@ class Conversation:
         def tell(worker: int, outcome: Scores | Cause, seconds: float) -> None:
             self._done.append((ticket, worker, outcome, seconds))
             left.discard(worker)
+            version.ended(asked, worker)
             if not left:
                 self._close(ticket)
             self._wake.set()
@@ -97,7 +98,7 @@ class Conversation:
         asked = Asked(inputs, tell)
         timeout = parameters[TIMEOUT].int64_param if TIMEOUT in parameters else 0
         timer = self._loop.call_later(timeout / 1e6, self._close, ticket) if timeout > 0 else None
-        self._asked[ticket] = asked, timer
+        self._asked[ticket] = version, asked, timer
         version.submit(asked, workers)
 
     def say(self, message: pb.ModelStreamInferResponse | None) -> None:
@@ -154,9 +155,11 @@ class Conversation:
         return reply
 
     def _close(self, ticket: str) -> None:
-        asked, timer = self._asked.pop(ticket, (None, None))
-        if asked is not None:
-            asked.closed = True
+        if ticket not in self._asked:
+            return
+        version, asked, timer = self._asked.pop(ticket)
+        asked.closed = True
+        version.ended(asked)
         if timer is not None:
             timer.cancel()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,8 @@ from serving.remote.part import Part, part_of
 
 log = logging.getLogger(__name__)
 
+HOLDS = 2
+"""Open tasks that a worker is given at a time, as `serving.backends.Backend` says."""
 KEPT = 2
 """Versions that answer side by side."""
 OnChange = Callable[[str, int, bool], None]
@@ -68,6 +71,8 @@ class Version:
         self.worker_of = {model_name(self.manifest, w): w for w in self.workers}
         """By the name of its model."""
         self.up: set[int] = set()
+        self._given: dict[int, list[Task]] = {w: [] for w in self.workers}
+        self._held: dict[int, deque[Task]] = {}  # of the workers for whom anything waits
         self._loop = asyncio.get_running_loop()
         self._started = False
         self._on_change = on_change
@@ -105,8 +110,40 @@ class Version:
         self._started = True
 
     def submit(self, task: Task, workers: Sequence[int]) -> None:
-        """Fan a task out to some of the workers."""
-        self._part.submit(task, workers)
+        """Fan a task out to some of the workers.
+
+        Several gateways ask the same worker, and each may have as many tasks open as a worker takes. What comes while
+        it is full waits here, first come, first served. Whoever submits says when a task has `ended`.
+        """
+        there = []
+        for worker in workers:
+            given = self._given[worker] = [each for each in self._given[worker] if not each.closed]
+            if len(given) < HOLDS and worker not in self._held:
+                given.append(task)
+                there.append(worker)
+            else:
+                self._held.setdefault(worker, deque()).append(task)
+        if there:
+            self._part.submit(task, there)
+
+    def ended(self, task: Task, worker: int | None = None) -> None:
+        """A task was answered by a worker, or closed for all of them (None); others may have their turn."""
+        if worker is not None and task in (given := self._given[worker]):
+            given.remove(task)
+        for number in [n for n in self._held if worker in (None, n)]:
+            self._next(number)
+
+    def _next(self, worker: int) -> None:
+        given = self._given[worker] = [each for each in self._given[worker] if not each.closed]
+        held = self._held.get(worker, deque())
+        while held and len(given) < HOLDS:
+            task = held.popleft()
+            if not task.closed:
+                given.append(task)
+                self._part.submit(task, [worker])
+                given = self._given[worker]
+        if not held:
+            self._held.pop(worker, None)
 
     async def stop(self) -> None:
         """End the workers."""

@@ -157,7 +157,8 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
             raise RequestError(f"{request.model_name} answers streams, expected one worker, say {_example(version)}")
         answered: asyncio.Future[Scores | Cause] = asyncio.get_running_loop().create_future()
 
-        def tell(_: int, outcome: Scores | Cause, __: float) -> None:
+        def tell(number: int, outcome: Scores | Cause, _: float) -> None:
+            version.ended(asked, number)
             if not answered.done():
                 answered.set_result(outcome)
 
@@ -167,6 +168,7 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
             outcome = await answered
         finally:
             asked.closed = True
+            version.ended(asked)
         if isinstance(outcome, Cause):
             kind = OverloadedError if outcome is Cause.FULL else WorkerError
             raise kind(f"{request.model_name} gave no scores ({outcome.value})")

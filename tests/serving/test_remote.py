@@ -20,6 +20,7 @@ import sensai_serve
 from sensai_serve.bundle import Bundle
 from sensai_serve.cli.main import main
 from serving.devices import parse_device
+from serving.faults import parse_fault
 from serving.gateway import Gateway, GatewayOptions
 from serving.health import State
 from serving.remote.endpoint import Security
@@ -77,6 +78,21 @@ def test_some_here_some_there(tiny_bundle: Path) -> None:
                 expected = local.predict_tensor(inputs(seed, 1 + seed % 3))
                 assert np.array_equal(reply.answer.scores, expected.scores)
                 assert (reply.answer.class_id == expected.class_id).all()
+
+    asyncio.run(test())
+
+
+def test_several_gateways_take_turns_at_one_node(tiny_bundle: Path) -> None:
+    async def test() -> None:
+        slow = (parse_fault("*:delay=3ms"),)
+        node = Node(tiny_bundle, NodeOptions(devices=(parse_device("cpu"),), faults=slow))
+        async with AsyncExitStack() as stack:
+            url = await stack.enter_async_context(node_serving(node, LOOPBACK, NOBODY))
+            places = (f"*={url}", f"4={url}/tiny-04")
+            gateways = [await stack.enter_async_context(a_gateway(tiny_bundle, *places, wait="all")) for _ in range(4)]
+            asked = [gateway.infer(inputs(seed)) for seed in range(8) for gateway in gateways]
+            for reply in await asyncio.gather(*asked):
+                assert reply.outcome.erasures == {}
 
     asyncio.run(test())
 
