@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -306,7 +305,7 @@ class Gateway:
                 self._counters.uncovered += 1
                 raise uncovered(outcome, self.manifest.labels)
             self._counters.degraded += 1
-            answer = dataclasses.replace(answer, degraded=True)
+            answer = answer.with_rows(answer.rows, degraded=True)
         return self._counted(answer, outcome, line_s, unelected=self.options.abstain_unelected)
 
     def _counted(self, answer: Answer, outcome: Outcome, line_s: float, *, unelected: bool) -> Reply:

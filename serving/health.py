@@ -210,7 +210,7 @@ def disagreements(
         answer: the merged answer, with or without these workers.
         scores: workers, and the scores FP32 [N, k] of each.
     """
-    rows = list(zip(answer.votes.tolist(), answer.copies.tolist(), strict=True))
+    rows = [(row.votes, row.copies) for row in answer.rows]
     agreed = all(v in (0, n) for votes, copies in rows for v, n in zip(votes, copies, strict=True))
     arrived = set(answer.arrived)
     for worker, given in scores:

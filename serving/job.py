@@ -24,7 +24,7 @@ class Cause(StrEnum):
     DEAD = "dead"
     """The worker is not running."""
     EJECTED = "ejected"
-    """The worker is a known straggler."""
+    """The worker is a known straggler, or its runs fail."""
     QUARANTINED = "quarantined"
     """The worker is known to be wrong."""
     FULL = "full"

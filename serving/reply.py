@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ import numpy.typing as npt
 
 from sensai_serve.errors import UncoveredError
 from sensai_serve.merge import Answer
+from sensai_serve.merge.rules import Verdict
 from serving.job import Cause, Outcome
 
 
@@ -75,14 +75,9 @@ def uncovered(outcome: Outcome, names: Sequence[str]) -> UncoveredError:
 
 def by_reference(answer: Answer, scores: npt.NDArray[np.float32]) -> Answer:
     """The same answer with the reference's scores [N, C] in place of the workers'."""
-    order = np.sort(scores, axis=1)
-    second = order[:, -2] if scores.shape[1] > 1 else np.zeros(len(scores), np.float32)
-    return dataclasses.replace(
-        answer,
-        scores=scores,
-        margin=order[:, -1] - second,
-        class_id=scores.argmax(axis=1),
-        elected=False,
-        complete=False,
-        degraded=True,
-    )
+    rows = []
+    for row, given in zip(answer.rows, scores, strict=True):
+        values = sorted(given.tolist(), reverse=True)
+        margin = values[0] - values[1] if len(values) > 1 else values[0]
+        rows.append(Verdict(given.tolist(), row.votes, row.copies, margin, int(given.argmax()), False))
+    return answer.with_rows(rows, complete=False, degraded=True)

@@ -2,38 +2,78 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from sensai_serve.merge.rules import Verdict
 
-@dataclass(frozen=True, slots=True)
+
 class Answer:
-    """The merged answer to N inputs, over C classes."""
+    """The merged answer to N inputs, over C classes.
 
-    scores: npt.NDArray[np.float32]
-    """[N, C], mean of the arrived copies; 0 where none arrived."""
-    votes: npt.NDArray[np.int32]
-    """[N, C], arrived copies that are at least the threshold."""
-    copies: npt.NDArray[np.int32]
-    """[N, C], arrived copies."""
-    margin: npt.NDArray[np.float32]
-    """[N], best mean score minus second best."""
-    class_id: npt.NDArray[np.int64]
-    """[N]; -1 where no copy of any class arrived, and where it abstains."""
-    arrived: tuple[int, ...]
-    """Workers whose scores are in, ascending."""
-    missing: tuple[int, ...]
-    """The other workers, ascending."""
-    decided_early: bool
-    """No copy that was still awaited could have changed a class_id."""
-    complete: bool
-    """No copy that is missing, for whatever reason, could have changed a class_id."""
-    elected: bool
-    """In every row more than half of the arrived copies of the class_id voted for it."""
-    degraded: bool = False
-    """Some class had no copy left and the answer was given all the same, or by the reference."""
+    Arrays are made when they are first asked for: few requests ask for all of them.
+    """
+
+    __slots__ = ("_arrays", "arrived", "complete", "decided_early", "degraded", "missing", "rows")
+
+    def __init__(
+        self,
+        rows: Sequence[Verdict],
+        *,
+        arrived: tuple[int, ...],
+        missing: tuple[int, ...],
+        decided_early: bool,
+        complete: bool,
+        degraded: bool = False,
+    ) -> None:
+        """Put an answer together; each argument is an attribute of the same name."""
+        self.rows = rows
+        """The outcome of each input."""
+        self.arrived = arrived
+        """Workers whose scores are in, ascending."""
+        self.missing = missing
+        """The other workers, ascending."""
+        self.decided_early = decided_early
+        """No copy that was still awaited could have changed a class_id."""
+        self.complete = complete
+        """No copy that is missing, for whatever reason, could have changed a class_id."""
+        self.degraded = degraded
+        """Some class had no copy left and the answer was given all the same, or by the reference."""
+        self._arrays: dict[str, npt.NDArray[Any]] = {}
+
+    @property
+    def scores(self) -> npt.NDArray[np.float32]:
+        """[N, C], mean of the arrived copies; 0 where none arrived."""
+        return self._array("scores", np.float32)
+
+    @property
+    def votes(self) -> npt.NDArray[np.int32]:
+        """[N, C], arrived copies that are at least the threshold."""
+        return self._array("votes", np.int32)
+
+    @property
+    def copies(self) -> npt.NDArray[np.int32]:
+        """[N, C], arrived copies."""
+        return self._array("copies", np.int32)
+
+    @property
+    def margin(self) -> npt.NDArray[np.float32]:
+        """[N], best mean score minus second best."""
+        return self._array("margin", np.float32)
+
+    @property
+    def class_id(self) -> npt.NDArray[np.int64]:
+        """[N]; -1 where no copy of any class arrived, and where it abstains."""
+        return self._array("class_id", np.int64)
+
+    @property
+    def elected(self) -> bool:
+        """In every row more than half of the arrived copies of the class_id voted for it."""
+        return all(row.elected for row in self.rows)
 
     def abstaining(self, *, unelected: bool, margin: float) -> Answer:
         """The same answer, with class_id -1 in the rows that are too unsure.
@@ -42,8 +82,33 @@ class Answer:
             unelected: abstain where no class has more than half of its arrived copies' votes.
             margin: abstain where the margin is smaller.
         """
-        rows, winners = np.arange(len(self.class_id)), self.class_id
-        unsure = self.margin < margin
-        if unelected:
-            unsure |= 2 * self.votes[rows, winners] <= self.copies[rows, winners]
-        return replace(self, class_id=np.where(unsure, -1, winners)) if unsure.any() else self
+
+        def unsure(row: Verdict) -> bool:
+            return row.margin < margin or (unelected and 2 * row.votes[row.class_id] <= row.copies[row.class_id])
+
+        if not any(map(unsure, self.rows)):
+            return self
+        return self.with_rows([replace(row, class_id=-1) if unsure(row) else row for row in self.rows])
+
+    def with_rows(
+        self, rows: Sequence[Verdict], *, complete: bool | None = None, degraded: bool | None = None
+    ) -> Answer:
+        """The same answer, but for what is given."""
+        return Answer(
+            rows,
+            arrived=self.arrived,
+            missing=self.missing,
+            decided_early=self.decided_early,
+            complete=self.complete if complete is None else complete,
+            degraded=self.degraded if degraded is None else degraded,
+        )
+
+    def __repr__(self) -> str:
+        shown = ("class_id", "scores", "arrived", "missing", "decided_early", "complete", "elected", "degraded")
+        return f"Answer({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
+
+    def _array(self, name: str, dtype: type[np.generic]) -> npt.NDArray[Any]:
+        array = self._arrays.get(name)
+        if array is None:
+            array = self._arrays[name] = np.array([getattr(row, name) for row in self.rows], dtype)
+        return array

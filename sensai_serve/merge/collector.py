@@ -54,6 +54,11 @@ class MergePlan:
         return tuple(map(len, self.assignment.workers_of))
 
     @cached_property
+    def everybody(self) -> tuple[int, ...]:
+        """All workers."""
+        return tuple(range(self.assignment.n_workers))
+
+    @cached_property
     def widths(self) -> tuple[int, ...]:
         """For each worker, how many classes it scores."""
         return tuple(map(len, self.assignment.rows))
@@ -182,21 +187,14 @@ class Collector:
 
     def answer(self) -> Answer:
         """The outcome over what has arrived; workers still awaited count as missing."""
-        verdicts = [rule.verdict() for rule in self._rows]
         early = bool(self._awaited) and self._all_decided()
         everything = not self._awaited and not self._erased
-        complete = everything or (early and not self._erased) or all(rule.certain() for rule in self._rows)
         return Answer(
-            scores=np.array([v.scores for v in verdicts], np.float32),
-            votes=np.array([v.votes for v in verdicts], np.int32),
-            copies=np.array([v.copies for v in verdicts], np.int32),
-            margin=np.array([v.margin for v in verdicts], np.float32),
-            class_id=np.array([v.class_id for v in verdicts], np.int64),
-            arrived=tuple(sorted(self._arrived)),
-            missing=_others(self._arrived, len(self._plan.assignment.rows)),
+            [rule.verdict() for rule in self._rows],
+            arrived=self._plan.everybody if everything else tuple(sorted(self._arrived)),
+            missing=() if everything else _others(self._arrived, len(self._widths)),
             decided_early=early,
-            complete=complete,
-            elected=all(v.elected for v in verdicts),
+            complete=everything or (early and not self._erased) or all(rule.certain() for rule in self._rows),
         )
 
 

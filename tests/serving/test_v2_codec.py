@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from sensai_serve.errors import RequestError
 from sensai_serve.merge import Answer
+from sensai_serve.merge.rules import Verdict
 from sensai_serve.preprocess import InputSpec
 from serving.shared_memory import Regions
 from serving.v2 import InferRequest, RequestedOutput, decode_request, encode_response
@@ -41,18 +42,29 @@ def body_of(array: np.ndarray, *, binary: bool, padding: int = 0, **more: Any) -
 def answer_of(n_inputs: int, seed: int = 0) -> Answer:
     random = np.random.default_rng(seed)
     scores = random.random((n_inputs, len(LABELS)), np.float32)
+    rows = [
+        Verdict(
+            scores=row.tolist(),
+            votes=random.integers(0, 4, len(row)).tolist(),
+            copies=random.integers(0, 4, len(row)).tolist(),
+            margin=float(random.random()),
+            class_id=int(row.argmax()),
+            elected=False,
+        )
+        for row in scores
+    ]
     return Answer(
-        scores=scores,
-        votes=random.integers(0, 4, scores.shape).astype(np.int32),
-        copies=random.integers(0, 4, scores.shape).astype(np.int32),
-        margin=random.random(n_inputs, np.float32),
-        class_id=scores.argmax(axis=1),
+        rows,
         arrived=(0, 1, 4),
         missing=(2, 3),
         decided_early=True,
         complete=True,
-        elected=False,
     )
+
+
+def answer_with(**row: Any) -> Answer:
+    answer = answer_of(1)
+    return answer.with_rows([dataclasses.replace(answer.rows[0], **row)])
 
 
 def reply_of(body: bytes, header_length: int | None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -164,7 +176,7 @@ def test_binary_data_is_decided_by_the_output_then_by_the_request(default: bool 
 
 @pytest.mark.parametrize("binary", [False, True])
 def test_classification_gives_the_best_classes_as_value_index_label(binary: bool) -> None:
-    answer = dataclasses.replace(answer_of(1), scores=np.array([[0.25, 0.75, 0.25, 0.5]], np.float32))
+    answer = answer_with(scores=[0.25, 0.75, 0.25, 0.5])
     request = InferRequest(np.zeros((1, 2, 3), np.float32), (RequestedOutput("scores", binary, class_count=3),))
     body, length = encode_response(request, answer, name="tiny", version="1", labels=LABELS)
     output = orjson.loads(body[:length] if length else body)["outputs"][0]
@@ -185,8 +197,7 @@ def test_classification_gives_the_best_classes_as_value_index_label(binary: bool
     ("name", "expected"), [("votes", ["3:1:label 1", "2:0:label 0"]), ("class_id", ["7:0"]), ("margin", ["0.500000:0"])]
 )
 def test_classification_of_other_outputs(name: str, expected: list[str]) -> None:
-    arrays = {"votes": np.array([[2, 3, 0, 1]], np.int32), "class_id": np.array([7]), "margin": np.array([0.5])}
-    answer = dataclasses.replace(answer_of(1), **arrays)
+    answer = answer_with(votes=[2, 3, 0, 1], class_id=7, margin=0.5)
     request = InferRequest(np.zeros((1, 2, 3), np.float32), (RequestedOutput(name, class_count=2),))
     body, _ = encode_response(request, answer, name="tiny", version="1", labels=LABELS)
     assert orjson.loads(body)["outputs"][0]["data"] == expected
