@@ -150,6 +150,27 @@ class Triton:
 
 
 @pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ca.pem; node.pem and gateway.pem, which are its; stranger.pem, which is not; the key of each; and a token."""
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl to make certificates with")
+    folder = tmp_path_factory.mktemp("authority")
+
+    def openssl(*arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
+
+    new = ("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2")
+    for name in ("ca", "stranger"):
+        openssl(*new, "-keyout", f"{name}.key", "-out", f"{name}.pem", "-subj", f"/CN={name}")
+    for name in ("node", "gateway"):
+        names = ("-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-addext", "basicConstraints=CA:FALSE")
+        openssl(*new, "-keyout", f"{name}.key", "-out", f"{name}.pem", "-subj", f"/CN={name}", *names,
+                "-CA", "ca.pem", "-CAkey", "ca.key")  # fmt: skip
+    (folder / "token").write_text("open-sesame\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def triton_packages() -> Path:
     """The site-packages of the environment that has Triton."""
     environment = os.environ.get("SENSAI_TRITON_VENV")

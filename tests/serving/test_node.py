@@ -174,27 +174,6 @@ def test_it_goes_over_to_a_new_bundle_while_the_old_one_answers(make_bundle, tmp
             assert process.wait(30) == 0
 
 
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """ca.pem; node.pem and gateway.pem, which are its; stranger.pem, which is not; the key of each; and a token."""
-    if shutil.which("openssl") is None:
-        pytest.skip("no openssl to make certificates with")
-    folder = tmp_path_factory.mktemp("authority")
-
-    def openssl(*arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
-
-    new = ("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2")
-    for name in ("ca", "stranger"):
-        openssl(*new, "-keyout", f"{name}.key", "-out", f"{name}.pem", "-subj", f"/CN={name}")
-    for name in ("node", "gateway"):
-        names = ("-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-addext", "basicConstraints=CA:FALSE")
-        openssl(*new, "-keyout", f"{name}.key", "-out", f"{name}.pem", "-subj", f"/CN={name}", *names,
-                "-CA", "ca.pem", "-CAkey", "ca.key")  # fmt: skip
-    (folder / "token").write_text("open-sesame\n")
-    return folder
-
-
 def test_mutual_tls_and_the_token_let_in_who_has_both(tiny_bundle: Path, authority: Path) -> None:
     security = Security(authority / "ca.pem", authority / "node.pem", authority / "node.key", authority / "token")
     inputs = given(np.zeros((1, 3, 8, 8), np.float32))

@@ -313,6 +313,32 @@ def test_the_token_is_shown_and_asked_for(tiny_bundle: Path, tmp_path: Path) -> 
     asyncio.run(test())
 
 
+def test_mutual_tls_and_a_token_all_the_way(tiny_bundle: Path, authority: Path) -> None:
+    pem = {name: authority / name for name in ("ca.pem", "node.pem", "node.key", "gateway.pem", "gateway.key")}
+    token = authority / "token"
+    known = Security(pem["ca.pem"], pem["gateway.pem"], pem["gateway.key"], token)
+    strangers = {
+        Security(pem["ca.pem"], authority / "stranger.pem", authority / "stranger.key", token): "",
+        Security(pem["ca.pem"], None, None, token): "",
+        Security(authority / "stranger.pem", pem["gateway.pem"], pem["gateway.key"], token): " cannot be trusted: ",
+        Security(pem["ca.pem"], pem["gateway.pem"], pem["gateway.key"]): " lets us not in: the token is missing",
+    }
+
+    async def test() -> None:
+        node = Node(tiny_bundle, NodeOptions(devices=(parse_device("cpu"),)))
+        ours = Security(pem["ca.pem"], pem["node.pem"], pem["node.key"], token)
+        async with node_serving(node, LOOPBACK, ours) as url:
+            async with a_gateway(tiny_bundle, f"*={url}", security=known) as gateway:
+                assert (await gateway.infer(inputs(), wait="all")).answer.missing == ()
+            for security, message in strangers.items():
+                with pytest.raises(sensai_serve.errors.InputError, match=f"^{url}.*{message}") as refused:
+                    async with a_gateway(tiny_bundle, f"*={url}", security=security):
+                        pass
+                assert "\n" not in str(refused.value)
+
+    asyncio.run(test())
+
+
 def test_check_says_that_all_is_well_or_what_is_not(tiny_bundle: Path, make_bundle, capsys) -> None:
     with node_process(tiny_bundle, "--grpc", "127.0.0.1:0") as (_, url):
 
