@@ -85,7 +85,15 @@ class GrpcLink:
         try:
             await self._stub.ServerLive(pb.ServerLiveRequest(), timeout=CONNECT_S, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
-            raise InputError(f"{self._endpoint.server} {_reason(error)}") from None
+            reason = _reason(error)
+            if "Socket closed" in reason:  # all that is seen of a server that wants TLS, or another certificate
+                hint = (
+                    "our certificate may not be one that it asks for"
+                    if self._endpoint.encrypted
+                    else "it may speak TLS"
+                )
+                reason = f"closed the connection: {hint}"
+            raise InputError(f"{self._endpoint.server} {reason}") from None
         try:
             whole = await self._config(self._manifest.name)
             self._is_node = WORKERS in whole.parameters and BUNDLE in whole.parameters
