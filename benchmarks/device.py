@@ -13,7 +13,6 @@ from typing import Any
 
 from benchmarks import machine
 from benchmarks.cells import microseconds
-from benchmarks.fused import fuse
 from benchmarks.inprocess import in_process
 from benchmarks.networks import monolith
 from benchmarks.report import Report, without_paths
@@ -21,6 +20,7 @@ from benchmarks.stats import Summary, summarise
 from benchmarks.turns import Calls, Rounds, Subject, in_turns
 from sensai_serve.bundle import Bundle
 from sensai_serve.errors import InputError
+from sensai_serve.onnxfuse import fuse
 from sensai_serve.preprocess import Floats
 from sensai_serve.report import Row, Table
 from serving.devices import Device, card_name, parse_device, providers, require, session_options

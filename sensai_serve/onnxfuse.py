@@ -1,4 +1,4 @@
-"""Several small ONNX networks with one input as one network with several outputs: one call where there were many.
+"""Several small ONNX networks with one input as one network: one call where there were many.
 
 Protocol Buffers messages are copied field by field, and only names are written anew. What this does not know how to
 rename, it refuses: whoever asks runs the networks one by one then.
@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sensai_serve.onnxfile import fields
+from sensai_serve.onnxfile import FLOAT, fields
 
 _GRAPH, _OPSETS, _TRAINING, _FUNCTIONS = 7, 8, 20, 25  # of a model
 _NODE, _INITIALISER, _SPARSE, _INPUT, _OUTPUT = 1, 5, 15, 11, 12  # of a graph
 _NODE_INPUT, _NODE_OUTPUT, _NODE_NAME, _ATTRIBUTE = 1, 2, 3, 5
 _SUBGRAPHS = (6, 11)  # of an attribute
+_INT = 2  # an attribute's type
 _TENSOR_NAME, _VALUE_NAME = 8, 1
 _EXTERNAL = 13  # of a tensor
+OUTPUT = "scores"
 
 
 class CannotFuseError(Exception):
@@ -26,7 +28,7 @@ def fuse(networks: Sequence[bytes], input_name: str) -> bytes:
     """One network out of several.
 
     Args:
-        networks: ONNX files, each with this one input, of the same operator sets.
+        networks: ONNX files, each with this one input and the output ``scores`` FP32 [N, k], of the same operator sets.
         input_name: of the input that they share.
 
     Raises:
@@ -34,7 +36,7 @@ def fuse(networks: Sequence[bytes], input_name: str) -> bytes:
             tensors.
 
     Returns:
-        An ONNX file with the outputs of all, in order; those of network k are called ``k/NAME``.
+        An ONNX file with the output ``scores`` FP32 [N, sum of k]: theirs side by side, in order.
     """
     try:
         models = [list(fields(memoryview(network))) for network in networks]
@@ -52,12 +54,13 @@ def fuse(networks: Sequence[bytes], input_name: str) -> bytes:
         )
     except (ValueError, IndexError, UnicodeDecodeError) as error:
         raise CannotFuseError(f"no ONNX model ({error})") from None
+    joined = _concat([f"{k}/{OUTPUT}" for k in range(len(networks))])
     head = b"".join(bytes(raw) for number, _, raw in models[0] if number != _GRAPH)
-    return head + _bytes(_GRAPH, _bytes(2, b"fused") + body)
+    return head + _bytes(_GRAPH, _bytes(2, b"fused") + body + joined)
 
 
 def _renamed(graph: memoryview, prefix: str, input_name: str, *, first: bool) -> bytes:
-    """A graph's nodes, initialisers and outputs, and its input where it is the first, names prefixed."""
+    """A graph's nodes and initialisers, and its input where it is the first, names prefixed."""
     parts = list(fields(graph))
     constants = {_name(value, _TENSOR_NAME) for number, value, _ in parts if number == _INITIALISER}
     kept = []
@@ -72,13 +75,23 @@ def _renamed(graph: memoryview, prefix: str, input_name: str, *, first: bool) ->
             if any(field == _EXTERNAL for field, _, _ in fields(value)):
                 raise CannotFuseError("external data")
             kept.append(_bytes(_INITIALISER, _with_name(value, _TENSOR_NAME, prefix, input_name)))
-        elif number == _OUTPUT:
-            kept.append(_bytes(_OUTPUT, _with_name(value, _VALUE_NAME, prefix, input_name)))
+        elif number == _OUTPUT and _name(value, _VALUE_NAME) != OUTPUT:
+            raise CannotFuseError(f"an output {_name(value, _VALUE_NAME)}")
         elif number == _INPUT and (name := _name(value, _VALUE_NAME)) not in constants:
             if name != input_name:
                 raise CannotFuseError(f"an input {name}")
             kept += [bytes(raw)] if first else []
     return b"".join(kept)
+
+
+def _concat(outputs: Sequence[str]) -> bytes:
+    """The node that puts all scores side by side, and the output that it makes."""
+    axis = _bytes(1, b"axis") + _number(3, 1) + _number(20, _INT)
+    names = b"".join(_bytes(_NODE_INPUT, name.encode()) for name in outputs)
+    node = names + _bytes(_NODE_OUTPUT, OUTPUT.encode()) + _bytes(4, b"Concat") + _bytes(_ATTRIBUTE, axis)
+    shape = b"".join(_bytes(1, _bytes(2, name)) for name in (b"N", b"scores"))
+    kind = _bytes(1, _number(1, FLOAT) + _bytes(2, shape))
+    return _bytes(_NODE, node) + _bytes(_OUTPUT, _bytes(_VALUE_NAME, OUTPUT.encode()) + _bytes(2, kind))
 
 
 def _node(node: memoryview, prefix: str, input_name: str) -> bytes:
@@ -113,6 +126,10 @@ def _name(message: int | memoryview | None, number: int) -> str:
     if not isinstance(message, memoryview):
         return ""
     return next((bytes(v).decode() for n, v, _ in fields(message) if n == number and isinstance(v, memoryview)), "")
+
+
+def _number(field: int, value: int) -> bytes:
+    return _varint(field << 3) + _varint(value)
 
 
 def _bytes(field: int, value: bytes) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Sequence
 from time import perf_counter
@@ -11,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sensai_serve.bundle import Bundle
-from sensai_serve.onnxfuse import CannotFuseError, fuse
+from sensai_serve.onnxfuse import OUTPUT, CannotFuseError, fuse
 from serving.backends._lane import Worker
 from serving.devices import Device, providers, session_options
 
@@ -36,6 +37,8 @@ class Fused:
         import onnxruntime as ort
 
         self.workers = tuple(workers)
+        ends = list(itertools.accumulate(map(len, (bundle.manifest.subnets[w].classes for w in workers)), initial=0))
+        self._columns = [slice(*edges) for edges in itertools.pairwise(ends)]
         self._input = bundle.manifest.input.name
         network = fuse([bundle.subnet(worker) for worker in workers], self._input)
         try:
@@ -45,8 +48,8 @@ class Fused:
 
     def run(self, inputs: npt.NDArray[np.float32]) -> _Scores:
         """FP32 [N, *shape] to FP32 [N, k] of each worker."""
-        scores: _Scores = self._session.run(None, {self._input: inputs})
-        return scores
+        scores = self._session.run([OUTPUT], {self._input: inputs})[0]
+        return [scores[:, columns] for columns in self._columns]
 
 
 def fuse_where_it_pays(bundle: Bundle, workers: Sequence[Worker], *, redundant: bool, runs: int) -> Fused | None:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from benchmarks.device import BOUND, FUSED, ONE_BY_ONE, PARALLEL, PLAIN, Options, measure, report
-from benchmarks.fused import fuse
 from benchmarks.networks import Network
 from sensai_serve.bundle import Bundle
+from sensai_serve.onnxfuse import fuse
 from serving.devices import Threads, card_name, missing_for_cuda
 
 ONE = Threads(1, spinning=False)
