@@ -91,6 +91,7 @@ class Host:
         self._link: Link | None = None
         self._up: set[int] = set()
         self._suspects: set[int] = set()
+        self._said: dict[int, str] = {}  # why a worker is missing, as the log has it
         self._look = asyncio.Event()
         self._keeping: asyncio.Task[None] | None = None
 
@@ -190,10 +191,13 @@ class Host:
             try:
                 await link.check(worker)
             except SensaiError as error:
-                if worker in self._up:
+                if self._said.get(worker) != str(error):
+                    self._said[worker] = str(error)
                     log.warning("worker %d is lost: %s", worker, error)
+                if worker in self._up:
                     self._fall([worker])
             else:
+                self._said.pop(worker, None)
                 if worker not in self._up and not link.broken.done():
                     self._rise([worker])
 

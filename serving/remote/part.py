@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from sensai_serve.bundle import Bundle
+from sensai_serve.bundle import Bundle, Golden
 from serving.backends import Backend, Plan
 from serving.devices import Device
 from serving.faults import Fault
 from serving.job import Cause, Scores, Task
 
 
+@dataclass(frozen=True)
+class _PartBundle(Bundle):
+    """Some subnets of another bundle."""
+
+    whole: Bundle
+
+    def golden(self) -> Golden:
+        """Those of the whole bundle: inputs to try the subnets with, answers that no part can give alone."""
+        return self.whole.golden()
+
+
 def part_of(bundle: Bundle, workers: Sequence[int]) -> Bundle:
     """The bundle that holds only these workers, numbered from 0, and the classes that they cover.
 
-    It has their files; it has neither golden samples of its own nor the reference.
+    It has their files, and not the reference; its golden samples are the whole bundle's.
     """
     manifest = bundle.manifest
     chosen = [manifest.subnets[w] for w in workers]
@@ -27,10 +38,8 @@ def part_of(bundle: Bundle, workers: Sequence[int]) -> Bundle:
         replace(subnet, worker=i, classes=tuple(number[c] for c in subnet.classes)) for i, subnet in enumerate(chosen)
     )
     labels = tuple(manifest.labels[c] for c in number)
-    return Bundle(
-        bundle.path,
-        replace(manifest, subnets=subnets, labels=labels, kind="custom", offsets=(), symbols=(), reference=None),
-    )
+    own = replace(manifest, subnets=subnets, labels=labels, kind="custom", offsets=(), symbols=(), reference=None)
+    return _PartBundle(bundle.path, own, bundle)
 
 
 class Part:

@@ -227,6 +227,50 @@ def test_a_host_that_is_cut_off_is_lost_in_time_and_back_after_healing(tiny_bund
     asyncio.run(test())
 
 
+def test_a_process_that_dies_at_a_node_is_told_of_and_comes_back(tiny_bundle: Path) -> None:
+    async def test() -> None:
+        options = NodeOptions(workers=(1, 4, 7), devices=(parse_device("cpu"),), backend="process")
+        node = Node(tiny_bundle, options)
+        async with AsyncExitStack() as stack:
+            first = await stack.enter_async_context(a_node(tiny_bundle))
+            before = children()
+            url = await stack.enter_async_context(node_serving(node, LOOPBACK, NOBODY))
+            gateway = await stack.enter_async_context(a_gateway(tiny_bundle, f"*={first}", f"1,4,7={url}"))
+            for pid in children() - before:
+                os.kill(pid, signal.SIGKILL)
+            seed = 0
+            async with asyncio.timeout(30):
+                while [gateway.workers[w].restarts for w in (1, 4, 7)] != [1, 1, 1]:
+                    await gateway.infer(inputs(seed := seed + 1))
+            assert (await gateway.infer(inputs(), wait="all")).answer.missing == ()
+
+    asyncio.run(test())
+
+
+def children() -> set[int]:
+    """Processes that this one has started and that still run."""
+    found: set[int] = set()
+    for file in Path("/proc/self/task").glob("*/children"):
+        found.update(map(int, file.read_text().split()))
+    return found
+
+
+def test_another_bundle_in_place_of_a_lost_one_is_not_taken(tiny_bundle: Path, make_bundle, caplog) -> None:
+    async def test() -> None:
+        async with AsyncExitStack() as stack:
+            first = await stack.enter_async_context(a_node(tiny_bundle))
+            async with a_node(tiny_bundle, 4) as url:
+                gateway = await stack.enter_async_context(a_gateway(tiny_bundle, f"*={first}", f"4={url}"))
+            await until(lambda: gateway.workers[4].state is State.DEAD)
+            other = Node(make_bundle(seed=9), NodeOptions(workers=(4,), devices=(parse_device("cpu"),)))
+            address = Address(host="127.0.0.1", port=int(url.rpartition(":")[2]))
+            await stack.enter_async_context(node_serving(other, address, NOBODY))
+            await until(lambda: "worker 4 is lost: worker 4: tiny-04 at" in caplog.text)
+            assert gateway.workers[4].state is State.DEAD
+
+    asyncio.run(test())
+
+
 def test_a_new_bundle_answers_beside_the_old_one(make_bundle, tmp_path: Path) -> None:
     old, new = make_bundle(seed=1), make_bundle(seed=2)
     shutil.copytree(old, tmp_path / "bundle")
