@@ -18,6 +18,7 @@ from sensai_serve.assignment import Assignment, grouped
 from sensai_serve.bundle import GOLDEN, MANIFEST, REFERENCE, Bundle
 from sensai_serve.manifest import Manifest, SubnetSpec
 from sensai_serve.preprocess import InputSpec
+from sensai_serve.protobuf import bytes_field, number_field
 
 _FLOAT, _INT64 = 1, 7
 _OPSET, _IR_VERSION = 17, 8
@@ -45,14 +46,14 @@ def noop_network(shape: Sequence[int], n_outputs: int, *, seed: int = 0) -> byte
     )
     graph = b"".join(
         (
-            *(_bytes(1, _node(*node)) for node in nodes),
-            _bytes(2, b"noop"),
-            *(_bytes(5, _tensor(name, value)) for name, value in constants.items()),
-            _bytes(11, _value("input", shape)),
-            _bytes(12, _value("scores", (n_outputs,))),
+            *(bytes_field(1, _node(*node)) for node in nodes),
+            bytes_field(2, b"noop"),
+            *(bytes_field(5, _tensor(name, value)) for name, value in constants.items()),
+            bytes_field(11, _value("input", shape)),
+            bytes_field(12, _value("scores", (n_outputs,))),
         )
     )
-    return _number(1, _IR_VERSION) + _bytes(7, graph) + _bytes(8, _number(2, _OPSET))
+    return number_field(1, _IR_VERSION) + bytes_field(7, graph) + bytes_field(8, number_field(2, _OPSET))
 
 
 def noop_bundle(
@@ -98,34 +99,17 @@ def _write(path: Path, data: bytes) -> str:
 
 
 def _node(operator: str, inputs: Sequence[str], output: str) -> bytes:
-    return b"".join((*(_bytes(1, name.encode()) for name in inputs), _bytes(2, output.encode()),
-                     _bytes(4, operator.encode())))  # fmt: skip
+    return b"".join((*(bytes_field(1, name.encode()) for name in inputs), bytes_field(2, output.encode()),
+                     bytes_field(4, operator.encode())))  # fmt: skip
 
 
 def _tensor(name: str, value: npt.NDArray[np.generic]) -> bytes:
     kind = _FLOAT if value.dtype == np.float32 else _INT64
-    dimensions = b"".join(_number(1, size) for size in value.shape)
-    return dimensions + _number(2, kind) + _bytes(8, name.encode()) + _bytes(9, value.tobytes())
+    dimensions = b"".join(number_field(1, size) for size in value.shape)
+    return dimensions + number_field(2, kind) + bytes_field(8, name.encode()) + bytes_field(9, value.tobytes())
 
 
 def _value(name: str, shape: Sequence[int]) -> bytes:
-    dimensions = [_bytes(2, b"N"), *(_number(1, size) for size in shape)]
-    tensor = _number(1, _FLOAT) + _bytes(2, b"".join(_bytes(1, dimension) for dimension in dimensions))
-    return _bytes(1, name.encode()) + _bytes(2, _bytes(1, tensor))
-
-
-def _number(field: int, value: int) -> bytes:
-    return _varint(field << 3) + _varint(value)
-
-
-def _bytes(field: int, value: bytes) -> bytes:
-    return _varint(field << 3 | 2) + _varint(len(value)) + value
-
-
-def _varint(value: int) -> bytes:
-    encoded = bytearray()
-    while value > 0x7F:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)
+    dimensions = [bytes_field(2, b"N"), *(number_field(1, size) for size in shape)]
+    tensor = number_field(1, _FLOAT) + bytes_field(2, b"".join(bytes_field(1, dimension) for dimension in dimensions))
+    return bytes_field(1, name.encode()) + bytes_field(2, bytes_field(1, tensor))

@@ -13,6 +13,7 @@ from sensai_serve.bundle import atomic_file
 from sensai_serve.errors import DataError
 
 FILE = "speed.md"
+BEGIN, END = "<!-- begin of what `sensai bench speed --readme` writes -->\n", "<!-- end of it -->\n"
 TINY = "noop"
 """The subject of runs with networks that compute nothing."""
 
@@ -97,14 +98,31 @@ def figures(runs: Runs) -> list[Figure]:
     ]  # fmt: skip
 
 
-def write(runs: Runs, directory: Path) -> list[Figure]:
-    """Write the table as Markdown beside the runs, for the README to quote."""
+def write(runs: Runs, directory: Path, quoted_in: Path | None = None) -> list[Figure]:
+    """Write the table as Markdown beside the runs.
+
+    Args:
+        runs: that the figures are of.
+        directory: where the runs are.
+        quoted_in: a page that quotes the table, between two comments that say so; what stands there is replaced.
+
+    Raises:
+        DataError: the page has no such place.
+    """
     found = figures(runs)
     lines = ["| figure | aim | measured | holds |", "|---|---|---|---|"]
     lines += [f"| {' | '.join(figure.cells())} |" for figure in found]
     lines += ["", f"{runs.machine()}. Ratios of medians, 95% intervals."]
+    table = "\n".join(lines) + "\n"
+    if quoted_in is not None:
+        before, begin, rest = quoted_in.read_text(encoding="utf-8").partition(BEGIN)
+        _, end, after = rest.partition(END)
+        if not begin or not end:
+            raise DataError(f"{quoted_in} has no place for the table, expected {BEGIN.strip()} and {END.strip()}")
+        with atomic_file(quoted_in) as temporary:
+            temporary.write_text(f"{before}{begin}\n{table}\n{end}{after}", encoding="utf-8")
     with atomic_file(directory / FILE) as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        temporary.write_text(table, encoding="utf-8")
     return found
 
 

@@ -11,11 +11,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from sensai_serve.errors import BundleError
+from sensai_serve.protobuf import fields
 
 FLOAT = 1
 EXTERNAL = 1
 _MAX_DEPTH = 64
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 # For each message: which field holds which message. Tensors are where external data can be.
 _CHILDREN: dict[str, dict[int, str]] = {
@@ -115,46 +115,3 @@ def _name(data: memoryview, number: int) -> str:
 
 def _messages(data: memoryview) -> Iterator[tuple[int, memoryview]]:
     return ((number, value) for number, value, _ in fields(data) if isinstance(value, memoryview))
-
-
-def fields(data: memoryview) -> Iterator[tuple[int, int | memoryview | None, memoryview]]:
-    """The fields of a message: number, value, and all of its bytes, key included.
-
-    A value is a view of the bytes where the field is length-delimited, a number where it is a varint, else None.
-
-    Raises:
-        ValueError, IndexError: this is no message.
-    """
-    at, end = 0, len(data)
-    value: int | memoryview | None
-    while (start := at) < end:
-        key, at = _varint(data, at)
-        number, wire = key >> 3, key & 7
-        if wire == _VARINT:
-            value, at = _varint(data, at)
-            yield number, value, data[start:at]
-            continue
-        if wire == _BYTES:
-            size, at = _varint(data, at)
-        elif wire in (_FIXED64, _FIXED32):
-            size = 8 if wire == _FIXED64 else 4
-        else:
-            raise ValueError("unknown wire type")
-        if size > end - at:
-            raise ValueError("cut off")
-        value = data[at : at + size] if wire == _BYTES else None
-        at += size
-        yield number, value, data[start:at]
-
-
-def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
-        if shift > 63:
-            raise ValueError("a number too long")

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sensai_serve.onnxfile import FLOAT, fields
+from sensai_serve.onnxfile import FLOAT
+from sensai_serve.protobuf import bytes_field, fields, number_field
 
 _GRAPH, _OPSETS, _TRAINING, _FUNCTIONS = 7, 8, 20, 25  # of a model
 _NODE, _INITIALISER, _SPARSE, _INPUT, _OUTPUT = 1, 5, 15, 11, 12  # of a graph
@@ -56,7 +57,7 @@ def fuse(networks: Sequence[bytes], input_name: str) -> bytes:
         raise CannotFuseError(f"no ONNX model ({error})") from None
     joined = _concat([f"{k}/{OUTPUT}" for k in range(len(networks))])
     head = b"".join(bytes(raw) for number, _, raw in models[0] if number != _GRAPH)
-    return head + _bytes(_GRAPH, _bytes(2, b"fused") + body + joined)
+    return head + bytes_field(_GRAPH, bytes_field(2, b"fused") + body + joined)
 
 
 def _renamed(graph: memoryview, prefix: str, input_name: str, *, first: bool) -> bytes:
@@ -70,11 +71,11 @@ def _renamed(graph: memoryview, prefix: str, input_name: str, *, first: bool) ->
         if not isinstance(value, memoryview):
             continue
         if number == _NODE:
-            kept.append(_bytes(_NODE, _node(value, prefix, input_name)))
+            kept.append(bytes_field(_NODE, _node(value, prefix, input_name)))
         elif number == _INITIALISER:
             if any(field == _EXTERNAL for field, _, _ in fields(value)):
                 raise CannotFuseError("external data")
-            kept.append(_bytes(_INITIALISER, _with_name(value, _TENSOR_NAME, prefix, input_name)))
+            kept.append(bytes_field(_INITIALISER, _with_name(value, _TENSOR_NAME, prefix, input_name)))
         elif number == _OUTPUT and _name(value, _VALUE_NAME) != OUTPUT:
             raise CannotFuseError(f"an output {_name(value, _VALUE_NAME)}")
         elif number == _INPUT and (name := _name(value, _VALUE_NAME)) not in constants:
@@ -86,19 +87,23 @@ def _renamed(graph: memoryview, prefix: str, input_name: str, *, first: bool) ->
 
 def _concat(outputs: Sequence[str]) -> bytes:
     """The node that puts all scores side by side, and the output that it makes."""
-    axis = _bytes(1, b"axis") + _number(3, 1) + _number(20, _INT)
-    names = b"".join(_bytes(_NODE_INPUT, name.encode()) for name in outputs)
-    node = names + _bytes(_NODE_OUTPUT, OUTPUT.encode()) + _bytes(4, b"Concat") + _bytes(_ATTRIBUTE, axis)
-    shape = b"".join(_bytes(1, _bytes(2, name)) for name in (b"N", b"scores"))
-    kind = _bytes(1, _number(1, FLOAT) + _bytes(2, shape))
-    return _bytes(_NODE, node) + _bytes(_OUTPUT, _bytes(_VALUE_NAME, OUTPUT.encode()) + _bytes(2, kind))
+    axis = bytes_field(1, b"axis") + number_field(3, 1) + number_field(20, _INT)
+    names = b"".join(bytes_field(_NODE_INPUT, name.encode()) for name in outputs)
+    node = (
+        names + bytes_field(_NODE_OUTPUT, OUTPUT.encode()) + bytes_field(4, b"Concat") + bytes_field(_ATTRIBUTE, axis)
+    )
+    shape = b"".join(bytes_field(1, bytes_field(2, name)) for name in (b"N", b"scores"))
+    kind = bytes_field(1, number_field(1, FLOAT) + bytes_field(2, shape))
+    return bytes_field(_NODE, node) + bytes_field(
+        _OUTPUT, bytes_field(_VALUE_NAME, OUTPUT.encode()) + bytes_field(2, kind)
+    )
 
 
 def _node(node: memoryview, prefix: str, input_name: str) -> bytes:
     kept = []
     for number, value, raw in fields(node):
         if number in (_NODE_INPUT, _NODE_OUTPUT, _NODE_NAME) and isinstance(value, memoryview):
-            kept.append(_bytes(number, _new_name(value, prefix, input_name)))
+            kept.append(bytes_field(number, _new_name(value, prefix, input_name)))
             continue
         attribute = value if number == _ATTRIBUTE and isinstance(value, memoryview) else memoryview(b"")
         if any(field in _SUBGRAPHS for field, _, _ in fields(attribute)):
@@ -109,7 +114,7 @@ def _node(node: memoryview, prefix: str, input_name: str) -> bytes:
 
 def _with_name(message: memoryview, number: int, prefix: str, input_name: str) -> bytes:
     return b"".join(
-        _bytes(number, _new_name(value, prefix, input_name))
+        bytes_field(number, _new_name(value, prefix, input_name))
         if field == number and isinstance(value, memoryview)
         else bytes(raw)
         for field, value, raw in fields(message)
@@ -126,20 +131,3 @@ def _name(message: int | memoryview | None, number: int) -> str:
     if not isinstance(message, memoryview):
         return ""
     return next((bytes(v).decode() for n, v, _ in fields(message) if n == number and isinstance(v, memoryview)), "")
-
-
-def _number(field: int, value: int) -> bytes:
-    return _varint(field << 3) + _varint(value)
-
-
-def _bytes(field: int, value: bytes) -> bytes:
-    return _varint(field << 3 | 2) + _varint(len(value)) + value
-
-
-def _varint(value: int) -> bytes:
-    encoded = bytearray()
-    while value > 0x7F:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)

@@ -286,6 +286,8 @@ def device(
 @bench.command()
 def speed(
     results: Annotated[Path, typer.Argument(metavar="DIR", help="With the runs.")] = Path("benchmarks/results"),
+    *,
+    readme: Annotated[Path | None, typer.Option(help="A page that quotes the table: it is put there anew.")] = None,
 ) -> None:
     """What the kept runs of scale, peers and latency say about the speed that is promised; writes speed.md beside."""
     from rich.console import Console
@@ -294,7 +296,7 @@ def speed(
     from benchmarks.speed import FILE, Runs, write
 
     table = Table("figure", "aim", "measured", "holds")
-    for figure in write(Runs(results), results):
+    for figure in write(Runs(results), results, readme):
         table.add_row(*figure.cells())
     Console().print(table)
     typer.echo(f"{results / FILE}")
