@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -245,7 +245,19 @@ def uncovered_probability(holders: Sequence[frozenset[int]] | set[frozenset[int]
     return min(1.0, sum(loss ** len(hosts) for hosts in set(holders)))
 
 
-def simulate(simulation: Simulation, requests: int) -> list[Expected]:
-    """Every redundancy that the bundle's symbols allow, 1 to 5."""
-    found = (simulation.run(redundancy, requests) for redundancy in REDUNDANCIES)
-    return [expected for expected in found if expected is not None]
+def simulate(
+    simulation: Simulation, requests: int, on_step: Callable[[int, int], None] = lambda done, total: None
+) -> list[Expected]:
+    """Every redundancy that the bundle's symbols allow, 1 to 5.
+
+    Args:
+        simulation: of the bundle.
+        requests: of each redundancy.
+        on_step: hears of progress.
+    """
+    found = []
+    for done, redundancy in enumerate(REDUNDANCIES, 1):
+        if (expected := simulation.run(redundancy, requests)) is not None:
+            found.append(expected)
+        on_step(done, len(REDUNDANCIES))
+    return found

@@ -161,6 +161,7 @@ def plan(
     requests: Annotated[int, typer.Option(min=100, help="Simulated, of each redundancy.")] = 10_000,
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
 ) -> None:
     """Simulate a bundle on many hosts: latency, availability and cost for one to five copies of every class."""
     import json
@@ -170,11 +171,13 @@ def plan(
     from rich.table import Table
 
     from sensai_serve.bundle import Bundle
+    from sensai_serve.cli.progress import progress
     from serving.planning import Simulation, parse_latency, simulate
 
     opened = Bundle.open(bundle)
     simulation = Simulation(opened, parse_latency(latency), hosts=hosts, loss=loss, patience=patience, seed=seed)
-    found = simulate(simulation, requests)
+    with progress(quiet=quiet) as report:
+        found = simulate(simulation, requests, lambda done, total: report("simulate", done, total))
     out, back = simulation.bytes_per_input()
     own = opened.assignment.redundancy
     if as_json:
