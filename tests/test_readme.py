@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -42,7 +43,8 @@ def run(language: str, code: str, where: Path) -> str:
 
 
 def served(arguments: list[str], where: Path, environment: dict[str, str]) -> str:
-    arguments[arguments.index("--http") + 1] = "127.0.0.1:0"  # the port of the README may be taken
+    # The port of the README, or the usual one, may be taken.
+    arguments = [a for a in arguments if a not in ("--http", "127.0.0.1:8000")] + ["--http", "127.0.0.1:0"]
     with subprocess.Popen(arguments, cwd=where, env=environment, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         try:
@@ -53,6 +55,7 @@ def served(arguments: list[str], where: Path, environment: dict[str, str]) -> st
 
 
 def test_the_readme_runs(tmp_path: Path) -> None:
+    shutil.copytree(README.parent / "examples", tmp_path / "examples")  # a clone has them
     said = {}
     for language, code in commands():
         if not code.startswith("pip install"):
