@@ -107,7 +107,17 @@ def test_nobody_is_left_when_the_command_is_stopped(wine, tmp_path, how):
     command += ["--weights", wine, "--recover-images", "0", "--images", "9000000", "--batch", "32"]
     command += ["--jobs", "2", "--threads", "1", "--out", tmp_path / "run"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    with subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True, env=environment) as process:
+
+    def hear_ctrl_c() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # tests in the background of a shell may have it ignored
+
+    with subprocess.Popen(
+        list(map(str, command)),
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=hear_ctrl_c,  # noqa: PLW1509 - no threads here
+    ) as process:
         assert process.stderr is not None
         for line in process.stderr:
             if line.startswith("worker"):
