@@ -321,7 +321,8 @@ def test_a_server_whose_classes_have_failing_workers_only_is_not_ready_until_the
                 with contextlib.suppress(UncoveredError):
                     await gateway.infer(inputs())
             assert {gateway.workers[w].state for w in (5, 7, 8)} == {State.EJECTED}
-            await until(lambda: gateway.ready)
+            await until(lambda: gateway.ready)  # one of them is back
+            await until(lambda: all(worker.state is State.LIVE for worker in gateway.workers))
             assert (await gateway.infer(inputs())).answer.missing == ()
 
     run(test)
