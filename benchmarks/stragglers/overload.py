@@ -10,7 +10,7 @@ from benchmarks.stragglers import Aim, Context, Finding, as_merged
 
 RUN_MS = 10
 """Every worker is made to take so long, so that ten times its capacity is still few enough for one client to send."""
-IN_FLIGHT = 4
+IN_FLIGHT = 3
 TIMES = 10
 P99_LIMIT = 3.0
 REFUSED_P50_S = 0.005

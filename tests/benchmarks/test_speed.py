@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.speed import Runs, figures
+from benchmarks.speed import BEGIN, END, Runs, figures
 
 
 def keep(directory: Path, name: str, bench: str, subject: str, results: dict, date: str = "2026-01-02") -> None:
@@ -69,3 +69,26 @@ def test_without_runs(bench, tmp_path: Path) -> None:
     code, _, err = bench("speed", tmp_path)
     assert code == 2
     assert "holds no runs, expected directories with result.json" in err
+
+
+def test_a_page_quotes_the_table_and_keeps_the_rest(bench, runs: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{BEGIN}old\n{END}after\n")
+    for _ in range(2):
+        code, _, err = bench("speed", runs, "--readme", page)
+        assert (code, err) == (0, "")
+        table = (runs / "speed.md").read_text()
+        assert page.read_text() == f"before\n{BEGIN}\n{table}\n{END}after\n"
+    page.write_text("no place")
+    code, _, err = bench("speed", runs, "--readme", page)
+    assert (code, page.read_text()) == (2, "no place")
+    assert "has no place for the table" in err
+
+
+def test_the_readme_quotes_the_kept_runs() -> None:
+    root = Path(__file__).parents[2]
+    readme = (root / "README.md").read_text()
+    assert (
+        readme.partition(BEGIN)[2].partition(END)[0].strip()
+        == (root / "benchmarks/results/speed.md").read_text().strip()
+    )
