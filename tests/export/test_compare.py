@@ -69,6 +69,7 @@ def stamps(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.soak  # a minute of torch
 def test_killed_it_goes_on_and_its_figures_are_those_of_its_files(compare, wine, tmp_path):
     """One comparison from a killed start to its report, for it takes seconds."""
     out, dataset = tmp_path / "out", data.load("wine")

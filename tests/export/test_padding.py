@@ -117,6 +117,7 @@ def test_the_least_padding_that_is_as_fast_as_any(digits_run, monkeypatch, times
     assert Exporter(digits_run, "fp32").multiple == multiple
 
 
+@pytest.mark.soak  # a minute of torch
 def test_padding_may_be_told(digits_run, tmp_path):
     bundle = export(digits_run, tmp_path / "bundle", padding=16, with_evaluation=False)
     said = bundle.manifest.provenance["precision"]["padding"]

@@ -101,6 +101,7 @@ def test_a_process_that_cannot_even_start_says_why(wine, tmp_path, monkeypatch):
         pipeline.prune(plan, tmp_path / "run", slots=TWO)
 
 
+@pytest.mark.soak  # a minute of torch
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_nobody_is_left_when_the_command_is_stopped(wine, tmp_path, how):
     command = [sys.executable, "-m", "sensai_serve", "prune", "--data", "wine", "--model", "mlp"]
