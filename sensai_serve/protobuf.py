@@ -55,15 +55,16 @@ def _read_varint(data: memoryview, at: int) -> tuple[int, int]:
 
 def number_field(field: int, value: int) -> bytes:
     """A field that holds a number, not negative."""
-    return _varint(field << 3) + _varint(value)
+    return varint(field << 3) + varint(value)
 
 
 def bytes_field(field: int, value: bytes) -> bytes:
     """A field that holds text, bytes, or a message."""
-    return _varint(field << 3 | _BYTES) + _varint(len(value)) + value
+    return varint(field << 3 | _BYTES) + varint(len(value)) + value
 
 
-def _varint(value: int) -> bytes:
+def varint(value: int) -> bytes:
+    """A number, not negative, as keys, lengths and integers are written."""
     encoded = bytearray()
     while value > 0x7F:
         encoded.append(value & 0x7F | 0x80)

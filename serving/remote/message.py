@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from tritonclient.grpc import service_pb2 as pb
 
+from sensai_serve.protobuf import varint
 from sensai_serve.remote import SCORES
 
 _RAW_INPUT_CONTENTS = pb.ModelInferRequest.DESCRIPTOR.fields_by_name["raw_input_contents"].number << 3 | 2
@@ -52,7 +53,7 @@ class Message:
         """The part of a ModelInferRequest that is the same for every worker."""
         raw = self._raw
         header = _header(self._name, self._inputs.shape)
-        return b"".join((header, _varint(_RAW_INPUT_CONTENTS), _varint(len(raw)), raw))
+        return b"".join((header, varint(_RAW_INPUT_CONTENTS), varint(len(raw)), raw))
 
     @cached_property
     def http(self) -> tuple[bytes, memoryview]:
@@ -131,12 +132,3 @@ def _header(name: str, shape: tuple[int, ...]) -> bytes:
 
 def _microseconds(seconds: float) -> int:
     return max(1, int(seconds * 1e6))
-
-
-def _varint(value: int) -> bytes:
-    encoded = bytearray()
-    while value > 0x7F:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)

@@ -15,6 +15,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import sysconfig
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -95,6 +96,24 @@ def running(*bundles: Path, **settings: Any) -> Iterator[Running]:
 def run_server() -> RunServer:
     """Starts a server: ``with run_server(bundle, ...) as server``. See `running`."""
     return running
+
+
+@contextlib.contextmanager
+def node_running(bundle: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A process of `sensai node` and its URL, until the block ends."""
+    command = [sys.executable, "-m", "sensai_serve", "node", str(bundle), "--device", "cpu", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield process, process.stdout.readline().split()[1]
+        finally:
+            process.kill()
+
+
+@pytest.fixture(scope="session")
+def node_process() -> Callable[..., AbstractContextManager[tuple[subprocess.Popen[str], str]]]:
+    """Starts a node: ``with node_process(bundle, ...) as (process, url)``. See `node_running`."""
+    return node_running
 
 
 @pytest.fixture(scope="session")
