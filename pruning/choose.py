@@ -10,6 +10,7 @@ import numpy as np
 from torch import nn
 
 from pruning.activations import Profile, profile, some_of_each_class
+from pruning.answers import Answers
 from pruning.criteria import Criterion, Floats, Thresholds
 from pruning.data import Labels
 from pruning.depth import block_importance, find_blocks, remove_blocks, trace
@@ -45,6 +46,8 @@ class Base:
     removed: tuple[str, ...] = ()
     """Blocks of the reference that it lacks."""
     on_progress: OnProgress = silent
+    answers: Answers | None = None
+    """Of the reference, to what networks are trained on; None: it is asked in every step."""
     _trimmed: dict[tuple[str, ...], Trimmed] = field(default_factory=dict)
     _shares: dict[tuple[float, tuple[str, ...]], float] = field(default_factory=dict)
 

@@ -8,21 +8,25 @@ been trained on as many as one monolith.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pruning import pipeline
+from pruning.answers import FOLDER, take_over
 from pruning.checkpoint import RECOVERED, Run
 from pruning.choose import Base
 from pruning.executors import OnProgress, Slot
-from pruning.plan import Plan, classes_seen
+from pruning.grouping import divisors
+from pruning.plan import Plan, groups_of
 from pruning.recipe import Recipe
-from sensai_serve import assignment, plugins
+from sensai_serve import assignment
 from sensai_serve.bundle import atomic_directory
 from sensai_serve.errors import InputError
 
+MOST = 10
+"""Workers, where nobody says how many, and the classes divide into that many or less."""
 PER_NETWORK, TOTAL = BUDGETS = ("per-network", "total")
 MONOLITH, SINGLE, GROUPED = "monolith", "r = 1", "grouped"
 
@@ -84,8 +88,10 @@ def sweep_for(
     """
     if budget not in (*BUDGETS, "both"):
         raise InputError(f"budget is {budget!r}, expected {', '.join(BUDGETS)} or both")
-    workers = min(n_classes, 10) if workers is None else workers
-    groups = max(workers // 2, 2) if groups is None else groups
+    if workers is None:
+        workers = max((count for count in divisors(n_classes) if 2 <= count <= MOST), default=n_classes)
+    if groups is None:
+        groups = max((count for count in divisors(n_classes) if 2 <= count < workers), default=workers)
     for name, count in (("workers", workers), ("groups", groups)):
         if not 2 <= count <= n_classes:
             raise InputError(f"{name} is {count}, expected 2 to the number of classes, {n_classes}")
@@ -149,6 +155,7 @@ class Workshop:
 
     def check(self, every: Sequence[Point], on_progress: OnProgress) -> None:
         """Raise what would be wrong with a point before any is made: its groups, its heads, the smallest size's cut."""
+        plugins.find("pruning.grouping", self.plan.recipe.grouping, "group")  # also where no point has groups
         begun = [Run.resume(self.run_of(one), one.recipe, self.plan.digests) is not None for one in every]
         plans = {one.name: self.plan_of(one) for one in every}
         smallest = min(every, key=lambda one: (one.amount, -one.workers))
@@ -163,9 +170,7 @@ class Workshop:
         if recipe.groups is not None:
             key = recipe.grouping, recipe.groups
             if key not in self._groups:
-                group: Callable[..., list[list[int]]] = plugins.find("pruning.grouping", recipe.grouping, "group")
-                seen = classes_seen(recipe, dataset, self.plan.reference)
-                self._groups[key] = group(seen, recipe.groups, recipe.seed)
+                self._groups[key] = groups_of(recipe, dataset, self.plan.reference) or []
             groups = self._groups[key]
         matrix = assignment.build(recipe.assignment, dataset.n_classes, groups=groups, redundancy=recipe.redundancy)
         return replace(self.plan, recipe=recipe, assignment=matrix, budget=recipe.budget)
@@ -179,22 +184,24 @@ class Workshop:
 
         Args:
             point: which.
-            others: whose shared recovery is taken over where it is the same and finished.
+            others: whose answers of the reference, and whose shared recovery, are taken over where they are the same
+                and finished.
             on_progress: hears of progress.
 
         Raises:
             SensaiError: as `pruning.pipeline.prune`.
         """
         plan, path = self.plan_of(point), self.run_of(point)
-        run = Run.resume(path, plan.recipe, plan.digests)
-        if plan.recipe.recover_images and not (run and run.has(RECOVERED)):
+        if Run.resume(path, plan.recipe, plan.digests) is None:
+            spec, labels = plan.dataset.spec, plan.dataset.labels
+            run = Run(path, plan.recipe, plan.digests, labels, spec, plan.assignment, plan.budget)
+            run.create(plan.reference, plan.size)
+        for other in others:
+            take_over(self.run_of(other) / FOLDER, path / FOLDER)
+        if plan.recipe.recover_images and not (path / RECOVERED).exists():
             same = (self.run_of(o) for o in others if o.amount == point.amount and o.recipe.recover_images)
             ready = next((other for other in same if (other / RECOVERED / "network.json").is_file()), None)
             if ready is not None:
-                if run is None:
-                    spec, labels = plan.dataset.spec, plan.dataset.labels
-                    run = Run(path, plan.recipe, plan.digests, labels, spec, plan.assignment, plan.budget)
-                    run.create(plan.reference, plan.size)
                 with atomic_directory(path / RECOVERED) as temporary:
                     shutil.copytree(ready / RECOVERED, temporary, dirs_exist_ok=True)
         run = pipeline.prune(plan, path, slots=self.slots, on_progress=on_progress)

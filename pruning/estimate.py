@@ -11,6 +11,8 @@ import numpy as np
 import torch
 
 from pruning import heads
+from pruning.answers import BATCH, STAGE, Answers, asking, views_of
+from pruning.augment import Views
 from pruning.choose import Base, silent
 from pruning.executors import OnProgress, Slot
 from pruning.heads import replace_output
@@ -38,7 +40,7 @@ class Estimate:
     sizes: tuple[Size, ...]
     """Of each worker's network, with the reference's own output layer."""
     seconds: float
-    """Of retraining; profiling and reconstruction come on top."""
+    """Of the reference's answers and of retraining; profiling and reconstruction come on top."""
     disk: int
     """Bytes, with the snapshots of trainings that are under way."""
 
@@ -69,7 +71,12 @@ def estimate(
         stage = recovery(plan)
         kept += plan.recipe.steps * [measure(cut_network(base, stage)[0], plan.shape).parameters]
         seconds += _seconds(base, stage, None)
-    return Estimate(sizes, seconds, BYTES * (sum(kept) + jobs * SNAPSHOT * max(kept[1:])))
+    answers = 0
+    if (views := views_of(plan)) is not None:
+        with enough_memory(STAGE, plan.device):
+            seconds += _seconds_to_answer(plan, views)
+        answers = 2 * views.count * len(plan.train) * plan.dataset.n_classes
+    return Estimate(sizes, seconds, answers + BYTES * (sum(kept) + jobs * SNAPSHOT * max(kept[1:])))
 
 
 def whole(plan: Plan, worker: int) -> Stage:
@@ -77,8 +84,27 @@ def whole(plan: Plan, worker: int) -> Stage:
     return replace(specialisation(plan, worker), amount=plan.budget.amount)
 
 
+def _no_answers(plan: Plan) -> Answers | None:
+    """What stands for the reference's answers while there are none: they take as long to look up."""
+    views = views_of(plan)
+    if views is None:
+        return None
+    nothing = np.broadcast_to(np.float16(0), (len(plan.train), plan.dataset.n_classes))
+    return Answers(views, views.count * (nothing,), plan.train)
+
+
+def _seconds_to_answer(plan: Plan, views: Views) -> float:
+    ask, x = asking(plan), torch.zeros(BATCH, *plan.shape, device=plan.device)
+    at = [time.perf_counter()]
+    for _ in range(3):
+        float(ask(x).sum())  # a number on the host: a GPU has to be through with it
+        at.append(time.perf_counter())
+    return float(np.median(np.diff(at))) * views.count * len(plan.train) / BATCH
+
+
 def _seconds(base: Base, stage: Stage, threads: int | None) -> float:
     plan, head, before = base.plan, heads.find(stage.head), torch.get_num_threads()
+    answers = _no_answers(plan)
     network = cut_network(base, stage)[0]
     replace_output(network, output_layer(base.network, plan.shape), head, stage.classes)
     network.requires_grad_(True)
@@ -99,10 +125,11 @@ def _seconds(base: Base, stage: Stage, threads: int | None) -> float:
                 batches=batches(
                     plan.dataset.y, plan.train, stage.classes, stage.schedule.batch, np.random.default_rng(stage.seed)
                 ),
-                loss=distillation(plan, head, stage.classes),
+                loss=distillation(plan, head, stage.classes, answers),
                 schedule=replace(stage.schedule, images=BURST * stage.schedule.batch),
                 seed=stage.seed,
                 precision=plan.recipe.precision,
+                views=None if answers is None else answers.views,
                 on_step=note,
             )
     finally:

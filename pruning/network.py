@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from itertools import islice
@@ -13,14 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pruning import heads
+from pruning.answers import Answers, asking
 from pruning.calibrate import fit_scale, fold_scale
 from pruning.checkpoint import Network
 from pruning.choose import Base, Trimmed, choose_cut
-from pruning.data import Labels
 from pruning.heads import Head, Subnet, replace_output
 from pruning.plan import Plan
 from pruning.reconstruct import reconstruct
-from pruning.retrain import Loss, autocast, fit, infer, use_bf16
+from pruning.retrain import Batch, Loss, fit, infer
 from pruning.snapshot import Snapshot
 from pruning.stages import Stage
 from pruning.surgery import Cut, apply_cut, compose, kept_outputs, measure, output_layer
@@ -63,10 +62,11 @@ def make_network(base: Base, stage: Stage, snapshot: Snapshot) -> tuple[Network,
         network,
         dataset,
         batches=batches,
-        loss=distillation(plan, head, stage.classes),
+        loss=distillation(plan, head, stage.classes, base.answers),
         schedule=stage.schedule,
         seed=stage.seed,
         precision=plan.recipe.precision,
+        views=None if base.answers is None else base.answers.views,
         on_step=lambda done, total: base.on_progress(stage.name, done, total),
         snapshot=snapshot,
     )
@@ -98,8 +98,14 @@ def labels_as(head: Head, plan: Plan, classes: Sequence[int]) -> Tensor:
     return head.probabilities(head.own_logits(CERTAIN * one_hot, classes))
 
 
-def distillation(plan: Plan, head: Head, classes: Sequence[int]) -> Loss:
+def distillation(plan: Plan, head: Head, classes: Sequence[int], answers: Answers | None) -> Loss:
     """The loss of a network for `classes`: against the reference's answers to the same views, and against the labels.
+
+    Args:
+        plan: of the run.
+        head: of the network.
+        classes: that it scores.
+        answers: of the reference; None: it is asked in every step.
 
     Source: Hinton et al., "Distilling the Knowledge in a Neural Network", 2015: both sides' logits are divided by a
     temperature, so that what the reference holds possible counts beside what it holds true. The reference's answers
@@ -108,19 +114,19 @@ def distillation(plan: Plan, head: Head, classes: Sequence[int]) -> Loss:
     """
     weight, temperature, device = plan.recipe.distil, plan.recipe.temperature, plan.device
     hard = labels_as(head, plan, classes).to(device)
-    faster = use_bf16(plan.recipe.precision, plan.shape, device)
-    reference = copy.deepcopy(plan.reference).eval()
-    if len(plan.shape) == 3:
-        reference.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    ask = asking(plan) if answers is None and weight > 0 else None
 
-    def loss(x: Tensor, logits: Tensor, indices: Labels) -> Tensor:
+    def loss(batch: Batch, logits: Tensor) -> Tensor:
         total = logits.new_zeros(())
         if weight < 1:
-            total = total + (1 - weight) * head.loss(logits, hard[indices])
+            total = total + (1 - weight) * head.loss(logits, hard[batch.indices])
         if weight > 0:
-            with torch.no_grad(), autocast(device, enabled=faster):
-                known = head.own_logits(reference(x).float(), classes)
-            soft = head.probabilities(known / temperature)
+            if answers is not None and batch.views is not None:
+                known = answers.of(batch.indices, batch.views).to(device)
+            else:
+                assert ask is not None
+                known = ask(batch.x)
+            soft = head.probabilities(head.own_logits(known, classes) / temperature)
             total = total + weight * temperature**2 * head.loss(logits / temperature, soft)
         return total
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pruning import heads
+from pruning.answers import FOLDER, answer
 from pruning.checkpoint import REFERENCE, Run
 from pruning.choose import Base, choose_cut, silent
 from pruning.data import absolute
@@ -55,12 +56,14 @@ def prune(
         dataset = plan.dataset
         run = Run(Path(out), plan.recipe, plan.digests, dataset.labels, dataset.spec, plan.assignment, plan.budget)
         run.create(plan.reference, plan.size)
+    missing = [worker for worker in range(run.assignment.n_workers) if not run.has(run.folder(worker))]
+    if missing:
+        answer(plan, run.path / FOLDER, on_progress)
     before = REFERENCE
     for name, stage in rounds(plan) if recovery_images(plan) else []:
         if not run.has(name):
             make(run, name, base_at(plan, run, before, on_progress), stage)
         before = name
-    missing = [worker for worker in range(run.assignment.n_workers) if not run.has(run.folder(worker))]
     if missing and (len(slots) > 1 or (slots and executor != "local")):
         where, data = str(run.path.absolute()), absolute(plan.recipe.data)
         execute([Task(where, worker, data) for worker in missing], slots, on_progress)

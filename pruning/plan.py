@@ -12,7 +12,7 @@ from pruning import data, models
 from pruning.activations import some_of_each_class
 from pruning.checkpoint import REFERENCE, Run
 from pruning.data import Dataset, Labels
-from pruning.grouping import Classes
+from pruning.grouping import Classes, Group, check_groups
 from pruning.recipe import Budget, Recipe
 from pruning.retrain import use_threads
 from pruning.surgery import Size, measure
@@ -60,7 +60,7 @@ def make_plan(recipe: Recipe, weights: str | Path, *, device: str = "cpu", threa
         threads: of the CPU; None: as many as pay.
 
     Raises:
-        InputError: the data, the model, the weights or the assignment is wrong.
+        InputError: the data, the model, the weights or the assignment is wrong, or classes do not divide into groups.
     """
     dataset = data.load(recipe.data, seed=recipe.seed)
     use_threads(threads, dataset.spec.shape)
@@ -68,10 +68,7 @@ def make_plan(recipe: Recipe, weights: str | Path, *, device: str = "cpu", threa
     model = models.create(recipe.model, dataset.n_classes, dataset.spec.shape)
     models.load_weights(model, weights)
     model.to(device).eval()
-    groups = None
-    if recipe.groups is not None:
-        group = plugins.find("pruning.grouping", recipe.grouping, "group")
-        groups = group(classes_seen(recipe, dataset, model), recipe.groups, recipe.seed)
+    groups = groups_of(recipe, dataset, model)
     matrix = assignment.build(
         recipe.assignment,
         dataset.n_classes,
@@ -104,6 +101,20 @@ def plan_of(run: Run, *, device: str = "cpu", threads: int | None = None) -> Pla
         Size(kept.macs, kept.parameters),
         run.budget,
     )
+
+
+def groups_of(recipe: Recipe, dataset: Dataset, model: nn.Module) -> list[list[int]] | None:
+    """The groups that the recipe puts the classes into; None where it does not.
+
+    Raises:
+        AssignmentError: there are more groups than classes, or the classes do not divide into them evenly.
+        PluginError: no grouping of that name.
+    """
+    if recipe.groups is None:
+        return None
+    group: Group = plugins.find("pruning.grouping", recipe.grouping, "group")
+    check_groups(dataset.n_classes, recipe.groups, uneven=recipe.uneven)
+    return group(classes_seen(recipe, dataset, model), recipe.groups, recipe.seed)
 
 
 def classes_seen(recipe: Recipe, dataset: Dataset, model: nn.Module) -> Classes:

@@ -37,6 +37,8 @@ class Recipe:
     """Number of groups the classes are put into; None: every class is a symbol of its own."""
     offsets: tuple[int, ...] | None = None
     grouping: str = "tsne"
+    uneven: bool = False
+    """Whether groups may differ by one class where the classes do not divide."""
 
     criterion: str = "taylor"
     theta1: float = Thresholds.theta1
@@ -60,6 +62,9 @@ class Recipe:
     """Weight of the reference's answers in the loss; the rest is the labels'."""
     temperature: float = 4.0
     """That both networks' logits are divided by for it."""
+    views: int = 8
+    """Of each image, by augmentation, that networks are trained on: the reference's answers to them are computed once.
+    0: every image is augmented anew each time, and the reference asked each time."""
     recover_images: int | None = None
     """Image passes that one compact network for all classes gets before workers are made of it; 0: every worker is cut
     from the reference. None: twelve times the training part, at least 40,000."""
@@ -113,6 +118,7 @@ class Recipe:
             )
         for name, least in (
             ("images", 0),
+            ("views", 0),
             ("recover_images", 0),
             ("steps", 1),
             ("batch", 2),
@@ -177,7 +183,12 @@ def _typed(name: str, value: Any) -> Any:
         return float(value)
     if type(value) in kinds or (get_origin(hints[name]) is Literal and isinstance(value, str)):
         return value
-    expected = {int: "a whole number", float: "a number", tuple[int, ...]: "a list of whole numbers"}
+    expected = {
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        tuple[int, ...]: "a list of whole numbers",
+    }
     known = next((text for kind, text in expected.items() if kind in kinds), "a text")
     raise InputError(f"recipe: {name} is {value!r}, expected {known}")
 

@@ -11,17 +11,31 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pruning.data import Augmentation, Dataset, Labels
+from pruning.augment import Views, augment, draw
+from pruning.data import Dataset, Labels
 from pruning.snapshot import Snapshot
 from sensai_serve.errors import DeviceError
 from sensai_serve.preprocess import Floats, normalise
 
 Precision = Literal["auto", "fp32", "bf16"]
-Loss = Callable[[Tensor, Tensor, Labels], Tensor]
-"""Augmented inputs [B, *shape], the network's logits [B, outputs] for them, and their indices [B], to a scalar."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a network is trained on in one step."""
+
+    x: Tensor
+    """[B, *shape], augmented."""
+    indices: Labels
+    """[B], of the training part."""
+    views: Tensor | None
+    """[B], which view of each image it is; None where they are drawn anew each time."""
+
+
+Loss = Callable[[Batch, Tensor], Tensor]
+"""A batch and the network's logits [B, outputs] for it, to a scalar."""
 OnStep = Callable[[int, int], None]
 """Called with images done and images in all."""
 
@@ -53,6 +67,7 @@ def fit(
     schedule: Schedule,
     seed: int,
     precision: Precision = "auto",
+    views: Views | None = None,
     on_step: OnStep = lambda done, total: None,
     snapshot: Snapshot | None = None,
 ) -> None:
@@ -66,6 +81,7 @@ def fit(
         schedule: image passes and learning rate.
         seed: of augmentation, and of dropout where the network has it.
         precision: ``bf16`` computes in bfloat16 with channels last; ``auto`` does where it pays.
+        views: that each image is one of, at random; None: it is augmented anew each time.
         on_step: hears of progress.
         snapshot: where an unfinished training is kept and goes on from; the caller clears it.
 
@@ -98,36 +114,23 @@ def fit(
     )
     done = snapshot.restore(model, optimiser, cycle, generator) if snapshot else 0
     for step, indices in enumerate(islice(batches, done, steps), start=done + 1):
+        which = None if views is None else torch.randint(views.count, (len(indices),), generator=generator)
+        if views is None or which is None:
+            moves = draw(len(indices), dataset.augmentation, generator)
+        else:
+            moves = views.of(indices, which)
         x = torch.from_numpy(normalise(dataset.x[indices], dataset.spec))  # [B, *shape]
-        x = augment(x, dataset.augmentation, generator).to(device).contiguous(memory_format=layout)
+        x = augment(x, dataset.augmentation, moves).to(device).contiguous(memory_format=layout)
         with autocast(device, enabled=faster):
             logits = model(x)  # [B, outputs]
         optimiser.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss(x, logits.float(), indices))
+        torch.autograd.backward(loss(Batch(x, indices, which), logits.float()))
         optimiser.step()
         cycle.step()
         on_step(step * schedule.batch, steps * schedule.batch)
         if snapshot:
             snapshot.keep(step, model, optimiser, cycle, generator)
     model.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
-
-
-def augment(x: Tensor, augmentation: Augmentation, generator: torch.Generator) -> Tensor:
-    """Mirror and move pictures [B, C, H, W], each its own way; inputs that are no pictures come back as they are."""
-    if x.ndim != 4:
-        return x
-    if augmentation.flip:
-        mirrored = torch.rand(len(x), 1, 1, 1, generator=generator) < 0.5
-        x = torch.where(mirrored, x.flip(3), x)
-    if (most := augmentation.shift) > 0:
-        height, width = x.shape[2:]
-        top, left = torch.randint(0, 2 * most + 1, (2, len(x), 1, 1, 1), generator=generator)
-        rows = top + torch.arange(height)[:, None]  # [B, 1, H, 1]
-        columns = left + torch.arange(width)  # [B, 1, 1, W]
-        image = torch.arange(len(x))[:, None, None, None]
-        channel = torch.arange(x.shape[1])[:, None, None]
-        x = F.pad(x, (most,) * 4)[image, channel, rows, columns]
-    return x
 
 
 def infer(model: nn.Module, dataset: Dataset, raw: Any, *, precision: Precision = "fp32", batch: int = 256) -> Floats:

@@ -87,7 +87,7 @@ def train(
             model,
             dataset,
             batches=batches,
-            loss=lambda x, logits, chosen: F.cross_entropy(logits, y[chosen]),
+            loss=lambda batch, logits: F.cross_entropy(logits, y[batch.indices]),
             schedule=schedule,
             seed=seed,
             precision=precision,

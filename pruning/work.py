@@ -6,6 +6,7 @@ import dataclasses
 from functools import lru_cache
 from pathlib import Path
 
+from pruning.answers import FOLDER, open_answers
 from pruning.checkpoint import RECOVERED, REFERENCE, Run
 from pruning.choose import Base
 from pruning.executors import OnProgress, Slot, Task
@@ -54,10 +55,11 @@ def base_at(plan: Plan, run: Run, name: str, on_progress: OnProgress) -> Base:
 
     Read back even where it was just made: a resumed run must go on from the same numbers.
     """
+    answers = open_answers(plan, run.path / FOLDER)
     if name == REFERENCE:
-        return Base(plan, plan.reference, {}, on_progress=on_progress)
+        return Base(plan, plan.reference, {}, on_progress=on_progress, answers=answers)
     made = run.network(name)
-    return Base(plan, run.load(name).network.to(plan.device), made.cut, made.removed, on_progress)
+    return Base(plan, run.load(name).network.to(plan.device), made.cut, made.removed, on_progress, answers)
 
 
 def base_of_workers(plan: Plan, run: Run, on_progress: OnProgress) -> Base:

@@ -6,6 +6,7 @@ into groups of equal size, to within one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -21,6 +22,8 @@ from pruning.surgery import output_layer
 from sensai_serve.errors import AssignmentError
 from sensai_serve.preprocess import normalise
 
+Group = Callable[["Classes", int, int], list[list[int]]]
+"""Classes, the number of groups and a seed to groups: ascending, in the order of their first class."""
 Features = npt.NDArray[np.float64]
 TEMPERATURE = 4.0
 """That logits are divided by before confusions are read off them: of images that a reference has learnt by heart, as
@@ -104,10 +107,31 @@ def class_confusion(
     return np.asarray(total / np.maximum(count, 1)[:, None])
 
 
-def check_groups(n_classes: int, n_groups: int) -> None:
-    """Raise AssignmentError unless 1 <= n_groups <= n_classes."""
+def check_groups(n_classes: int, n_groups: int, *, uneven: bool = True) -> None:
+    """Check a number of groups.
+
+    Args:
+        n_classes: C.
+        n_groups: G.
+        uneven: whether groups may differ by one class.
+
+    Raises:
+        AssignmentError: G is not in 1..C, or does not divide C and should.
+    """
     if not 1 <= n_groups <= n_classes:
         raise AssignmentError(f"groups is {n_groups}, expected 1 to the number of classes, {n_classes}")
+    if n_classes % n_groups and not uneven:
+        even = ", ".join(map(str, divisors(n_classes)))
+        raise AssignmentError(
+            f"groups is {n_groups}: {n_classes} classes do not divide into that many equal groups, and an answer waits "
+            f"for the largest; expected one of {even}, or --uneven for groups of {n_classes // n_groups} and "
+            f"{n_classes // n_groups + 1}"
+        )
+
+
+def divisors(n_classes: int) -> list[int]:
+    """The numbers of equal groups that there are, ascending."""
+    return [count for count in range(1, n_classes + 1) if n_classes % count == 0]
 
 
 def from_assignment(group_of: npt.NDArray[np.integer], n_groups: int) -> list[list[int]]:

@@ -31,8 +31,10 @@ def compare(
     passes: Annotated[int, typer.Option(min=1, help="Image passes of a network, or of all networks of a point.")],
     budget: Annotated[str, typer.Option(help="per-network | total | both")] = "both",
     share: Annotated[float, typer.Option(help="Of the passes, for the network that all workers start from.")] = 0.75,
-    workers: Annotated[int | None, typer.Option(help="Of r = 1 and r = 3; as many as classes, at most 10.")] = None,
-    groups: Annotated[int | None, typer.Option(help="Of the grouped point; half as many.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Of r = 1 and r = 3; as many as divide the classes, at most 10.")
+    ] = None,
+    groups: Annotated[int | None, typer.Option(help="Of the grouped point; the next fewer that do.")] = None,
     point: Annotated[
         list[str] | None,
         typer.Option(
@@ -41,7 +43,9 @@ def compare(
         ),
     ] = None,
     grouping: Annotated[str, typer.Option(help="tsne | confusion | confusion_apart | random | ...")] = "tsne",
+    uneven: Annotated[bool, typer.Option("--uneven", help="Let groups differ by one class, as for prune.")] = False,
     criterion: Annotated[str | None, typer.Option(help="As for prune.")] = None,
+    views: Annotated[int | None, typer.Option(help="As for prune.")] = None,
     head: Annotated[str | None, typer.Option(help="Of the workers, as for prune.")] = None,
     depth: Annotated[float | None, typer.Option(help="As for prune.")] = None,
     recover_rate: Annotated[float | None, typer.Option(help="Peak learning rate of networks for all classes.")] = None,
@@ -74,10 +78,10 @@ def compare(
     from pruning.retrain import require_device
     from sensai_serve.preprocess import normalise
 
-    given = {"criterion": criterion, "head": head, "depth": depth, "recover_rate": recover_rate, "rate": rate,
-             "batch": batch}  # fmt: skip
+    given = {"criterion": criterion, "views": views, "head": head, "depth": depth, "recover_rate": recover_rate,
+             "rate": rate, "batch": batch}  # fmt: skip
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    base = Recipe(absolute(data), model, grouping=grouping, seed=seed, **options)
+    base = Recipe(absolute(data), model, grouping=grouping, uneven=uneven, seed=seed, **options)
     require_device(device)
     plan = make_plan(base, weights, device=device, threads=threads)
     amounts = _numbers(macs)
@@ -159,10 +163,12 @@ def _entries(workshop: Workshop, points: list[Point], given: list[str], weights:
 
 def _within(point: Point, report: Report) -> Report:
     """One stage for the whole point: image passes done, in whichever of its networks."""
+    from pruning.answers import STAGE
+
     seen: dict[str, int] = {}
 
     def hear(stage: str, done: int, total: int) -> None:
-        if not stage.startswith("profile"):
+        if not stage.startswith(("profile", STAGE)):
             seen[stage] = done
             report(point.name, min(sum(seen.values()), point.passes - 1), point.passes)
 

@@ -43,7 +43,13 @@ def prune(
     assignment: Annotated[str | None, typer.Option(help="binary | grouped | cyclic (binary)")] = None,
     redundancy: Annotated[int | None, typer.Option(help="Workers that cover each class (cyclic; 3).")] = None,
     groups: Annotated[int | None, typer.Option(help="Put the classes into this many groups first.")] = None,
-    grouping: Annotated[str | None, typer.Option(help="tsne | confusion | ... | package.module:callable")] = None,
+    grouping: Annotated[
+        str | None,
+        typer.Option(help="tsne | confusion | confusion_apart | random | package.module:callable"),
+    ] = None,
+    uneven: Annotated[
+        bool | None, typer.Option("--uneven", help="Let groups differ by one class where the classes do not divide.")
+    ] = None,
     offsets: Annotated[
         str | None, typer.Option(help="Of the cyclic code, say 0,1,3; searched for if not given.")
     ] = None,
@@ -66,6 +72,12 @@ def prune(
         float | None, typer.Option(help="Weight of the reference's answers against the labels, 0 to 1.")
     ] = None,
     temperature: Annotated[float | None, typer.Option(help="Of the distillation.")] = None,
+    views: Annotated[
+        int | None,
+        typer.Option(
+            help="Views of an image, by augmentation, that the reference answers once (8); 0: new ones always."
+        ),
+    ] = None,
     reconstruct_images: Annotated[
         int | None, typer.Option(help="Images that a cut network's layers are fitted to before retraining; 0: none.")
     ] = None,
@@ -134,6 +146,7 @@ def prune(
         redundancy=redundancy,
         groups=groups,
         grouping=grouping,
+        uneven=uneven,
         offsets=None if offsets is None else _offsets(offsets),
         criterion=criterion,
         theta1=theta1,
@@ -143,6 +156,7 @@ def prune(
         sampling=sampling,
         distil=distil,
         temperature=temperature,
+        views=views,
         reconstruct_images=reconstruct_images,
         recover_images=recover_images,
         recover_amount=recover_amount,

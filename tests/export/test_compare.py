@@ -76,7 +76,8 @@ def test_killed_it_goes_on_and_its_figures_are_those_of_its_files(compare, wine,
     weight = np.random.default_rng(0).normal(size=(13, 3)).astype(np.float32)
     write_linear(tmp_path / "foreign.onnx", weight)
     given = ("--point", f"same=mlp:{wine}", "--point", f"foreign={tmp_path / 'foreign.onnx'}?mean=0&std=1")
-    arguments = (*OPTIONS, *MEASURED, *given, "--budget", "total", "--weights", wine, "--out", out)
+    uneven = ("--groups", "2", "--uneven")
+    arguments = (*OPTIONS, *MEASURED, *given, *uneven, "--budget", "total", "--weights", wine, "--out", out)
     command = [sys.executable, "-m", "sensai_serve", "compare", *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
@@ -143,6 +144,14 @@ def test_the_work_is_equal(n_classes, workers, groups):
     assert len({(o.amount, o.recipe.recover_images, o.recipe.recover_rate) for o in made if o.workers > 1}) == 2
 
 
+@pytest.mark.parametrize(
+    ("n_classes", "workers", "groups"), [(3, 3, 3), (10, 10, 5), (100, 10, 5), (12, 6, 4), (43, 43, 43)]
+)
+def test_defaults_divide_the_classes(n_classes, workers, groups):
+    sweep = sweep_for(n_classes, (0.1,), 20_000)
+    assert (sweep.workers, sweep.groups) == (workers, groups)
+
+
 def test_what_a_single_network_of_that_latency_reaches():
     def timed(name: str, accuracy: float, *microseconds: float) -> Timed:
         entry = Entry(name, "s", "", "", accuracy, 0.0, (0,), (0,), 0, [Path()] * len(microseconds))
@@ -174,6 +183,7 @@ def test_what_a_single_network_of_that_latency_reaches():
         ({"--passes": "100"}, "expected at least a batch"),
         ({"--workers": "4"}, "workers is 4, expected 2 to the number of classes, 3"),
         ({"--groups": "1"}, "groups is 1, expected 2 to"),
+        ({"--groups": "2"}, "groups is 2: 3 classes do not divide"),
         ({"--weights": "nowhere"}, "'nowhere' is not there"),
         ({"--grouping": "magic"}, "nothing is called 'magic'"),
         ({"--point": "mlp"}, "--point is 'mlp', expected NAME=MODEL:WEIGHTS"),

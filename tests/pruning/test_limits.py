@@ -94,7 +94,7 @@ def test_a_snapshot_that_does_not_fit_leaves_the_one_before(tmp_path):
             model,
             dataset,
             batches=uniform.batches(dataset.y, np.arange(len(dataset.y)), (), 32, np.random.default_rng(0)),
-            loss=lambda x, logits, chosen: F.cross_entropy(logits, y[chosen]),
+            loss=lambda batch, logits: F.cross_entropy(logits, y[batch.indices]),
             schedule=Schedule(64, 0.05, 32),
             seed=0,
             snapshot=Snapshot(tmp_path / "w.training", {}, every=0),

@@ -14,11 +14,10 @@ from torch import nn
 from pruning import heads
 from pruning.activations import profile
 from pruning.criteria import Statistics, Thresholds
-from pruning.data import Augmentation, Dataset
+from pruning.data import Dataset
 from pruning.grouping import Classes, class_confusion, class_features
 from pruning.grouping import confusion as confusion_grouping
 from pruning.heads import Subnet, replace_output
-from pruning.retrain import augment
 from pruning.sampling import shuffled
 from sensai_serve import plugins
 from sensai_serve.errors import AssignmentError, ModelError, PluginError
@@ -237,22 +236,6 @@ def test_class_features_are_the_mean_of_what_feeds_the_output_layer():
     x = np.asarray([[1.0, 0.0], [3.0, 0.0], [0.0, 5.0]], np.float32)
     model = nn.Sequential(nn.ReLU(), nn.Linear(2, 2))
     np.testing.assert_allclose(class_features(model, table(x, [0, 0, 1]), np.arange(3)), [[2, 0], [0, 5]])
-
-
-def test_augmentation_moves_and_mirrors_whole_pictures():
-    x = torch.zeros(200, 1, 5, 5)
-    x[:, :, 2, 2] = 1
-    moved = augment(x, Augmentation(flip=True, shift=2), torch.Generator().manual_seed(0))
-    assert moved.shape == x.shape
-    assert (moved.sum(dim=(1, 2, 3)) == 1).all()
-    assert (moved.sum(dim=0) > 0).all()  # the dot has been everywhere
-    left = torch.arange(5.0).expand(100, 1, 5, 5)
-    mirrored = augment(left, Augmentation(flip=True), torch.Generator().manual_seed(0))
-    flipped = mirrored[:, 0, 0, 0] == 4
-    assert 20 < flipped.sum() < 80
-    torch.testing.assert_close(mirrored[flipped], left[flipped].flip(3))
-    readings = torch.randn(4, 7)
-    assert augment(readings, Augmentation(flip=True, shift=2), torch.Generator()) is readings
 
 
 @pytest.mark.parametrize("kind", ["criteria", "heads", "sampling", "grouping"])

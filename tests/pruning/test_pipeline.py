@@ -66,7 +66,7 @@ def test_subnets_are_smaller_and_know_their_classes(wine, tmp_path):
     "changes",
     [
         {"assignment": "cyclic", "redundancy": 2, "head": "softmax_others"},
-        {"assignment": "grouped", "groups": 2, "recover_images": 0, "target": "parameters"},
+        {"assignment": "grouped", "groups": 2, "uneven": True, "recover_images": 0, "target": "parameters"},
         {
             "assignment": "cyclic",
             "groups": 3,
@@ -212,6 +212,11 @@ def test_data_that_changed_under_a_run_is_noticed(wine, tmp_path, monkeypatch):
         ({"assignment": "cyclic", "offsets": (0, 3)}, AssignmentError, "not distinct modulo 3"),
         ({"assignment": "ring"}, AssignmentError, "kind is 'ring'"),
         ({"assignment": "grouped"}, AssignmentError, "expected groups"),
+        (
+            {"assignment": "grouped", "groups": 2},
+            AssignmentError,
+            "3 classes do not divide .* 1, 3, or --uneven",
+        ),
         ({"assignment": "grouped", "groups": 4}, AssignmentError, "groups is 4, expected 1 to .* 3"),
         ({"target": "macs", "amount": 0.001}, ModelError, "the smallest network that can be reached has"),
         ({"target": "threshold", "amount": 1.0, "theta2": 1e9, "theta1": 99}, ModelError, "layer 1 would lose all 64"),

@@ -32,7 +32,7 @@ def train(path: Path | None, *, stop_at: int | None = None, recipe: str = "one")
         model,
         dataset,
         batches=uniform.batches(dataset.y, np.arange(len(dataset.y)), (), 32, np.random.default_rng(0)),
-        loss=lambda x, logits, chosen: F.cross_entropy(logits, y[chosen]),
+        loss=lambda batch, logits: F.cross_entropy(logits, y[batch.indices]),
         schedule=Schedule(640, 0.05, 32),
         seed=1,
         on_step=on_step,

@@ -1,0 +1,83 @@
+"""Random changes of training images: drawn anew each time, or a fixed few views of every image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pruning.data import Augmentation, Labels
+
+
+@dataclass(frozen=True)
+class Moves:
+    """What is done to each of N pictures."""
+
+    mirrored: Tensor | None
+    """[N], left and right; None: none is."""
+    top: Tensor
+    """[N], rows of what comes in from above, 0 to twice the largest shift, which is where nothing moves."""
+    left: Tensor
+    """[N], and columns."""
+
+
+def draw(n: int, augmentation: Augmentation, generator: torch.Generator) -> Moves:
+    """Moves for `n` pictures, each its own."""
+    mirrored = torch.rand(n, generator=generator) < 0.5 if augmentation.flip else None
+    top, left = torch.randint(0, 2 * augmentation.shift + 1, (2, n), generator=generator)
+    return Moves(mirrored, top, left)
+
+
+def augment(x: Tensor, augmentation: Augmentation, moves: Moves) -> Tensor:
+    """Mirror and move pictures [N, C, H, W]; inputs that are no pictures come back as they are."""
+    if x.ndim != 4:
+        return x
+    if moves.mirrored is not None:
+        x = torch.where(moves.mirrored[:, None, None, None], x.flip(3), x)
+    if (most := augmentation.shift) > 0:
+        height, width = x.shape[2:]
+        rows = moves.top[:, None, None, None] + torch.arange(height)[:, None]  # [N, 1, H, 1]
+        columns = moves.left[:, None, None, None] + torch.arange(width)  # [N, 1, 1, W]
+        image = torch.arange(len(x))[:, None, None, None]
+        channel = torch.arange(x.shape[1])[:, None, None]
+        x = F.pad(x, (most,) * 4)[image, channel, rows, columns]
+    return x
+
+
+def changes(augmentation: Augmentation, shape: tuple[int, ...]) -> bool:
+    """Whether inputs [*shape] have more than one view."""
+    return len(shape) == 3 and (augmentation.flip or augmentation.shift > 0)
+
+
+@dataclass(frozen=True)
+class Views:
+    """The same few views of each of N images, wherever they are asked for."""
+
+    count: int
+    """V."""
+    n_images: int
+    """N."""
+    augmentation: Augmentation
+    seed: int
+
+    def of(self, indices: Labels | Tensor, views: Tensor) -> Moves:
+        """What makes, of each image [B] of `indices`, the view [B] of that number."""
+        at = views * self.n_images + torch.as_tensor(indices)
+        every = self._every
+        return Moves(None if every.mirrored is None else every.mirrored[at], every.top[at], every.left[at])
+
+    @cached_property
+    def _every(self) -> Moves:
+        drawn = [  # a generator each, so that a view does not depend on how many there are
+            draw(self.n_images, self.augmentation, torch.Generator().manual_seed(self.seed * 1_000 + view))
+            for view in range(self.count)
+        ]
+        mirrored = [moves.mirrored for moves in drawn if moves.mirrored is not None]
+        return Moves(
+            torch.cat(mirrored) if mirrored else None,
+            torch.cat([moves.top for moves in drawn]),
+            torch.cat([moves.left for moves in drawn]),
+        )

@@ -1,0 +1,139 @@
+"""Views of training images and the reference's answers to them: the same wherever they are asked for."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pruning import pipeline
+from pruning.answers import FOLDER, Answers, answer, asking, open_answers, take_over, views_of
+from pruning.augment import Moves, Views, augment, draw
+from pruning.checkpoint import Run
+from pruning.choose import silent
+from pruning.data import Augmentation
+from pruning.plan import Plan, make_plan
+from pruning.recipe import Recipe
+from pruning.train import train
+from sensai_serve.errors import InputError
+from sensai_serve.preprocess import normalise
+
+BOTH = Augmentation(flip=True, shift=2)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "digits.pt"
+    torch.save(train("digits", "cnn", epochs=1).model.state_dict(), path)
+    return path
+
+
+def plan_for(weights: Path, **changes) -> Plan:
+    options = {"recover_images": 2_400, "images": 800, "assignment": "grouped", "groups": 2, "grouping": "random"}
+    return make_plan(Recipe("digits", "cnn", **(options | changes)), weights, threads=1)
+
+
+def moves(n: int, augmentation: Augmentation) -> Moves:
+    return draw(n, augmentation, torch.Generator().manual_seed(0))
+
+
+def test_augmentation_moves_and_mirrors_whole_pictures():
+    x = torch.zeros(200, 1, 5, 5)
+    x[:, :, 2, 2] = 1
+    moved = augment(x, BOTH, moves(200, BOTH))
+    assert moved.shape == x.shape
+    assert (moved.sum(dim=(1, 2, 3)) == 1).all()
+    assert (moved.sum(dim=0) > 0).all()  # the dot has been everywhere
+    flip = Augmentation(flip=True)
+    left = torch.arange(5.0).expand(100, 1, 5, 5)
+    mirrored = augment(left, flip, moves(100, flip))
+    flipped = mirrored[:, 0, 0, 0] == 4
+    assert 20 < flipped.sum() < 80
+    torch.testing.assert_close(mirrored[flipped], left[flipped].flip(3))
+    readings = torch.randn(4, 7)
+    assert augment(readings, BOTH, moves(4, BOTH)) is readings
+
+
+def test_a_view_is_the_same_in_whatever_company():
+    x = torch.randn(50, 3, 8, 8)
+    few, many = Views(2, 50, BOTH, seed=3), Views(5, 50, BOTH, seed=3)
+    whole = augment(x, BOTH, many.of(torch.arange(50), torch.ones(50, dtype=torch.int64)))
+    for indices in (np.asarray([7, 3, 7]), np.asarray([49])):
+        which = torch.ones(len(indices), dtype=torch.int64)
+        torch.testing.assert_close(augment(x[indices], BOTH, few.of(indices, which)), whole[indices])
+    other = augment(x, BOTH, many.of(torch.arange(50), torch.zeros(50, dtype=torch.int64)))
+    assert not torch.equal(whole, other)
+
+
+def test_kept_answers_are_those_of_the_reference_to_the_same_views(weights, tmp_path):
+    plan = plan_for(weights, views=3)
+    answer(plan, tmp_path / FOLDER, silent)
+    answers = open_answers(plan, tmp_path / FOLDER)
+    assert isinstance(answers, Answers)
+    indices = np.random.default_rng(0).choice(plan.train, 100)
+    which = torch.from_numpy(np.random.default_rng(1).integers(0, answers.views.count, 100))
+    x = torch.from_numpy(normalise(plan.dataset.x[indices], plan.dataset.spec))
+    expected = asking(plan)(augment(x, plan.dataset.augmentation, answers.views.of(indices, which)))
+    torch.testing.assert_close(answers.of(indices, which), expected, rtol=2e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "count"),
+    [({}, 3), ({"views": 2}, 2), ({"views": 0}, 0), ({"distil": 0.0}, 0), ({"recover_images": 0, "images": 256}, 0)],
+)
+def test_there_are_never_more_views_than_pay(weights, changes, count):
+    views = views_of(plan_for(weights, **changes))  # 1,293 images are trained on
+    assert (views.count if views else 0) == count
+
+
+def test_readings_have_one_view(tmp_path):
+    torch.save(train("wine", "mlp", epochs=1).model.state_dict(), tmp_path / "wine.pt")
+    views = views_of(make_plan(Recipe("wine", "mlp"), tmp_path / "wine.pt", threads=1))
+    assert views
+    assert views.count == 1
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(weights, tmp_path):
+    """Stopped while the reference answers, then with the answers of another run."""
+
+    class KilledError(Exception):
+        pass
+
+    def kill(stage: str, done: int, total: int) -> None:
+        if stage.startswith("answers") and done > total / 2:
+            raise KilledError
+
+    plan = plan_for(weights)
+    whole = pipeline.prune(plan, tmp_path / "whole")
+    with pytest.raises(KilledError):
+        pipeline.prune(plan, tmp_path / "killed", on_progress=kill)
+    assert sorted(path.name for path in (tmp_path / "killed" / FOLDER).iterdir()) == ["0.npy"]
+    runs: list[Run] = [pipeline.prune(plan, tmp_path / "killed")]
+    take_over(tmp_path / "whole" / FOLDER, tmp_path / "copied")
+    heard: list[str] = []
+    answer(plan, tmp_path / "copied", lambda stage, done, total: heard.append(stage))
+    assert heard == []
+    for run in runs:
+        for worker in range(2):
+            one, other = (r.load(r.folder(worker)).state_dict() for r in (whole, run))
+            assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_damaged_answers_are_refused_by_name(weights, tmp_path):
+    plan = plan_for(weights)
+    answer(plan, tmp_path / FOLDER, silent)
+    path = tmp_path / FOLDER / "1.npy"
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(InputError, match=r"1\.npy cannot be read .* remove it"):
+        open_answers(plan, tmp_path / FOLDER)
+    np.save(path, np.zeros((3, 10), np.float16))
+    with pytest.raises(InputError, match=r"1\.npy holds \[3, 10\], expected"):
+        open_answers(plan, tmp_path / FOLDER)
+
+
+def test_networks_are_trained_without_asking_the_reference_again(weights, tmp_path, monkeypatch):
+    plan = plan_for(weights)
+    monkeypatch.delattr("pruning.network.asking")
+    pipeline.prune(plan, tmp_path / "run")
+    with pytest.raises(NameError, match="asking"):
+        pipeline.prune(plan_for(weights, views=0), tmp_path / "asked")
