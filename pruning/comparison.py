@@ -21,7 +21,7 @@ from pruning.executors import OnProgress, Slot
 from pruning.grouping import divisors
 from pruning.plan import Plan, groups_of
 from pruning.recipe import Recipe
-from sensai_serve import assignment
+from sensai_serve import assignment, plugins
 from sensai_serve.bundle import atomic_directory
 from sensai_serve.errors import InputError
 
