@@ -45,6 +45,8 @@ class Entry:
     passes: int
     """Of all its networks; 0 where nobody knows."""
     files: Sequence[Path]
+    worst: float | None = None
+    """Accuracy without the worker that can be spared least; None for a single network."""
 
     @property
     def alone(self) -> bool:

@@ -127,7 +127,8 @@ def _networks(measured: Measured) -> Iterator[Table]:
         of = [one for one in measured.timed if one.entry.budget == budget]
         if of and (budget or measured.reference in of):
             title = f"Class-parallel, {_words(budget)}" if budget else "One network for all classes"
-            columns = ("", "test", "validation", "p50, us", "faster", "all MACs", "all time", "passes")
+            columns = ("", "test", "one lost", "validation", "p50, us", "p99, us", "faster", "smaller", "all MACs",
+                       "all time", "passes")  # fmt: skip
             yield Table(
                 title, columns, [_row(one, measured.reference) for one in of], "" if budget else _note(measured)
             )
@@ -138,9 +139,12 @@ def _row(one: Timed, reference: Timed) -> Row:
     return (
         f"{entry.series}{', ' if entry.size else ''}{entry.size}",
         f"{entry.test:.2%}",
+        "" if entry.worst is None else f"{entry.worst:.2%}",
         f"{entry.validation:.2%}",
         microseconds(one.latency.quantiles["p50"]),
+        microseconds(one.latency.quantiles["p99"]),
         times(one.faster_than(reference)),
+        f"{max(reference.entry.parameters) / most:.1f}x" if (most := max(entry.parameters)) else "",
         _times(sum(entry.macs), sum(reference.entry.macs)),
         f"{one.work / reference.work:.2f}x",
         f"{entry.passes:,}" if entry.passes else "",
@@ -151,9 +155,10 @@ def _note(measured: Measured) -> str:
     best = max(one.entry.test for one in measured.timed)
     error = 100 * float(np.sqrt(best * (1 - best) / max(measured.test_inputs, 1)))
     return (
-        "p50 and faster are of the slowest network, one core each; MACs and time of all networks together, times the "
-        "reference's. Measured in turns, ONNX Runtime on one thread. Validation figures (val.) are too good for "
-        "weights that have seen those images, as published ones have. Passes are of all networks, shared ones counted "
+        "One lost: without the worker that can be spared least. p50, p99 and faster are of the slowest network, one "
+        "core each; smaller, of the parameters of the largest; MACs and time of all networks together, times the "
+        "reference's. Measured in turns, ONNX Runtime on one thread. Validation figures are too good for weights that "
+        "have seen those images, as published ones have. Passes are of all networks, shared ones counted "
         f"once. One standard error of a test accuracy is {error:.2f} points or more."
     )
 
@@ -191,6 +196,7 @@ def _results(measured: Measured) -> list[dict[str, Any]]:
             "networks": len(one.entry.files),
             "test": one.entry.test,
             "validation": one.entry.validation,
+            "one_lost": one.entry.worst,
             "macs": list(one.entry.macs),
             "parameters": list(one.entry.parameters),
             "passes": one.entry.passes,

@@ -23,6 +23,7 @@ from pruning.heads import Subnet
 from pruning.surgery import measure
 from sensai_serve.bundle import Bundle, atomic_directory, atomic_file, sha256_of
 from sensai_serve.errors import InputError, OutputExistsError
+from sensai_serve.losses import copies_of, loss_curve
 from sensai_serve.merge import MergePlan
 from sensai_serve.onnxfile import read_signature
 from sensai_serve.preprocess import InputSpec, normalise
@@ -44,6 +45,8 @@ class Result:
     parameters: tuple[int, ...]
     files: tuple[str, ...]
     """The ONNX files, from the point's directory."""
+    worst: float | None = None
+    """Of the test part, when the worker is lost that can be spared least; None for a single network."""
 
     def save(self, folder: Path) -> None:
         """Write it."""
@@ -85,14 +88,18 @@ def finish(run: Run, folder: Path) -> Result:
         export(run, place, name=folder.name, with_evaluation=False)
     bundle, dataset, (_, validation) = Bundle.open(place), run.dataset, run.split
     subnets = bundle.manifest.subnets
-    plan = MergePlan(bundle.assignment, bundle.manifest.merge.rule, bundle.manifest.merge.threshold)
+    threshold = bundle.manifest.merge.threshold
+    plan = MergePlan(bundle.assignment, bundle.manifest.merge.rule, threshold)
+    scores = scores_of(bundle, dataset.x_test)
+    curve = loss_curve(copies_of(bundle.assignment, scores), threshold, dataset.y_test, up_to=1)
     result = Result(
         run.digests,
         merged_accuracy(plan, scores_of(bundle, dataset.x[validation]), dataset.y[validation]),
-        merged_accuracy(plan, scores_of(bundle, dataset.x_test), dataset.y_test),
+        merged_accuracy(plan, scores, dataset.y_test),
         tuple(subnet.macs for subnet in subnets),
         tuple(subnet.parameters for subnet in subnets),
         tuple(f"bundle/{subnet.file}" for subnet in subnets),
+        curve[1].worst if len(subnets) > 1 else None,
     )
     result.save(folder)
     return result

@@ -85,7 +85,15 @@ def accuracy(labels: Sequence[int] | Labels, truth: Labels) -> float:
     return float(np.mean(np.asarray(labels) == truth))
 
 
-def loss_curve(copies: Copies, threshold: float, truth: Labels, *, most: int = MOST_SETS, seed: int = 0) -> list[Lost]:
+def loss_curve(
+    copies: Copies,
+    threshold: float,
+    truth: Labels,
+    *,
+    most: int = MOST_SETS,
+    seed: int = 0,
+    up_to: int | None = None,
+) -> list[Lost]:
     """Accuracy for 0, 1, ... W lost workers, under the rule `majority`.
 
     Args:
@@ -94,9 +102,10 @@ def loss_curve(copies: Copies, threshold: float, truth: Labels, *, most: int = M
         truth: labels [N].
         most: sets of each size that are tried, drawn where there are more.
         seed: of that draw.
+        up_to: this many lost workers instead of W.
     """
     n_workers, curve = copies.shape[1], []
-    for lost in range(n_workers + 1):
+    for lost in range(n_workers + 1 if up_to is None else up_to + 1):
         values = [
             accuracy(majority(np.delete(copies, chosen, axis=1), threshold), truth)
             for chosen in loss_sets(n_workers, lost, most, seed)

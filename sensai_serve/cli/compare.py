@@ -180,4 +180,4 @@ def _entry(found: Result, folder: Path, series: str, size: str, budget: str, pas
 
     files = [folder / file for file in found.files]
     return Entry(folder.name, series, size, budget, found.test, found.validation, found.macs, found.parameters,
-                 passes, files)  # fmt: skip
+                 passes, files, found.worst)  # fmt: skip

@@ -26,6 +26,7 @@ from sensai_serve import load
 from sensai_serve.bundle import Bundle
 from sensai_serve.cli.main import main
 from sensai_serve.errors import InputError
+from sensai_serve.merge import MergePlan, merge
 from sensai_serve.preprocess import normalise
 
 OPTIONS = ("--data", "wine", "--model", "mlp", "--macs", "0.5", "--passes", "900", "--batch", "32", "--threads", "1")
@@ -99,11 +100,21 @@ def test_killed_it_goes_on_and_its_figures_are_those_of_its_files(compare, wine,
     assert list(found) == ["reference", "same", "foreign", *MADE]
     for name in MADE:
         bundle = Bundle.open(out / "points" / name / "bundle")
-        answers = load(bundle).predict_tensor(normalise(dataset.x_test, dataset.spec))
+        classifier = load(bundle)
+        answers = classifier.predict_tensor(normalise(dataset.x_test, dataset.spec))
         assert found[name]["test"] == (answers.class_id == dataset.y_test).mean()
         assert found[name]["macs"] == [subnet.macs for subnet in bundle.manifest.subnets]
         assert found[name]["networks"] == len(found[name]["macs"]) == bundle.assignment.n_workers
         assert found[name]["work"] > 0
+        if bundle.assignment.n_workers == 1:
+            assert found[name]["one_lost"] is None
+        else:
+            scores = classifier.scores(normalise(dataset.x_test, dataset.spec))
+            plan = MergePlan(bundle.assignment, "majority", bundle.manifest.merge.threshold)
+            left = [
+                merge(plan, [None if w == lost else s for w, s in enumerate(scores)]) for lost in range(len(scores))
+            ]
+            assert found[name]["one_lost"] == min(np.mean(one.class_id == dataset.y_test) for one in left)
         recipe = Run.open(out / "points" / name / "run").recipe
         assert found[name]["passes"] == recipe.recover_images + bundle.assignment.n_workers * recipe.images
     assert found["same"]["test"] == found["reference"]["test"] > 0.9
