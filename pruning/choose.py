@@ -16,6 +16,7 @@ from pruning.data import Labels
 from pruning.depth import block_importance, find_blocks, remove_blocks, trace
 from pruning.executors import OnProgress
 from pruning.plan import Plan
+from pruning.recipe import Recipe
 from pruning.shares import cut_below, cut_share, search_share
 from pruning.surgery import Cut, Size, Unit, apply_cut, find_units, kept_outputs, measure, unit_importance
 from sensai_serve import plugins
@@ -118,7 +119,10 @@ class Base:
         """
         key = (amount, trimmed.removed)
         if key not in self._shares:
-            self._shares[key] = self._search(amount, trimmed)
+            try:
+                self._shares[key] = self._search(amount, trimmed)
+            except ModelError as error:
+                raise ModelError(f"{error}{finer(self.plan.recipe)}") from None
         return self._shares[key]
 
     def _search(self, amount: float, trimmed: Trimmed) -> float:
@@ -127,7 +131,7 @@ class Base:
             return amount
 
         def size_at(share: float) -> Size:
-            cut = cut_share(trimmed.units, anything(trimmed.units), share)
+            cut = cut_share(trimmed.units, anything(trimmed.units), share, multiple=self.plan.recipe.multiple)
             return measure(apply_cut(trimmed.network, cut, self.plan.shape), self.plan.shape)
 
         if target == "parameters":
@@ -172,7 +176,14 @@ def choose_cut(base: Base, amount: float | None, depth: float, classes: Sequence
     }
     if base.plan.budget.target == "threshold":
         return trimmed, cut_below(units, importance, amount)
-    return trimmed, cut_share(units, importance, base.share(amount, trimmed))
+    return trimmed, cut_share(units, importance, base.share(amount, trimmed), multiple=recipe.multiple)
+
+
+def finer(recipe: Recipe) -> str:
+    """What might help where whole multiples of channels do not."""
+    if recipe.multiple == 1 or recipe.target == "threshold":
+        return ""
+    return f"; --multiple 1 leaves layers fewer than {recipe.multiple} channels"
 
 
 def anything(units: Sequence[Unit]) -> dict[str, Floats]:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from torch import nn
 
 from pruning import heads
-from pruning.choose import Base, Trimmed, anything
+from pruning.choose import Base, Trimmed, anything, finer
 from pruning.depth import find_blocks, trace
 from pruning.executors import OnProgress
 from pruning.heads import Subnet, replace_output
@@ -72,7 +72,7 @@ def meet_budget(plan: Plan, latency: Latency | None, on_progress: OnProgress) ->
         share = least_share(workers, budget.amount)
         recovered = None if budget.recover_amount is None else least_share([recovery(plan)], budget.recover_amount)
     except ModelError as error:
-        raise ModelError(f"{error}{_further(plan)}") from None
+        raise ModelError(f"{error}{finer(plan.recipe)}{_further(plan)}") from None
     return replace(plan, budget=Budget("channels", share, recovered if recovered is None else min(recovered, share)))
 
 
@@ -96,6 +96,7 @@ def _kinds(base: Base, stages: Sequence[Stage]) -> list[tuple[Trimmed, Stage]]:
 
 def _subnet_at(base: Base, trimmed: Trimmed, stage: Stage, share: float) -> nn.Module:
     shape, head = base.plan.shape, heads.find(stage.head)
-    network = apply_cut(trimmed.network, cut_share(trimmed.units, anything(trimmed.units), share), shape)
+    cut = cut_share(trimmed.units, anything(trimmed.units), share, multiple=base.plan.recipe.multiple)
+    network = apply_cut(trimmed.network, cut, shape)
     replace_output(network, output_layer(base.network, shape), head, stage.classes)
     return Subnet(network, head).eval()

@@ -48,6 +48,9 @@ class Recipe:
     to cut, as a fraction of each layer's; ``threshold``: every channel whose importance is below it; ``microseconds``
     that one input may take in an exported subnet."""
     amount: float = 0.25
+    multiple: int = 8
+    """Of which every layer keeps a whole number of channels, where it has that many: processors compute that many at a
+    time, and fifteen channels take longer than sixteen. 1: any number. Not with ``threshold``."""
     depth: float = 0.0
     """Fraction of the residual blocks to drop, of those that go around an identity skip."""
     profile_images: int = 256
@@ -122,6 +125,7 @@ class Recipe:
             ("recover_images", 0),
             ("steps", 1),
             ("batch", 2),
+            ("multiple", 1),
             ("profile_images", 1),
             ("reconstruct_images", 0),
         ):

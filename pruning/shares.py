@@ -13,8 +13,14 @@ from pruning.surgery import Cut, Unit
 from sensai_serve.errors import ModelError
 
 
-def cut_share(units: Sequence[Unit], importance: Mapping[str, Floats], share: float) -> Cut:
+def cut_share(units: Sequence[Unit], importance: Mapping[str, Floats], share: float, *, multiple: int = 1) -> Cut:
     """Cut the least important `share` (0 to below 1) of the channels of every unit.
+
+    Args:
+        units: of the network.
+        importance: of each unit's channels.
+        share: of every unit's channels.
+        multiple: of channels that stay, in units that have that many: rounded down, but at least one.
 
     Raises:
         ModelError: a layer would lose all its channels.
@@ -28,6 +34,8 @@ def cut_share(units: Sequence[Unit], importance: Mapping[str, Floats], share: fl
                 f"cut: layer {unit.layer} would lose all {unit.channels} channels at a share of {share:.3g}, "
                 "expected a smaller cut"
             )
+        if keep < per_block >= multiple:
+            keep = max(keep // multiple, 1) * multiple  # down: two cuts in a row then leave no more than one
         order = np.argsort(-importance[unit.layer][:per_block], kind="stable")[:keep]
         kept[unit.layer] = _spread(np.sort(order), unit)
     return kept

@@ -63,6 +63,9 @@ def prune(
     microseconds: Annotated[
         float | None, typer.Option(help="Or: cut until an exported subnet takes this long for one input, on one core.")
     ] = None,
+    multiple: Annotated[
+        int | None, typer.Option(help="Of channels that every layer keeps (8), for processors' sake; 1: any number.")
+    ] = None,
     depth: Annotated[
         float | None, typer.Option(help="Drop this fraction of the residual blocks that an identity skip goes around.")
     ] = None,
@@ -151,6 +154,7 @@ def prune(
         criterion=criterion,
         theta1=theta1,
         theta2=theta2,
+        multiple=multiple,
         depth=depth,
         head=head,
         sampling=sampling,

@@ -69,11 +69,15 @@ def test_a_run_that_goes_on_does_not_measure_again(weights, tmp_path):
 
 
 def test_a_budget_that_cannot_be_met_says_the_smallest_that_can(weights, tmp_path):
-    message = r"smallest network that can be reached has \d+ microseconds, expected at most 150; --depth"
+    message = (
+        r"smallest network that can be reached has \d+ microseconds, expected at most 150; --multiple 1 .*; --depth"
+    )
     with pytest.raises(ModelError, match=message):
         pipeline.prune(plan_for(weights, amount=150.0), tmp_path / "run", latency=clock)
     assert not (tmp_path / "run").exists()
-    with pytest.raises(ModelError, match=r"expected at most 20$"):  # no block is left to drop
+    with pytest.raises(
+        ModelError, match=r"expected at most 20; --multiple 1 leaves layers fewer than 8 channels$"
+    ):  # no block is left to drop
         meet_budget(plan_for(weights, amount=20.0, depth=1.0), clock, lambda *_: None)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pruning import models
 from pruning.shares import cut_below, cut_share, search_share
 from pruning.surgery import (
+    Unit,
     apply_cut,
     compose,
     find_units,
@@ -98,6 +99,16 @@ def some_importance(units):
         per_block = generator.random(unit.channels // unit.blocks)
         importance[unit.layer] = np.tile(per_block, unit.blocks)
     return importance
+
+
+@pytest.mark.parametrize(
+    ("channels", "share", "kept"),
+    [(64, 0.55, 24), (64, 0.98, 8), (20, 0.05, 16), (20, 0.0, 20), (12, 0.1, 8), (6, 0.5, 3)],
+)
+def test_layers_keep_a_multiple_where_they_have_that_many(channels, share, kept):
+    unit = Unit("1", channels, 1, (), ())
+    importance = {"1": np.arange(channels)}
+    assert cut_share([unit], importance, share, multiple=8)["1"] == tuple(range(channels - kept, channels))
 
 
 def test_a_cut_network_computes_what_the_whole_one_does_with_those_channels_unread(network):
