@@ -34,6 +34,8 @@ from sensai_serve.preprocess import normalise
 FOLDER = "answers"
 STAGE = "answers of the reference"
 BATCH = 256
+MOST = 8
+"""Views where the recipe does not say how many."""
 LARGEST = float(np.finfo(np.float16).max)
 
 
@@ -66,15 +68,18 @@ class Answers:
 def views_of(plan: Plan) -> Views | None:
     """The views that networks of a plan are trained on; None where they are drawn anew each time.
 
-    As many as the recipe says, but one where nothing is augmented, and never so many that answering them is more work
-    than answering what is trained on.
+    As many as the recipe says, or up to `MOST` as long as answering them is no more work than answering what is trained
+    on; one where nothing is augmented.
     """
     recipe, dataset = plan.recipe, plan.dataset
     if recipe.views == 0 or recipe.distil == 0:
         return None
-    own = sum(specialisation(plan, worker).schedule.images for worker in range(plan.assignment.n_workers))
-    epochs = (recovery_images(plan) + own) // len(plan.train)
-    count = min(recipe.views if changes(dataset.augmentation, plan.shape) else 1, epochs)
+    count = recipe.views
+    if count is None:
+        own = sum(specialisation(plan, worker).schedule.images for worker in range(plan.assignment.n_workers))
+        count = min((recovery_images(plan) + own) // len(plan.train), MOST)
+    if not changes(dataset.augmentation, plan.shape):
+        count = min(count, 1)
     return Views(count, len(dataset.y), dataset.augmentation, recipe.seed) if count else None
 
 

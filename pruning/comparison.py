@@ -7,6 +7,7 @@ been trained on as many as one monolith.
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,7 @@ from typing import Any
 
 from pruning import pipeline
 from pruning.answers import FOLDER, take_over
+from pruning.answers import MOST as MOST_VIEWS
 from pruning.checkpoint import RECOVERED, Run
 from pruning.choose import Base
 from pruning.executors import OnProgress, Slot
@@ -98,18 +100,22 @@ def sweep_for(
     return Sweep(tuple(amounts), passes, BUDGETS if budget == "both" else (budget,), share, workers, groups)
 
 
-def points(base: Recipe, n_classes: int, sweep: Sweep) -> list[Point]:
+def points(base: Recipe, n_classes: int, sweep: Sweep, n_train: int) -> list[Point]:
     """Every point of the sweep: for each size the monolith, then the class-parallel ones.
 
     Args:
-        base: what all points have in common.
+        base: what all points have in common; where it does not say how many views of an image there are, they are as
+            many for all.
         n_classes: C.
         sweep: what they differ in.
+        n_train: images that are trained on.
 
     Raises:
         InputError: too few passes for the budget ``total``.
     """
     found = []
+    if base.views is None:  # by what does not change when sizes are added
+        base = replace(base, views=min(math.ceil(2 * sweep.passes / n_train), MOST_VIEWS))
     recovered = round(sweep.share * sweep.passes)
     for amount in sweep.amounts:
         alone = replace(base, assignment="grouped", groups=1, grouping="random", redundancy=None, offsets=None,

@@ -65,9 +65,9 @@ class Recipe:
     """Weight of the reference's answers in the loss; the rest is the labels'."""
     temperature: float = 4.0
     """That both networks' logits are divided by for it."""
-    views: int = 8
+    views: int | None = None
     """Of each image, by augmentation, that networks are trained on: the reference's answers to them are computed once.
-    0: every image is augmented anew each time, and the reference asked each time."""
+    0: every image is augmented anew each time, and the reference asked each time. None: as many as pay, at most 8."""
     recover_images: int | None = None
     """Image passes that one compact network for all classes gets before workers are made of it; 0: every worker is cut
     from the reference. None: twelve times the training part, at least 40,000."""

@@ -87,7 +87,7 @@ def compare(
     amounts = _numbers(macs)
     sweep = sweep_for(plan.dataset.n_classes, amounts, passes, budget=budget, share=share, workers=workers,
                       groups=groups)  # fmt: skip
-    every = points(base, plan.dataset.n_classes, sweep)
+    every = points(base, plan.dataset.n_classes, sweep, len(plan.train))
     if dry_run:
         _print_points(every)
         return

@@ -77,9 +77,7 @@ def prune(
     temperature: Annotated[float | None, typer.Option(help="Of the distillation.")] = None,
     views: Annotated[
         int | None,
-        typer.Option(
-            help="Views of an image, by augmentation, that the reference answers once (8); 0: new ones always."
-        ),
+        typer.Option(help="Views of an image, by augmentation, that the reference answers once; 0: new ones always."),
     ] = None,
     reconstruct_images: Annotated[
         int | None, typer.Option(help="Images that a cut network's layers are fitted to before retraining; 0: none.")

@@ -26,7 +26,8 @@ from sensai_serve import load
 from sensai_serve.bundle import Bundle
 from sensai_serve.cli.main import main
 from sensai_serve.errors import InputError
-from sensai_serve.merge import MergePlan, merge
+from sensai_serve.merge import MergePlan
+from sensai_serve.merge.collector import merge
 from sensai_serve.preprocess import normalise
 
 OPTIONS = ("--data", "wine", "--model", "mlp", "--macs", "0.5", "--passes", "900", "--batch", "32", "--threads", "1")
@@ -143,7 +144,7 @@ def test_killed_it_goes_on_and_its_figures_are_those_of_its_files(compare, wine,
 def test_the_work_is_equal(n_classes, workers, groups):
     base = Recipe("digits", "cnn", batch=32)
     sweep = sweep_for(n_classes, (0.1, 0.3), 20_000, workers=workers, groups=groups)
-    made = points(base, n_classes, sweep)
+    made = points(base, n_classes, sweep, 5_000)
     assert {one.amount for one in made} == {0.1, 0.3}
     for one in made:
         recipe = one.recipe
@@ -152,6 +153,7 @@ def test_the_work_is_equal(n_classes, workers, groups):
             assert recipe.recover_images + recipe.images == 20_000
         else:
             assert 20_000 - one.workers < one.passes <= 20_000
+    assert {one.recipe.views for one in made} == {8}
     assert len({(o.amount, o.recipe.recover_images, o.recipe.recover_rate) for o in made if o.workers > 1}) == 2
 
 
