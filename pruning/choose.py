@@ -16,9 +16,8 @@ from pruning.data import Labels
 from pruning.depth import block_importance, find_blocks, remove_blocks, trace
 from pruning.executors import OnProgress
 from pruning.plan import Plan
-from pruning.recipe import Recipe
 from pruning.shares import cut_below, cut_share, search_share
-from pruning.surgery import Cut, Size, Unit, apply_cut, find_units, kept_outputs, measure, unit_importance
+from pruning.surgery import Cut, Unit, apply_cut, find_units, kept_outputs, measure, unit_importance
 from sensai_serve import plugins
 from sensai_serve.errors import ModelError
 
@@ -37,6 +36,15 @@ class Trimmed:
 
 
 @dataclass(frozen=True)
+class Share:
+    """How much of every unit goes."""
+
+    of_channels: float
+    multiple: int
+    """That what stays is rounded to."""
+
+
+@dataclass(frozen=True)
 class Base:
     """What networks are cut from: the reference, or the compact network recovered from it. Gives logits [N, C]."""
 
@@ -50,7 +58,7 @@ class Base:
     answers: Answers | None = None
     """Of the reference, to what networks are trained on; None: it is asked in every step."""
     _trimmed: dict[tuple[str, ...], Trimmed] = field(default_factory=dict)
-    _shares: dict[tuple[float, tuple[str, ...]], float] = field(default_factory=dict)
+    _shares: dict[tuple[float, tuple[str, ...]], Share] = field(default_factory=dict)
 
     @cached_property
     def kept_outputs(self) -> dict[str, list[int]]:
@@ -111,33 +119,36 @@ class Base:
             self._trimmed[removed] = Trimmed(network, removed, find_units(network, shape))
         return self._trimmed[removed]
 
-    def share(self, amount: float, trimmed: Trimmed) -> float:
-        """The share of every unit's channels whose loss brings the network to `amount` of the recipe's target.
+    def share(self, amount: float, trimmed: Trimmed) -> Share:
+        """How much of every unit has to go to bring the network to `amount` of the recipe's target.
 
         Raises:
             ModelError: the budget is below the smallest network there is.
         """
         key = (amount, trimmed.removed)
         if key not in self._shares:
-            try:
-                self._shares[key] = self._search(amount, trimmed)
-            except ModelError as error:
-                raise ModelError(f"{error}{finer(self.plan.recipe)}") from None
+            self._shares[key] = self._search(amount, trimmed)
         return self._shares[key]
 
-    def _search(self, amount: float, trimmed: Trimmed) -> float:
-        target, reference = self.plan.budget.target, self.plan.size
+    def _search(self, amount: float, trimmed: Trimmed) -> Share:
+        target, whole, multiple = self.plan.budget.target, self.plan.size, self.plan.recipe.multiple
         if target == "channels":
-            return amount
+            return Share(amount, multiple)
 
-        def size_at(share: float) -> Size:
-            cut = cut_share(trimmed.units, anything(trimmed.units), share, multiple=self.plan.recipe.multiple)
-            return measure(apply_cut(trimmed.network, cut, self.plan.shape), self.plan.shape)
+        def size_at(share: float) -> int:
+            cut = cut_share(trimmed.units, anything(trimmed.units), share, multiple=multiple)
+            size = measure(apply_cut(trimmed.network, cut, self.plan.shape), self.plan.shape)
+            return size.parameters if target == "parameters" else size.macs
 
-        if target == "parameters":
-            budget = int(amount * reference.parameters)
-            return search_share(lambda share: size_at(share).parameters, budget, unit="parameters")
-        return search_share(lambda share: size_at(share).macs, int(amount * reference.macs))
+        budget = int(amount * (whole.parameters if target == "parameters" else whole.macs))
+        unit = "parameters" if target == "parameters" else "MACs"
+        while True:
+            try:
+                return Share(search_share(size_at, budget, unit=unit), multiple)
+            except ModelError:
+                if multiple == 1:
+                    raise
+                multiple //= 2  # a thin network does not get that small in whole multiples
 
     @cached_property
     def _profiled(self) -> Labels:
@@ -176,14 +187,8 @@ def choose_cut(base: Base, amount: float | None, depth: float, classes: Sequence
     }
     if base.plan.budget.target == "threshold":
         return trimmed, cut_below(units, importance, amount)
-    return trimmed, cut_share(units, importance, base.share(amount, trimmed), multiple=recipe.multiple)
-
-
-def finer(recipe: Recipe) -> str:
-    """What might help where whole multiples of channels do not."""
-    if recipe.multiple == 1 or recipe.target == "threshold":
-        return ""
-    return f"; --multiple 1 leaves layers fewer than {recipe.multiple} channels"
+    share = base.share(amount, trimmed)
+    return trimmed, cut_share(units, importance, share.of_channels, multiple=share.multiple)
 
 
 def anything(units: Sequence[Unit]) -> dict[str, Floats]:

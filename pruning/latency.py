@@ -12,7 +12,7 @@ from dataclasses import replace
 from torch import nn
 
 from pruning import heads
-from pruning.choose import Base, Trimmed, anything, finer
+from pruning.choose import Base, Trimmed, anything
 from pruning.depth import find_blocks, trace
 from pruning.executors import OnProgress
 from pruning.heads import Subnet, replace_output
@@ -72,17 +72,19 @@ def meet_budget(plan: Plan, latency: Latency | None, on_progress: OnProgress) ->
         share = least_share(workers, budget.amount)
         recovered = None if budget.recover_amount is None else least_share([recovery(plan)], budget.recover_amount)
     except ModelError as error:
-        raise ModelError(f"{error}{finer(plan.recipe)}{_further(plan)}") from None
+        raise ModelError(f"{error}{_further(plan)}") from None
     return replace(plan, budget=Budget("channels", share, recovered if recovered is None else min(recovered, share)))
 
 
 def _further(plan: Plan) -> str:
     """What might help where width alone does not."""
+    multiple = plan.recipe.multiple
+    finer = f"; --multiple 1 leaves layers fewer than {multiple} channels" if multiple > 1 else ""
     try:
         more = plan.recipe.depth < 1 and find_blocks(trace(plan.reference), plan.shape)
     except ModelError:
         more = False
-    return "; --depth, which drops whole blocks, may go further" if more else ""
+    return f"{finer}; --depth, which drops whole blocks, may go further" if more else finer
 
 
 def _kinds(base: Base, stages: Sequence[Stage]) -> list[tuple[Trimmed, Stage]]:

@@ -50,7 +50,8 @@ class Recipe:
     amount: float = 0.25
     multiple: int = 8
     """Of which every layer keeps a whole number of channels, where it has that many: processors compute that many at a
-    time, and fifteen channels take longer than sixteen. 1: any number. Not with ``threshold``."""
+    time, and fifteen channels take longer than sixteen. Halved where MACs or parameters to keep could not be met; 1:
+    any number. Not with ``threshold``."""
     depth: float = 0.0
     """Fraction of the residual blocks to drop, of those that go around an identity skip."""
     profile_images: int = 256

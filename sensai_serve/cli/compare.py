@@ -125,7 +125,8 @@ def _print_points(points: list[Point]) -> None:
     # The shared recovery of a size is made once, for all points that start from it.
     shared_once = {one.amount: one.recipe.recover_images or 0 for one in points if one.recipe.recover_images}
     work = sum(shared_once.values()) + sum(one.workers * (one.recipe.images or 0) for one in points)
-    console.print(f"{work:,} image passes in all, each with one forward pass of the reference", highlight=False)
+    views = max(one.recipe.views or 0 for one in points)
+    console.print(f"{work:,} image passes in all; the reference answers {views} views of each image", highlight=False)
 
 
 def _entries(workshop: Workshop, points: list[Point], given: list[str], weights: Path, report: Report) -> list[Entry]:
@@ -168,7 +169,9 @@ def _within(point: Point, report: Report) -> Report:
     seen: dict[str, int] = {}
 
     def hear(stage: str, done: int, total: int) -> None:
-        if not stage.startswith(("profile", STAGE)):
+        if stage == STAGE:
+            report(stage, done, total)
+        elif not stage.startswith("profile"):
             seen[stage] = done
             report(point.name, min(sum(seen.values()), point.passes - 1), point.passes)
 
