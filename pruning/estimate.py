@@ -20,7 +20,7 @@ from pruning.latency import Latency, meet_budget
 from pruning.limits import enough_memory
 from pruning.network import cut_network, distillation
 from pruning.plan import Plan
-from pruning.retrain import fit
+from pruning.retrain import fit, threads_for
 from pruning.stages import Stage, recovery, recovery_images, specialisation
 from pruning.surgery import Size, measure, output_layer
 from sensai_serve import plugins
@@ -103,7 +103,7 @@ def _seconds_to_answer(plan: Plan, views: Views) -> float:
 
 
 def _seconds(base: Base, stage: Stage, threads: int | None) -> float:
-    plan, head, before = base.plan, heads.find(stage.head), torch.get_num_threads()
+    plan, head = base.plan, heads.find(stage.head)
     answers = _no_answers(plan)
     network = cut_network(base, stage)[0]
     replace_output(network, output_layer(base.network, plan.shape), head, stage.classes)
@@ -116,22 +116,19 @@ def _seconds(base: Base, stage: Stage, threads: int | None) -> float:
             torch.cuda.synchronize(plan.device)
         at.append(time.perf_counter())
 
-    torch.set_num_threads(threads or before)
-    try:
-        with enough_memory(stage.name, plan.device):
-            fit(
-                network,
-                plan.dataset,
-                batches=batches(
-                    plan.dataset.y, plan.train, stage.classes, stage.schedule.batch, np.random.default_rng(stage.seed)
-                ),
-                loss=distillation(plan, head, stage.classes, answers),
-                schedule=replace(stage.schedule, images=BURST * stage.schedule.batch),
-                seed=stage.seed,
-                precision=plan.recipe.precision,
-                views=None if answers is None else answers.views,
-                on_step=note,
-            )
-    finally:
-        torch.set_num_threads(before)
+    with enough_memory(stage.name, plan.device):
+        fit(
+            network,
+            plan.dataset,
+            batches=batches(
+                plan.dataset.y, plan.train, stage.classes, stage.schedule.batch, np.random.default_rng(stage.seed)
+            ),
+            loss=distillation(plan, head, stage.classes, answers),
+            schedule=replace(stage.schedule, images=BURST * stage.schedule.batch),
+            seed=stage.seed,
+            precision=plan.recipe.precision,
+            views=None if answers is None else answers.views,
+            threads=threads or plan.threads or threads_for(network, measure(network, plan.shape).macs),
+            on_step=note,
+        )
     return float(np.median(np.diff(at[1:]))) * math.ceil(stage.schedule.images / stage.schedule.batch)

@@ -19,7 +19,7 @@ from pruning.choose import Base, Trimmed, choose_cut
 from pruning.heads import Head, Subnet, replace_output
 from pruning.plan import Plan
 from pruning.reconstruct import reconstruct
-from pruning.retrain import Batch, Loss, fit, infer
+from pruning.retrain import Batch, Loss, fit, infer, threads_for
 from pruning.snapshot import Snapshot
 from pruning.stages import Stage
 from pruning.surgery import Cut, apply_cut, compose, kept_outputs, measure, output_layer
@@ -67,6 +67,7 @@ def make_network(base: Base, stage: Stage, snapshot: Snapshot) -> tuple[Network,
         seed=stage.seed,
         precision=plan.recipe.precision,
         views=None if base.answers is None else base.answers.views,
+        threads=plan.threads or threads_for(network, measure(network, plan.shape).macs),
         on_step=lambda done, total: base.on_progress(stage.name, done, total),
         snapshot=snapshot,
     )

@@ -38,6 +38,8 @@ class Plan:
     """Of the reference."""
     budget: Budget
     """The recipe's; where that is in microseconds, what it was found to come to."""
+    threads: int | None = None
+    """Of the CPU; None: as many as pay, for each network."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -78,7 +80,7 @@ def make_plan(recipe: Recipe, weights: str | Path, *, device: str = "cpu", threa
     )
     digests = {"data": dataset.digest(), "weights": sha256_of(Path(weights))}
     size = measure(model, dataset.spec.shape)
-    return Plan(recipe, dataset, model, matrix, digests, train, validation, size, recipe.budget)
+    return Plan(recipe, dataset, model, matrix, digests, train, validation, size, recipe.budget, threads)
 
 
 def plan_of(run: Run, *, device: str = "cpu", threads: int | None = None) -> Plan:
@@ -100,6 +102,7 @@ def plan_of(run: Run, *, device: str = "cpu", threads: int | None = None) -> Pla
         validation,
         Size(kept.macs, kept.parameters),
         run.budget,
+        threads,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal
@@ -42,6 +42,9 @@ OnStep = Callable[[int, int], None]
 
 SMALL = 512
 """Numbers in an input below which one CPU thread is the fastest."""
+THIN = 1_000_000
+"""MACs in a layer, on average, below which several threads wait for each other more than they compute: a third of a
+ResNet-20 is a fifth slower on two threads than on one, and three times where other work takes a share of the cores."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ def fit(
     seed: int,
     precision: Precision = "auto",
     views: Views | None = None,
+    threads: int | None = None,
     on_step: OnStep = lambda done, total: None,
     snapshot: Snapshot | None = None,
 ) -> None:
@@ -82,6 +86,7 @@ def fit(
         seed: of augmentation, and of dropout where the network has it.
         precision: ``bf16`` computes in bfloat16 with channels last; ``auto`` does where it pays.
         views: that each image is one of, at random; None: it is augmented anew each time.
+        threads: of the CPU, meanwhile; None: as many as torch has.
         on_step: hears of progress.
         snapshot: where an unfinished training is kept and goes on from; the caller clears it.
 
@@ -113,23 +118,24 @@ def fit(
         optimiser, schedule.rate, total_steps=steps + 1, pct_start=warm_up, cycle_momentum=False
     )
     done = snapshot.restore(model, optimiser, cycle, generator) if snapshot else 0
-    for step, indices in enumerate(islice(batches, done, steps), start=done + 1):
-        which = None if views is None else torch.randint(views.count, (len(indices),), generator=generator)
-        if views is None or which is None:
-            moves = draw(len(indices), dataset.augmentation, generator)
-        else:
-            moves = views.of(indices, which)
-        x = torch.from_numpy(normalise(dataset.x[indices], dataset.spec))  # [B, *shape]
-        x = augment(x, dataset.augmentation, moves).to(device).contiguous(memory_format=layout)
-        with autocast(device, enabled=faster):
-            logits = model(x)  # [B, outputs]
-        optimiser.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss(Batch(x, indices, which), logits.float()))
-        optimiser.step()
-        cycle.step()
-        on_step(step * schedule.batch, steps * schedule.batch)
-        if snapshot:
-            snapshot.keep(step, model, optimiser, cycle, generator)
+    with on_threads(threads):
+        for step, indices in enumerate(islice(batches, done, steps), start=done + 1):
+            which = None if views is None else torch.randint(views.count, (len(indices),), generator=generator)
+            if views is None or which is None:
+                moves = draw(len(indices), dataset.augmentation, generator)
+            else:
+                moves = views.of(indices, which)
+            x = torch.from_numpy(normalise(dataset.x[indices], dataset.spec))  # [B, *shape]
+            x = augment(x, dataset.augmentation, moves).to(device).contiguous(memory_format=layout)
+            with autocast(device, enabled=faster):
+                logits = model(x)  # [B, outputs]
+            optimiser.zero_grad(set_to_none=True)
+            torch.autograd.backward(loss(Batch(x, indices, which), logits.float()))
+            optimiser.step()
+            cycle.step()
+            on_step(step * schedule.batch, steps * schedule.batch)
+            if snapshot:
+                snapshot.keep(step, model, optimiser, cycle, generator)
     model.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
 
 
@@ -166,6 +172,28 @@ def use_threads(threads: int | None, shape: tuple[int, ...]) -> None:
         threads = 1
     if threads is not None:
         torch.set_num_threads(threads)
+
+
+@contextmanager
+def on_threads(threads: int | None) -> Iterator[None]:
+    """Have torch compute on so many CPU threads while the block runs; None: on as many as it has."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def threads_for(model: nn.Module, macs: int) -> int:
+    """CPU threads to train on where nobody says how many.
+
+    Args:
+        model: whose layers compute `macs` for one input.
+        macs: of all layers together.
+    """
+    layers = sum(isinstance(module, nn.Conv2d | nn.Linear) for module in model.modules())
+    return 1 if macs < THIN * layers else torch.get_num_threads()
 
 
 def require_device(device: str) -> None:

@@ -13,9 +13,10 @@ from torch import nn
 from pruning import data, models
 from pruning.data import Dataset
 from pruning.limits import enough_memory
-from pruning.retrain import OnStep, Precision, Schedule, fit, infer, use_threads
+from pruning.retrain import OnStep, Precision, Schedule, fit, infer, threads_for, use_threads
 from pruning.sampling import uniform
 from pruning.snapshot import Snapshot
+from pruning.surgery import measure
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ def train(
             schedule=schedule,
             seed=seed,
             precision=precision,
+            threads=threads or threads_for(model, measure(model, dataset.spec.shape).macs),
             on_step=on_step,
             snapshot=None if snapshot is None else Snapshot(snapshot, recipe),
         )

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from pruning import data, models
-from pruning.retrain import Schedule, fit
+from pruning.retrain import Schedule, fit, threads_for
 from pruning.sampling import uniform
 from pruning.snapshot import Snapshot
 from sensai_serve.errors import InputError, OutputExistsError
@@ -60,3 +60,34 @@ def test_a_snapshot_of_other_options_or_a_damaged_one_is_refused(tmp_path):
     snapshot.write_bytes(snapshot.read_bytes()[:100])
     with pytest.raises(InputError, match="expected a snapshot; remove it"):
         train(snapshot)
+
+
+def test_thin_networks_are_trained_on_one_thread_and_what_torch_had_comes_back():
+    heard: list[int] = []
+    dataset = data.load("wine")
+    model = models.create("mlp", 3, (13,))
+    y = torch.from_numpy(dataset.y)
+    wide = torch.nn.Linear(2_000, 2_000)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    assert (threads_for(model, 1_000), threads_for(wide, 4_000_000)) == (1, 2)
+
+    def on_step(done: int, total: int) -> None:
+        heard.append(torch.get_num_threads())
+        if done > 64:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        fit(
+            model,
+            dataset,
+            batches=uniform.batches(dataset.y, np.arange(len(dataset.y)), (), 32, np.random.default_rng(0)),
+            loss=lambda batch, logits: F.cross_entropy(logits, y[batch.indices]),
+            schedule=Schedule(640, 0.05, 32),
+            seed=1,
+            threads=1,
+            on_step=on_step,
+        )
+    assert set(heard) == {1}
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(before)
