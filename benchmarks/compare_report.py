@@ -88,8 +88,9 @@ def _scatter(axes: Axes, shown: Sequence[Timed], x_of: Any) -> None:
         axes.plot(x, y, marker=marker, markersize=9 if series == REFERENCE else 6, color=colour(hue), label=series,
                   linestyle="-" if line and len(of) > 1 else "none", linewidth=1.2)  # fmt: skip
         for one, a, b in zip(of, x, y, strict=True):
-            if one.entry.size:
-                place, side = ((8, -3), "left") if one.entry.alone else ((0, -12), "center")
+            if one.entry.size and (one.entry.alone or not any(other.entry.alone and other.entry.size == one.entry.size
+                                                              for other in shown)):  # fmt: skip
+                place, side = ((0, 7), "center") if series == GIVEN else ((8, -10), "left")
                 axes.annotate(one.entry.size, (a, b), place, textcoords="offset points", ha=side, fontsize=7,
                               color=colour(hue))  # fmt: skip
 
@@ -122,32 +123,50 @@ def _accuracies(measured: Measured) -> tuple[float, float]:
 
 
 def _networks(measured: Measured) -> Iterator[Table]:
-    """The single networks, then those of each budget."""
+    """The single networks, then those of each budget; then what each is and costs."""
     for budget in ("", *_budgets(measured)):
         of = [one for one in measured.timed if one.entry.budget == budget]
         if of and (budget or measured.reference in of):
             title = f"Class-parallel, {_words(budget)}" if budget else "One network for all classes"
-            columns = ("", "test", "one lost", "validation", "p50, us", "p99, us", "faster", "smaller", "all MACs",
-                       "all time", "passes")  # fmt: skip
-            yield Table(
-                title, columns, [_row(one, measured.reference) for one in of], "" if budget else _note(measured)
-            )
+            columns = ("", "test", "one lost", "p50, us", "p99, us", "faster")
+            note = "" if budget else _note(measured)
+            yield Table(title, columns, [_row(one, measured.reference) for one in of], note)
+    yield Table(
+        "Sizes, and what all networks compute together",
+        ("", "budget", "smaller", "all MACs", "all time", "passes", "validation"),
+        [_cost(one, measured.reference) for one in measured.timed],
+        "Smaller: parameters of the reference, times the largest network's. MACs and time of all networks together, "
+        "times the reference's. Passes are of all networks, shared ones counted once. Validation figures are too good "
+        "for weights that have seen those images, as published ones have.",
+    )
+
+
+def _name(one: Timed) -> str:
+    return f"{one.entry.series}{', ' if one.entry.size else ''}{one.entry.size}"
 
 
 def _row(one: Timed, reference: Timed) -> Row:
-    entry = one.entry
     return (
-        f"{entry.series}{', ' if entry.size else ''}{entry.size}",
-        f"{entry.test:.2%}",
-        "" if entry.worst is None else f"{entry.worst:.2%}",
-        f"{entry.validation:.2%}",
+        _name(one),
+        f"{one.entry.test:.2%}",
+        "" if one.entry.worst is None else f"{one.entry.worst:.2%}",
         microseconds(one.latency.quantiles["p50"]),
         microseconds(one.latency.quantiles["p99"]),
         times(one.faster_than(reference)),
-        f"{max(reference.entry.parameters) / most:.1f}x" if (most := max(entry.parameters)) else "",
+    )
+
+
+def _cost(one: Timed, reference: Timed) -> Row:
+    entry = one.entry
+    most = max(entry.parameters)
+    return (
+        _name(one),
+        entry.budget,
+        f"{max(reference.entry.parameters) / most:.1f}x" if most else "",
         _times(sum(entry.macs), sum(reference.entry.macs)),
         f"{one.work / reference.work:.2f}x",
         f"{entry.passes:,}" if entry.passes else "",
+        f"{entry.validation:.2%}",
     )
 
 
@@ -155,11 +174,9 @@ def _note(measured: Measured) -> str:
     best = max(one.entry.test for one in measured.timed)
     error = 100 * float(np.sqrt(best * (1 - best) / max(measured.test_inputs, 1)))
     return (
-        "One lost: without the worker that can be spared least. p50, p99 and faster are of the slowest network, one "
-        "core each; smaller, of the parameters of the largest; MACs and time of all networks together, times the "
-        "reference's. Measured in turns, ONNX Runtime on one thread. Validation figures are too good for weights that "
-        "have seen those images, as published ones have. Passes are of all networks, shared ones counted "
-        f"once. One standard error of a test accuracy is {error:.2f} points or more."
+        "One lost: test accuracy without the worker that can be spared least. p50, p99 and faster are of the slowest "
+        "network, one core each, measured in turns in ONNX Runtime on one thread. One standard error of a test "
+        f"accuracy is {error:.2f} points or more."
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -52,7 +53,7 @@ def render(picture: Picture, *, dark: bool = False, titled: bool = False) -> byt
         figure = Figure(figsize=picture.size, layout="constrained")
         FigureCanvasAgg(figure)
         if titled:
-            figure.suptitle(picture.title, fontsize=13)
+            figure.suptitle(textwrap.fill(picture.title, int(9 * picture.size[0])), fontsize=13)
         picture.draw(figure)
         file = io.BytesIO()
         figure.savefig(file, dpi=DPI, format="png")
