@@ -67,18 +67,19 @@ def profile(
 
         def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
             x: Tensor = inputs[0]
-            magnitude = x.detach().abs()
+            seen = x.detach()  # the gradient's hook must not hold what holds it: such batches pile up to gigabytes
+            magnitude = seen.abs()
             rows = torch.stack(
                 [
                     _per_channel((magnitude < theta1).float(), axis),
-                    _per_channel((x.detach() <= 0).float(), axis),
+                    _per_channel((seen <= 0).float(), axis),
                     _per_channel(magnitude, axis),
                     torch.zeros(len(x), x.shape[axis], device=x.device),
                 ]
             )  # [4, batch, channels]
 
             def take_gradient(gradient: Tensor) -> None:
-                rows[3] = _per_channel(x.detach() * gradient, axis, torch.sum).abs()
+                rows[3] = _per_channel(seen * gradient, axis, torch.sum).abs()
 
             if x.requires_grad:
                 x.register_hook(take_gradient)  # type: ignore[no-untyped-call]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from itertools import islice
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from pruning import heads
+from pruning import data, heads, models
 from pruning.activations import profile
 from pruning.criteria import Statistics, Thresholds
 from pruning.data import Dataset
@@ -236,6 +237,19 @@ def test_class_features_are_the_mean_of_what_feeds_the_output_layer():
     x = np.asarray([[1.0, 0.0], [3.0, 0.0], [0.0, 5.0]], np.float32)
     model = nn.Sequential(nn.ReLU(), nn.Linear(2, 2))
     np.testing.assert_allclose(class_features(model, table(x, [0, 0, 1]), np.arange(3)), [[2, 0], [0, 5]])
+
+
+def test_a_profile_leaves_no_batches_behind_for_the_garbage_collector():
+    dataset = data.load("digits")
+    model = models.create("cnn", 10, dataset.spec.shape)
+    gc.collect()
+    gc.disable()
+    try:
+        profile(model, dataset, np.arange(300), theta1=0.01)
+        left = [o for o in gc.get_objects() if type(o) is torch.Tensor and o.ndim == 4 and len(o) in (128, 44)]
+    finally:
+        gc.enable()
+    assert left == []
 
 
 @pytest.mark.parametrize("kind", ["criteria", "heads", "sampling", "grouping"])
