@@ -133,11 +133,11 @@ def _networks(measured: Measured) -> Iterator[Table]:
             yield Table(title, columns, [_row(one, measured.reference) for one in of], note)
     yield Table(
         "Sizes, and what all networks compute together",
-        ("", "budget", "smaller", "all MACs", "all time", "passes", "validation"),
+        ("", "budget", "smaller", "all MACs", "all time", "passes", "val."),
         [_cost(one, measured.reference) for one in measured.timed],
         "Smaller: parameters of the reference, times the largest network's. MACs and time of all networks together, "
-        "times the reference's. Passes are of all networks, shared ones counted once. Validation figures are too good "
-        "for weights that have seen those images, as published ones have.",
+        "times the reference's. Passes are of all networks, shared ones counted once. Validation figures (val.) are "
+        "too good for weights that have seen those images, as published ones have.",
     )
 
 
