@@ -58,7 +58,7 @@ class Base:
     answers: Answers | None = None
     """Of the reference, to what networks are trained on; None: it is asked in every step."""
     _trimmed: dict[tuple[str, ...], Trimmed] = field(default_factory=dict)
-    _shares: dict[tuple[float, tuple[str, ...]], Share] = field(default_factory=dict)
+    _shares: dict[tuple[float, tuple[str, ...], int], Share] = field(default_factory=dict)
 
     @cached_property
     def kept_outputs(self) -> dict[str, list[int]]:
@@ -119,19 +119,21 @@ class Base:
             self._trimmed[removed] = Trimmed(network, removed, find_units(network, shape))
         return self._trimmed[removed]
 
-    def share(self, amount: float, trimmed: Trimmed) -> Share:
+    def share(self, amount: float, trimmed: Trimmed, multiple: int) -> Share:
         """How much of every unit has to go to bring the network to `amount` of the recipe's target.
+
+        Multiples of `multiple` channels stay, or of less where that cannot be.
 
         Raises:
             ModelError: the budget is below the smallest network there is.
         """
-        key = (amount, trimmed.removed)
+        key = (amount, trimmed.removed, multiple)
         if key not in self._shares:
-            self._shares[key] = self._search(amount, trimmed)
+            self._shares[key] = self._search(amount, trimmed, multiple)
         return self._shares[key]
 
-    def _search(self, amount: float, trimmed: Trimmed) -> Share:
-        target, whole, multiple = self.plan.budget.target, self.plan.size, self.plan.recipe.multiple
+    def _search(self, amount: float, trimmed: Trimmed, multiple: int) -> Share:
+        target, whole = self.plan.budget.target, self.plan.size
         if target == "channels":
             return Share(amount, multiple)
 
@@ -159,7 +161,9 @@ class Base:
         return lambda done, total: self.on_progress(stage, done, total)
 
 
-def choose_cut(base: Base, amount: float | None, depth: float, classes: Sequence[int]) -> tuple[Trimmed, Cut]:
+def choose_cut(
+    base: Base, amount: float | None, depth: float, classes: Sequence[int], *, exact: bool = False
+) -> tuple[Trimmed, Cut]:
     """The blocks and channels of `base` that stay for `classes`, as the recipe's criterion and target say.
 
     Args:
@@ -167,6 +171,7 @@ def choose_cut(base: Base, amount: float | None, depth: float, classes: Sequence
         amount: of the recipe's target; None cuts no channels.
         depth: fraction of the reference's removable blocks that are gone afterwards.
         classes: whose images count.
+        exact: to any number of channels, whatever multiple the recipe asks for.
 
     Raises:
         ModelError: there is no block to drop, a layer would lose all its channels, or the budget is below the smallest
@@ -187,7 +192,7 @@ def choose_cut(base: Base, amount: float | None, depth: float, classes: Sequence
     }
     if base.plan.budget.target == "threshold":
         return trimmed, cut_below(units, importance, amount)
-    share = base.share(amount, trimmed)
+    share = base.share(amount, trimmed, 1 if exact else recipe.multiple)
     return trimmed, cut_share(units, importance, share.of_channels, multiple=share.multiple)
 
 

@@ -89,7 +89,7 @@ def cut_network(base: Base, stage: Stage) -> tuple[nn.Module, Trimmed, Cut]:
     Raises:
         ModelError: the cut cannot be made.
     """
-    trimmed, cut = choose_cut(base, stage.amount, stage.depth, stage.classes)
+    trimmed, cut = choose_cut(base, stage.amount, stage.depth, stage.classes, exact=stage.further)
     return apply_cut(trimmed.network, cut, base.plan.shape), trimmed, cut
 
 

@@ -25,6 +25,8 @@ class Stage:
     schedule: Schedule
     seed: int
     calibration: str = "none"
+    further: bool = False
+    """It is on the way to a smaller one: rounding at every step would go further than was asked for."""
 
 
 def recovery_images(plan: Plan) -> int:
@@ -66,6 +68,7 @@ def rounds(plan: Plan) -> list[tuple[str, Stage]]:
             name=whole.name if steps == 1 else f"recover {step} of {steps}",
             amount=amount,
             depth=whole.depth * part,
+            further=step < steps,
             schedule=replace(whole.schedule, images=math.ceil(whole.schedule.images / steps)),
             seed=whole.seed if step == steps else whole.seed + plan.assignment.n_workers + step,
         )
