@@ -181,9 +181,14 @@ class Supervisor:
             log.warning("worker %d gives scores that are not its subnet's", worker)
 
     async def _probe(self, worker: int) -> None:
-        """Try a straggler again and again until it is fast; requests go on without it."""
+        """Try a straggler again and again until it is fast; requests go on without it.
+
+        Nobody asked it for a while, so that a thread has to wake up and memory to come back, which can take ten times
+        as long as a run: each probe's first run is for that, and the second is held against requests.
+        """
         assert self._golden is not None
         while self.health.workers[worker].state is State.EJECTED:
+            await self._arrival(worker, self._golden.inputs[:1])
             arrival = await self._arrival(worker, self._golden.inputs[:1])
             sound = arrival is not None and _close(arrival.scores, self._expected[worker][:1])
             self.health.probed(worker, arrival.elapsed_s if arrival is not None and sound else None)

@@ -25,7 +25,7 @@ from serving.v2 import InferRequest, metadata
 
 STREAM_DEPTH = 8
 """Requests of one stream that are answered at a time; more are not read from it yet."""
-REPLY_SHARE, REPLY_S = 0.1, 0.02
+REPLY_SHARE, REPLY_S = 0.1, 0.1
 """Of a call's deadline what is kept for the reply to reach the client: a share, and at most so many seconds."""
 _Method = Callable[["Servicer", Any], Awaitable[Any]]
 
