@@ -26,7 +26,7 @@ from pruning.executors import OnProgress
 from pruning.limits import enough_disk, enough_memory
 from pruning.plan import Plan
 from pruning.retrain import autocast, use_bf16
-from pruning.stages import recovery_images, specialisation
+from pruning.stages import recoveries_of, recovery_images, specialisation
 from sensai_serve.bundle import atomic_file
 from sensai_serve.errors import InputError
 from sensai_serve.preprocess import normalise
@@ -77,7 +77,7 @@ def views_of(plan: Plan) -> Views | None:
     count = recipe.views
     if count is None:
         own = sum(specialisation(plan, worker).schedule.images for worker in range(plan.assignment.n_workers))
-        count = min((recovery_images(plan) + own) // len(plan.train), MOST)
+        count = min((recoveries_of(plan) * recovery_images(plan) + own) // len(plan.train), MOST)
     if not changes(dataset.augmentation, plan.shape):
         count = min(count, 1)
     return Views(count, len(dataset.y), dataset.augmentation, recipe.seed) if count else None

@@ -6,6 +6,7 @@ RUN/reference/              a network: network.json (what was cut, classes, head
 RUN/answers/0.npy ...       the reference's answers to views of the training images (`pruning.answers`)
 RUN/recovering/1/ ...       networks on the way to the next, where it is cut in steps
 RUN/recovered/              the compact network for all classes, where the recipe asks for one
+RUN/recovered-1/ ...        further ones, where it asks for several
 RUN/subnets/00/ ...         each worker's network, and validation.npy, its scores of the validation part
 
 A network appears whole or not at all, so a killed run continues with the next one.
@@ -37,8 +38,10 @@ from sensai_serve.preprocess import Floats, InputSpec
 
 RECIPE = "recipe.json"
 TASK = "task.json"
+NETWORK = "network.json"
 REFERENCE = "reference"
 RECOVERED = "recovered"
+"""The first, or only one: see `pruning.stages.recovered`."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,11 @@ class Network:
     parameters: int = 0
     removed: tuple[str, ...] = ()
     """Residual blocks that were dropped, by the names that `pruning.depth` gives them."""
+
+
+def finished(folder: Path) -> bool:
+    """Whether there is a whole network in it."""
+    return (folder / NETWORK).is_file()
 
 
 @dataclass(frozen=True)
@@ -170,7 +178,7 @@ class Run:
 
     def has(self, name: str) -> bool:
         """Whether the network of that name is finished."""
-        return (self.path / name / "network.json").is_file()
+        return finished(self.path / name)
 
     def save(self, name: str, network: Network, model: nn.Module, validation: Floats | None = None) -> None:
         """Keep a network, whole or not at all.
@@ -189,7 +197,7 @@ class Run:
         """
         if not self.has(name):
             raise InputError(f"{self.path}: {name} is not finished, expected `sensai prune` to have run to its end")
-        raw = _read_json(self.path / name / "network.json")
+        raw = _read_json(self.path / name / NETWORK)
         try:
             cut = {layer: tuple(kept) for layer, kept in raw["cut"].items()}
             removed = tuple(raw.get("removed", ()))
@@ -234,7 +242,7 @@ def _save(folder: Path, network: Network, model: nn.Module, validation: Floats |
         (folder / "validation.npy").write_bytes(buffer.getvalue())
     weights = {name: value.contiguous() for name, value in model.state_dict().items()}
     (folder / "weights.safetensors").write_bytes(save(weights))
-    _write_json(folder / "network.json", vars(network))
+    _write_json(folder / NETWORK, vars(network))
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -1,8 +1,8 @@
 """What ``sensai compare`` makes: monoliths and class-parallel networks of several sizes, by one recipe, for equal work.
 
 A network's image passes are those that its weights have seen. Under the budget ``per-network`` every network has seen
-as many: a worker's are those of the shared recovery and its own. Under ``total`` all networks of a point together have
-been trained on as many as one monolith.
+as many: a worker's are those of the shared recovery that it starts from and its own. Under ``total`` all networks of a
+point together have been trained on as many as one monolith.
 """
 
 from __future__ import annotations
@@ -15,14 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from pruning import pipeline
-from pruning.answers import FOLDER, take_over
+from pruning.answers import FOLDER, answer, take_over
 from pruning.answers import MOST as MOST_VIEWS
-from pruning.checkpoint import RECOVERED, Run
+from pruning.checkpoint import Run, finished
 from pruning.choose import Base
-from pruning.executors import OnProgress, Slot
+from pruning.data import absolute
+from pruning.executors import OnProgress, Slot, Task
+from pruning.executors.local import execute
 from pruning.grouping import divisors
 from pruning.plan import Plan, groups_of
 from pruning.recipe import Recipe
+from pruning.stages import recovered
 from sensai_serve import assignment, plugins
 from sensai_serve.bundle import atomic_directory
 from sensai_serve.errors import InputError
@@ -45,6 +48,8 @@ class Sweep:
     """Of the passes that go to the recovery that all workers of a size start from."""
     workers: int
     groups: int
+    recoveries: int = 1
+    """Shared networks of a size that a further cyclic point's workers start from; 1: there is no such point."""
 
     def __post_init__(self) -> None:
         if not self.amounts or not all(0 < amount < 1 for amount in self.amounts):
@@ -55,6 +60,8 @@ class Sweep:
             raise InputError(f"share is {self.share}, expected at least 0 and less than 1")
         if self.passes < 1:
             raise InputError(f"passes is {self.passes}, expected at least 1")
+        if not 1 <= self.recoveries <= self.workers:
+            raise InputError(f"recoveries is {self.recoveries}, expected 1 to the number of workers, {self.workers}")
 
 
 @dataclass(frozen=True)
@@ -82,6 +89,7 @@ def sweep_for(
     share: float = 0.75,
     workers: int | None = None,
     groups: int | None = None,
+    recoveries: int = 1,
 ) -> Sweep:
     """A sweep, with the defaults that fit the number of classes.
 
@@ -97,7 +105,7 @@ def sweep_for(
     for name, count in (("workers", workers), ("groups", groups)):
         if not 2 <= count <= n_classes:
             raise InputError(f"{name} is {count}, expected 2 to the number of classes, {n_classes}")
-    return Sweep(tuple(amounts), passes, BUDGETS if budget == "both" else (budget,), share, workers, groups)
+    return Sweep(tuple(amounts), passes, BUDGETS if budget == "both" else (budget,), share, workers, groups, recoveries)
 
 
 def points(base: Recipe, n_classes: int, sweep: Sweep, n_train: int) -> list[Point]:
@@ -116,7 +124,7 @@ def points(base: Recipe, n_classes: int, sweep: Sweep, n_train: int) -> list[Poi
     found = []
     if base.views is None:  # by what does not change when sizes are added
         base = replace(base, views=min(math.ceil(2 * sweep.passes / n_train), MOST_VIEWS))
-    recovered = round(sweep.share * sweep.passes)
+    whole = round(sweep.share * sweep.passes)
     for amount in sweep.amounts:
         alone = replace(base, assignment="grouped", groups=1, grouping="random", redundancy=None, offsets=None,
                         head="softmax", sampling="uniform", amount=amount, recover_images=0, images=sweep.passes,
@@ -124,15 +132,16 @@ def points(base: Recipe, n_classes: int, sweep: Sweep, n_train: int) -> list[Poi
         found.append(Point(f"monolith-{amount:g}", MONOLITH, amount, "", alone, 1, sweep.passes))
         for budget in sweep.budgets:
             for name, series, changes, workers in _codes(n_classes, sweep):
-                left = sweep.passes - recovered
+                left, recoveries = sweep.passes - whole, changes["recoveries"]
                 images = left if budget == PER_NETWORK else left // workers
+                shared = whole if budget == PER_NETWORK else whole // recoveries
                 if images < base.batch:
                     raise InputError(
                         f"passes is {sweep.passes}: leaves {images} for each of {workers} workers, expected at least a "
                         f"batch, {base.batch}"
                     )
-                recipe = replace(base, amount=amount, recover_images=recovered, images=images, offsets=None, **changes)
-                total = recovered + workers * images
+                recipe = replace(base, amount=amount, recover_images=shared, images=images, offsets=None, **changes)
+                total = recoveries * shared + workers * images
                 found.append(Point(f"{name}-{amount:g}-{budget}", series, amount, budget, recipe, workers, total))
     return found
 
@@ -142,10 +151,15 @@ def _codes(n_classes: int, sweep: Sweep) -> list[tuple[str, str, dict[str, Any],
     symbols = None if whole else sweep.workers
     single: dict[str, Any] = {"assignment": "binary" if whole else "grouped", "groups": symbols, "redundancy": None}
     cyclic: dict[str, Any] = {"assignment": "cyclic", "groups": symbols, "redundancy": (r := min(3, sweep.workers))}
-    codes = [("single", SINGLE, single, sweep.workers), ("cyclic", f"cyclic r = {r}", cyclic, sweep.workers)]
+    codes = [("single", SINGLE, single, sweep.workers)]
     if sweep.groups != sweep.workers:
         grouped: dict[str, Any] = {"assignment": "grouped", "groups": sweep.groups, "redundancy": None}
-        codes.insert(1, ("grouped", GROUPED, grouped, sweep.groups))
+        codes.append(("grouped", GROUPED, grouped, sweep.groups))
+    codes.append(("cyclic", f"cyclic r = {r}", cyclic, sweep.workers))
+    codes = [(name, series, changes | {"recoveries": 1}, workers) for name, series, changes, workers in codes]
+    if (several := sweep.recoveries) > 1:
+        name, series = f"cyclic-of-{several}", f"cyclic r = {r}, {several} origins"
+        codes.append((name, series, cyclic | {"recoveries": several}, sweep.workers))
     return codes
 
 
@@ -185,6 +199,30 @@ class Workshop:
         """Its run directory."""
         return self.folder / point.name / "run"
 
+    def begin(self, every: Sequence[Point], on_progress: OnProgress) -> None:
+        """Where several networks may be made at a time, make first, at the same time, those that nothing comes before:
+        monoliths, and each size's shared recovery.
+
+        Args:
+            every: all points.
+            on_progress: hears of progress.
+
+        Raises:
+            SensaiError: as `pruning.pipeline.prune`.
+        """
+        if len(self.slots) < 2:
+            return
+        tasks: dict[tuple[float, int | None, int], Task] = {}
+        for one in every:
+            run, shared = self._begun(one, every), one.recipe.recover_images
+            for number, name in enumerate(_recoveries(one) or [run.folder(0)]):
+                if not run.has(name) and (one.amount, shared, number) not in tasks:
+                    answer(self.plan_of(one), run.path / FOLDER, on_progress)
+                    where, data = str(run.path.absolute()), absolute(self.plan.recipe.data)
+                    task = Task(where, None if shared else 0, data, number, f"{one.name}:")
+                    tasks[one.amount, shared, number] = task
+        execute(list(tasks.values()), self.slots, on_progress)
+
     def make(self, point: Point, others: Sequence[Point], on_progress: OnProgress) -> Run:
         """Prune and retrain what the point's run does not hold yet.
 
@@ -197,18 +235,29 @@ class Workshop:
         Raises:
             SensaiError: as `pruning.pipeline.prune`.
         """
+        plan, path = self.plan_of(point), self._begun(point, others).path
+        run = pipeline.prune(plan, path, slots=self.slots, on_progress=on_progress)
+        return replace(run, recipe=plan.recipe)  # which knows where the data lies now
+
+    def _begun(self, point: Point, others: Sequence[Point]) -> Run:
+        """The point's run directory, with what it takes over of others."""
         plan, path = self.plan_of(point), self.run_of(point)
-        if Run.resume(path, plan.recipe, plan.digests) is None:
+        run = Run.resume(path, plan.recipe, plan.digests)
+        if run is None:
             spec, labels = plan.dataset.spec, plan.dataset.labels
             run = Run(path, plan.recipe, plan.digests, labels, spec, plan.assignment, plan.budget)
             run.create(plan.reference, plan.size)
         for other in others:
             take_over(self.run_of(other) / FOLDER, path / FOLDER)
-        if plan.recipe.recover_images and not (path / RECOVERED).exists():
-            same = (self.run_of(o) for o in others if o.amount == point.amount and o.recipe.recover_images)
-            ready = next((other for other in same if (other / RECOVERED / "network.json").is_file()), None)
-            if ready is not None:
-                with atomic_directory(path / RECOVERED) as temporary:
-                    shutil.copytree(ready / RECOVERED, temporary, dirs_exist_ok=True)
-        run = pipeline.prune(plan, path, slots=self.slots, on_progress=on_progress)
-        return replace(run, recipe=plan.recipe)  # which knows where the data lies now
+        same = [o for o in others if (o.amount, o.recipe.recover_images) == (point.amount, point.recipe.recover_images)]
+        for name in _recoveries(point):
+            ready = next((there for o in same if finished(there := self.run_of(o) / name)), None)
+            if ready is not None and not run.has(name):
+                with atomic_directory(path / name) as temporary:
+                    shutil.copytree(ready, temporary, dirs_exist_ok=True)
+        return run
+
+
+def _recoveries(point: Point) -> list[str]:
+    """Names of the networks for all classes that the point's workers are made of."""
+    return [recovered(number) for number in range(point.recipe.recoveries)] if point.recipe.recover_images else []

@@ -21,7 +21,7 @@ from pruning.limits import enough_memory
 from pruning.network import cut_network, distillation
 from pruning.plan import Plan
 from pruning.retrain import fit, threads_for
-from pruning.stages import Stage, recovery, recovery_images, specialisation
+from pruning.stages import Stage, recoveries_of, recovery, specialisation
 from pruning.surgery import Size, measure, output_layer
 from sensai_serve import plugins
 
@@ -67,10 +67,11 @@ def estimate(
     jobs = max(1, len(slots))
     seconds = math.ceil(len(workers) / jobs) * _seconds(base, workers[0], slots[0].threads if slots else None)
     kept = [plan.size.parameters, *(size.parameters for size in sizes)]
-    if recovery_images(plan):
+    if recoveries := recoveries_of(plan):
         stage = recovery(plan)
-        kept += plan.recipe.steps * [measure(cut_network(base, stage)[0], plan.shape).parameters]
-        seconds += _seconds(base, stage, None)
+        kept += recoveries * plan.recipe.steps * [measure(cut_network(base, stage)[0], plan.shape).parameters]
+        alone = recoveries == 1 or not slots  # more are made where workers are
+        seconds += math.ceil(recoveries / jobs) * _seconds(base, stage, None if alone else slots[0].threads)
     answers = 0
     if (views := views_of(plan)) is not None:
         with enough_memory(STAGE, plan.device):

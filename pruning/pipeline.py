@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pruning import heads
 from pruning.answers import FOLDER, answer
-from pruning.checkpoint import REFERENCE, Run
+from pruning.checkpoint import Run
 from pruning.choose import Base, choose_cut, silent
 from pruning.data import absolute
 from pruning.executors import Execute, OnProgress, Slot, Task
@@ -16,8 +16,8 @@ from pruning.latency import Latency, meet_budget
 from pruning.limits import enough_memory
 from pruning.plan import Plan
 from pruning.retrain import infer
-from pruning.stages import recovery, recovery_images, rounds, specialisation
-from pruning.work import base_at, base_of_workers, make
+from pruning.stages import recovered, recoveries_of, recovery, recovery_images, specialisation
+from pruning.work import Bases, recover, specialise
 from sensai_serve import plugins
 from sensai_serve.merge import MergePlan
 
@@ -59,18 +59,20 @@ def prune(
     missing = [worker for worker in range(run.assignment.n_workers) if not run.has(run.folder(worker))]
     if missing:
         answer(plan, run.path / FOLDER, on_progress)
-    before = REFERENCE
-    for name, stage in rounds(plan) if recovery_images(plan) else []:
-        if not run.has(name):
-            make(run, name, base_at(plan, run, before, on_progress), stage)
-        before = name
-    if missing and (len(slots) > 1 or (slots and executor != "local")):
-        where, data = str(run.path.absolute()), absolute(plan.recipe.data)
+    where, data = str(run.path.absolute()), absolute(plan.recipe.data)
+    elsewhere = len(slots) > 1 or (slots and executor != "local")
+    recoveries = [n for n in range(recoveries_of(plan)) if not run.has(recovered(n))]
+    if elsewhere and len(recoveries) > 1:
+        execute([Task(where, None, data, number) for number in recoveries], slots, on_progress)
+    else:
+        for number in recoveries:
+            recover(plan, run, number, on_progress)
+    if elsewhere and missing:
         execute([Task(where, worker, data) for worker in missing], slots, on_progress)
-    elif missing:
-        base = base_of_workers(plan, run, on_progress)
+    else:
+        bases = Bases(plan, run, on_progress)
         for worker in missing:
-            make(run, run.folder(worker), base, specialisation(plan, worker))
+            specialise(bases, worker)
     return run
 
 

@@ -79,6 +79,9 @@ class Recipe:
     recover_rate: float = 0.01
     steps: int = 1
     """In which that network is cut, each followed by its part of the image passes."""
+    recoveries: int = 1
+    """Such networks, each trained with a seed of its own: with several, the copies of a class come from different ones
+    as far as possible, and err less alike. Each takes all of `recover_images`."""
     images: int | None = None
     """Image passes of each worker's own retraining. None: once the training part, at least 8,000."""
     rate: float = 0.01
@@ -97,6 +100,8 @@ class Recipe:
         _in("calibration", self.calibration, ("temperature", "none"))
         if self.steps > 1 and self.recover_images == 0:
             raise InputError(f"steps is {self.steps} and recover_images 0, expected images to recover with in between")
+        if self.recoveries > 1 and self.recover_images == 0:
+            raise InputError(f"recoveries is {self.recoveries} and recover_images 0, expected images to recover with")
         if self.target == "channels" and (self.recover_amount or 0) > self.amount:
             raise InputError(
                 f"channels is {self.amount} and recover_amount {self.recover_amount}, expected workers to lose more"
@@ -125,6 +130,7 @@ class Recipe:
             ("views", 0),
             ("recover_images", 0),
             ("steps", 1),
+            ("recoveries", 1),
             ("batch", 2),
             ("multiple", 1),
             ("profile_images", 1),

@@ -9,6 +9,9 @@ from pruning.checkpoint import RECOVERED
 from pruning.plan import Plan
 from pruning.retrain import Schedule
 
+SEEDS = 100_000
+"""Between one compact network's and the next one's, more than a run has workers and steps."""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -35,26 +38,52 @@ def recovery_images(plan: Plan) -> int:
     return max(12 * len(plan.train), 40_000) if given is None else given
 
 
-def recovery(plan: Plan) -> Stage:
-    """The one compact network for all classes that workers are then made of."""
+def recoveries_of(plan: Plan) -> int:
+    """How many compact networks there are."""
+    return plan.recipe.recoveries if recovery_images(plan) else 0
+
+
+def recovered(number: int) -> str:
+    """Name in its run of the compact network of that number."""
+    return f"{RECOVERED}-{number}" if number else RECOVERED
+
+
+def origin(plan: Plan, worker: int) -> int:
+    """Number of the compact network that a worker's is made of.
+
+    Workers in their order take that which fewest of those before them have that share classes with them, so that the
+    copies of a class come from different networks as far as there are enough; then that which fewest have at all.
+    """
+    taken: list[int] = []
+    for classes in map(set, plan.assignment.rows[: worker + 1]):
+        rivals = [0] * plan.recipe.recoveries
+        for other, number in enumerate(taken):
+            rivals[number] += len(classes & set(plan.assignment.rows[other]))
+        taken.append(min(range(plan.recipe.recoveries), key=lambda n: (rivals[n], taken.count(n))))
+    return taken[worker]
+
+
+def recovery(plan: Plan, number: int = 0) -> Stage:
+    """The compact network of that number, for all classes, that workers are then made of."""
     recipe, budget = plan.recipe, plan.budget
     return Stage(
-        "recover",
+        f"recovery {number}" if recipe.recoveries > 1 else "recover",
         tuple(range(plan.dataset.n_classes)),
         budget.amount if budget.recover_amount is None else budget.recover_amount,
         recipe.depth if recipe.recover_depth is None else recipe.recover_depth,
         "softmax",
         "uniform",
         Schedule(recovery_images(plan), recipe.recover_rate, recipe.batch),
-        recipe.seed,
+        recipe.seed + SEEDS * number,
     )
 
 
-def rounds(plan: Plan) -> list[tuple[str, Stage]]:
-    """The recovery in as many steps as the recipe says, each a network of the run by that name: a part of the cut, then
+def rounds(plan: Plan, number: int = 0) -> list[tuple[str, Stage]]:
+    """A recovery in as many steps as the recipe says, each a network of the run by that name: a part of the cut, then
     a part of the retraining. Each step cuts the same fraction of what it is given.
     """
-    whole, budget, steps = recovery(plan), plan.budget, plan.recipe.steps
+    whole, budget, steps = recovery(plan, number), plan.budget, plan.recipe.steps
+    on_the_way = f"recovering-{number}" if number else "recovering"
     assert whole.amount is not None
     found = []
     for step in range(1, steps + 1):
@@ -65,14 +94,14 @@ def rounds(plan: Plan) -> list[tuple[str, Stage]]:
             amount = whole.amount * part if budget.target == "threshold" else whole.amount**part
         stage = replace(
             whole,
-            name=whole.name if steps == 1 else f"recover {step} of {steps}",
+            name=whole.name if steps == 1 else f"{whole.name}: {step} of {steps}",
             amount=amount,
             depth=whole.depth * part,
             further=step < steps,
             schedule=replace(whole.schedule, images=math.ceil(whole.schedule.images / steps)),
             seed=whole.seed if step == steps else whole.seed + plan.assignment.n_workers + step,
         )
-        found.append((RECOVERED if step == steps else f"recovering/{step}", stage))
+        found.append((recovered(number) if step == steps else f"{on_the_way}/{step}", stage))
     return found
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import lru_cache
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from pathlib import Path
 
 from pruning.answers import FOLDER, open_answers
-from pruning.checkpoint import RECOVERED, REFERENCE, Run
+from pruning.checkpoint import REFERENCE, Run
 from pruning.choose import Base
 from pruning.executors import OnProgress, Slot, Task
 from pruning.limits import enough_memory
@@ -15,24 +16,41 @@ from pruning.network import make_network
 from pruning.plan import Plan, plan_of
 from pruning.retrain import require_device
 from pruning.snapshot import Snapshot
-from pruning.stages import Stage, specialisation
+from pruning.stages import Stage, origin, recovered, recovery_images, rounds, specialisation
 
 
 def perform(task: Task, slot: Slot, on_progress: OnProgress) -> None:
-    """Make the worker's network that `task` names, unless the run directory holds it already.
+    """Make the network that `task` names, unless the run directory holds it already.
 
     An unfinished one goes on from its snapshot, so a task that was lost with its process may be given to another.
 
     Args:
-        task: which worker of which run.
+        task: which of which run.
         slot: where to compute.
         on_progress: hears of it. With the same function, run and slot the data and the reference are loaded once.
 
     Raises:
         SensaiError: the network cannot be made.
     """
-    plan, run, base = _open(task.run, task.data, slot, on_progress)
-    make(run, run.folder(task.worker), base, specialisation(plan, task.worker))
+    bases = _open(task.run, task.data, task.label, slot, on_progress)
+    if task.worker is None:
+        recover(bases.plan, bases.run, task.recovery, bases.on_progress)
+    else:
+        specialise(bases, task.worker)
+
+
+def recover(plan: Plan, run: Run, number: int, on_progress: OnProgress) -> None:
+    """Make the compact network of that number, in as many steps as the recipe says.
+
+    Raises:
+        ModelError: the cut cannot be made.
+        WorkError: memory ran out, or the disk is full.
+    """
+    before = REFERENCE
+    for name, stage in rounds(plan, number):
+        if not run.has(name):
+            make(run, name, base_at(plan, run, before, on_progress), stage)
+        before = name
 
 
 def make(run: Run, name: str, base: Base, stage: Stage) -> None:
@@ -62,15 +80,41 @@ def base_at(plan: Plan, run: Run, name: str, on_progress: OnProgress) -> Base:
     return Base(plan, run.load(name).network.to(plan.device), made.cut, made.removed, on_progress, answers)
 
 
-def base_of_workers(plan: Plan, run: Run, on_progress: OnProgress) -> Base:
-    """The recovered network where the run has one, else the reference."""
-    return base_at(plan, run, RECOVERED if run.has(RECOVERED) else REFERENCE, on_progress)
+@dataclass(frozen=True)
+class Bases:
+    """What a run's workers are made of: the reference, or compact networks recovered from it, each loaded once."""
+
+    plan: Plan
+    run: Run
+    on_progress: OnProgress
+    _loaded: dict[str, Base] = field(default_factory=dict)
+
+    def of(self, worker: int) -> Base:
+        """What the worker's network is made of, which the run holds."""
+        name = recovered(origin(self.plan, worker)) if recovery_images(self.plan) else REFERENCE
+        if name not in self._loaded:
+            self._loaded[name] = base_at(self.plan, self.run, name, self.on_progress)
+        return self._loaded[name]
+
+
+def specialise(bases: Bases, worker: int) -> None:
+    """Make a worker's network.
+
+    Raises:
+        ModelError: the cut cannot be made.
+        WorkError: memory ran out, or the disk is full.
+    """
+    make(bases.run, bases.run.folder(worker), bases.of(worker), specialisation(bases.plan, worker))
 
 
 @lru_cache(maxsize=1)
-def _open(path: str, data: str, slot: Slot, on_progress: OnProgress) -> tuple[Plan, Run, Base]:
+def _open(path: str, data: str, label: str, slot: Slot, on_progress: OnProgress) -> Bases:
     require_device(slot.device)
     run = Run.open(Path(path))
     run = dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, data=data))
     plan = plan_of(run, device=slot.device, threads=slot.threads)
-    return plan, run, base_of_workers(plan, run, on_progress)
+    return Bases(plan, run, partial(_labelled, on_progress, label) if label else on_progress)
+
+
+def _labelled(on_progress: OnProgress, label: str, stage: str, done: int, total: int) -> None:
+    on_progress(f"{label} {stage}", done, total)

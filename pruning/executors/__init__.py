@@ -1,4 +1,4 @@
-"""Executors: where the workers' networks of a run are made, which need nothing of each other.
+"""Executors: where networks are made that need nothing of each other, the workers' of a run above all.
 
 A new executor is one new file here with a function ``execute(tasks, slots, on_progress)`` that has every task done by
 `pruning.work.perform`, in whatever process and on whatever machine sees the run directory and the data. A task that was
@@ -19,13 +19,22 @@ OnProgress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Task:
-    """Make the network of one worker of a run directory: all that another process must be told."""
+    """Make one network of a run directory: all that another process must be told."""
 
     run: str
     """Path of the run directory, from the root."""
-    worker: int
+    worker: int | None
+    """Whose; None: a compact one for all classes that workers are made of."""
     data: str
     """Source of the run's data, where it lies now."""
+    recovery: int = 0
+    """Which of those."""
+    label: str = ""
+    """What the names of its stages begin with, where several runs are worked on."""
+
+    def __str__(self) -> str:
+        what = f"recovery {self.recovery}" if self.worker is None else f"worker {self.worker}"
+        return f"{self.label} {what}".lstrip()
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ def main() -> None:
         except SensaiError as error:
             say(dict(report(error)))
         else:
-            say({"made": task.worker})
+            say({"made": str(task)})
 
 
 def _read(tasks: SimpleQueue[Task]) -> None:

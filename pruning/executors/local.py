@@ -102,7 +102,7 @@ def _feed(
                 else:
                     raise BrokenPipeError
             except (OSError, ValueError):  # the pipe is broken, or closed by the end of a line that was cut short
-                events.put({"died": f"worker {task.worker} {_cause(child, noise)}"})
+                events.put({"died": f"{task} {_cause(child, noise)}"})
                 return
         events.put({"through": True})
 

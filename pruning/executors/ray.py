@@ -114,11 +114,11 @@ def _settle(ray: Any, reference: Any, task: Task) -> None:
     try:
         failure: dict[str, str] = ray.get(reference)
     except ray.exceptions.RayTaskError as error:
-        raise WorkError(f"worker {task.worker}: {' '.join(str(error.cause).split())[-300:]}") from error
+        raise WorkError(f"{task}: {' '.join(str(error.cause).split())[-300:]}") from error
     except ray.exceptions.RayError as error:
         reason = " ".join(str(error).split())[:200]
         raise WorkError(
-            f"worker {task.worker} was lost {RETRIES + 1} times ({reason}), expected it to finish; what is done is "
+            f"{task} was lost {RETRIES + 1} times ({reason}), expected it to finish; what is done is "
             "kept, and running again goes on"
         ) from None
     if failure:

@@ -35,6 +35,10 @@ def compare(
         int | None, typer.Option(help="Of r = 1 and r = 3; as many as divide the classes, at most 10.")
     ] = None,
     groups: Annotated[int | None, typer.Option(help="Of the grouped point; the next fewer that do.")] = None,
+    recoveries: Annotated[
+        int,
+        typer.Option(min=1, help="Add a cyclic point whose workers start from so many shared networks, not from one."),
+    ] = 1,
     point: Annotated[
         list[str] | None,
         typer.Option(
@@ -86,7 +90,7 @@ def compare(
     plan = make_plan(base, weights, device=device, threads=threads)
     amounts = _numbers(macs)
     sweep = sweep_for(plan.dataset.n_classes, amounts, passes, budget=budget, share=share, workers=workers,
-                      groups=groups)  # fmt: skip
+                      groups=groups, recoveries=recoveries)  # fmt: skip
     every = points(base, plan.dataset.n_classes, sweep, len(plan.train))
     if dry_run:
         _print_points(every)
@@ -119,12 +123,17 @@ def _print_points(points: list[Point]) -> None:
     table = Table("point", "networks", "own passes", "shared", "in all")
     for one in points:
         own, shared = one.recipe.images or 0, one.recipe.recover_images or 0
-        table.add_row(one.name, str(one.workers), f"{own:,}", f"{shared:,}", f"{one.passes:,}")
+        several = f"{one.recipe.recoveries} x " if one.recipe.recoveries > 1 else ""
+        table.add_row(one.name, str(one.workers), f"{own:,}", f"{several}{shared:,}", f"{one.passes:,}")
     console = Console()
     console.print(table)
-    # The shared recovery of a size is made once, for all points that start from it.
-    shared_once = {one.amount: one.recipe.recover_images or 0 for one in points if one.recipe.recover_images}
-    work = sum(shared_once.values()) + sum(one.workers * (one.recipe.images or 0) for one in points)
+    # The shared recoveries of a size are made once, for all points that start from them.
+    shared_once = {
+        (one.amount, one.recipe.recover_images or 0, number)
+        for one in points
+        for number in range(one.recipe.recoveries)
+    }
+    work = sum(shared for _, shared, _ in shared_once) + sum(one.workers * (one.recipe.images or 0) for one in points)
     views = max(one.recipe.views or 0 for one in points)
     console.print(f"{work:,} image passes in all; the reference answers {views} views of each image", highlight=False)
 
@@ -140,6 +149,7 @@ def _entries(workshop: Workshop, points: list[Point], given: list[str], weights:
     if len({one.name for one in others} | {one.name for one in points} | {REFERENCE}) <= len(points) + len(others):
         raise InputError("--point: two points have the same name, expected different ones, and none a point made here")
     workshop.check(points, report)
+    workshop.begin(points, _outer(report))
     runs = []
     for done, one in enumerate(points):
         report("points", done, len(points))
@@ -160,6 +170,16 @@ def _entries(workshop: Workshop, points: list[Point], given: list[str], weights:
         entries.append(_entry(found, folder / one.name, one.series, f"{one.amount:g}", one.budget, one.passes))
     report("test part", total, total)
     return entries
+
+
+def _outer(report: Report) -> Report:
+    """Without the short stages of networks that are made at the same time."""
+
+    def hear(stage: str, done: int, total: int) -> None:
+        if "profile" not in stage:
+            report(stage, done, total)
+
+    return hear
 
 
 def _within(point: Point, report: Report) -> Report:

@@ -94,6 +94,10 @@ def prune(
     steps: Annotated[
         int | None, typer.Option(help="Cut it in so many steps, each followed by its part of the image passes (1).")
     ] = None,
+    recoveries: Annotated[
+        int | None,
+        typer.Option(help="Make so many of it: copies of a class come from different ones and err less alike (1)."),
+    ] = None,
     images: Annotated[int | None, typer.Option(help="Image passes of each worker's own retraining (1 epoch).")] = None,
     rate: Annotated[float | None, typer.Option(help="Its peak learning rate.")] = None,
     calibration: Annotated[
@@ -165,6 +169,7 @@ def prune(
         recover_depth=recover_depth,
         recover_rate=recover_rate,
         steps=steps,
+        recoveries=recoveries,
         images=images,
         rate=rate,
         calibration=calibration,

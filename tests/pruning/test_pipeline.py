@@ -18,9 +18,12 @@ from safetensors.torch import save_file
 from pruning import data, models, pipeline
 from pruning.checkpoint import RECOVERED, Run
 from pruning.estimate import estimate
+from pruning.executors import Slot
 from pruning.plan import make_plan
 from pruning.recipe import Recipe
+from pruning.stages import origin
 from pruning.train import train
+from sensai_serve import assignment
 from sensai_serve.errors import AssignmentError, InputError, ModelError, OutputExistsError, SensaiError
 from sensai_serve.preprocess import normalise
 
@@ -117,6 +120,40 @@ def test_a_cut_in_steps_goes_as_far_as_one_at_once(wine, tmp_path, target, amoun
     for before, after in (("recovering/1", "recovering/2"), ("recovering/2", RECOVERED)):
         for layer, kept in run.network(after).cut.items():
             assert set(kept) <= set(run.network(before).cut[layer])
+
+
+@pytest.mark.parametrize(("n_classes", "recoveries"), [(10, 5), (12, 4), (20, 4), (3, 3), (10, 2), (100, 4)])
+def test_copies_of_a_class_come_from_different_recoveries_as_far_as_there_are_enough(wine, n_classes, recoveries):
+    matrix = assignment.build("cyclic", n_classes, redundancy=3)
+    recipe = dataclasses.replace(WINE, recoveries=recoveries)
+    plan = dataclasses.replace(make_plan(WINE, wine), recipe=recipe, assignment=matrix)
+    origins = [origin(plan, worker) for worker in range(n_classes)]
+    for workers in matrix.workers_of:
+        assert len({origins[worker] for worker in workers}) == min(3, recoveries)
+    counts = np.bincount(origins, minlength=recoveries)
+    assert counts.max() - counts.min() <= 1
+
+
+def test_each_worker_is_made_of_its_recovery_and_recoveries_differ(wine, tmp_path):
+    recipe = dataclasses.replace(WINE, assignment="cyclic", redundancy=3, recoveries=3, images=0, recover_images=500)
+    plan = make_plan(recipe, wine, threads=1)
+    run = pipeline.prune(plan, tmp_path / "run")
+    bodies = [run.load(name).network.state_dict() for name in ("recovered", "recovered-1", "recovered-2")]
+    for worker, name in enumerate(networks(run)):
+        own = run.load(name).network.state_dict()
+        same = [torch.equal(own["1.weight"], body["1.weight"]) for body in bodies]  # nothing was trained since
+        assert same == [number == origin(plan, worker) for number in range(3)]
+    slots = (Slot("cpu", 1), Slot("cpu", 1))
+    parallel = pipeline.prune(make_plan(recipe, wine), tmp_path / "parallel", slots=slots)
+    for name in ["recovered", "recovered-1", "recovered-2", *networks(run)]:
+        torch.testing.assert_close(parallel.load(name).state_dict(), run.load(name).state_dict(), rtol=0, atol=0)
+    more, once = estimate(plan), estimate(make_plan(dataclasses.replace(recipe, recoveries=1), wine))
+    assert more.disk > once.disk
+
+
+def test_several_recoveries_need_images():
+    with pytest.raises(InputError, match="recoveries is 2 and recover_images 0"):
+        dataclasses.replace(WINE, recoveries=2, recover_images=0)
 
 
 def test_steps_need_images_in_between():

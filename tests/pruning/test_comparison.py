@@ -1,0 +1,40 @@
+"""Networks of a comparison made several at a time: those that one after the other gives."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from pruning.checkpoint import Run
+from pruning.comparison import Workshop, points, sweep_for
+from pruning.executors import Slot
+from pruning.plan import make_plan
+from pruning.recipe import Recipe
+from pruning.train import train
+
+
+def test_what_nothing_comes_before_is_made_at_the_same_time_and_the_same(tmp_path):
+    model = train("wine", "mlp", epochs=5, batch=32, rate=0.05, threads=1).model
+    torch.save(model.state_dict(), tmp_path / "wine.pt")
+    base = Recipe("wine", "mlp", batch=32)
+    plan = make_plan(base, tmp_path / "wine.pt", threads=1)
+    sweep = sweep_for(3, (0.5,), 900, budget="per-network", recoveries=2)
+    every = points(base, 3, sweep, len(plan.train))
+    alone = Workshop(plan, tmp_path / "alone")
+    two = Workshop(replace(plan, threads=None), tmp_path / "two", (Slot("cpu", 1), Slot("cpu", 1)))
+
+    stages: set[str] = set()
+    two.begin(every, lambda stage, *_: stages.add(stage))
+    made = {
+        "monolith-0.5": ("subnets/00", "monolith-0.5: worker 0"),
+        "single-0.5-per-network": ("recovered", "single-0.5-per-network: recover"),
+        "cyclic-of-2-0.5-per-network": ("recovered-1", "cyclic-of-2-0.5-per-network: recovery 1"),
+    }
+    assert {stage for _, stage in made.values()} <= stages
+    for one in every:
+        if one.name in made:
+            there = Run.open(two.run_of(one)).load(made[one.name][0])
+            here = alone.make(one, every, lambda *_: None).load(made[one.name][0])
+            torch.testing.assert_close(there.state_dict(), here.state_dict(), rtol=0, atol=0)
+    assert sum(len(list(two.run_of(one).glob("recovered*"))) for one in every) == 2  # the rest is taken over
