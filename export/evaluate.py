@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,5 +114,7 @@ def scores_of(bundle: Bundle, x: npt.NDArray[np.generic]) -> list[Floats]:
         BundleError: the bundle is damaged.
     """
     classifier, spec = load(bundle), bundle.manifest.input
-    batches = [classifier.scores(normalise(x[at : at + _BATCH], spec)) for at in range(0, len(x), _BATCH)]
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # sessions of one thread each, and they hold no lock
+        parts = pool.map(lambda at: classifier.scores(normalise(x[at : at + _BATCH], spec)), range(0, len(x), _BATCH))
+        batches = list(parts)
     return [np.concatenate(parts) for parts in zip(*batches, strict=True)]

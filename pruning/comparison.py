@@ -239,6 +239,13 @@ class Workshop:
         run = pipeline.prune(plan, path, slots=self.slots, on_progress=on_progress)
         return replace(run, recipe=plan.recipe)  # which knows where the data lies now
 
+    def left(self, point: Point, others: Sequence[Point]) -> int:
+        """Image passes of the networks that the point lacks yet, those left out that are taken over of others."""
+        run, recipe = self._begun(point, others), point.recipe
+        shared = sum(recipe.recover_images or 0 for name in _recoveries(point) if not run.has(name))
+        own = sum(recipe.images or 0 for worker in range(run.assignment.n_workers) if not run.has(run.folder(worker)))
+        return shared + own
+
     def _begun(self, point: Point, others: Sequence[Point]) -> Run:
         """The point's run directory, with what it takes over of others."""
         plan, path = self.plan_of(point), self.run_of(point)

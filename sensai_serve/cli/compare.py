@@ -153,8 +153,9 @@ def _entries(workshop: Workshop, points: list[Point], given: list[str], weights:
     runs = []
     for done, one in enumerate(points):
         report("points", done, len(points))
-        runs.append(workshop.make(one, points, _within(one, report)))
-        report(one.name, one.passes, one.passes)
+        left = workshop.left(one, points)
+        runs.append(workshop.make(one, points, _within(one.name, left, report)))
+        report(one.name, left, left)
     report("points", len(points), len(points))
     entries: list[Entry] = []
     total = 1 + len(others) + len(points)
@@ -182,8 +183,8 @@ def _outer(report: Report) -> Report:
     return hear
 
 
-def _within(point: Point, report: Report) -> Report:
-    """One stage for the whole point: image passes done, in whichever of its networks."""
+def _within(name: str, passes: int, report: Report) -> Report:
+    """One stage for a whole point: image passes done, in whichever of its networks."""
     from pruning.answers import STAGE
 
     seen: dict[str, int] = {}
@@ -193,7 +194,7 @@ def _within(point: Point, report: Report) -> Report:
             report(stage, done, total)
         elif not stage.startswith("profile"):
             seen[stage] = done
-            report(point.name, min(sum(seen.values()), point.passes - 1), point.passes)
+            report(name, min(sum(seen.values()), passes - 1), passes)
 
     return hear
 
