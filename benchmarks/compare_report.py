@@ -102,8 +102,9 @@ def _series(shown: Sequence[Timed]) -> list[str]:
 def _style(series: str, at: int) -> tuple[int, str, bool]:
     """Colour, marker, and whether points are joined."""
     fixed = {REFERENCE: (8, "*", False), GIVEN: (7, "s", False), "monolith": (1, "s", True), "r = 1": (0, "o", True),
-             "grouped": (5, "^", True), "cyclic": (2, "D", True)}  # fmt: skip
-    return fixed.get("cyclic" if series.startswith("cyclic") else series, (at, "o", True))
+             "grouped": (5, "^", True), "cyclic": (2, "D", True), "origins": (3, "P", True)}  # fmt: skip
+    cyclic = "origins" if series.endswith("origins") else "cyclic"
+    return fixed.get(cyclic if series.startswith("cyclic") else series, (at, "o", True))
 
 
 def _finish(figure: Figure, axes: Axes) -> None:
