@@ -196,7 +196,7 @@ def _earned(measured: Measured) -> Iterator[Table]:
             ("", "budget", "p50, us", "test", "against one network"),
             rows,
             "Test accuracy above what a single network of the same latency reaches: on the line between the next "
-            "faster and the next slower one, of all that are here.",
+            "faster and the next slower one that no faster one beats.",
         )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import io
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -126,8 +127,13 @@ def answer(plan: Plan, folder: Path, on_progress: OnProgress) -> None:
 def take_over(there: Path, here: Path) -> None:
     """Have the answers of another run of the same reference, data and seed in `here` too, without computing them."""
     for path in there.glob("*.npy"):
-        if not (here / path.name).exists():
-            with atomic_file(here / path.name) as temporary:
+        if (to := here / path.name).exists():
+            continue
+        here.mkdir(exist_ok=True)
+        try:
+            os.link(path, to)  # answers are never written to again
+        except OSError:  # not on this filesystem
+            with enough_disk(to), atomic_file(to) as temporary:
                 shutil.copyfile(path, temporary)
 
 

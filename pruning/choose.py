@@ -10,7 +10,6 @@ import numpy as np
 from torch import nn
 
 from pruning.activations import Profile, profile, some_of_each_class
-from pruning.answers import Answers
 from pruning.criteria import Criterion, Floats, Thresholds
 from pruning.data import Labels
 from pruning.depth import block_importance, find_blocks, remove_blocks, trace
@@ -55,18 +54,17 @@ class Base:
     removed: tuple[str, ...] = ()
     """Blocks of the reference that it lacks."""
     on_progress: OnProgress = silent
-    answers: Answers | None = None
-    """Of the reference, to what networks are trained on; None: it is asked in every step."""
+    reference: Base | None = None
+    """The reference's, which this was cut from; None: this is it."""
     _trimmed: dict[tuple[str, ...], Trimmed] = field(default_factory=dict)
     _shares: dict[tuple[float, tuple[str, ...], int], Share] = field(default_factory=dict)
 
     @cached_property
     def kept_outputs(self) -> dict[str, list[int]]:
         """By layer, which of the reference's output channels are left in it; layers that lost none may be missing."""
-        if not self.cut:
+        if self.reference is None:
             return {}
-        whole = remove_blocks(self.plan.reference, self.removed, self.plan.shape)
-        return kept_outputs(find_units(whole, self.plan.shape), self.cut)
+        return kept_outputs(self.reference.without(self.removed).units, self.cut)
 
     @cached_property
     def profile(self) -> Profile:
@@ -76,7 +74,7 @@ class Base:
             self.plan.dataset,
             self._profiled,
             theta1=self.plan.recipe.theta1,
-            on_step=self._steps("profile recovered" if self.cut else "profile"),
+            on_step=self._steps("profile recovered" if self.reference else "profile"),
         )
 
     @cached_property
@@ -89,7 +87,7 @@ class Base:
             blocks,
             self.plan.dataset,
             self._profiled,
-            on_step=self._steps("profile blocks of recovered" if self.cut else "profile blocks"),
+            on_step=self._steps("profile blocks of recovered" if self.reference else "profile blocks"),
         )
 
     def dispensable(self, depth: float, classes: Sequence[int]) -> tuple[str, ...]:
@@ -159,6 +157,11 @@ class Base:
 
     def _steps(self, stage: str) -> Callable[[int, int], None]:
         return lambda done, total: self.on_progress(stage, done, total)
+
+
+def reference_base(plan: Plan, on_progress: OnProgress) -> Base:
+    """The plan's reference as what networks are cut from."""
+    return Base(plan, plan.reference, {}, on_progress=on_progress)
 
 
 def choose_cut(

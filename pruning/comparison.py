@@ -18,11 +18,12 @@ from pruning import pipeline
 from pruning.answers import FOLDER, answer, take_over
 from pruning.answers import MOST as MOST_VIEWS
 from pruning.checkpoint import Run, finished
-from pruning.choose import Base
+from pruning.choose import reference_base
 from pruning.data import absolute
 from pruning.executors import OnProgress, Slot, Task
 from pruning.executors.local import execute
 from pruning.grouping import divisors
+from pruning.limits import enough_disk
 from pruning.plan import Plan, groups_of
 from pruning.recipe import Recipe
 from pruning.stages import recovered
@@ -62,6 +63,8 @@ class Sweep:
             raise InputError(f"passes is {self.passes}, expected at least 1")
         if not 1 <= self.recoveries <= self.workers:
             raise InputError(f"recoveries is {self.recoveries}, expected 1 to the number of workers, {self.workers}")
+        if self.recoveries > 1 and self.share * self.passes < self.recoveries:
+            raise InputError(f"share is {self.share}, expected passes for each of {self.recoveries} recoveries")
 
 
 @dataclass(frozen=True)
@@ -181,7 +184,7 @@ class Workshop:
         smallest = min(every, key=lambda one: (one.amount, -one.workers))
         if not all(begun):
             plan = plans[smallest.name]
-            pipeline.check_cuts(Base(plan, plan.reference, {}, on_progress=on_progress))
+            pipeline.check_cuts(reference_base(plan, on_progress))
 
     def plan_of(self, point: Point) -> Plan:
         """The point's own: same data, same reference."""
@@ -214,8 +217,9 @@ class Workshop:
             return
         tasks: dict[tuple[float, int | None, int], Task] = {}
         for one in every:
-            run, shared = self._begun(one, every), one.recipe.recover_images
-            for number, name in enumerate(_recoveries(one) or [run.folder(0)]):
+            run, shared = self.open(one, every), one.recipe.recover_images
+            first = [run.folder(0)] if one.series == MONOLITH else _recoveries(one)
+            for number, name in enumerate(first):
                 if not run.has(name) and (one.amount, shared, number) not in tasks:
                     answer(self.plan_of(one), run.path / FOLDER, on_progress)
                     where, data = str(run.path.absolute()), absolute(self.plan.recipe.data)
@@ -235,19 +239,24 @@ class Workshop:
         Raises:
             SensaiError: as `pruning.pipeline.prune`.
         """
-        plan, path = self.plan_of(point), self._begun(point, others).path
+        plan, path = self.plan_of(point), self.open(point, others).path
         run = pipeline.prune(plan, path, slots=self.slots, on_progress=on_progress)
         return replace(run, recipe=plan.recipe)  # which knows where the data lies now
 
-    def left(self, point: Point, others: Sequence[Point]) -> int:
-        """Image passes of the networks that the point lacks yet, those left out that are taken over of others."""
-        run, recipe = self._begun(point, others), point.recipe
+    def left(self, point: Point) -> int:
+        """Image passes of the networks that the point's opened run lacks yet."""
+        run, recipe = Run.open(self.run_of(point)), point.recipe
         shared = sum(recipe.recover_images or 0 for name in _recoveries(point) if not run.has(name))
         own = sum(recipe.images or 0 for worker in range(run.assignment.n_workers) if not run.has(run.folder(worker)))
         return shared + own
 
-    def _begun(self, point: Point, others: Sequence[Point]) -> Run:
-        """The point's run directory, with what it takes over of others."""
+    def open(self, point: Point, others: Sequence[Point]) -> Run:
+        """The point's run, begun if it was not, with what it takes over of others.
+
+        Raises:
+            OutputExistsError: its directory holds something else.
+            WorkError: the disk is full.
+        """
         plan, path = self.plan_of(point), self.run_of(point)
         run = Run.resume(path, plan.recipe, plan.digests)
         if run is None:
@@ -260,8 +269,9 @@ class Workshop:
         for name in _recoveries(point):
             ready = next((there for o in same if finished(there := self.run_of(o) / name)), None)
             if ready is not None and not run.has(name):
-                with atomic_directory(path / name) as temporary:
-                    shutil.copytree(ready, temporary, dirs_exist_ok=True)
+                with enough_disk(path / name), atomic_directory(path / name) as temporary:
+                    for file in ready.iterdir():
+                        shutil.copyfile(file, temporary / file.name)
         return run
 
 

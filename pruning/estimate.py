@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import operator
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +15,7 @@ import torch
 from pruning import heads
 from pruning.answers import BATCH, STAGE, Answers, asking, views_of
 from pruning.augment import Views
-from pruning.choose import Base, silent
+from pruning.choose import Base, reference_base, silent
 from pruning.executors import OnProgress, Slot
 from pruning.heads import replace_output
 from pruning.latency import Latency, meet_budget
@@ -21,7 +23,7 @@ from pruning.limits import enough_memory
 from pruning.network import cut_network, distillation
 from pruning.plan import Plan
 from pruning.retrain import fit, threads_for
-from pruning.stages import Stage, recoveries_of, recovery, specialisation
+from pruning.stages import Stage, recoveries_of, rounds, specialisation
 from pruning.surgery import Size, measure, output_layer
 from sensai_serve import plugins
 
@@ -31,6 +33,8 @@ BYTES = 4
 """Of a parameter in a file."""
 SNAPSHOT = 2
 """An unfinished training keeps each parameter and its momentum."""
+HERE = Slot("", None)
+"""This process, wherever the plan's reference is."""
 
 
 @dataclass(frozen=True)
@@ -61,17 +65,17 @@ def estimate(
         WorkError: memory ran out.
     """
     plan = meet_budget(plan, latency, on_progress)
-    base = Base(plan, plan.reference, {}, on_progress=on_progress)
+    base = reference_base(plan, on_progress)
     workers = [whole(plan, worker) for worker in range(plan.assignment.n_workers)]
     sizes = tuple(measure(cut_network(base, stage)[0], plan.shape) for stage in workers)
     jobs = max(1, len(slots))
-    seconds = math.ceil(len(workers) / jobs) * _seconds(base, workers[0], slots[0].threads if slots else None)
+    seconds = math.ceil(len(workers) / jobs) * _seconds(base, workers[0], slots[0] if slots else HERE)
     kept = [plan.size.parameters, *(size.parameters for size in sizes)]
     if recoveries := recoveries_of(plan):
-        stage = recovery(plan)
-        kept += recoveries * plan.recipe.steps * [measure(cut_network(base, stage)[0], plan.shape).parameters]
         alone = recoveries == 1 or not slots  # more are made where workers are
-        seconds += math.ceil(recoveries / jobs) * _seconds(base, stage, None if alone else slots[0].threads)
+        for stage in _from_the_reference(plan):
+            kept += recoveries * [measure(cut_network(base, stage)[0], plan.shape).parameters]
+            seconds += math.ceil(recoveries / jobs) * _seconds(base, stage, HERE if alone else slots[0])
     answers = 0
     if (views := views_of(plan)) is not None:
         with enough_memory(STAGE, plan.device):
@@ -83,6 +87,15 @@ def estimate(
 def whole(plan: Plan, worker: int) -> Stage:
     """A worker's network as if it were cut from the reference at once."""
     return replace(specialisation(plan, worker), amount=plan.budget.amount)
+
+
+def _from_the_reference(plan: Plan) -> list[Stage]:
+    """The steps of a recovery, each as if it were cut from the reference at once."""
+    stages = [stage for _, stage in rounds(plan)]
+    if plan.budget.target != "channels":
+        return stages
+    left = itertools.accumulate((1 - (stage.amount or 0) for stage in stages), operator.mul)
+    return [replace(stage, amount=1 - part) for stage, part in zip(stages, left, strict=True)]
 
 
 def _no_answers(plan: Plan) -> Answers | None:
@@ -103,12 +116,13 @@ def _seconds_to_answer(plan: Plan, views: Views) -> float:
     return float(np.median(np.diff(at))) * views.count * len(plan.train) / BATCH
 
 
-def _seconds(base: Base, stage: Stage, threads: int | None) -> float:
+def _seconds(base: Base, stage: Stage, slot: Slot) -> float:
     plan, head = base.plan, heads.find(stage.head)
     answers = _no_answers(plan)
     network = cut_network(base, stage)[0]
     replace_output(network, output_layer(base.network, plan.shape), head, stage.classes)
     network.requires_grad_(True)
+    pays = threads_for(network, measure(network, plan.shape).macs)
     batches = plugins.find("pruning.sampling", stage.sampling, "batches")
     at = []
 
@@ -129,7 +143,7 @@ def _seconds(base: Base, stage: Stage, threads: int | None) -> float:
             seed=stage.seed,
             precision=plan.recipe.precision,
             views=None if answers is None else answers.views,
-            threads=threads or plan.threads or threads_for(network, measure(network, plan.shape).macs),
+            threads=slot.threads or plan.threads or min(pays, slot.cores or pays),
             on_step=note,
         )
     return float(np.median(np.diff(at[1:]))) * math.ceil(stage.schedule.images / stage.schedule.batch)

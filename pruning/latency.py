@@ -12,7 +12,7 @@ from dataclasses import replace
 from torch import nn
 
 from pruning import heads
-from pruning.choose import Base, Trimmed, anything
+from pruning.choose import Base, Trimmed, anything, reference_base
 from pruning.depth import find_blocks, trace
 from pruning.executors import OnProgress
 from pruning.heads import Subnet, replace_output
@@ -50,7 +50,7 @@ def meet_budget(plan: Plan, latency: Latency | None, on_progress: OnProgress) ->
         return plan
     if latency is None:
         raise InputError("target is 'microseconds', expected a way to measure them")
-    base, measured = Base(plan, plan.reference, {}, on_progress=on_progress), 0
+    base, measured = reference_base(plan, on_progress), 0
 
     def least_share(stages: Sequence[Stage], microseconds: float) -> float:
         least = 0.0

@@ -27,8 +27,8 @@ def enough_memory(what: str, device: torch.device | str) -> Iterator[None]:
         if type(error) is RuntimeError and "DefaultCPUAllocator" not in str(error):  # the CPU's has no type of its own
             raise
         raise WorkError(
-            f"{what}: out of memory on {device}, expected less to be asked of it: lower --batch, or --jobs where "
-            "several share it; what is done is kept, and running again goes on"
+            f"{what}: out of memory on {device}, expected less to be asked of it: lower --jobs where several share it, "
+            "and running again goes on from what is done; or lower --batch in a new run"
         ) from error
 
 

@@ -30,11 +30,14 @@ CERTAIN = 50.0
 """A logit so high that a label written with it is certain."""
 
 
-def make_network(base: Base, stage: Stage, snapshot: Snapshot) -> tuple[Network, nn.Module, Floats]:
+def make_network(
+    base: Base, answers: Answers | None, stage: Stage, snapshot: Snapshot
+) -> tuple[Network, nn.Module, Floats]:
     """Cut a network for some classes out of `base`, reconstruct what its layers made, give it a head, and retrain it.
 
     Args:
         base: what it is cut out of.
+        answers: of the reference, to what it is trained on; None: it is asked in every step.
         stage: what it is for.
         snapshot: where its retraining is kept while it is unfinished.
 
@@ -62,11 +65,11 @@ def make_network(base: Base, stage: Stage, snapshot: Snapshot) -> tuple[Network,
         network,
         dataset,
         batches=batches,
-        loss=distillation(plan, head, stage.classes, base.answers),
+        loss=distillation(plan, head, stage.classes, answers),
         schedule=stage.schedule,
         seed=stage.seed,
         precision=plan.recipe.precision,
-        views=None if base.answers is None else base.answers.views,
+        views=None if answers is None else answers.views,
         threads=plan.threads or threads_for(network, measure(network, plan.shape).macs),
         on_step=lambda done, total: base.on_progress(stage.name, done, total),
         snapshot=snapshot,

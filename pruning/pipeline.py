@@ -9,7 +9,7 @@ from pathlib import Path
 from pruning import heads
 from pruning.answers import FOLDER, answer
 from pruning.checkpoint import Run
-from pruning.choose import Base, choose_cut, silent
+from pruning.choose import Base, choose_cut, reference_base, silent
 from pruning.data import absolute
 from pruning.executors import Execute, OnProgress, Slot, Task
 from pruning.latency import Latency, meet_budget
@@ -17,7 +17,7 @@ from pruning.limits import enough_memory
 from pruning.plan import Plan
 from pruning.retrain import infer
 from pruning.stages import recovered, recoveries_of, recovery, recovery_images, specialisation
-from pruning.work import Bases, recover, specialise
+from pruning.work import Workbench
 from sensai_serve import plugins
 from sensai_serve.merge import MergePlan
 
@@ -50,29 +50,30 @@ def prune(
     execute: Execute = plugins.find("pruning.executors", executor, "execute")
     run = Run.resume(out, plan.recipe, plan.digests)
     plan = meet_budget(plan, latency, on_progress) if run is None else replace(plan, budget=run.budget)
+    reference = reference_base(plan, on_progress)
     if run is None:
         with enough_memory("profile", plan.device):
-            check_cuts(Base(plan, plan.reference, {}, on_progress=on_progress))
+            check_cuts(reference)
         dataset = plan.dataset
         run = Run(Path(out), plan.recipe, plan.digests, dataset.labels, dataset.spec, plan.assignment, plan.budget)
         run.create(plan.reference, plan.size)
-    missing = [worker for worker in range(run.assignment.n_workers) if not run.has(run.folder(worker))]
-    if missing:
+    recoveries = [number for number in range(recoveries_of(plan)) if not run.has(recovered(number))]
+    workers = [worker for worker in range(run.assignment.n_workers) if not run.has(run.folder(worker))]
+    if recoveries or workers:
         answer(plan, run.path / FOLDER, on_progress)
+    bench = Workbench(plan, run, on_progress, reference)
     where, data = str(run.path.absolute()), absolute(plan.recipe.data)
     elsewhere = len(slots) > 1 or (slots and executor != "local")
-    recoveries = [n for n in range(recoveries_of(plan)) if not run.has(recovered(n))]
-    if elsewhere and len(recoveries) > 1:
+    if elsewhere and recoveries_of(plan) > 1:  # also the last one of an unfinished run: where it was begun
         execute([Task(where, None, data, number) for number in recoveries], slots, on_progress)
     else:
         for number in recoveries:
-            recover(plan, run, number, on_progress)
-    if elsewhere and missing:
-        execute([Task(where, worker, data) for worker in missing], slots, on_progress)
+            bench.recover(number)
+    if elsewhere and workers:
+        execute([Task(where, worker, data) for worker in workers], slots, on_progress)
     else:
-        bases = Bases(plan, run, on_progress)
-        for worker in missing:
-            specialise(bases, worker)
+        for worker in workers:
+            bench.specialise(worker)
     return run
 
 
@@ -82,6 +83,9 @@ def check_cuts(base: Base) -> None:
     workers = [specialisation(plan, worker) for worker in range(plan.assignment.n_workers)]
     for stage in [recovery(plan)] if recovery_images(plan) else workers:
         choose_cut(base, stage.amount, stage.depth, stage.classes)
+    if plan.budget.recover_amount is not None and plan.budget.target in ("macs", "parameters"):
+        # Of the reference, for there is nothing else yet: what cannot be met now cannot be later.
+        choose_cut(base, plan.budget.amount, plan.recipe.depth, workers[0].classes)
     for stage in workers:
         heads.find(stage.head)
         plugins.find("pruning.sampling", stage.sampling, "batches")

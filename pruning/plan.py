@@ -19,6 +19,7 @@ from pruning.surgery import Size, measure
 from sensai_serve import assignment, plugins
 from sensai_serve.assignment import Assignment
 from sensai_serve.bundle import sha256_of
+from sensai_serve.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,10 @@ def make_plan(recipe: Recipe, weights: str | Path, *, device: str = "cpu", threa
         offsets=recipe.offsets,
         redundancy=recipe.redundancy,
     )
+    most = matrix.n_workers if max(map(len, matrix.workers_of)) > 1 else 1
+    if recipe.recoveries > most:
+        why = "as there are workers" if most > 1 else "where no class has two copies"
+        raise InputError(f"recoveries is {recipe.recoveries}, expected at most as many, {most}, {why}")
     digests = {"data": dataset.digest(), "weights": sha256_of(Path(weights))}
     size = measure(model, dataset.spec.shape)
     return Plan(recipe, dataset, model, matrix, digests, train, validation, size, recipe.budget, threads)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -102,9 +103,21 @@ class Recipe:
             raise InputError(f"steps is {self.steps} and recover_images 0, expected images to recover with in between")
         if self.recoveries > 1 and self.recover_images == 0:
             raise InputError(f"recoveries is {self.recoveries} and recover_images 0, expected images to recover with")
-        if self.target == "channels" and (self.recover_amount or 0) > self.amount:
+        if self.recover_images == 0:
+            for name in ("recover_amount", "recover_depth"):
+                if (given := getattr(self, name)) is not None:
+                    raise InputError(f"{name} is {given} and recover_images 0, expected images to recover with")
+        if self.recover_amount is not None:
+            both = f"{self.target} is {self.amount} and recover_amount {self.recover_amount}, expected workers to"
+            if self.target in ("channels", "threshold") and self.recover_amount > self.amount:
+                raise InputError(f"{both} lose more")
+            if self.target in ("macs", "parameters") and self.recover_amount < self.amount:
+                raise InputError(f"{both} keep less")
+        if self.target == "channels" and (self.recover_amount or 0) >= 1:
+            raise InputError(f"channels (recover_amount) is {self.recover_amount}, expected less than 1")
+        if self.target == "microseconds" and self.steps > 1:
             raise InputError(
-                f"channels is {self.amount} and recover_amount {self.recover_amount}, expected workers to lose more"
+                f"steps is {self.steps} and target microseconds, expected one step: the cut that is measured"
             )
         for name in ("distil", "depth"):
             _between(name, getattr(self, name), 0, 1)
@@ -119,6 +132,9 @@ class Recipe:
             raise InputError(
                 f"microseconds is {self.amount} and recover_amount {self.recover_amount}, expected workers to take less"
             )
+        for name in ("rate", "recover_rate"):
+            if not 0 < (rate := getattr(self, name)) < math.inf:
+                raise InputError(f"{name} is {rate}, expected more than 0")
         if not 0 < self.temperature <= 100:
             raise InputError(f"temperature is {self.temperature}, expected more than 0 and at most 100")
         if not 0 < self.validation < 1:
@@ -132,6 +148,7 @@ class Recipe:
             ("steps", 1),
             ("recoveries", 1),
             ("batch", 2),
+            ("seed", 0),
             ("multiple", 1),
             ("profile_images", 1),
             ("reconstruct_images", 0),

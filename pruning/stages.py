@@ -1,9 +1,11 @@
-"""What networks a recipe asks for: one compact network for all classes, then one for each worker."""
+"""What networks a recipe asks for: compact ones for all classes, one as a rule, then one for each worker."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from pruning.checkpoint import RECOVERED
 from pruning.plan import Plan
@@ -49,18 +51,52 @@ def recovered(number: int) -> str:
 
 
 def origin(plan: Plan, worker: int) -> int:
-    """Number of the compact network that a worker's is made of.
+    """Number of the compact network that a worker's is made of."""
+    return deal_origins(plan.assignment.rows, plan.recipe.recoveries)[worker]
 
-    Workers in their order take that which fewest of those before them have that share classes with them, so that the
-    copies of a class come from different networks as far as there are enough; then that which fewest have at all.
+
+@lru_cache(maxsize=64)
+def deal_origins(rows: tuple[tuple[int, ...], ...], count: int) -> tuple[int, ...]:
+    """Deal `count` networks out to workers so that the copies of a class come from different ones as far as that goes.
+
+    Args:
+        rows: for each worker the classes that it covers.
+        count: of networks, one or more.
+
+    Returns:
+        For each worker a number below `count`. Workers are dealt anew one at a time for as long as fewer copies of a
+        class share a network, or as many do and networks are used more evenly: from a deal in the workers' order, and
+        from the deal of one network less. More networks are therefore never worse.
     """
-    taken: list[int] = []
-    for classes in map(set, plan.assignment.rows[: worker + 1]):
-        rivals = [0] * plan.recipe.recoveries
-        for other, number in enumerate(taken):
-            rivals[number] += len(classes & set(plan.assignment.rows[other]))
-        taken.append(min(range(plan.recipe.recoveries), key=lambda n: (rivals[n], taken.count(n))))
-    return taken[worker]
+    shared = [[len(set(a) & set(b)) for b in rows] for a in rows]
+
+    def price(dealt: Sequence[int], worker: int, number: int) -> tuple[int, int]:
+        others = [other for other, its in enumerate(dealt) if its == number and other != worker]
+        return sum(shared[worker][other] for other in others), len(others)
+
+    def improved(dealt: list[int]) -> list[int]:
+        better = True
+        while better:
+            better = False
+            for worker in range(len(dealt)):
+                best = min(range(count), key=lambda number: price(dealt, worker, number))
+                if price(dealt, worker, best) < price(dealt, worker, dealt[worker]):
+                    dealt[worker], better = best, True
+        return dealt
+
+    in_order: list[int] = []
+    for worker in range(len(rows)):
+        in_order.append(min(range(count), key=lambda number: price(in_order, worker, number)))
+    deals: list[Sequence[int]] = [improved(in_order)]
+    if count > 1:
+        deals.append(improved(list(deal_origins(rows, count - 1))))
+
+    def total(dealt: Sequence[int]) -> tuple[int, int]:
+        prices = [price(dealt, worker, number) for worker, number in enumerate(dealt)]
+        return sum(together for together, _ in prices), sum(used for _, used in prices)
+
+    best = min(deals, key=total)
+    return tuple(best)
 
 
 def recovery(plan: Plan, number: int = 0) -> Stage:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
-from pruning.answers import FOLDER, open_answers
+import torch
+
+from pruning.answers import FOLDER, Answers, open_answers
 from pruning.checkpoint import REFERENCE, Run
-from pruning.choose import Base
+from pruning.choose import Base, reference_base
 from pruning.executors import OnProgress, Slot, Task
 from pruning.limits import enough_memory
 from pruning.network import make_network
@@ -32,88 +34,79 @@ def perform(task: Task, slot: Slot, on_progress: OnProgress) -> None:
     Raises:
         SensaiError: the network cannot be made.
     """
-    bases = _open(task.run, task.data, task.label, slot, on_progress)
+    bench = _open(task.run, task.data, task.label, slot, on_progress)
     if task.worker is None:
-        recover(bases.plan, bases.run, task.recovery, bases.on_progress)
+        bench.recover(task.recovery)
     else:
-        specialise(bases, task.worker)
-
-
-def recover(plan: Plan, run: Run, number: int, on_progress: OnProgress) -> None:
-    """Make the compact network of that number, in as many steps as the recipe says.
-
-    Raises:
-        ModelError: the cut cannot be made.
-        WorkError: memory ran out, or the disk is full.
-    """
-    before = REFERENCE
-    for name, stage in rounds(plan, number):
-        if not run.has(name):
-            make(run, name, base_at(plan, run, before, on_progress), stage)
-        before = name
-
-
-def make(run: Run, name: str, base: Base, stage: Stage) -> None:
-    """Make the network of that name, unless the run holds it already.
-
-    Raises:
-        ModelError: the cut cannot be made.
-        WorkError: memory ran out, or the disk is full.
-    """
-    if run.has(name):
-        return
-    snapshot = Snapshot(run.path / f".{name.replace('/', '-')}.training", {"name": name})  # the run knows the recipe
-    with enough_memory(stage.name, base.plan.device):
-        run.save(name, *make_network(base, stage, snapshot))
-    snapshot.clear()
-
-
-def base_at(plan: Plan, run: Run, name: str, on_progress: OnProgress) -> Base:
-    """What further networks are cut from: a finished network of the run, for all classes.
-
-    Read back even where it was just made: a resumed run must go on from the same numbers.
-    """
-    answers = open_answers(plan, run.path / FOLDER)
-    if name == REFERENCE:
-        return Base(plan, plan.reference, {}, on_progress=on_progress, answers=answers)
-    made = run.network(name)
-    return Base(plan, run.load(name).network.to(plan.device), made.cut, made.removed, on_progress, answers)
+        bench.specialise(task.worker)
 
 
 @dataclass(frozen=True)
-class Bases:
-    """What a run's workers are made of: the reference, or compact networks recovered from it, each loaded once."""
+class Workbench:
+    """Makes networks of one run. What they are cut out of, profiles of it and its answers, is loaded or taken once."""
 
     plan: Plan
     run: Run
     on_progress: OnProgress
-    _loaded: dict[str, Base] = field(default_factory=dict)
+    reference: Base
+    _recovered: dict[str, Base] = field(default_factory=dict)
 
-    def of(self, worker: int) -> Base:
-        """What the worker's network is made of, which the run holds."""
-        name = recovered(origin(self.plan, worker)) if recovery_images(self.plan) else REFERENCE
-        if name not in self._loaded:
-            self._loaded[name] = base_at(self.plan, self.run, name, self.on_progress)
-        return self._loaded[name]
+    @cached_property
+    def answers(self) -> Answers | None:
+        """The reference's, to what networks are trained on; None: it is asked in every step."""
+        return open_answers(self.plan, self.run.path / FOLDER)
 
+    def recover(self, number: int) -> None:
+        """Make the compact network of that number, in as many steps as the recipe says.
 
-def specialise(bases: Bases, worker: int) -> None:
-    """Make a worker's network.
+        Raises:
+            ModelError: the cut cannot be made.
+            WorkError: memory ran out, or the disk is full.
+        """
+        before = REFERENCE
+        for name, stage in rounds(self.plan, number):
+            self._make(name, before, stage)
+            before = name
 
-    Raises:
-        ModelError: the cut cannot be made.
-        WorkError: memory ran out, or the disk is full.
-    """
-    make(bases.run, bases.run.folder(worker), bases.of(worker), specialisation(bases.plan, worker))
+    def specialise(self, worker: int) -> None:
+        """Make a worker's network: of a recovered one where the recipe asks for them, else of the reference.
+
+        Raises:
+            ModelError: the cut cannot be made.
+            WorkError: memory ran out, or the disk is full.
+        """
+        before = recovered(origin(self.plan, worker)) if recovery_images(self.plan) else REFERENCE
+        self._make(self.run.folder(worker), before, specialisation(self.plan, worker))
+
+    def _make(self, name: str, before: str, stage: Stage) -> None:
+        unfinished = self.run.path / f".{name.replace('/', '-')}.training"
+        snapshot = Snapshot(unfinished, {"name": name})  # the run knows the recipe
+        if not self.run.has(name):
+            with enough_memory(stage.name, self.plan.device):
+                self.run.save(name, *make_network(self._base(before), self.answers, stage, snapshot))
+        snapshot.clear()  # also where the end came just after the network was written
+
+    def _base(self, name: str) -> Base:
+        """Read back even where it was just made: a resumed run must go on from the same numbers."""
+        if name == REFERENCE:
+            return self.reference
+        if name not in self._recovered:
+            made, network = self.run.network(name), self.run.load(name).network.to(self.plan.device)
+            base = Base(self.plan, network, made.cut, made.removed, self.on_progress, self.reference)
+            self._recovered[name] = base
+        return self._recovered[name]
 
 
 @lru_cache(maxsize=1)
-def _open(path: str, data: str, label: str, slot: Slot, on_progress: OnProgress) -> Bases:
+def _open(path: str, data: str, label: str, slot: Slot, on_progress: OnProgress) -> Workbench:
     require_device(slot.device)
+    if slot.cores is not None:
+        torch.set_num_threads(slot.cores)
     run = Run.open(Path(path))
     run = dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, data=data))
     plan = plan_of(run, device=slot.device, threads=slot.threads)
-    return Bases(plan, run, partial(_labelled, on_progress, label) if label else on_progress)
+    say = partial(_labelled, on_progress, label) if label else on_progress
+    return Workbench(plan, run, say, reference_base(plan, say))
 
 
 def _labelled(on_progress: OnProgress, label: str, stage: str, done: int, total: int) -> None:

@@ -45,6 +45,8 @@ class Slot:
     """torch's name of it."""
     threads: int | None
     """Of the CPU; None: as many as pay."""
+    cores: int | None = None
+    """That pay at most, where nobody says how many threads; None: all that there are."""
 
 
 Execute = Callable[[Sequence[Task], Sequence[Slot], OnProgress], None]
@@ -57,7 +59,7 @@ def deal(jobs: int | None, devices: Sequence[str], threads: int | None) -> tuple
     Args:
         jobs: None: one for each device.
         devices: torch's names, one or more.
-        threads: of the CPU for each job; None: an equal part of the cores that this process may use.
+        threads: of the CPU for each job; None: as many as pay, of an equal part of the cores that this process may use.
 
     Raises:
         InputError: there are fewer jobs than devices.
@@ -65,6 +67,5 @@ def deal(jobs: int | None, devices: Sequence[str], threads: int | None) -> tuple
     jobs = len(devices) if jobs is None else jobs
     if jobs < len(devices):
         raise InputError(f"jobs is {jobs}, expected at least one for each of the {len(devices)} devices")
-    if threads is None and jobs > 1:
-        threads = max(1, len(os.sched_getaffinity(0)) // jobs)
-    return tuple(Slot(devices[i % len(devices)], threads) for i in range(jobs))
+    cores = max(1, len(os.sched_getaffinity(0)) // jobs) if threads is None and jobs > 1 else None
+    return tuple(Slot(devices[i % len(devices)], threads, cores) for i in range(jobs))

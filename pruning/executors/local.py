@@ -61,8 +61,8 @@ def execute(tasks: Sequence[Task], slots: Sequence[Slot], on_progress: OnProgres
             child.wait()
     if died:
         raise WorkError(
-            f"{'; '.join(died)}; expected it to finish (out of memory? then lower --jobs or --batch); what is done "
-            "is kept, and running again goes on"
+            f"{'; '.join(died)}; expected it to finish (out of memory? then lower --jobs, or --batch in a new run); "
+            "what is done is kept, and running again goes on"
         )
 
 

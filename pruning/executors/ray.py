@@ -63,7 +63,7 @@ def execute(tasks: Sequence[Task], slots: Sequence[Slot], on_progress: OnProgres
 def resources(slots: Sequence[Slot], number: int) -> dict[str, float]:
     """What Ray is to keep for one task on slot `number`: cores, and a part of a card where others share it."""
     slot = slots[number]
-    found: dict[str, float] = {"num_cpus": slot.threads or 1}
+    found: dict[str, float] = {"num_cpus": slot.threads or slot.cores or 1}
     if slot.device.startswith("cuda"):
         found["num_gpus"] = 1 / sum(other.device == slot.device for other in slots)
     return found
@@ -96,7 +96,7 @@ def _run(ray: Any, tasks: Sequence[Task], slots: Sequence[Slot], on_progress: On
         needs = resources(slots, at)
         # Ray shows a task no card but its own, which is then the first.
         slot = replace(slots[at], device="cuda:0" if "num_gpus" in needs else slots[at].device)
-        slot = replace(slot, threads=int(needs["num_cpus"]))
+        slot = replace(slot, cores=int(needs["num_cpus"]))
         waiting[perform.options(**needs).remote(task, slot, board)] = task
     try:
         while waiting:

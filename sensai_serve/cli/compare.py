@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -56,7 +57,7 @@ def compare(
     rate: Annotated[float | None, typer.Option(help="Peak learning rate of the workers.")] = None,
     batch: Annotated[int | None, typer.Option(help="Images per iteration.")] = None,
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
-    requests: Annotated[int, typer.Option(min=20, help="Timed on each network.")] = 200,
+    requests: Annotated[int, typer.Option(min=20, help="Timed on each network, a whole number in each round.")] = 200,
     rounds: Annotated[int, typer.Option(min=3, help="In which all networks take their turns.")] = 20,
     jobs: Annotated[int | None, typer.Option(min=1, help="Subnets made at a time, as for prune.")] = None,
     device: Annotated[str, typer.Option(help="Where torch computes.")] = "cpu",
@@ -153,7 +154,8 @@ def _entries(workshop: Workshop, points: list[Point], given: list[str], weights:
     runs = []
     for done, one in enumerate(points):
         report("points", done, len(points))
-        left = workshop.left(one, points)
+        workshop.open(one, points)
+        left = workshop.left(one)
         runs.append(workshop.make(one, points, _within(one.name, left, report)))
         report(one.name, left, left)
     report("points", len(points), len(points))
@@ -167,7 +169,7 @@ def _entries(workshop: Workshop, points: list[Point], given: list[str], weights:
         entries.append(_entry(found, folder / network.name, series, size, "", 0))
     for one, run in zip(points, runs, strict=True):
         report("test part", len(entries), total)
-        found = finish(run, folder / one.name)
+        found = finish(replace(run), folder / one.name)  # a copy: a run keeps its data, and there are many
         entries.append(_entry(found, folder / one.name, one.series, f"{one.amount:g}", one.budget, one.passes))
     report("test part", total, total)
     return entries

@@ -131,7 +131,7 @@ class Hungry(nn.Module):
 
 def test_memory_that_runs_out_says_what_to_lower(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parent)
-    message = r"train: out of memory on cpu, expected .*lower --batch, or --jobs"
+    message = r"train: out of memory on cpu, expected .*lower --jobs .*or lower --batch in a new run"
     with pytest.raises(WorkError, match=message):
         train("wine", "test_limits:Hungry", epochs=1, threads=1)
     save_file(Hungry().state_dict(), tmp_path / "w.safetensors")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import signal
@@ -13,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from pruning import data, models, pipeline
@@ -21,7 +24,7 @@ from pruning.estimate import estimate
 from pruning.executors import Slot
 from pruning.plan import make_plan
 from pruning.recipe import Recipe
-from pruning.stages import origin
+from pruning.stages import deal_origins, origin
 from pruning.train import train
 from sensai_serve import assignment
 from sensai_serve.errors import AssignmentError, InputError, ModelError, OutputExistsError, SensaiError
@@ -122,16 +125,27 @@ def test_a_cut_in_steps_goes_as_far_as_one_at_once(wine, tmp_path, target, amoun
             assert set(kept) <= set(run.network(before).cut[layer])
 
 
-@pytest.mark.parametrize(("n_classes", "recoveries"), [(10, 5), (12, 4), (20, 4), (3, 3), (10, 2), (100, 4)])
-def test_copies_of_a_class_come_from_different_recoveries_as_far_as_there_are_enough(wine, n_classes, recoveries):
-    matrix = assignment.build("cyclic", n_classes, redundancy=3)
-    recipe = dataclasses.replace(WINE, recoveries=recoveries)
-    plan = dataclasses.replace(make_plan(WINE, wine), recipe=recipe, assignment=matrix)
-    origins = [origin(plan, worker) for worker in range(n_classes)]
+@given(n=st.integers(3, 24), redundancy=st.integers(2, 4), count=st.integers(2, 8))
+def test_copies_of_a_class_come_from_different_recoveries_as_far_as_that_goes(n, redundancy, count):
+    assume(redundancy < n)
+    assume(count <= n)
+    matrix = assignment.build("cyclic", n, redundancy=redundancy)
+    dealt, fewer = deal_origins(matrix.rows, count), deal_origins(matrix.rows, count - 1)
+
+    def together(deal: tuple[int, ...]) -> int:  # pairs of copies of a class that come from one recovery
+        return sum(deal[a] == deal[b] for ws in matrix.workers_of for a, b in itertools.combinations(ws, 2))
+
+    assert together(dealt) <= together(fewer)
+    assert set(dealt) == set(range(count))
     for workers in matrix.workers_of:
-        assert len({origins[worker] for worker in workers}) == min(3, recoveries)
-    counts = np.bincount(origins, minlength=recoveries)
-    assert counts.max() - counts.min() <= 1
+        assert len({dealt[worker] for worker in workers}) > 1 or count == 2
+
+
+@pytest.mark.parametrize(("n", "count"), [(10, 5), (12, 4), (20, 4), (3, 3), (100, 4)])
+def test_with_enough_recoveries_every_copy_has_its_own(n, count):
+    matrix = assignment.build("cyclic", n, redundancy=3)
+    dealt = deal_origins(matrix.rows, count)
+    assert all(len({dealt[worker] for worker in workers}) == 3 for workers in matrix.workers_of)
 
 
 def test_each_worker_is_made_of_its_recovery_and_recoveries_differ(wine, tmp_path):
@@ -151,9 +165,24 @@ def test_each_worker_is_made_of_its_recovery_and_recoveries_differ(wine, tmp_pat
     assert more.disk > once.disk
 
 
-def test_several_recoveries_need_images():
-    with pytest.raises(InputError, match="recoveries is 2 and recover_images 0"):
-        dataclasses.replace(WINE, recoveries=2, recover_images=0)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"recoveries": 2, "recover_images": 0}, "recoveries is 2 and recover_images 0"),
+        ({"recover_amount": 0.7, "recover_images": 0}, "recover_amount is 0.7 and recover_images 0"),
+        ({"recover_amount": 0.2}, "macs is 0.5 and recover_amount 0.2, expected workers to keep less"),
+        ({"target": "channels", "amount": 1.0, "recover_amount": 1.0}, "recover_amount. is 1.0, expected less than 1"),
+        ({"target": "microseconds", "amount": 50.0, "steps": 2}, "steps is 2 and target microseconds"),
+        ({"rate": -1.0}, "rate is -1.0, expected more than 0"),
+        ({"recover_rate": float("nan")}, "recover_rate is nan, expected more than 0"),
+        ({"seed": -1}, "seed is -1, expected at least 0"),
+        ({"recoveries": 2}, "recoveries is 2, expected at most as many, 1, where no class has two copies"),
+        ({"assignment": "cyclic", "redundancy": 2, "recoveries": 4}, "recoveries is 4, .* 3, as there are workers"),
+    ],
+)
+def test_a_recipe_that_makes_no_sense_is_refused_before_any_work(wine, changes, message):
+    with pytest.raises(InputError, match=message):
+        make_plan(dataclasses.replace(WINE, **changes), wine)
 
 
 def test_steps_need_images_in_between():
