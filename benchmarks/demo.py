@@ -16,8 +16,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import labelled
-from benchmarks.replay import ARGUMENTS, Replay, replay
+from benchmarks.harness import labelled
+from benchmarks.suites.replay import ARGUMENTS, Replay, replay
 from sensai_serve.bundle import MANIFEST, Bundle
 from sensai_serve.errors import SensaiError, ServingError
 

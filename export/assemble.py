@@ -17,7 +17,7 @@ from export.evaluate import evaluate, merged_accuracy, scores_of
 from export.networks import FP32, Exporter, steadiest
 from export.parity import Difference
 from export.speed import microseconds
-from pruning.checkpoint import RECOVERED, REFERENCE, Run
+from pruning.run import RECOVERED, REFERENCE, Run
 from sensai_serve.bundle import GOLDEN, MANIFEST, Bundle, atomic_directory, sha256_of
 from sensai_serve.bundle import REFERENCE as REFERENCE_FILE
 from sensai_serve.local import load

@@ -17,10 +17,10 @@ from export.evaluate import merged_accuracy, scores_of
 from export.parity import check_parity, session
 from export.to_onnx import OUTPUT, to_onnx
 from pruning import heads, models
-from pruning.checkpoint import Run
+from pruning.cutting.channels import measure
 from pruning.data import Dataset, Labels
 from pruning.heads import Subnet
-from pruning.surgery import measure
+from pruning.run import Run
 from sensai_serve.bundle import Bundle, atomic_directory, atomic_file, sha256_of
 from sensai_serve.errors import InputError, OutputExistsError
 from sensai_serve.losses import copies_of, loss_curve

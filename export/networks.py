@@ -14,7 +14,7 @@ from export.parity import Difference, check_parity
 from export.precisions import Precision
 from export.speed import microseconds
 from export.to_onnx import to_onnx
-from pruning.checkpoint import Run
+from pruning.run import Run
 from sensai_serve.preprocess import Floats, normalise
 
 FP32 = "fp32"

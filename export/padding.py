@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from pruning import heads, models
-from pruning.checkpoint import Run
-from pruning.depth import remove_blocks
+from pruning.cutting.blocks import remove_blocks
+from pruning.cutting.channels import Cut, apply_cut, output_layer
 from pruning.heads import Subnet, replace_output
-from pruning.surgery import Cut, apply_cut, output_layer
+from pruning.run import Run
 from sensai_serve.preprocess import Floats
 
 EXACT = 1 << 24

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from pruning.criteria import Thresholds
-from pruning.retrain import Precision
+from pruning.training.loop import Precision
 from sensai_serve.errors import InputError
 
 TARGETS = ("macs", "parameters", "channels", "threshold", "microseconds")

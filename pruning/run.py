@@ -3,7 +3,7 @@
 RUN/recipe.json             every option, and digests of the data and the weights: another recipe is refused
 RUN/task.json               labels, input, who covers what, and what the budget came to
 RUN/reference/              a network: network.json (what was cut, classes, head) and weights.safetensors
-RUN/answers/0.npy ...       the reference's answers to views of the training images (`pruning.answers`)
+RUN/answers/0.npy ...       the reference's answers to views of the training images (`pruning.pipeline.teacher`)
 RUN/recovering/1/ ...       networks on the way to the next, where it is cut in steps (recovering-1/1/ to recovered-1/)
 RUN/recovered/              the compact network for all classes, where the recipe asks for one
 RUN/recovered-1/ ...        further ones, where it asks for several
@@ -25,12 +25,12 @@ import numpy as np
 from torch import nn
 
 from pruning import data, heads, models
+from pruning.cutting.blocks import remove_blocks
+from pruning.cutting.channels import Cut, Size, apply_cut, output_layer
 from pruning.data import Dataset, Labels
-from pruning.depth import remove_blocks
 from pruning.heads import Subnet, replace_output
 from pruning.limits import enough_disk
 from pruning.recipe import Budget, Recipe
-from pruning.surgery import Cut, Size, apply_cut, output_layer
 from sensai_serve.assignment import Assignment
 from sensai_serve.bundle import atomic_directory, refuse_existing
 from sensai_serve.errors import DataError, InputError, OutputExistsError
@@ -41,7 +41,7 @@ TASK = "task.json"
 NETWORK = "network.json"
 REFERENCE = "reference"
 RECOVERED = "recovered"
-"""The first, or only one: see `pruning.stages.recovered`."""
+"""The first, or only one: see `pruning.pipeline.stages.recovered`."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Network:
     macs: int = 0
     parameters: int = 0
     removed: tuple[str, ...] = ()
-    """Residual blocks that were dropped, by the names that `pruning.depth` gives them."""
+    """Residual blocks that were dropped, by the names that `pruning.cutting.blocks` gives them."""
 
 
 def finished(folder: Path) -> bool:

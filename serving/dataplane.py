@@ -11,16 +11,16 @@ from types import CoroutineType
 from typing import Any, TypeVar, cast
 
 from sensai_serve.errors import BundleError, RequestError, UnknownModelError, UnsupportedError
-from serving.books import Books
-from serving.controls import LogFilter, Tracing
-from serving.gateway import Gateway
-from serving.metrics import Metrics
-from serving.reply import Reply
-from serving.repository import Repository
+from serving.engine.deferred import Books
+from serving.engine.gateway import Gateway
+from serving.engine.reply import Reply
+from serving.engine.repository import Repository
 from serving.settings import Settings
-from serving.shared_memory import Regions
-from serving.statistics import ModelStatistics, Stages
+from serving.telemetry.controls import LogFilter, Tracing
+from serving.telemetry.metrics import Metrics
+from serving.telemetry.statistics import ModelStatistics, Stages
 from serving.v2 import InferRequest
+from serving.v2.shared_memory import Regions
 
 _T = TypeVar("_T")
 _Entry = tuple[Gateway, InferRequest, Reply, tuple[int, int, int, int]]

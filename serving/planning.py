@@ -23,8 +23,8 @@ from sensai_serve.assignment import Assignment, cyclic, search_offsets
 from sensai_serve.bundle import Bundle
 from sensai_serve.errors import InputError
 from sensai_serve.merge import Collector, MergePlan
-from serving.health import FLOOR_S
-from serving.placement import place
+from serving.engine.health import FLOOR_S
+from serving.placement.place import place
 
 REDUNDANCIES = 1, 2, 3, 4, 5
 _UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "": 1e-3}

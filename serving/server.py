@@ -14,9 +14,9 @@ import uvloop
 from sensai_serve.errors import ServingError
 from sensai_serve.plugins import find
 from serving.dataplane import DataPlane
-from serving.logs import configure
-from serving.repository import Repository
+from serving.engine.repository import Repository
 from serving.settings import Settings
+from serving.telemetry.logs import configure
 from serving.transports import Listen
 
 OnReady = Callable[[Mapping[str, str]], None]

@@ -19,12 +19,12 @@ from sensai_serve.errors import InputError
 from sensai_serve.merge import Wait
 from sensai_serve.preprocess import MAX_PIXELS
 from serving.backends import Processes
-from serving.devices import Threads, default_devices, parse_device
-from serving.faults import parse_fault
-from serving.gateway import GatewayOptions, OnMissing
-from serving.logs import LogFormat
-from serving.remote.endpoint import Security
-from serving.remote.workers import WorkerMap, parse_workers
+from serving.engine.gateway import GatewayOptions, OnMissing
+from serving.placement.worker_map import WorkerMap, parse_workers
+from serving.runtime.devices import Threads, default_devices, parse_device
+from serving.runtime.endpoint import Security
+from serving.runtime.faults import parse_fault
+from serving.telemetry.logs import LogFormat
 
 
 def _parse_address(value: Any) -> Any:

@@ -13,9 +13,9 @@ from typer.main import get_command
 
 from sensai_serve.assignment import cyclic
 from sensai_serve.cli.main import app
-from serving.remote.domains import hosts_of, losses_covered
-from serving.remote.endpoint import Security
-from serving.remote.workers import parse_workers, workers_on
+from serving.placement.domains import hosts_of, losses_covered
+from serving.placement.worker_map import parse_workers, workers_on
+from serving.runtime.endpoint import Security
 
 yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
 DEPLOY = Path(__file__).parents[1] / "deploy"

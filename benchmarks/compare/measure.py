@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks import machine
-from benchmarks.networks import Network, direct
-from benchmarks.stats import Estimate, Seconds, Summary, ratio, summarise
-from benchmarks.turns import Rounds, in_turns
+from benchmarks.harness import machine
+from benchmarks.harness.stats import Estimate, Seconds, Summary, ratio, summarise
+from benchmarks.harness.turns import Rounds, in_turns
+from benchmarks.subjects.networks import Network, direct
 from sensai_serve.errors import InputError
 from sensai_serve.onnxfile import read_signature
 from sensai_serve.preprocess import Floats
-from serving.devices import Threads
+from serving.runtime.devices import Threads
 
 REFERENCE, GIVEN = "reference", "given"
 ONE = Threads(1, spinning=False)

@@ -1,4 +1,4 @@
-"""What `benchmarks.compare` measured, as tables, pictures and plain data."""
+"""What `benchmarks.compare.measure` measured, as tables, pictures and plain data."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.cells import microseconds, times
-from benchmarks.compare import GIVEN, REFERENCE, Measured, Timed, frontier, gain
-from benchmarks.report import Report
+from benchmarks.compare.measure import GIVEN, REFERENCE, Measured, Timed, frontier, gain
+from benchmarks.reporting.cells import microseconds, times
+from benchmarks.reporting.report import Report
 from sensai_serve.report import NARROW, Picture, Row, Table
 from sensai_serve.report.drawing import colour, finish, log_scale
 

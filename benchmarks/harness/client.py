@@ -2,7 +2,7 @@
 
 A convenient client costs more than a fast server: tritonclient alone takes about 130 us a request, which makes servers
 look alike. Here a request is bytes that were built before, one system call sends it, and of the reply only the status
-and the length are looked at. `benchmarks.triton_client` has tritonclient behind the same interface.
+and the length are looked at. `benchmarks.harness.triton_client` has tritonclient behind the same interface.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import struct
 from collections.abc import Sequence
 from typing import Protocol
 
-from benchmarks.wire import Answer, Wire, header_value
+from benchmarks.harness.wire import Answer, Wire, header_value
 from sensai_serve.errors import ServingError
 from sensai_serve.preprocess import Floats
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.client import Connection
-from benchmarks.stats import Seconds
+from benchmarks.harness.client import Connection
+from benchmarks.harness.stats import Seconds
 from sensai_serve.errors import ServingError
 
 OK = 200

@@ -1,6 +1,6 @@
 """A TCP relay in a process of its own that stands for the network to one host: it passes, delays, or drops everything.
 
-    python -m benchmarks.relay HOST PORT
+    python -m benchmarks.harness.relay HOST PORT
 
 prints the port that it listens on, then takes lines on stdin: ``pass``, ``cut``, ``delay SECONDS``. While it is cut it
 tells nobody: connections stay open, new ones are not answered. It ends with stdin.
@@ -79,7 +79,7 @@ class Relay:
 @contextlib.contextmanager
 def relay(host: str, port: int) -> Iterator[Relay]:
     """A relay to that address, as long as the block runs."""
-    command = [sys.executable, "-m", "benchmarks.relay", host, str(port)]
+    command = [sys.executable, "-m", "benchmarks.harness.relay", host, str(port)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import IO
 
 from sensai_serve.errors import ServingError
-from serving.devices import Threads
+from serving.runtime.devices import Threads
 
 HOST = "127.0.0.1"
 _MARK = "SENSAI_BENCH_MARK"

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.client import Client, Connection, RawClient, exchange
-from benchmarks.triton_client import TritonClient
-from benchmarks.wire import OUTPUTS, Answer, V2Binary, V2Json, http_request
+from benchmarks.harness.client import Client, Connection, RawClient, exchange
+from benchmarks.harness.triton_client import TritonClient
+from benchmarks.harness.wire import OUTPUTS, Answer, V2Binary, V2Json, http_request
 from sensai_serve.errors import ServingError
 from sensai_serve.preprocess import Floats
 
@@ -42,7 +42,7 @@ Connect = Callable[[Endpoint, Sequence[Floats]], Client]
 
 
 class SharedMemoryClient:
-    """Tensors in and out through shared memory, the request itself over HTTP. See `benchmarks.client.Client`."""
+    """A `benchmarks.harness.client.Client` that sends tensors through shared memory, the request over HTTP."""
 
     def __init__(self, to: Endpoint, samples: Sequence[Floats]) -> None:
         """Make and register the memory, and build every request.
@@ -74,11 +74,11 @@ class SharedMemoryClient:
         self._ask("register", {"key": f"/{self._region}", "offset": 0, "byte_size": size})
 
     def exchange(self, index: int) -> None:
-        """See `benchmarks.client.Client`."""
+        """See `benchmarks.harness.client.Client`."""
         exchange(self._connection, self._requests[index])
 
     def answer(self) -> Answer:
-        """See `benchmarks.client.Client`."""
+        """See `benchmarks.harness.client.Client`."""
         at = self._at
         scores = np.frombuffer(self._memory[at["scores"] : at["scores"] + 4 * self._n_classes], np.float32)
         class_id = np.frombuffer(self._memory[at["class_id"] : at["class_id"] + 8], np.int64)
@@ -86,7 +86,7 @@ class SharedMemoryClient:
         return Answer(int(class_id[0]), scores, reply.get("parameters", {}))
 
     def close(self) -> None:
-        """See `benchmarks.client.Client`."""
+        """See `benchmarks.harness.client.Client`."""
         with contextlib.suppress(ServingError):
             self._ask("unregister", {})
         self._connection.close()
@@ -109,7 +109,7 @@ class SharedMemoryClient:
 
 
 class LeanGrpcClient:
-    """gRPC with requests that were serialised before. See `benchmarks.client.Client`."""
+    """gRPC with requests that were serialised before. See `benchmarks.harness.client.Client`."""
 
     def __init__(self, to: Endpoint, samples: Sequence[Floats]) -> None:
         """Open the channel and build every request."""
@@ -131,14 +131,14 @@ class LeanGrpcClient:
         self._reply = b""
 
     def exchange(self, index: int) -> None:
-        """See `benchmarks.client.Client`."""
+        """See `benchmarks.harness.client.Client`."""
         try:
             self._reply = self._infer(self._requests[index])
         except self._failed as error:
             raise ServingError(f"gRPC {error.code().name}: {error.details()}") from None
 
     def answer(self) -> Answer:
-        """See `benchmarks.client.Client`."""
+        """See `benchmarks.harness.client.Client`."""
         reply = self._reply_type.FromString(self._reply)
         raw = {output.name: data for output, data in zip(reply.outputs, reply.raw_output_contents, strict=True)}
         class_id = int(np.frombuffer(raw["class_id"], np.int64)[0])
@@ -146,7 +146,7 @@ class LeanGrpcClient:
         return Answer(class_id, np.frombuffer(raw["scores"], np.float32), parameters)
 
     def close(self) -> None:
-        """See `benchmarks.client.Client`."""
+        """See `benchmarks.harness.client.Client`."""
         self._channel.close()
 
 

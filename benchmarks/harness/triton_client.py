@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.wire import OUTPUTS, Answer
+from benchmarks.harness.wire import OUTPUTS, Answer
 from sensai_serve.errors import ServingError
 from sensai_serve.preprocess import Floats
 
 
 class TritonClient:
-    """`tritonclient.http` or `tritonclient.grpc`, one request after the other. See `benchmarks.client.Client`."""
+    """A `benchmarks.harness.client.Client` over `tritonclient.http` or `tritonclient.grpc`."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class TritonClient:
         self._result: Any = None
 
     def exchange(self, index: int) -> None:
-        """See `benchmarks.client.Client`."""
+        """See `benchmarks.harness.client.Client`."""
         from tritonclient.utils import InferenceServerException
 
         try:
@@ -60,7 +60,7 @@ class TritonClient:
             raise ServingError(f"tritonclient: {error}") from None
 
     def answer(self) -> Answer:
-        """See `benchmarks.client.Client`."""
+        """See `benchmarks.harness.client.Client`."""
         scores = self._result.as_numpy("scores")
         classes = self._result.as_numpy("class_id")
         if classes is None and scores is None:
@@ -69,7 +69,7 @@ class TritonClient:
         return Answer(class_id, None if scores is None else scores[0], self._parameters())
 
     def close(self) -> None:
-        """See `benchmarks.client.Client`."""
+        """See `benchmarks.harness.client.Client`."""
         self._client.close()
 
     def _parameters(self) -> dict[str, Any]:

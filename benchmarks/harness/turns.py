@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from benchmarks.stats import Seconds
+from benchmarks.harness.stats import Seconds
 
 Rounds = list[Seconds]
 """For each round, latencies [n]; round i of all subjects was measured one right after the other."""

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.client import Client, RawClient
-from benchmarks.servers import HOST, Spec
-from benchmarks.wire import Wire
+from benchmarks.harness.client import Client, RawClient
+from benchmarks.harness.servers import HOST, Spec
+from benchmarks.harness.wire import Wire
 from sensai_serve.preprocess import Floats
 
 LEAN = "lean client"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.stats import Estimate
+from benchmarks.harness.stats import Estimate
 from sensai_serve.report import Cell
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.cells import number
-from benchmarks.stats import Estimate, Summary, histogram
+from benchmarks.harness.stats import Estimate, Summary, histogram
+from benchmarks.reporting.cells import number
 from sensai_serve.report.drawing import Draw, colour, finish, ink, log_scale, paper, text_on
 
 if TYPE_CHECKING:

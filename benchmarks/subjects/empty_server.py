@@ -1,6 +1,6 @@
 """An HTTP server that reads a request and answers nothing: uvloop and httptools alone, the floor under every server.
 
-Run as ``python -m benchmarks.empty_server PORT``.
+Run as ``python -m benchmarks.subjects.empty_server PORT``.
 """
 
 from __future__ import annotations

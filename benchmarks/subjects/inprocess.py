@@ -10,14 +10,14 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import uvloop
 
-from benchmarks.stats import Seconds
+from benchmarks.harness.stats import Seconds
 from sensai_serve.bundle import Bundle
 from sensai_serve.preprocess import Floats
-from serving.gateway import Gateway, GatewayOptions
+from serving.engine.gateway import Gateway, GatewayOptions
 
 
 class InProcess:
-    """A gateway on an event loop that runs while it is measured. See `benchmarks.turns.Subject`."""
+    """A gateway on an event loop that runs while it is measured. See `benchmarks.harness.turns.Subject`."""
 
     def __init__(self, gateway: Gateway, loop: asyncio.AbstractEventLoop, samples: Sequence[Floats]) -> None:
         self.gateway = gateway
@@ -25,7 +25,7 @@ class InProcess:
         self._samples = samples
 
     def time(self, indices: Sequence[int]) -> Seconds:
-        """See `benchmarks.turns.Subject`."""
+        """See `benchmarks.harness.turns.Subject`."""
         return self._loop.run_until_complete(self._time(indices))
 
     async def _time(self, indices: Sequence[int]) -> Seconds:

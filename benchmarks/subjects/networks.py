@@ -10,15 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.stats import Summary, summarise
-from benchmarks.turns import Calls, in_turns
+from benchmarks.harness.stats import Summary, summarise
+from benchmarks.harness.turns import Calls, in_turns
 from sensai_serve.bundle import GOLDEN, MANIFEST, Bundle
 from sensai_serve.errors import BundleError, InputError
 from sensai_serve.manifest import SubnetSpec
 from sensai_serve.onnxfile import read_signature
 from sensai_serve.preprocess import Floats
-from serving.devices import Device, Threads, require
-from serving.session import Session
+from serving.runtime.devices import Device, Threads, require
+from serving.runtime.session import Session
 
 MONOLITH = "monolith"
 """In a manifest's provenance: the file, inside the bundle, of one pruned network for all classes, what a user would run

@@ -11,21 +11,21 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from benchmarks import machine
-from benchmarks.cells import microseconds
-from benchmarks.inprocess import in_process
-from benchmarks.networks import monolith
-from benchmarks.report import Report, without_paths
-from benchmarks.stats import Summary, summarise
-from benchmarks.turns import Calls, Rounds, Subject, in_turns
+from benchmarks.harness import machine
+from benchmarks.harness.stats import Summary, summarise
+from benchmarks.harness.turns import Calls, Rounds, Subject, in_turns
+from benchmarks.reporting.cells import microseconds
+from benchmarks.reporting.report import Report, without_paths
+from benchmarks.subjects.inprocess import in_process
+from benchmarks.subjects.networks import monolith
 from sensai_serve.bundle import Bundle
 from sensai_serve.errors import InputError
 from sensai_serve.onnxfuse import fuse
 from sensai_serve.preprocess import Floats
 from sensai_serve.report import Row, Table
-from serving.devices import Device, card_name, parse_device, providers, require, session_options
-from serving.gateway import GatewayOptions
-from serving.runner import Bound, Plain, Runner
+from serving.engine.gateway import GatewayOptions
+from serving.runtime.devices import Device, card_name, parse_device, providers, require, session_options
+from serving.runtime.io_binding import Bound, Plain, Runner
 
 PLAIN, BOUND, GRAPH = "plain", "bound", "CUDA graph"
 ONE_BY_ONE, FUSED, PARALLEL = "all subnets, one after another", "all subnets, one graph", "class-parallel"

@@ -1,6 +1,6 @@
 """Own time of the remote backend: ten no-op workers on three nodes against one unary call of tritonclient, in turns.
 
-    python -m benchmarks.fanout [--out DIR]
+    python -m benchmarks.suites.fanout [--out DIR]
 
 Nodes are processes on loopback; nothing computes, so what is left is serialising, sending, waiting and merging. The
 fan-out is measured twice: over each node's stream, on which an input travels once, and with a stream to each worker, as
@@ -24,18 +24,18 @@ from typing import Any
 import numpy as np
 import uvloop
 
-from benchmarks import machine
-from benchmarks.noop import noop_bundle
-from benchmarks.stats import ratio, summarise
-from benchmarks.triton_client import TritonClient
-from benchmarks.turns import Calls, Subject, in_turns
+from benchmarks.harness import machine
+from benchmarks.harness.stats import ratio, summarise
+from benchmarks.harness.triton_client import TritonClient
+from benchmarks.harness.turns import Calls, Subject, in_turns
+from benchmarks.subjects.noop import noop_bundle
 from sensai_serve.bundle import Bundle, atomic_file
 from sensai_serve.errors import ServingError
 from sensai_serve.preprocess import Floats
 from sensai_serve.remote import model_name
-from serving.gateway import Gateway, GatewayOptions
-from serving.remote.endpoint import Security
-from serving.remote.workers import parse_workers
+from serving.engine.gateway import Gateway, GatewayOptions
+from serving.placement.worker_map import parse_workers
+from serving.runtime.endpoint import Security
 
 WORKERS, HOSTS = 10, 3
 SAMPLES = 16

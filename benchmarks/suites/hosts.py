@@ -1,6 +1,6 @@
 """One of three hosts killed, cut off or slowed under load: requests that fail, the tail after patience, the way back.
 
-    python -m benchmarks.hosts BUNDLE [--seconds 5] [--out FILE]
+    python -m benchmarks.suites.hosts BUNDLE [--seconds 5] [--out FILE]
 
 Hosts are processes of `sensai node`, each behind a relay that stands for its network. One client asks the gateway, in
 process, one input after the other. A third of the time all is well; then it happens; then it is healed.
@@ -23,17 +23,17 @@ from typing import Any
 import numpy as np
 import uvloop
 
-from benchmarks import machine
-from benchmarks.relay import HOST, Relay, relay
-from benchmarks.servers import free_port
+from benchmarks.harness import machine
+from benchmarks.harness.relay import HOST, Relay, relay
+from benchmarks.harness.servers import free_port
 from sensai_serve.bundle import Bundle, atomic_file
 from sensai_serve.errors import SensaiError, ServingError
-from serving.devices import Device
-from serving.gateway import Gateway, GatewayOptions
-from serving.health import State
-from serving.remote.domains import losses_covered, spread
-from serving.remote.endpoint import Endpoint, Security
-from serving.remote.workers import parse_workers
+from serving.engine.gateway import Gateway, GatewayOptions
+from serving.engine.health import State
+from serving.placement.domains import losses_covered, spread
+from serving.placement.worker_map import parse_workers
+from serving.runtime.devices import Device
+from serving.runtime.endpoint import Endpoint, Security
 
 HOSTS = 3
 CASES = ("killed", "cut off", "slowed by 50 ms")

@@ -1,6 +1,6 @@
 """`sensai plan` against a measured run: the same latencies drawn for a real gateway, its timers, threads and merge.
 
-    python -m benchmarks.planned BUNDLE [--latency p50=5ms,p99=20ms] [--requests 2000] [--out FILE]
+    python -m benchmarks.suites.planned BUNDLE [--latency p50=5ms,p99=20ms] [--requests 2000] [--out FILE]
 
 Every worker of the run answers after a time drawn from the distribution that the plan assumes, so what is compared is
 the simulation of the fan-out, not a guess of a network. The gateway's own time is measured first, without delays.
@@ -20,14 +20,14 @@ from typing import Any
 import numpy as np
 import uvloop
 
-from benchmarks import machine
+from benchmarks.harness import machine
 from sensai_serve.bundle import Bundle, atomic_file
 from serving.backends import Plan
-from serving.devices import Device
-from serving.gateway import Gateway, GatewayOptions
-from serving.job import Cause, Scores, Task
+from serving.engine.fanout import Cause, Scores, Task
+from serving.engine.gateway import Gateway, GatewayOptions
 from serving.planning import Latency, Simulation, parse_latency
-from serving.session import Session
+from serving.runtime.devices import Device
+from serving.runtime.session import Session
 
 AIM = 0.2
 """How far p50 and p99 may be from the plan's."""

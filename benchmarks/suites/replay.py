@@ -13,14 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks import labelled, machine, servers
-from benchmarks.cells import milliseconds
-from benchmarks.client import Client, RawClient
-from benchmarks.labelled import Labelled
-from benchmarks.report import Report
-from benchmarks.stats import Summary, summarise
-from benchmarks.triton_client import TritonClient
-from benchmarks.wire import V2Binary
+from benchmarks.harness import labelled, machine, servers
+from benchmarks.harness.client import Client, RawClient
+from benchmarks.harness.labelled import Labelled
+from benchmarks.harness.stats import Summary, summarise
+from benchmarks.harness.triton_client import TritonClient
+from benchmarks.harness.wire import V2Binary
+from benchmarks.reporting.cells import milliseconds
+from benchmarks.reporting.report import Report
 from sensai_serve.bundle import Bundle
 from sensai_serve.errors import DataError
 from sensai_serve.report import Table

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine as machines
+from benchmarks.harness import machine as machines
 from sensai_serve.bundle import atomic_file
 from sensai_serve.errors import DataError
 

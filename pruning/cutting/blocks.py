@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from pruning.activations import backward_over
 from pruning.criteria import Floats
+from pruning.cutting.profile import backward_over
 from pruning.data import Dataset, Labels
 from sensai_serve.errors import ModelError
 

@@ -12,9 +12,9 @@ import torch
 import torch_pruning as tp
 from torch import nn
 
-from pruning.activations import PRUNABLE
 from pruning.criteria import Floats
-from pruning.graph import dependency_graph, example, first_line, watching
+from pruning.cutting.graph import dependency_graph, example, first_line, watching
+from pruning.cutting.profile import PRUNABLE
 from sensai_serve.errors import ModelError
 
 Cut = Mapping[str, tuple[int, ...]]

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pruning.criteria import Floats
-from pruning.surgery import Cut, Unit
+from pruning.cutting.channels import Cut, Unit
 from sensai_serve.errors import ModelError
 
 

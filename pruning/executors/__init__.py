@@ -1,8 +1,8 @@
 """Executors: where networks are made that need nothing of each other, the workers' of a run above all.
 
 A new executor is one new file here with a function ``execute(tasks, slots, on_progress)`` that has every task done by
-`pruning.work.perform`, in whatever process and on whatever machine sees the run directory and the data. A task that was
-lost may be given out again: it goes on from its snapshot, and what is finished is not made again.
+`pruning.pipeline.work.perform`, in whatever process and on whatever machine sees the run directory and the data. A
+task that was lost may be given out again: it goes on from its snapshot, and what is finished is not made again.
 """
 
 from __future__ import annotations

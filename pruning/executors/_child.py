@@ -20,7 +20,7 @@ def main() -> None:
     threading.Thread(target=_read, args=(tasks,), daemon=True).start()
 
     from pruning.executors.local import report
-    from pruning.work import perform
+    from pruning.pipeline.work import perform
 
     def say(message: dict[str, object]) -> None:
         out.write(json.dumps(message) + "\n")

@@ -157,7 +157,7 @@ class _Teller:
 def _perform(task: Task, slot: Slot, board: Any) -> dict[str, str]:
     """In a process of Ray's: do the task; what went wrong, nothing where nothing did."""
     global _said  # noqa: PLW0603  the same teller for every task of this process, so that data is loaded once
-    from pruning.work import perform
+    from pruning.pipeline.work import perform
 
     if _said is None or _said.board != board:
         _said = _Teller(board)

@@ -16,9 +16,9 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from pruning.cutting.channels import output_layer
 from pruning.data import Dataset, Labels
-from pruning.retrain import infer
-from pruning.surgery import output_layer
+from pruning.training.loop import infer
 from sensai_serve.errors import AssignmentError
 from sensai_serve.preprocess import normalise
 

@@ -9,14 +9,14 @@ from functools import cached_property
 import numpy as np
 from torch import nn
 
-from pruning.activations import Profile, profile, some_of_each_class
 from pruning.criteria import Criterion, Floats, Thresholds
+from pruning.cutting.blocks import block_importance, find_blocks, remove_blocks, trace
+from pruning.cutting.channels import Cut, Unit, apply_cut, find_units, kept_outputs, measure, unit_importance
+from pruning.cutting.profile import Profile, profile, some_of_each_class
+from pruning.cutting.ratios import cut_below, cut_share, search_share
 from pruning.data import Labels
-from pruning.depth import block_importance, find_blocks, remove_blocks, trace
 from pruning.executors import OnProgress
-from pruning.plan import Plan
-from pruning.shares import cut_below, cut_share, search_share
-from pruning.surgery import Cut, Unit, apply_cut, find_units, kept_outputs, measure, unit_importance
+from pruning.pipeline.plan import Plan
 from sensai_serve import plugins
 from sensai_serve.errors import ModelError
 

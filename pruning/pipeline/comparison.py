@@ -14,19 +14,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pruning import pipeline
-from pruning.answers import FOLDER, answer, take_over
-from pruning.answers import MOST as MOST_VIEWS
-from pruning.checkpoint import Run, finished
-from pruning.choose import reference_base
 from pruning.data import absolute
 from pruning.executors import OnProgress, Slot, Task
 from pruning.executors.local import execute
 from pruning.grouping import divisors
 from pruning.limits import enough_disk
-from pruning.plan import Plan, groups_of
+from pruning.pipeline import prune as pipeline
+from pruning.pipeline.choose import reference_base
+from pruning.pipeline.plan import Plan, groups_of
+from pruning.pipeline.stages import recovered
+from pruning.pipeline.teacher import FOLDER, answer, take_over
+from pruning.pipeline.teacher import MOST as MOST_VIEWS
 from pruning.recipe import Recipe
-from pruning.stages import recovered
+from pruning.run import Run, finished
 from sensai_serve import assignment, plugins
 from sensai_serve.bundle import atomic_directory
 from sensai_serve.errors import InputError

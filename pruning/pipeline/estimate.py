@@ -13,18 +13,18 @@ import numpy as np
 import torch
 
 from pruning import heads
-from pruning.answers import BATCH, STAGE, Answers, asking, views_of
-from pruning.augment import Views
-from pruning.choose import Base, reference_base, silent
+from pruning.cutting.channels import Size, measure, output_layer
 from pruning.executors import OnProgress, Slot
 from pruning.heads import replace_output
-from pruning.latency import Latency, meet_budget
 from pruning.limits import enough_memory
-from pruning.network import cut_network, distillation
-from pruning.plan import Plan
-from pruning.retrain import fit, threads_for
-from pruning.stages import Stage, recoveries_of, rounds, specialisation
-from pruning.surgery import Size, measure, output_layer
+from pruning.pipeline.choose import Base, reference_base, silent
+from pruning.pipeline.latency import Latency, meet_budget
+from pruning.pipeline.plan import Plan
+from pruning.pipeline.stages import Stage, recoveries_of, rounds, specialisation
+from pruning.pipeline.subnet import cut_network, distillation
+from pruning.pipeline.teacher import BATCH, STAGE, Answers, asking, views_of
+from pruning.training.augment import Views
+from pruning.training.loop import fit, threads_for
 from sensai_serve import plugins
 
 BURST = 6

@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from pruning import data, models
-from pruning.activations import some_of_each_class
-from pruning.checkpoint import REFERENCE, Run
+from pruning.cutting.channels import Size, measure
+from pruning.cutting.profile import some_of_each_class
 from pruning.data import Dataset, Labels
 from pruning.grouping import Classes, Group, check_groups
 from pruning.recipe import Budget, Recipe
-from pruning.retrain import use_threads
-from pruning.surgery import Size, measure
+from pruning.run import REFERENCE, Run
+from pruning.training.loop import use_threads
 from sensai_serve import assignment, plugins
 from sensai_serve.assignment import Assignment
 from sensai_serve.bundle import sha256_of

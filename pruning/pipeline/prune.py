@@ -7,17 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from pruning import heads
-from pruning.answers import FOLDER, answer
-from pruning.checkpoint import Run
-from pruning.choose import Base, choose_cut, reference_base, silent
 from pruning.data import absolute
 from pruning.executors import Execute, OnProgress, Slot, Task
-from pruning.latency import Latency, meet_budget
 from pruning.limits import enough_memory
-from pruning.plan import Plan
-from pruning.retrain import infer
-from pruning.stages import recovered, recoveries_of, recovery, recovery_images, specialisation
-from pruning.work import Workbench
+from pruning.pipeline.choose import Base, choose_cut, reference_base, silent
+from pruning.pipeline.latency import Latency, meet_budget
+from pruning.pipeline.plan import Plan
+from pruning.pipeline.stages import recovered, recoveries_of, recovery, recovery_images, specialisation
+from pruning.pipeline.teacher import FOLDER, answer
+from pruning.pipeline.work import Workbench
+from pruning.run import Run
+from pruning.training.loop import infer
 from sensai_serve import plugins
 from sensai_serve.merge import MergePlan
 

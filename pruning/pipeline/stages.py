@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from pruning.checkpoint import RECOVERED
-from pruning.plan import Plan
-from pruning.retrain import Schedule
+from pruning.pipeline.plan import Plan
+from pruning.run import RECOVERED
+from pruning.training.loop import Schedule
 
 SEEDS = 100_000
 """Between one compact network's and the next one's, more than a run has workers and steps."""

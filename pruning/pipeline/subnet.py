@@ -12,17 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pruning import heads
-from pruning.answers import Answers, asking
-from pruning.calibrate import fit_scale, fold_scale
-from pruning.checkpoint import Network
-from pruning.choose import Base, Trimmed, choose_cut
+from pruning.cutting.channels import Cut, apply_cut, compose, kept_outputs, measure, output_layer
+from pruning.cutting.reconstruct import reconstruct
 from pruning.heads import Head, Subnet, replace_output
-from pruning.plan import Plan
-from pruning.reconstruct import reconstruct
-from pruning.retrain import Batch, Loss, fit, infer, threads_for
-from pruning.snapshot import Snapshot
-from pruning.stages import Stage
-from pruning.surgery import Cut, apply_cut, compose, kept_outputs, measure, output_layer
+from pruning.pipeline.choose import Base, Trimmed, choose_cut
+from pruning.pipeline.plan import Plan
+from pruning.pipeline.stages import Stage
+from pruning.pipeline.teacher import Answers, asking
+from pruning.run import Network
+from pruning.training.calibrate import fit_scale, fold_scale
+from pruning.training.loop import Batch, Loss, fit, infer, threads_for
+from pruning.training.snapshot import Snapshot
 from sensai_serve import plugins
 from sensai_serve.preprocess import Floats, normalise
 

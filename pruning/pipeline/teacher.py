@@ -21,13 +21,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pruning.augment import Views, augment, changes
 from pruning.data import Labels
 from pruning.executors import OnProgress
 from pruning.limits import enough_disk, enough_memory
-from pruning.plan import Plan
-from pruning.retrain import autocast, use_bf16
-from pruning.stages import recoveries_of, recovery_images, specialisation
+from pruning.pipeline.plan import Plan
+from pruning.pipeline.stages import recoveries_of, recovery_images, specialisation
+from pruning.training.augment import Views, augment, changes
+from pruning.training.loop import autocast, use_bf16
 from sensai_serve.bundle import atomic_file
 from sensai_serve.errors import InputError
 from sensai_serve.preprocess import normalise

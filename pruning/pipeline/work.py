@@ -9,16 +9,16 @@ from pathlib import Path
 
 import torch
 
-from pruning.answers import FOLDER, Answers, open_answers
-from pruning.checkpoint import REFERENCE, Run
-from pruning.choose import Base, reference_base
 from pruning.executors import OnProgress, Slot, Task
 from pruning.limits import enough_memory
-from pruning.network import make_network
-from pruning.plan import Plan, plan_of
-from pruning.retrain import require_device
-from pruning.snapshot import Snapshot
-from pruning.stages import Stage, origin, recovered, recovery_images, rounds, specialisation
+from pruning.pipeline.choose import Base, reference_base
+from pruning.pipeline.plan import Plan, plan_of
+from pruning.pipeline.stages import Stage, origin, recovered, recovery_images, rounds, specialisation
+from pruning.pipeline.subnet import make_network
+from pruning.pipeline.teacher import FOLDER, Answers, open_answers
+from pruning.run import REFERENCE, Run
+from pruning.training.loop import require_device
+from pruning.training.snapshot import Snapshot
 
 
 def perform(task: Task, slot: Slot, on_progress: OnProgress) -> None:

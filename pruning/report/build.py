@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from pruning.checkpoint import REFERENCE, Network, Run
 from pruning.executors import OnProgress
 from pruning.grouping import Features
 from pruning.report import facts, pictures
 from pruning.report.facts import Answers, Kept
+from pruning.run import REFERENCE, Network, Run
 from sensai_serve.guarantees import guarantees
 from sensai_serve.losses import Lost
 from sensai_serve.report import Picture, Row, Table

@@ -9,14 +9,14 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from pruning.checkpoint import REFERENCE, Network, Run
+from pruning.cutting.blocks import remove_blocks
+from pruning.cutting.channels import Unit, find_units, kept_outputs
 from pruning.data import Labels
-from pruning.depth import remove_blocks
 from pruning.grouping import Features
 from pruning.grouping.tsne import embed
-from pruning.plan import classes_seen
-from pruning.retrain import infer
-from pruning.surgery import Unit, find_units, kept_outputs
+from pruning.pipeline.plan import classes_seen
+from pruning.run import REFERENCE, Network, Run
+from pruning.training.loop import infer
 from sensai_serve.errors import InputError
 from sensai_serve.losses import Lost, copies_of, loss_curve, majority
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pruning.checkpoint import Network
 from pruning.grouping import Features
 from pruning.report.facts import Answers, Kept, rates
+from pruning.run import Network
 from sensai_serve.losses import Lost
 from sensai_serve.report import Picture
 from sensai_serve.report.drawing import colour, finish, heat_map, ink

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pruning.augment import Views, augment, draw
 from pruning.data import Dataset, Labels
-from pruning.snapshot import Snapshot
+from pruning.training.augment import Views, augment, draw
+from pruning.training.snapshot import Snapshot
 from sensai_serve.errors import DeviceError
 from sensai_serve.preprocess import Floats, normalise
 

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from pruning import data, models
+from pruning.cutting.channels import measure
 from pruning.data import Dataset
 from pruning.limits import enough_memory
-from pruning.retrain import OnStep, Precision, Schedule, fit, infer, threads_for, use_threads
 from pruning.sampling import uniform
-from pruning.snapshot import Snapshot
-from pruning.surgery import measure
+from pruning.training.loop import OnStep, Precision, Schedule, fit, infer, threads_for, use_threads
+from pruning.training.snapshot import Snapshot
 
 
 @dataclass(frozen=True)

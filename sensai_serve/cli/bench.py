@@ -11,8 +11,8 @@ from sensai_serve.cli.progress import progress
 from sensai_serve.errors import WorkerError
 
 if TYPE_CHECKING:
-    from benchmarks.labelled import Labelled
-    from benchmarks.report import Report
+    from benchmarks.harness.labelled import Labelled
+    from benchmarks.reporting.report import Report
     from sensai_serve.bundle import Bundle
 
 app = typer.Typer()
@@ -27,7 +27,7 @@ def data(
     seed: Annotated[int, typer.Option(help="That the test part is drawn with, where a source has none.")] = 0,
 ) -> None:
     """Write the test part of a data source to a file, for `--data` of the benchmarks, where no offline side is."""
-    from benchmarks import labelled
+    from benchmarks.harness import labelled
     from pruning.data import load
 
     dataset = load(source, seed=seed)
@@ -70,9 +70,9 @@ def latency(
     quiet: Quiet = False,
 ) -> None:
     """Reference, monolith and class-parallel on the same cores, in turns, in process and over every transport."""
-    from benchmarks import latency as benchmark
-    from benchmarks.latency_report import report
-    from benchmarks.transports import TRANSPORTS
+    from benchmarks.harness.transports import TRANSPORTS
+    from benchmarks.suites.latency import measure as benchmark
+    from benchmarks.suites.latency.report import report
     from sensai_serve.errors import InputError
 
     if unknown := set(transport or ()) - set(TRANSPORTS):
@@ -103,7 +103,7 @@ def _open(path: Path) -> Bundle:
 
 def _labelled(bundle: Bundle, data: str | None) -> Labelled:
     """The inputs that `--data` names, else the golden samples."""
-    from benchmarks import labelled
+    from benchmarks.harness import labelled
 
     if data is None:
         return labelled.golden(bundle)
@@ -121,7 +121,7 @@ def _labelled(bundle: Bundle, data: str | None) -> Labelled:
 def _publish(report: Report, out: Path | None) -> None:
     from rich.console import Console
 
-    from benchmarks.report import show, write
+    from benchmarks.reporting.report import show, write
 
     out = out or Path("benchmarks/results") / f"{report.bench}-{report.subject}"
     write(report, out)
@@ -138,8 +138,8 @@ def replay(
     quiet: Quiet = False,
 ) -> None:
     """Serve a bundle, send it a whole labelled set, and hold every label against the one its maker kept."""
-    from benchmarks.replay import replay as run
-    from benchmarks.replay import report
+    from benchmarks.suites.replay import replay as run
+    from benchmarks.suites.replay import report
 
     opened = _open(bundle)
     with progress(quiet=quiet) as on_step:
@@ -169,8 +169,8 @@ def stragglers(
     quiet: Quiet = False,
 ) -> None:
     """Slow, dead, killed and wrong workers, overload, hot swaps: every answer held against the offline merge."""
-    from benchmarks.straggler_run import measure
-    from benchmarks.stragglers import Context, Options
+    from benchmarks.suites.stragglers.cases import Context, Options
+    from benchmarks.suites.stragglers.measure import measure
 
     opened = _open(bundle)
     options = Options(requests, seconds, swaps, backend, tuple(device or ()), seed)
@@ -197,8 +197,8 @@ def scale(
     quiet: Quiet = False,
 ) -> None:
     """The server's own time by workers that compute nothing: workers, input size, classes, clients."""
-    from benchmarks import scale as benchmark
-    from benchmarks.scale_report import report
+    from benchmarks.suites.scale import measure as benchmark
+    from benchmarks.suites.scale.report import report
 
     options = benchmark.Options(
         requests=requests,
@@ -245,9 +245,9 @@ def peers(
     """
     import tempfile
 
-    from benchmarks import peers_run
-    from benchmarks.noop import noop_bundle
-    from benchmarks.peers_report import report
+    from benchmarks.subjects.noop import noop_bundle
+    from benchmarks.suites.peers import measure as peers_run
+    from benchmarks.suites.peers.report import report
 
     options = peers_run.Options(requests, rounds, tuple(device or ()), backend)
     with tempfile.TemporaryDirectory() as folder:
@@ -273,7 +273,7 @@ def device(
     quiet: Quiet = False,
 ) -> None:
     """One device, every network of a bundle or of several: run plainly, through bound buffers, as CUDA graphs."""
-    from benchmarks import device as benchmark
+    from benchmarks.suites import device as benchmark
 
     opened = [_open(path) for path in bundles]
     samples = _labelled(opened[0], data).samples()
@@ -293,7 +293,7 @@ def speed(
     from rich.console import Console
     from rich.table import Table
 
-    from benchmarks.speed import FILE, Runs, write
+    from benchmarks.suites.speed import FILE, Runs, write
 
     table = Table("figure", "aim", "measured", "holds")
     for figure in write(Runs(results), results, readme):

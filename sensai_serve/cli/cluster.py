@@ -40,15 +40,15 @@ def node(
     """Serve only some workers of a bundle over gRPC, for `sensai serve --backend remote` elsewhere."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its library would write lines of its own to stderr
     from sensai_serve.errors import InputError
-    from serving.controls import LogFilter
-    from serving.devices import default_devices, parse_device
-    from serving.faults import parse_fault
-    from serving.logs import configure
-    from serving.remote.endpoint import Security
-    from serving.remote.node import Node, NodeOptions
-    from serving.remote.node_server import run
-    from serving.remote.workers import parse_ids, parse_workers, workers_on
+    from serving.node.node import Node, NodeOptions
+    from serving.node.server import run
+    from serving.placement.worker_map import parse_ids, parse_workers, workers_on
+    from serving.runtime.devices import default_devices, parse_device
+    from serving.runtime.endpoint import Security
+    from serving.runtime.faults import parse_fault
     from serving.settings import load_settings
+    from serving.telemetry.controls import LogFilter
+    from serving.telemetry.logs import configure
 
     if log_format not in ("text", "json"):
         raise InputError(f"--log-format is {log_format!r}, expected text or json")
@@ -93,8 +93,8 @@ def check(
 
     from sensai_serve.bundle import Bundle
     from sensai_serve.errors import InputError
-    from serving.gateway import Gateway
-    from serving.remote.domains import host_lines, hosts_of
+    from serving.engine.gateway import Gateway
+    from serving.placement.domains import host_lines, hosts_of
     from serving.settings import load_settings
 
     remote = {"workers": worker or None, "file": workers, "ca": worker_ca, "cert": worker_cert, "key": worker_key}
@@ -128,9 +128,9 @@ def place(
     """Say which workers to run where: a file for `sensai serve --workers`, and what losing hosts would cost."""
     from sensai_serve.bundle import Bundle
     from sensai_serve.errors import InputError
-    from serving.devices import Device
-    from serving.remote.domains import host_lines, hosts_of, spread
-    from serving.remote.endpoint import Security, parse_endpoint
+    from serving.placement.domains import host_lines, hosts_of, spread
+    from serving.runtime.devices import Device
+    from serving.runtime.endpoint import Security, parse_endpoint
 
     opened = Bundle.open(bundle)
     manifest = opened.manifest

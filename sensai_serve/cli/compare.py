@@ -12,9 +12,9 @@ from sensai_serve.cli.progress import Report, progress
 from sensai_serve.errors import InputError
 
 if TYPE_CHECKING:
-    from benchmarks.compare import Entry
+    from benchmarks.compare.measure import Entry
     from export.comparison import Result
-    from pruning.comparison import Point, Workshop
+    from pruning.pipeline.comparison import Point, Workshop
 
 app = typer.Typer()
 SAMPLES = 32
@@ -72,15 +72,15 @@ def compare(
     """
     from rich.console import Console
 
-    from benchmarks.compare import Options, measure
-    from benchmarks.compare_report import report as report_of
-    from benchmarks.report import show, write
-    from pruning.comparison import Workshop, points, sweep_for
+    from benchmarks.compare.measure import Options, measure
+    from benchmarks.compare.report import report as report_of
+    from benchmarks.reporting.report import show, write
     from pruning.data import absolute
     from pruning.executors import deal
-    from pruning.plan import make_plan
+    from pruning.pipeline.comparison import Workshop, points, sweep_for
+    from pruning.pipeline.plan import make_plan
     from pruning.recipe import Recipe
-    from pruning.retrain import require_device
+    from pruning.training.loop import require_device
     from sensai_serve.preprocess import normalise
 
     given = {"criterion": criterion, "views": views, "head": head, "depth": depth, "recover_rate": recover_rate,
@@ -141,7 +141,7 @@ def _print_points(points: list[Point]) -> None:
 
 def _entries(workshop: Workshop, points: list[Point], given: list[str], weights: Path, report: Report) -> list[Entry]:
     """Make all networks, then, and only then, look at the test part."""
-    from benchmarks.compare import GIVEN, REFERENCE
+    from benchmarks.compare.measure import GIVEN, REFERENCE
     from export.comparison import finish, from_weights, measure_given, read_given
 
     plan, folder = workshop.plan, workshop.folder
@@ -187,7 +187,7 @@ def _outer(report: Report) -> Report:
 
 def _within(name: str, passes: int, report: Report) -> Report:
     """One stage for a whole point: image passes done, in whichever of its networks."""
-    from pruning.answers import STAGE
+    from pruning.pipeline.teacher import STAGE
 
     seen: dict[str, int] = {}
 
@@ -202,7 +202,7 @@ def _within(name: str, passes: int, report: Report) -> Report:
 
 
 def _entry(found: Result, folder: Path, series: str, size: str, budget: str, passes: int) -> Entry:
-    from benchmarks.compare import Entry
+    from benchmarks.compare.measure import Entry
 
     files = [folder / file for file in found.files]
     return Entry(folder.name, series, size, budget, found.test, found.validation, found.macs, found.parameters,

@@ -80,8 +80,8 @@ def promise_lines(promises: Guarantees, n_workers: int) -> list[str]:
 
 def _place(bundle: Bundle, devices: str) -> Any:
     from sensai_serve.errors import DeviceError
-    from serving.devices import parse_device
-    from serving.placement import place
+    from serving.placement.place import place
+    from serving.runtime.devices import parse_device
 
     names = [str(parse_device(text)) for text in devices.split(",") if text.strip()]
     if len(set(names)) != len(names) or not names:

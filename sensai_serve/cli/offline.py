@@ -39,8 +39,8 @@ def train(
     from safetensors.torch import save_file
 
     from pruning.recipe import Recipe
-    from pruning.retrain import require_device
-    from pruning.train import train as train_reference
+    from pruning.training.loop import require_device
+    from pruning.training.reference import train as train_reference
     from sensai_serve.bundle import atomic_file
 
     if out.suffix != ".safetensors" or out.exists():
@@ -132,8 +132,8 @@ def _export(run: Path, out: Path, data: str | None, options: dict[str, Any], qui
     from dataclasses import replace
 
     from export.assemble import export as export_run
-    from pruning.checkpoint import Run
     from pruning.data import absolute
+    from pruning.run import Run
     from sensai_serve.bundle import refuse_existing
 
     refuse_existing(out)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from sensai_serve.bundle import Bundle
     from sensai_serve.cli.samples import Sample
-    from serving.remote.workers import WorkerMap
+    from serving.placement.worker_map import WorkerMap
     from serving.settings import Described
 
 Classify = Callable[["Sample"], dict[str, Any]]
@@ -84,7 +84,7 @@ def serve(
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its library would write lines of its own to stderr
     from sensai_serve.bundle import Bundle
     from sensai_serve.errors import InputError
-    from serving.repository import Repository
+    from serving.engine.repository import Repository
     from serving.server import run
     from serving.settings import describe_settings, load_settings
 
@@ -175,7 +175,7 @@ def _bundles_in(repository: Path | None) -> list[Path]:
 
 def _say_hosts(bundle: Bundle, workers: WorkerMap) -> None:
     """Which hosts may be lost, before anything is."""
-    from serving.remote.domains import host_lines, hosts_of
+    from serving.placement.domains import host_lines, hosts_of
 
     hosts = hosts_of(workers.devices, workers.device_of(bundle.assignment.n_workers))
     for line in host_lines(bundle.assignment, bundle.manifest.labels, hosts):

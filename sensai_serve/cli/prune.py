@@ -23,9 +23,9 @@ from sensai_serve.cli.progress import progress
 from sensai_serve.errors import InputError
 
 if TYPE_CHECKING:
-    from pruning.estimate import Estimate
-    from pruning.latency import Latency
-    from pruning.plan import Plan
+    from pruning.pipeline.estimate import Estimate
+    from pruning.pipeline.latency import Latency
+    from pruning.pipeline.plan import Plan
 
 
 def prune(
@@ -125,13 +125,13 @@ def prune(
     """Cut one small subnet per worker out of a trained network and retrain each. A killed run goes on where it was."""
     from dataclasses import replace
 
-    from pruning import pipeline
     from pruning.data import absolute
-    from pruning.estimate import estimate
     from pruning.executors import deal
-    from pruning.plan import make_plan
+    from pruning.pipeline import prune as pipeline
+    from pruning.pipeline.estimate import estimate
+    from pruning.pipeline.plan import make_plan
     from pruning.recipe import Recipe, read_recipe
-    from pruning.retrain import require_device
+    from pruning.training.loop import require_device
 
     if address is not None:
         if executor != "ray":

@@ -11,8 +11,8 @@ from sensai_serve.cli.progress import progress
 from sensai_serve.errors import InputError
 
 if TYPE_CHECKING:
-    from pruning.checkpoint import Run
     from pruning.report.facts import Answers
+    from pruning.run import Run
 
 app = typer.Typer()
 
@@ -36,9 +36,9 @@ def report(
     """
     from dataclasses import replace
 
-    from pruning.checkpoint import Run
     from pruning.data import absolute
     from pruning.report.build import report as build
+    from pruning.run import Run
     from sensai_serve.bundle import atomic_file
 
     if out.suffix != ".html" or out.is_dir():
@@ -55,7 +55,7 @@ def report(
 
 
 def _answers(run: Run, path: Path) -> Answers:
-    from benchmarks.labelled import kept_labels
+    from benchmarks.harness.labelled import kept_labels
     from pruning.report.facts import TEST, Answers
     from sensai_serve.bundle import Bundle
 

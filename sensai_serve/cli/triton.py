@@ -25,8 +25,8 @@ def write_triton(bundle: Bundle, out: Path, backend: str, devices: Sequence[str]
     """
     from export.triton import TritonBackend, TritonOptions, write_repository
     from sensai_serve.errors import DeviceError
-    from serving.devices import parse_device
-    from serving.placement import place
+    from serving.placement.place import place
+    from serving.runtime.devices import parse_device
 
     parsed = [parse_device(text) for text in devices]
     if any(device.kind == "cpu" and device.index is not None for device in parsed) or len(set(parsed)) != len(parsed):

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from sensai_serve.bundle import Bundle
-from serving.devices import ONE_THREAD, Device, Threads
-from serving.faults import Fault
-from serving.job import Task
+from serving.engine.fanout import Task
+from serving.runtime.devices import ONE_THREAD, Device, Threads
+from serving.runtime.faults import Fault
 
 Processes = Literal["worker", "device"]
 """What has an operating system process of its own, where a backend starts any."""

@@ -10,9 +10,9 @@ import numpy.typing as npt
 
 from sensai_serve.bundle import Bundle, Golden
 from serving.backends import Backend, Plan
-from serving.devices import Device
-from serving.faults import Fault
-from serving.job import Cause, Scores, Task
+from serving.engine.fanout import Cause, Scores, Task
+from serving.runtime.devices import Device
+from serving.runtime.faults import Fault
 
 
 @dataclass(frozen=True)

@@ -20,18 +20,18 @@ from sensai_serve.errors import BundleError, NotReadyError, OverloadedError, Req
 from sensai_serve.manifest import Manifest
 from sensai_serve.merge import Answer, MergePlan, Wait, parse_wait
 from sensai_serve.plugins import find
-from serving.admission import Admission
 from serving.backends import Backend, Plan, Processes
-from serving.books import Books
-from serving.devices import ONE_THREAD, Device, Threads, default_devices
-from serving.faults import Fault
-from serving.health import FLOOR_S, Worker
-from serving.job import Cause, Job, Outcome
-from serving.placement import Placement, describe, place
-from serving.remote.workers import WorkerMap
-from serving.reply import Counters, Reply, by_reference, uncovered
-from serving.session import Session
-from serving.supervisor import Supervisor
+from serving.engine.admission import Admission
+from serving.engine.deferred import Books
+from serving.engine.fanout import Cause, Job, Outcome
+from serving.engine.health import FLOOR_S, Worker
+from serving.engine.reply import Counters, Reply, by_reference, uncovered
+from serving.engine.supervisor import Supervisor
+from serving.placement.place import Placement, describe, place
+from serving.placement.worker_map import WorkerMap
+from serving.runtime.devices import ONE_THREAD, Device, Threads, default_devices
+from serving.runtime.faults import Fault
+from serving.runtime.session import Session
 
 OnMissing = Literal["refuse", "degrade", "reference"]
 

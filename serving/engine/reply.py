@@ -12,7 +12,7 @@ import numpy.typing as npt
 from sensai_serve.errors import UncoveredError
 from sensai_serve.merge import Answer
 from sensai_serve.merge.rules import Verdict
-from serving.job import Cause, Outcome
+from serving.engine.fanout import Cause, Outcome
 
 
 @dataclass(slots=True)

@@ -16,7 +16,7 @@ from typing import Any
 
 from sensai_serve.bundle import MANIFEST, Bundle
 from sensai_serve.errors import BundleError, ControlOffError, InputError, SensaiError, UnknownModelError
-from serving.gateway import Gateway, GatewayOptions
+from serving.engine.gateway import Gateway, GatewayOptions
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from sensai_serve.merge import Answer, MergePlan
 from sensai_serve.merge.collector import merge
 from sensai_serve.preprocess import Floats
 from serving.backends import Backend
-from serving.devices import Device
-from serving.health import Health, State, disagreements
-from serving.job import Arrival, Cause, Job, Outcome, Probe, Scores
-from serving.session import Session
+from serving.engine.fanout import Arrival, Cause, Job, Outcome, Probe, Scores
+from serving.engine.health import Health, State, disagreements
+from serving.runtime.devices import Device
+from serving.runtime.session import Session
 
 log = logging.getLogger(__name__)
 

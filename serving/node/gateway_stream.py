@@ -11,14 +11,14 @@ import numpy.typing as npt
 from tritonclient.grpc import service_pb2 as pb
 
 from sensai_serve.errors import RequestError
-from serving.job import Cause, Scores
-from serving.remote.message import CLOSED, DOWN, FAILED, RUN_US, TIMEOUT, UP, WORKERS, output_name
-from serving.remote.node import Node, Version
+from serving.backends.remote.message import CLOSED, DOWN, FAILED, RUN_US, TIMEOUT, UP, WORKERS, output_name
+from serving.engine.fanout import Cause, Scores
+from serving.node.node import Node, Version
 from serving.v2.tensors import check_input, from_bytes
 
 
 class Asked:
-    """One input on its way through this node's workers. See `serving.job.Task`."""
+    """One input on its way through this node's workers. See `serving.engine.fanout.Task`."""
 
     __slots__ = ("_loop", "_tell", "_thread", "closed", "inputs")
     expires: float | None = None

@@ -18,11 +18,11 @@ from sensai_serve.errors import BundleError, InputError, SensaiError, UnknownMod
 from sensai_serve.manifest import Manifest
 from sensai_serve.plugins import find
 from sensai_serve.remote import model_name
-from serving.devices import Device, default_devices
-from serving.faults import Fault
-from serving.job import Task
-from serving.placement import place
-from serving.remote.part import Part, part_of
+from serving.backends.part import Part, part_of
+from serving.engine.fanout import Task
+from serving.placement.place import place
+from serving.runtime.devices import Device, default_devices
+from serving.runtime.faults import Fault
 
 log = logging.getLogger(__name__)
 

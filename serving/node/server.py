@@ -16,9 +16,9 @@ from grpc_health.v1.health import aio as health
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from sensai_serve.errors import InputError
-from serving.remote.endpoint import Security, read
-from serving.remote.node import Node
-from serving.remote.node_servicer import Servicer
+from serving.node.node import Node
+from serving.node.servicer import Servicer
+from serving.runtime.endpoint import Security, read
 from serving.settings import Address
 
 BODY_BYTES = 64 * 1024 * 1024

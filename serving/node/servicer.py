@@ -2,7 +2,7 @@
 
 A gateway opens one `ModelStreamInfer` to the model that is called as the bundle, and sends an input once for all of
 this node's workers. Scores come back as the workers end, those that end together in one message: a straggler holds up
-nobody. What else is said on it stands in `serving.remote.message`.
+nobody. What else is said on it stands in `serving.backends.remote.message`.
 """
 # ruff: noqa: N802 - the methods are called as the protocol calls them
 
@@ -21,11 +21,11 @@ from tritonclient.grpc import service_pb2_grpc
 import sensai_serve
 from sensai_serve.errors import OverloadedError, RequestError, UnknownModelError, WorkerError
 from sensai_serve.remote import BUNDLE, SCORES, WORKER, checksum_key, model_name
-from serving.job import Cause, Scores
-from serving.remote.conversation import Asked, Conversation, read_input
-from serving.remote.message import WORKERS, output_name
-from serving.remote.node import Node, Version
-from serving.transports._status import describe
+from serving.backends.remote.message import WORKERS, output_name
+from serving.engine.fanout import Cause, Scores
+from serving.node.gateway_stream import Asked, Conversation, read_input
+from serving.node.node import Node, Version
+from serving.transports.status import describe
 
 PLATFORM = "sensai_node"
 

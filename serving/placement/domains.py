@@ -8,8 +8,8 @@ from math import comb
 
 from sensai_serve.assignment import Assignment
 from sensai_serve.guarantees import survives
-from serving.devices import Device
-from serving.placement import place
+from serving.placement.place import place
+from serving.runtime.devices import Device
 
 LISTED = 6
 """Sets of hosts and labels that a line names at most."""

@@ -1,7 +1,7 @@
 """Which worker runs where, as a user says it: ``0,3,7=grpc://node1:8001``, one a line or one an option.
 
 Left of the sign stand ids, ranges (``0-4``), or ``*`` for all workers that no other line names; right of it a server
-(`serving.remote.endpoint`) or a device of this machine (``cpu:0``, ``cuda:1``).
+(`serving.runtime.endpoint`) or a device of this machine (``cpu:0``, ``cuda:1``).
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sensai_serve.errors import InputError
-from serving.devices import Device, parse_device
-from serving.remote.endpoint import Security, parse_endpoint, read
+from serving.runtime.devices import Device, parse_device
+from serving.runtime.endpoint import Security, parse_endpoint, read
 
 _IDS = re.compile(r"\d{1,6}(-\d{1,6})?(,\d{1,6}(-\d{1,6})?)*")
 MAX_WORKERS = 100_000

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sensai_serve.errors import DeviceError
-from serving.remote.endpoint import Endpoint
+from serving.runtime.endpoint import Endpoint
 
 _DEVICE = re.compile(r"cpu(?::(\d+))?|(cuda)(?::(\d+))?(\+graphs)?")
 # What onnxruntime's CUDA provider links to. Looked for before the provider is asked for, because asking in vain

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from serving.devices import Device, page_locked
+from serving.runtime.devices import Device, page_locked
 
 Floats = npt.NDArray[np.float32]
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from sensai_serve.bundle import Bundle
 from sensai_serve.errors import BundleError, DeviceError
-from serving.devices import ONE_THREAD, Device, Threads, providers, session_options
-from serving.runner import Floats, Runner, runner_of
+from serving.runtime.devices import ONE_THREAD, Device, Threads, providers, session_options
+from serving.runtime.io_binding import Floats, Runner, runner_of
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +31,8 @@ class Session:
 
         Args:
             data: the ONNX file.
-            device: where it runs; `serving.devices.require` has let it through. Where a CUDA graph was asked for and
-                cannot be had, the network runs without one, and the log says why.
+            device: where it runs; `serving.runtime.devices.require` has let it through. Where a CUDA graph was asked
+                for and cannot be had, the network runs without one, and the log says why.
             input_name: of its one input.
             shape: of one input, without the batch axis.
             what: its name in errors.

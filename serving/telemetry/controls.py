@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from sensai_serve.errors import RequestError, UnsupportedError
-from serving.statistics import Stages
+from serving.telemetry.statistics import Stages
 
 _LEVELS = ("OFF", "TIMESTAMPS")
 _trace_log = logging.getLogger("serving.trace")

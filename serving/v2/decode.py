@@ -10,7 +10,6 @@ import orjson
 
 from sensai_serve.errors import RequestError
 from sensai_serve.preprocess import Floats, InputSpec
-from serving.shared_memory import Regions
 from serving.v2.request import (
     InferRequest,
     RequestedOutput,
@@ -20,6 +19,7 @@ from serving.v2.request import (
     parse_outputs,
     region_part,
 )
+from serving.v2.shared_memory import Regions
 from serving.v2.tensors import check_input, from_bytes, from_json, shown
 
 KNOWN_HEADERS, KNOWN_BYTES = 64, 2048

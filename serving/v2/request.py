@@ -9,7 +9,7 @@ from typing import Any
 from sensai_serve.errors import RequestError
 from sensai_serve.merge import WAITS, Wait
 from sensai_serve.preprocess import Floats
-from serving.shared_memory import Regions
+from serving.v2.shared_memory import Regions
 from serving.v2.tensors import OUTPUTS, shown
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import servers
+from benchmarks.harness import servers
 from sensai_serve.cli.main import main
 
 

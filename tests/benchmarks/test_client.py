@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sensai_serve
-from benchmarks import wire
-from benchmarks.client import Connection, RawClient
-from benchmarks.load import LOST, closed_loop, latencies, open_loop, poisson_arrivals
-from benchmarks.triton_client import TritonClient
-from benchmarks.turns import Calls, in_turns
+from benchmarks.harness import wire
+from benchmarks.harness.client import Connection, RawClient
+from benchmarks.harness.load import LOST, closed_loop, latencies, open_loop, poisson_arrivals
+from benchmarks.harness.triton_client import TritonClient
+from benchmarks.harness.turns import Calls, in_turns
 from sensai_serve.errors import ServingError
 
 SAMPLES = [np.random.default_rng(i).normal(size=(1, 3, 8, 8)).astype(np.float32) for i in range(6)]

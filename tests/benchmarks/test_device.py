@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.device import BOUND, FUSED, ONE_BY_ONE, PARALLEL, PLAIN, Options, measure, report
-from benchmarks.networks import Network
+from benchmarks.subjects.networks import Network
+from benchmarks.suites.device import BOUND, FUSED, ONE_BY_ONE, PARALLEL, PLAIN, Options, measure, report
 from sensai_serve.bundle import Bundle
 from sensai_serve.onnxfuse import fuse
-from serving.devices import Threads, card_name, missing_for_cuda
+from serving.runtime.devices import Threads, card_name, missing_for_cuda
 
 ONE = Threads(1, spinning=False)
 
@@ -40,7 +40,7 @@ def test_a_way_that_cannot_be_had_is_reported(make_bundle, monkeypatch: pytest.M
     def refuse(networks: list[bytes], input_name: str) -> bytes:
         raise ValueError("the networks in /somewhere/else/x.onnx cannot be fused\nfor a reason")
 
-    monkeypatch.setattr("benchmarks.device.fuse", refuse)
+    monkeypatch.setattr("benchmarks.suites.device.fuse", refuse)
     bundle = Bundle.open(make_bundle())
     samples = [bundle.golden().inputs[:1]]
     measured = measure([bundle], samples, Options("cpu", requests=20, rounds=4), lambda *_: None)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.fanout import measure
-from benchmarks.noop import noop_bundle
+from benchmarks.subjects.noop import noop_bundle
+from benchmarks.suites.fanout import measure
 
 
 def test_both_ways_of_fanning_out_take_their_turns(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.hosts import measure
+from benchmarks.suites.hosts import measure
 from sensai_serve.bundle import Bundle
 from sensai_serve.errors import ServingError
 

@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.breakdown import PARTS, breakdown
-from benchmarks.labelled import golden
-from benchmarks.networks import Network, as_bundle, fastest, monolith
-from benchmarks.report import without_paths
-from benchmarks.transports import TRANSPORTS
+from benchmarks.harness.labelled import golden
+from benchmarks.harness.transports import TRANSPORTS
+from benchmarks.reporting.report import without_paths
+from benchmarks.subjects.networks import Network, as_bundle, fastest, monolith
+from benchmarks.suites.latency.breakdown import PARTS, breakdown
 from sensai_serve import load
 from sensai_serve.bundle import Bundle
 from sensai_serve.errors import BundleError
-from serving.devices import Threads
+from serving.runtime.devices import Threads
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

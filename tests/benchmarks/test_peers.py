@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import peers_run, venvs
-from benchmarks.noop import noop_bundle, noop_network
+from benchmarks.harness import venvs
+from benchmarks.harness.servers import Spec
 from benchmarks.peers import Peer, Work, fastapi
-from benchmarks.peers_report import report
-from benchmarks.report import write
-from benchmarks.servers import Spec
+from benchmarks.reporting.report import write
+from benchmarks.subjects.noop import noop_bundle, noop_network
+from benchmarks.suites.peers import measure as peers_run
+from benchmarks.suites.peers.report import report
 from sensai_serve.bundle import Bundle
 from sensai_serve.errors import ServingError
 from sensai_serve.plugins import find

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.planned import compare
+from benchmarks.suites.planned import compare
 from sensai_serve.bundle import Bundle
 from serving.planning import Latency
 

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.networks import Network
-from benchmarks.noop import noop_bundle, noop_network
+from benchmarks.subjects.networks import Network
+from benchmarks.subjects.noop import noop_bundle, noop_network
 from sensai_serve.onnxfile import read_signature
-from serving.devices import Threads
+from serving.runtime.devices import Threads
 
 
 @settings(deadline=None, max_examples=20)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import machine, servers
+from benchmarks.harness import machine, servers
 from sensai_serve.errors import ServingError
 
 SERVER = """

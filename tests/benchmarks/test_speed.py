@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.speed import BEGIN, END, Runs, figures
+from benchmarks.suites.speed import BEGIN, END, Runs, figures
 
 
 def keep(directory: Path, name: str, bench: str, subject: str, results: dict, date: str = "2026-01-02") -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from benchmarks.stats import histogram, quantile, ratio, summarise
+from benchmarks.harness.stats import histogram, quantile, ratio, summarise
 
 
 def test_intervals_hold_the_true_quantile_as_often_as_they_say() -> None:

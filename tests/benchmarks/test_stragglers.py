@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import labelled
-from benchmarks.oracle import Oracle
+from benchmarks.harness import labelled
 from benchmarks.soak import LEAST_SWAPS, Length, straggler_arguments
-from benchmarks.stragglers import CASES
+from benchmarks.suites.stragglers.cases import CASES
+from benchmarks.suites.stragglers.oracle import Oracle
 from sensai_serve.assignment import cyclic
 from sensai_serve.bundle import Bundle
 from sensai_serve.errors import InputError

@@ -17,15 +17,15 @@ import sensai_serve
 from sensai_serve.bundle import Bundle
 from sensai_serve.errors import BundleError, DeviceError, OverloadedError, UncoveredError
 from sensai_serve.plugins import available
-from serving.devices import Device, parse_device
-from serving.faults import Fault, parse_fault
-from serving.gateway import Gateway, GatewayOptions
-from serving.health import State
-from serving.job import Cause
-from serving.remote.endpoint import Security
-from serving.remote.node import Node, NodeOptions
-from serving.remote.node_server import serving as node_serving
-from serving.remote.workers import parse_workers
+from serving.engine.fanout import Cause
+from serving.engine.gateway import Gateway, GatewayOptions
+from serving.engine.health import State
+from serving.node.node import Node, NodeOptions
+from serving.node.server import serving as node_serving
+from serving.placement.worker_map import parse_workers
+from serving.runtime.devices import Device, parse_device
+from serving.runtime.endpoint import Security
+from serving.runtime.faults import Fault, parse_fault
 from serving.settings import Address
 
 LANES = "ort, in lanes"

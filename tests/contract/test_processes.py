@@ -17,13 +17,13 @@ import pytest
 
 import sensai_serve
 from sensai_serve.bundle import Bundle
-from serving.backends import _processes
-from serving.backends.process import Backend
-from serving.devices import parse_device
-from serving.faults import parse_fault
-from serving.gateway import Gateway, GatewayOptions, Reply
-from serving.health import State
-from serving.job import Cause
+from serving.backends.process import handles as _processes
+from serving.backends.process.backend import Backend
+from serving.engine.fanout import Cause
+from serving.engine.gateway import Gateway, GatewayOptions, Reply
+from serving.engine.health import State
+from serving.runtime.devices import parse_device
+from serving.runtime.faults import parse_fault
 
 TWO = (parse_device("cpu"),) * 2
 """Devices: losing one loses no class, three of whose copies are spread over four workers."""

@@ -8,11 +8,11 @@ import pytest
 from safetensors.torch import save_file
 
 from export.assemble import export
-from pruning import pipeline
-from pruning.checkpoint import Run
-from pruning.plan import make_plan
+from pruning.pipeline import prune as pipeline
+from pruning.pipeline.plan import make_plan
 from pruning.recipe import Recipe
-from pruning.train import train
+from pruning.run import Run
+from pruning.training.reference import train
 from sensai_serve.bundle import Bundle
 
 DIGITS = Recipe("digits", "cnn", assignment="cyclic", groups=5, redundancy=3, recover_images=6000, images=1500)

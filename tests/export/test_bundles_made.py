@@ -16,8 +16,8 @@ from export.evaluate import FILE as EVALUATION
 from export.parity import check_parity
 from export.to_onnx import to_onnx
 from pruning import heads, models
-from pruning.checkpoint import Run
 from pruning.heads import Subnet, replace_output
+from pruning.run import Run
 from sensai_serve.bundle import GOLDEN, Bundle, sha256_of
 from sensai_serve.errors import InputError, ModelError, OutputExistsError
 from sensai_serve.onnxfile import read_signature

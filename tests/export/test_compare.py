@@ -16,12 +16,12 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import save_file
 
-from benchmarks.compare import Entry, Timed, frontier, gain
+from benchmarks.compare.measure import Entry, Timed, frontier, gain
 from pruning import data, models
-from pruning.checkpoint import Run
-from pruning.comparison import points, sweep_for
+from pruning.pipeline.comparison import points, sweep_for
 from pruning.recipe import Recipe
-from pruning.train import train
+from pruning.run import Run
+from pruning.training.reference import train
 from sensai_serve import load
 from sensai_serve.bundle import Bundle
 from sensai_serve.cli.main import main

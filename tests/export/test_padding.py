@@ -12,10 +12,10 @@ from export.assemble import export
 from export.networks import Exporter
 from export.padding import padded
 from pruning import heads, models
-from pruning.checkpoint import Network, Run
+from pruning.cutting.channels import apply_cut, find_units, measure, output_layer
 from pruning.heads import replace_output
 from pruning.recipe import Budget, Recipe
-from pruning.surgery import apply_cut, find_units, measure, output_layer
+from pruning.run import Network, Run
 from sensai_serve.assignment import grouped
 from sensai_serve.preprocess import InputSpec
 

@@ -12,8 +12,8 @@ import onnx
 import pytest
 import torch
 
-from benchmarks.inprocess import in_process
-from benchmarks.networks import monolith
+from benchmarks.subjects.inprocess import in_process
+from benchmarks.subjects.networks import monolith
 from export import precisions
 from export.assemble import export
 from export.networks import steadiest
@@ -27,8 +27,8 @@ from sensai_serve.cli.main import main
 from sensai_serve.errors import ModelError, PluginError
 from sensai_serve.local import load
 from sensai_serve.onnxfile import read_signature
-from serving.devices import default_devices
-from serving.gateway import GatewayOptions
+from serving.engine.gateway import GatewayOptions
+from serving.runtime.devices import default_devices
 
 SMALL = ["fp16", "int8"]
 

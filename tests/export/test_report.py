@@ -15,8 +15,9 @@ from safetensors.torch import save_file
 from sklearn.metrics import confusion_matrix
 
 from export.assemble import export
-from pruning import models, pipeline
-from pruning.plan import make_plan
+from pruning import models
+from pruning.pipeline import prune as pipeline
+from pruning.pipeline.plan import make_plan
 from pruning.recipe import Recipe
 from pruning.report import facts
 from sensai_serve.cli.main import main

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from pruning import pipeline
-from pruning.answers import FOLDER, Answers, answer, asking, open_answers, take_over, views_of
-from pruning.augment import Moves, Views, augment, draw
-from pruning.checkpoint import Run
-from pruning.choose import silent
 from pruning.data import Augmentation
-from pruning.plan import Plan, make_plan
+from pruning.pipeline import prune as pipeline
+from pruning.pipeline.choose import silent
+from pruning.pipeline.plan import Plan, make_plan
+from pruning.pipeline.teacher import FOLDER, Answers, answer, asking, open_answers, take_over, views_of
 from pruning.recipe import Recipe
-from pruning.train import train
+from pruning.run import Run
+from pruning.training.augment import Moves, Views, augment, draw
+from pruning.training.reference import train
 from sensai_serve.errors import InputError
 from sensai_serve.preprocess import normalise
 
@@ -133,7 +133,7 @@ def test_damaged_answers_are_refused_by_name(weights, tmp_path):
 
 def test_networks_are_trained_without_asking_the_reference_again(weights, tmp_path, monkeypatch):
     plan = plan_for(weights)
-    monkeypatch.delattr("pruning.network.asking")
+    monkeypatch.delattr("pruning.pipeline.subnet.asking")
     pipeline.prune(plan, tmp_path / "run")
     with pytest.raises(NameError, match="asking"):
         pipeline.prune(plan_for(weights, views=0), tmp_path / "asked")

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from export.parity import check_parity
 from export.to_onnx import to_onnx
-from pruning import models, pipeline
-from pruning.depth import find_blocks, trace
-from pruning.plan import make_plan
+from pruning import models
+from pruning.cutting.blocks import find_blocks, trace
+from pruning.cutting.channels import apply_cut, find_units
+from pruning.cutting.ratios import cut_share
+from pruning.pipeline import prune as pipeline
+from pruning.pipeline.plan import make_plan
 from pruning.recipe import Recipe
-from pruning.shares import cut_share
-from pruning.surgery import apply_cut, find_units
 from sensai_serve.errors import ModelError
 from sensai_serve.preprocess import normalise
 

@@ -9,13 +9,14 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from pruning import heads, pipeline
-from pruning.calibrate import fit_scale, fold_scale
-from pruning.network import labels_as
-from pruning.plan import make_plan
+from pruning import heads
+from pruning.pipeline import prune as pipeline
+from pruning.pipeline.plan import make_plan
+from pruning.pipeline.subnet import labels_as
 from pruning.recipe import Recipe
-from pruning.retrain import infer
-from pruning.train import train
+from pruning.training.calibrate import fit_scale, fold_scale
+from pruning.training.loop import infer
+from pruning.training.reference import train
 from sensai_serve import plugins
 
 HEADS = plugins.available("pruning.heads")

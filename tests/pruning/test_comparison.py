@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import torch
 
-from pruning.checkpoint import Run
-from pruning.comparison import Workshop, points, sweep_for
 from pruning.executors import Slot
-from pruning.plan import make_plan
+from pruning.pipeline.comparison import Workshop, points, sweep_for
+from pruning.pipeline.plan import make_plan
 from pruning.recipe import Recipe
-from pruning.train import train
+from pruning.run import Run
+from pruning.training.reference import train
 
 
 def test_what_nothing_comes_before_is_made_at_the_same_time_and_the_same(tmp_path):

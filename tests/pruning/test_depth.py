@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from export.parity import check_parity
 from export.to_onnx import to_onnx
-from pruning import data, models, pipeline
-from pruning.checkpoint import RECOVERED, Run
-from pruning.depth import block_importance, find_blocks, remove_blocks, trace
-from pruning.plan import make_plan
+from pruning import data, models
+from pruning.cutting.blocks import block_importance, find_blocks, remove_blocks, trace
+from pruning.pipeline import prune as pipeline
+from pruning.pipeline.plan import make_plan
 from pruning.recipe import Recipe
-from pruning.train import train
+from pruning.run import RECOVERED, Run
+from pruning.training.reference import train
 from sensai_serve.errors import ModelError
 from sensai_serve.preprocess import normalise
 

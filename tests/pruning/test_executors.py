@@ -15,12 +15,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pruning import pipeline
-from pruning.checkpoint import Run
 from pruning.executors import Slot, deal
-from pruning.plan import make_plan
+from pruning.pipeline import prune as pipeline
+from pruning.pipeline.plan import make_plan
 from pruning.recipe import Recipe
-from pruning.train import train
+from pruning.run import Run
+from pruning.training.reference import train
 from sensai_serve.errors import InputError, PluginError, WorkError
 
 WINE = Recipe("wine", "mlp", amount=0.5, recover_images=500, images=500, batch=32)

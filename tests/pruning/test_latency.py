@@ -10,12 +10,13 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from pruning import models, pipeline
-from pruning.checkpoint import RECOVERED, Run
-from pruning.latency import meet_budget
-from pruning.plan import Plan, make_plan
+from pruning import models
+from pruning.cutting.channels import measure
+from pruning.pipeline import prune as pipeline
+from pruning.pipeline.latency import meet_budget
+from pruning.pipeline.plan import Plan, make_plan
 from pruning.recipe import Recipe
-from pruning.surgery import measure
+from pruning.run import RECOVERED, Run
 from sensai_serve.errors import InputError, ModelError
 
 DIGITS = Recipe("digits", "resnet8", target="microseconds", amount=400.0, recover_images=128, images=128)

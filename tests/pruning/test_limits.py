@@ -14,16 +14,17 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pruning import data, models, pipeline
-from pruning.checkpoint import Run
+from pruning import data, models
 from pruning.executors import Slot
 from pruning.limits import enough_memory
-from pruning.plan import make_plan
+from pruning.pipeline import prune as pipeline
+from pruning.pipeline.plan import make_plan
 from pruning.recipe import Recipe
-from pruning.retrain import Schedule, fit
+from pruning.run import Run
 from pruning.sampling import uniform
-from pruning.snapshot import Snapshot
-from pruning.train import train
+from pruning.training.loop import Schedule, fit
+from pruning.training.reference import train
+from pruning.training.snapshot import Snapshot
 from sensai_serve.cli.main import main
 from sensai_serve.errors import WorkError
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pruning import data, heads, models
-from pruning.activations import profile
 from pruning.criteria import Statistics, Thresholds
+from pruning.cutting.profile import profile
 from pruning.data import Dataset
 from pruning.grouping import Classes, class_confusion, class_features
 from pruning.grouping import confusion as confusion_grouping

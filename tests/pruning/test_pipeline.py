@@ -18,14 +18,15 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from pruning import data, models, pipeline
-from pruning.checkpoint import RECOVERED, Run
-from pruning.estimate import estimate
+from pruning import data, models
 from pruning.executors import Slot
-from pruning.plan import make_plan
+from pruning.pipeline import prune as pipeline
+from pruning.pipeline.estimate import estimate
+from pruning.pipeline.plan import make_plan
+from pruning.pipeline.stages import deal_origins, origin
 from pruning.recipe import Recipe
-from pruning.stages import deal_origins, origin
-from pruning.train import train
+from pruning.run import RECOVERED, Run
+from pruning.training.reference import train
 from sensai_serve import assignment
 from sensai_serve.errors import AssignmentError, InputError, ModelError, OutputExistsError, SensaiError
 from sensai_serve.preprocess import normalise

@@ -18,16 +18,16 @@ from safetensors.torch import save_file
 
 from pruning.executors import Slot
 from pruning.executors.ray import resources
-from pruning.train import train
+from pruning.training.reference import train
 
 ROOT = Path(__file__).parents[2]
 COMPARED = """
 import json, os, signal, sys
 from pathlib import Path
 import torch
-from pruning import pipeline
+from pruning.pipeline import prune as pipeline
 from pruning.executors import Slot
-from pruning.plan import make_plan
+from pruning.pipeline.plan import make_plan
 from pruning.recipe import Recipe
 
 weights, out, kill = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "kill"

@@ -11,12 +11,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pruning import models, pipeline
-from pruning.checkpoint import Run
-from pruning.estimate import estimate
+from pruning import models
 from pruning.executors import Slot
-from pruning.plan import make_plan
+from pruning.pipeline import prune as pipeline
+from pruning.pipeline.estimate import estimate
+from pruning.pipeline.plan import make_plan
 from pruning.recipe import Recipe, read_recipe
+from pruning.run import Run
 from sensai_serve.cli.main import main
 from sensai_serve.errors import InputError
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from pruning import models
-from pruning.reconstruct import reconstruct
-from pruning.shares import cut_share
-from pruning.surgery import apply_cut, find_units, kept_outputs
+from pruning.cutting.channels import apply_cut, find_units, kept_outputs
+from pruning.cutting.ratios import cut_share
+from pruning.cutting.reconstruct import reconstruct
 
 
 def cut(network: nn.Module, shape: tuple[int, ...], share: float) -> tuple[nn.Module, dict[str, list[int]]]:

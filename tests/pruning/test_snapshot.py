@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from pruning import data, models
-from pruning.retrain import Schedule, fit, threads_for
 from pruning.sampling import uniform
-from pruning.snapshot import Snapshot
+from pruning.training.loop import Schedule, fit, threads_for
+from pruning.training.snapshot import Snapshot
 from sensai_serve.errors import InputError, OutputExistsError
 
 

@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pruning import models
-from pruning.shares import cut_below, cut_share, search_share
-from pruning.surgery import (
+from pruning.cutting.channels import (
     Unit,
     apply_cut,
     compose,
@@ -19,6 +18,7 @@ from pruning.surgery import (
     output_layer,
     unit_importance,
 )
+from pruning.cutting.ratios import cut_below, cut_share, search_share
 from sensai_serve.errors import ModelError
 
 IMAGE = (3, 32, 32)

@@ -30,7 +30,7 @@ import uvloop
 
 from sensai_serve.bundle import Bundle
 from serving.dataplane import DataPlane
-from serving.repository import Repository
+from serving.engine.repository import Repository
 from serving.server import serve
 from serving.settings import Settings
 

@@ -10,8 +10,16 @@ import numpy as np
 import pytest
 
 from sensai_serve.errors import DeviceError
-from serving import devices
-from serving.devices import Device, default_devices, missing_for_cuda, page_locked, parse_device, providers, require
+from serving.runtime import devices
+from serving.runtime.devices import (
+    Device,
+    default_devices,
+    missing_for_cuda,
+    page_locked,
+    parse_device,
+    providers,
+    require,
+)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +56,7 @@ def test_a_core_that_is_not_here_is_said() -> None:
 @pytest.mark.skipif(missing_for_cuda(0) is None, reason="this machine has a GPU")
 def test_a_card_that_is_not_here_is_one_line_and_onnxruntime_is_not_asked() -> None:
     code = (
-        "from serving.devices import *; from sensai_serve.errors import DeviceError\n"
+        "from serving.runtime.devices import *; from sensai_serve.errors import DeviceError\n"
         "try: require([Device('cuda', 0)])\n"
         "except DeviceError as error: print(error)"
     )

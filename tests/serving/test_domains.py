@@ -13,10 +13,10 @@ from sensai_serve.assignment import cyclic
 from sensai_serve.bundle import Bundle
 from sensai_serve.cli.main import main
 from sensai_serve.guarantees import survives
-from serving.devices import Device
-from serving.remote.domains import host_lines, hosts_of, losses_covered, spread
-from serving.remote.endpoint import Endpoint, Security
-from serving.remote.workers import parse_workers
+from serving.placement.domains import host_lines, hosts_of, losses_covered, spread
+from serving.placement.worker_map import parse_workers
+from serving.runtime.devices import Device
+from serving.runtime.endpoint import Endpoint, Security
 
 CODE = cyclic(10, (0, 1, 3))
 LABELS = [f"class-{c}" for c in range(10)]

@@ -9,8 +9,8 @@ from sensai_serve.assignment import binary, cyclic
 from sensai_serve.errors import InputError, WorkerError
 from sensai_serve.merge import MergePlan
 from sensai_serve.merge.collector import merge
-from serving.faults import parse_fault, with_faults
-from serving.health import FAILED_RUNS, RECOVERED_PROBES, SLOW_SAMPLES, Health, State, disagreements
+from serving.engine.health import FAILED_RUNS, RECOVERED_PROBES, SLOW_SAMPLES, Health, State, disagreements
+from serving.runtime.faults import parse_fault, with_faults
 
 
 class Constant:

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sensai_serve.bundle import Bundle
-from serving.backends._here import HANDOFF_S, stay_here
-from serving.devices import parse_device
-from serving.faults import parse_fault
-from serving.gateway import Gateway, GatewayOptions
+from serving.backends.ort.inline import HANDOFF_S, stay_here
+from serving.engine.gateway import Gateway, GatewayOptions
+from serving.runtime.devices import parse_device
+from serving.runtime.faults import parse_fault
 
 CORE = parse_device(f"cpu:{min(os.sched_getaffinity(0))}")
 

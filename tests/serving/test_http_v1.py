@@ -16,7 +16,7 @@ from PIL import Image
 
 import sensai_serve
 from sensai_serve.preprocess import Normalisation
-from serving.transports.http.schema import EXAMPLE, ModelSummary, Prediction
+from serving.transports.http.v1.schema import EXAMPLE, ModelSummary, Prediction
 
 
 @pytest.fixture(scope="module")

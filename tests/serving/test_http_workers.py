@@ -8,7 +8,7 @@ import httpx
 import numpy as np
 
 from sensai_serve.bundle import Bundle
-from serving.transports.http.schema import ModelWorkers
+from serving.transports.http.v1.schema import ModelWorkers
 
 
 def infer(server, inputs: np.ndarray, **parameters) -> dict[str, list[float]]:

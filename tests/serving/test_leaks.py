@@ -18,12 +18,12 @@ import pytest
 
 from sensai_serve.bundle import Bundle
 from sensai_serve.errors import BundleError
-from serving.backends.process import Backend as ProcessBackend
-from serving.devices import parse_device
-from serving.faults import parse_fault
-from serving.gateway import Gateway, GatewayOptions
-from serving.repository import Repository
-from serving.session import Session
+from serving.backends.process.backend import Backend as ProcessBackend
+from serving.engine.gateway import Gateway, GatewayOptions
+from serving.engine.repository import Repository
+from serving.runtime.devices import parse_device
+from serving.runtime.faults import parse_fault
+from serving.runtime.session import Session
 
 DEVICES = (parse_device("cpu"),)
 WARM, SWAPS = 5, 25

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 import httpx
 import pytest
 
-from serving.controls import LogFilter
-from serving.logs import configure
+from serving.telemetry.controls import LogFilter
+from serving.telemetry.logs import configure
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sensai_serve.assignment import binary, build, cyclic
 from sensai_serve.guarantees import survives
-from serving.placement import place
+from serving.placement.place import place
 
 
 def test_copies_of_a_class_go_to_different_devices_where_they_can() -> None:

@@ -18,14 +18,14 @@ import pytest
 import sensai_serve
 from sensai_serve.bundle import Bundle
 from sensai_serve.cli.main import main
-from serving.devices import parse_device
-from serving.faults import parse_fault
-from serving.gateway import Gateway, GatewayOptions
-from serving.health import State
-from serving.remote.endpoint import Security
-from serving.remote.node import Node, NodeOptions
-from serving.remote.node_server import serving as node_serving
-from serving.remote.workers import parse_workers
+from serving.engine.gateway import Gateway, GatewayOptions
+from serving.engine.health import State
+from serving.node.node import Node, NodeOptions
+from serving.node.server import serving as node_serving
+from serving.placement.worker_map import parse_workers
+from serving.runtime.devices import parse_device
+from serving.runtime.endpoint import Security
+from serving.runtime.faults import parse_fault
 from serving.settings import Address
 
 LOOPBACK = Address(host="127.0.0.1", port=0)

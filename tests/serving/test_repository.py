@@ -12,9 +12,9 @@ import pytest
 import sensai_serve
 from sensai_serve.bundle import Bundle
 from sensai_serve.errors import BundleError, ChecksumError, ControlOffError, InputError, UnknownModelError
-from serving.devices import parse_device
-from serving.gateway import GatewayOptions
-from serving.repository import Repository
+from serving.engine.gateway import GatewayOptions
+from serving.engine.repository import Repository
+from serving.runtime.devices import parse_device
 
 OPTIONS = GatewayOptions(devices=(parse_device("cpu"),), patience=0, wait="all")
 

@@ -9,11 +9,11 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from benchmarks.noop import noop_network
+from benchmarks.subjects.noop import noop_network
 from sensai_serve.errors import BundleError, DeviceError
-from serving.devices import Device
-from serving.runner import COPIED_BYTES, Bound, Plain
-from serving.session import Session
+from serving.runtime.devices import Device
+from serving.runtime.io_binding import COPIED_BYTES, Bound, Plain
+from serving.runtime.session import Session
 
 SHAPE = (3, 16, 16)
 LARGE = (3, 64, 64)

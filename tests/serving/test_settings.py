@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from sensai_serve.errors import InputError
-from serving.devices import Device
+from serving.runtime.devices import Device
 from serving.settings import Address, Settings, describe_settings, load_settings
 
 

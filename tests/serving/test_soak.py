@@ -21,12 +21,12 @@ import tritonclient.utils.shared_memory as shm
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from benchmarks import machine
+from benchmarks.harness import machine
 from benchmarks.soak import Length
 from sensai_serve.errors import RequestError
 from sensai_serve.preprocess import InputSpec
-from serving.shared_memory import Regions
 from serving.v2 import decode_request
+from serving.v2.shared_memory import Regions
 
 pytestmark = pytest.mark.soak
 

@@ -16,8 +16,8 @@ from sensai_serve.errors import RequestError
 from sensai_serve.merge import Answer
 from sensai_serve.merge.rules import Verdict
 from sensai_serve.preprocess import InputSpec
-from serving.shared_memory import Regions
 from serving.v2 import InferRequest, RequestedOutput, decode_request, encode_response
+from serving.v2.shared_memory import Regions
 from serving.v2.tensors import OUTPUTS
 
 SPEC = InputSpec(shape=(2, 3))

@@ -12,13 +12,14 @@ import tritonclient.http as triton
 from PIL import Image
 from safetensors.torch import save_file
 
-from benchmarks import labelled
-from benchmarks.replay import replay, report
+from benchmarks.harness import labelled
+from benchmarks.suites.replay import replay, report
 from export.assemble import export
-from pruning import data, pipeline
-from pruning.plan import make_plan
+from pruning import data
+from pruning.pipeline import prune as pipeline
+from pruning.pipeline.plan import make_plan
 from pruning.recipe import Recipe
-from pruning.train import train
+from pruning.training.reference import train
 from sensai_serve.bundle import Bundle
 from sensai_serve.errors import DataError
 from sensai_serve.preprocess import from_image, normalise

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sensai_serve.errors import InputError
-from serving.remote.endpoint import Security
-from serving.remote.workers import parse_ids, parse_workers, workers_on
+from serving.placement.worker_map import parse_ids, parse_workers, workers_on
+from serving.runtime.endpoint import Security
 
 
 def places(*specs: str, file: Path | None = None, n_workers: int = 10) -> list[str]:

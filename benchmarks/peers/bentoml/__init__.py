@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from benchmarks.harness.wire import Raw
 from benchmarks.peers import App, Peer, Setup, lean
-from benchmarks.wire import Raw
 
 _COMMAND = ("-m", "bentoml", "serve", "app:Networks", "--port", "{port}", "--host", "127.0.0.1")
 _START = App("bentoml", "/readyz", command=_COMMAND, environment={"BENTOML_DO_NOT_TRACK": "true"})

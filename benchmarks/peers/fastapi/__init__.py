@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from benchmarks.harness.wire import PlainJson, Raw
 from benchmarks.peers import App, Peer, Setup, lean
-from benchmarks.wire import PlainJson, Raw
 
 _READY = "/ready"
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 
+from benchmarks.harness.servers import Spec
+from benchmarks.harness.wire import V2Json
 from benchmarks.peers import App, Peer, Setup, Work, lean
-from benchmarks.servers import Spec
-from benchmarks.wire import V2Json
 
 _MODEL = "networks"
 _APP = App(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from benchmarks.harness.wire import Raw
 from benchmarks.peers import App, Peer, Setup, lean
-from benchmarks.wire import Raw
 
 _START = App("ray_serve", "/ready", environment={"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0"})
 

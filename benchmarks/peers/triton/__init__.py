@@ -14,11 +14,11 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from benchmarks.client import Client, RawClient
+from benchmarks.harness.client import Client, RawClient
+from benchmarks.harness.servers import HOST, Spec
+from benchmarks.harness.triton_client import TritonClient
+from benchmarks.harness.wire import V2Binary
 from benchmarks.peers import FOLDER, LEAN, Peer, Setup, Work, lean, spec, write_networks
-from benchmarks.servers import HOST, Spec
-from benchmarks.triton_client import TritonClient
-from benchmarks.wire import V2Binary
 from sensai_serve.preprocess import Floats
 
 _MODEL = "networks"

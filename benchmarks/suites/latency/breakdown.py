@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import servers, tracing
-from benchmarks.client import Client
-from benchmarks.stats import Seconds
-from benchmarks.transports import TRANSPORTS, Endpoint
-from benchmarks.turns import quiet_collector
+from benchmarks.harness import servers
+from benchmarks.harness.client import Client
+from benchmarks.harness.stats import Seconds
+from benchmarks.harness.transports import TRANSPORTS, Endpoint
+from benchmarks.harness.turns import quiet_collector
+from benchmarks.suites.latency import tracing
 from sensai_serve.bundle import Bundle
 from sensai_serve.errors import ServingError
 from sensai_serve.preprocess import Floats

@@ -9,24 +9,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine, servers
-from benchmarks.breakdown import Breakdown, breakdown
-from benchmarks.client import Client
-from benchmarks.inprocess import in_process
-from benchmarks.labelled import Labelled
-from benchmarks.loads import Load, closed, opened
-from benchmarks.networks import Fastest, Network, as_bundle, direct, fastest, monolith
-from benchmarks.report import without_paths
-from benchmarks.stats import summarise
-from benchmarks.transports import TRANSPORTS, Endpoint, is_lean, uses_grpc
-from benchmarks.turns import Calls, Rounds, Subject, in_turns
-from benchmarks.wire import V2Binary
+from benchmarks.harness import machine, servers
+from benchmarks.harness.client import Client
+from benchmarks.harness.labelled import Labelled
+from benchmarks.harness.stats import summarise
+from benchmarks.harness.transports import TRANSPORTS, Endpoint, is_lean, uses_grpc
+from benchmarks.harness.turns import Calls, Rounds, Subject, in_turns
+from benchmarks.harness.wire import V2Binary
+from benchmarks.reporting.report import without_paths
+from benchmarks.subjects.inprocess import in_process
+from benchmarks.subjects.networks import Fastest, Network, as_bundle, direct, fastest, monolith
+from benchmarks.suites.latency.breakdown import Breakdown, breakdown
+from benchmarks.suites.latency.under_load import Load, closed, opened
 from sensai_serve import load
 from sensai_serve.bundle import Bundle
 from sensai_serve.errors import ServingError
 from sensai_serve.preprocess import Floats
-from serving.devices import Device, Threads, default_devices, parse_device
-from serving.gateway import GatewayOptions
+from serving.engine.gateway import GatewayOptions
+from serving.runtime.devices import Device, Threads, default_devices, parse_device
 
 IN_PROCESS = "in process"
 REFERENCE, MONOLITH, PARALLEL, SUBNET = "reference", "monolith", "class-parallel", "slowest subnet"

@@ -1,4 +1,4 @@
-"""What `benchmarks.latency` measured, as tables, pictures and plain data."""
+"""What `benchmarks.suites.latency.measure` measured, as tables, pictures and plain data."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import plots
-from benchmarks.breakdown import PARTS
-from benchmarks.cells import microseconds, milliseconds, number, times
-from benchmarks.latency import IN_PROCESS, LOADED, MONOLITH, PARALLEL, REFERENCE, Measured
-from benchmarks.report import Report
-from benchmarks.stats import QUANTILES, Estimate, Summary, ratio, summarise
+from benchmarks.harness.stats import QUANTILES, Estimate, Summary, ratio, summarise
+from benchmarks.reporting import plots
+from benchmarks.reporting.cells import microseconds, milliseconds, number, times
+from benchmarks.reporting.report import Report
+from benchmarks.suites.latency.breakdown import PARTS
+from benchmarks.suites.latency.measure import IN_PROCESS, LOADED, MONOLITH, PARALLEL, REFERENCE, Measured
 from sensai_serve.report import Cell, Picture, Row, Table, drawing
 
 MIDDLE, TAIL = (0.25, 0.75), (0.99, 1.0)

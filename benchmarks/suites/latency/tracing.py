@@ -1,7 +1,8 @@
 """Our server with a stopwatch: the same transports, gateway and workers, and a note of when each step ends.
 
 It stands at the two seams that the server has: the data plane, which every transport calls, and the backend, which the
-gateway gives its tasks to. Run as a process by `benchmarks.breakdown`, for one client that asks one thing at a time.
+gateway gives its tasks to. `benchmarks.suites.latency.breakdown` runs it as a process, for one client that asks one
+thing at a time.
 All times are of `time.perf_counter`, which is one clock for all processes of a machine.
 """
 
@@ -25,15 +26,15 @@ from sensai_serve.plugins import find
 from serving.backends import Backend as AnyBackend
 from serving.backends import Plan
 from serving.dataplane import DataPlane
-from serving.gateway import Gateway
-from serving.job import Cause, Scores, Task
-from serving.reply import Reply
-from serving.repository import Repository
+from serving.engine.fanout import Cause, Scores, Task
+from serving.engine.gateway import Gateway
+from serving.engine.reply import Reply
+from serving.engine.repository import Repository
 from serving.settings import load_settings
 from serving.v2 import InferRequest
 
 _T = TypeVar("_T")
-CODE = "from benchmarks.tracing import main; main()"
+CODE = "from benchmarks.suites.latency.tracing import main; main()"
 """Run as ``python -c CODE CONFIG``, not as a module: the backend below must be of the same module as `main`."""
 
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.load import OK, Exchange, closed_loop, latencies, open_loop
-from benchmarks.stats import Summary, summarise
+from benchmarks.harness.load import OK, Exchange, closed_loop, latencies, open_loop
+from benchmarks.harness.stats import Summary, summarise
 
 
 @dataclass(frozen=True)

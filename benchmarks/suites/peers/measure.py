@@ -11,19 +11,19 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import machine, servers
-from benchmarks.client import Client
-from benchmarks.networks import MONOLITH, Network, as_bundle, fastest, monolith
+from benchmarks.harness import machine, servers
+from benchmarks.harness.client import Client
+from benchmarks.harness.transports import TRANSPORTS, Endpoint
+from benchmarks.harness.turns import Calls, Rounds, Subject, in_turns
+from benchmarks.harness.venvs import environment
 from benchmarks.peers import LEAN, Peer, Setup, Work
-from benchmarks.report import without_paths
-from benchmarks.transports import TRANSPORTS, Endpoint
-from benchmarks.turns import Calls, Rounds, Subject, in_turns
-from benchmarks.venvs import environment
+from benchmarks.reporting.report import without_paths
+from benchmarks.subjects.networks import MONOLITH, Network, as_bundle, fastest, monolith
 from sensai_serve.bundle import Bundle
 from sensai_serve.errors import InputError, ServingError
 from sensai_serve.plugins import available, find
 from sensai_serve.preprocess import Floats
-from serving.devices import Threads
+from serving.runtime.devices import Threads
 
 PACKAGE = "benchmarks.peers"
 TOLERANCE = 1e-4

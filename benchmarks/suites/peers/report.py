@@ -1,4 +1,4 @@
-"""What `benchmarks.peers_run` measured, as tables, pictures and plain data."""
+"""What `benchmarks.suites.peers.measure` measured, as tables, pictures and plain data."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import plots
-from benchmarks.cells import microseconds, times
+from benchmarks.harness.stats import ratio, summarise
 from benchmarks.peers import LEAN
-from benchmarks.peers_run import Compared, Measured
-from benchmarks.report import Report
-from benchmarks.stats import ratio, summarise
+from benchmarks.reporting import plots
+from benchmarks.reporting.cells import microseconds, times
+from benchmarks.reporting.report import Report
+from benchmarks.suites.peers.measure import Compared, Measured
 from sensai_serve.report import Picture, Row, Table
 
 OURS = "sensai-serve"

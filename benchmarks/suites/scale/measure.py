@@ -13,19 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import machine, servers
-from benchmarks.client import RawClient
-from benchmarks.inprocess import in_process
-from benchmarks.load import closed_loop, latencies
-from benchmarks.networks import Network, direct
-from benchmarks.noop import noop_bundle, noop_network
-from benchmarks.stats import Summary, summarise
-from benchmarks.turns import Calls, Rounds, Subject, in_turns
-from benchmarks.wire import Empty, V2Binary
+from benchmarks.harness import machine, servers
+from benchmarks.harness.client import RawClient
+from benchmarks.harness.load import closed_loop, latencies
+from benchmarks.harness.stats import Summary, summarise
+from benchmarks.harness.turns import Calls, Rounds, Subject, in_turns
+from benchmarks.harness.wire import Empty, V2Binary
+from benchmarks.subjects.inprocess import in_process
+from benchmarks.subjects.networks import Network, direct
+from benchmarks.subjects.noop import noop_bundle, noop_network
 from sensai_serve.bundle import Bundle
 from sensai_serve.preprocess import Floats
-from serving.devices import Threads, default_devices, parse_device
-from serving.gateway import GatewayOptions
+from serving.engine.gateway import GatewayOptions
+from serving.runtime.devices import Threads, default_devices, parse_device
 
 SHAPE, CLASSES, WORKERS = (3, 32, 32), 10, 10
 MOST_WORKERS = 64
@@ -94,7 +94,7 @@ def _floor(measured: Measured, folder: Path) -> None:
         subjects: dict[str, Subject] = {}
         for name, cores in ((FLOOR, core), (FLOOR_FREE, None)):
             port = servers.free_port()
-            command = [sys.executable, "-m", "benchmarks.empty_server", str(port)]
+            command = [sys.executable, "-m", "benchmarks.subjects.empty_server", str(port)]
             spec = servers.Spec("empty server", command, port, "/", cores=cores)
             server = stack.enter_context(servers.running(spec))
             subjects[name] = _over_http(stack, RawClient(*server.address, Empty(), samples))

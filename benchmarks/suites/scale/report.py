@@ -1,4 +1,4 @@
-"""What `benchmarks.scale` measured, as tables, pictures and plain data."""
+"""What `benchmarks.suites.scale.measure` measured, as tables, pictures and plain data."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from benchmarks.cells import microseconds, number, times
-from benchmarks.report import Report
-from benchmarks.scale import (
+from benchmarks.harness.stats import Estimate, Summary, ratio, summarise
+from benchmarks.harness.turns import Rounds
+from benchmarks.reporting.cells import microseconds, number, times
+from benchmarks.reporting.report import Report
+from benchmarks.suites.scale.measure import (
     ALONE,
     CLASSES,
     FLOOR,
@@ -20,8 +22,6 @@ from benchmarks.scale import (
     WORKERS,
     Measured,
 )
-from benchmarks.stats import Estimate, Summary, ratio, summarise
-from benchmarks.turns import Rounds
 from sensai_serve.report import Picture, Row, Table, drawing
 
 SHOWN = ("p50", "p99")

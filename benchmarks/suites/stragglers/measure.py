@@ -1,18 +1,18 @@
-"""Runs the cases of `benchmarks.stragglers` and reports them."""
+"""Runs the cases of `benchmarks.suites.stragglers.cases` and reports them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from benchmarks import machine
-from benchmarks.report import Report
-from benchmarks.stragglers import CASES, Context, Finding, OnStep
+from benchmarks.harness import machine
+from benchmarks.reporting.report import Report
+from benchmarks.suites.stragglers.cases import CASES, Context, Finding, OnStep
 from sensai_serve.errors import InputError, ServingError
 from sensai_serve.plugins import available, find
 from sensai_serve.report import Picture, Row, Table
 
-PACKAGE = "benchmarks.stragglers"
+PACKAGE = "benchmarks.suites.stragglers.cases"
 
 
 def measure(context: Context, cases: Sequence[str], on_step: OnStep) -> Report:

@@ -20,13 +20,13 @@ from time import perf_counter
 import numpy as np
 
 from serving.backends import Plan
-from serving.backends._fused import Fused, fuse_where_it_pays
-from serving.backends._here import stay_here
-from serving.backends._lane import Lane, Worker
-from serving.devices import Device, require
-from serving.faults import with_faults
-from serving.job import Cause, Task
-from serving.session import Session
+from serving.backends.ort.core_thread import Lane, Worker
+from serving.backends.ort.fused import Fused, fuse_where_it_pays
+from serving.backends.ort.inline import stay_here
+from serving.engine.fanout import Cause, Task
+from serving.runtime.devices import Device, require
+from serving.runtime.faults import with_faults
+from serving.runtime.session import Session
 
 log = logging.getLogger(__name__)
 

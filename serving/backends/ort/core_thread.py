@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
-from serving.faults import Runs
-from serving.job import Cause, Task
+from serving.engine.fanout import Cause, Task
+from serving.runtime.faults import Runs
 
 HOLDS = 2
 """Open tasks that wait for one worker at most."""

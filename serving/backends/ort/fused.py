@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from sensai_serve.bundle import Bundle
 from sensai_serve.onnxfuse import OUTPUT, CannotFuseError, fuse
-from serving.backends._lane import Worker
-from serving.devices import Device, providers, session_options
+from serving.backends.ort.core_thread import Worker
+from serving.runtime.devices import Device, providers, session_options
 
 log = logging.getLogger(__name__)
 

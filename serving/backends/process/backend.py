@@ -23,11 +23,11 @@ from dataclasses import asdict
 
 from sensai_serve.errors import BundleError, DeviceError
 from serving.backends import Plan
-from serving.backends._child import Config
-from serving.backends._processes import Process, Worker, processes
-from serving.backends._shared import DROPPED, OK, READY, RING, SLOTS, STARTING, Layout, Memory, Word
-from serving.devices import require
-from serving.job import Cause, Task
+from serving.backends.process.child import Config
+from serving.backends.process.handles import Process, Worker, processes
+from serving.backends.process.shared import DROPPED, OK, READY, RING, SLOTS, STARTING, Layout, Memory, Word
+from serving.engine.fanout import Cause, Task
+from serving.runtime.devices import require
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ START_S = 120.0
 """How long all workers may take to load at first."""
 _CHILD = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
-    "from serving.backends._child import Config, main; main(Config(**json.loads(sys.argv[1])))"
+    "from serving.backends.process.child import Config, main; main(Config(**json.loads(sys.argv[1])))"
 )
 
 

@@ -1,7 +1,7 @@
 """A process of workers: each runs its subnet whenever its mailbox holds something new.
 
-Started by `serving.backends.process`, for one worker or for all of a device. Each worker has a thread and a session of
-its own, so that a slow one does not hold up the others of its device.
+Started by `serving.backends.process.backend`, for one worker or for all of a device. Each worker has a thread and a
+session of its own, so that a slow one does not hold up the others of its device.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving.backends._shared import (
+from serving.backends.process.shared import (
     DROPPED,
     OK,
     OVERWRITTEN,
@@ -29,9 +29,9 @@ from serving.backends._shared import (
     Record,
     Word,
 )
-from serving.devices import Device, parse_device, require
-from serving.faults import Runs, parse_fault, with_faults
-from serving.session import Session
+from serving.runtime.devices import Device, parse_device, require
+from serving.runtime.faults import Runs, parse_fault, with_faults
+from serving.runtime.session import Session
 
 PR_SET_PDEATHSIG = 1
 OOM_SCORE_ADJ = 500

@@ -1,4 +1,4 @@
-"""What the gateway knows of each worker process and of the workers in it. Used by `serving.backends.process`."""
+"""What the gateway knows of each worker process and of the workers in it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from serving.backends import Plan
-from serving.devices import Device
-from serving.job import Cause, Task
+from serving.engine.fanout import Cause, Task
+from serving.runtime.devices import Device
 
 HANG_S = 2.0
 """A run is hung after this many seconds, or ..."""

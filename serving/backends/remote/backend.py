@@ -14,13 +14,13 @@ from typing import Any
 from sensai_serve.errors import InputError
 from sensai_serve.plugins import find
 from serving.backends import Plan
-from serving.job import Task
-from serving.remote.endpoint import Endpoint
-from serving.remote.grpc_link import GrpcLink
-from serving.remote.host import Host, Link, Reports
-from serving.remote.http_link import HttpLink
-from serving.remote.message import Message
-from serving.remote.part import Part
+from serving.backends.part import Part
+from serving.backends.remote.grpc import GrpcLink
+from serving.backends.remote.http import HttpLink
+from serving.backends.remote.message import Message
+from serving.backends.remote.server import Host, Link, Reports
+from serving.engine.fanout import Task
+from serving.runtime.endpoint import Endpoint
 
 LOCAL = "ort"
 """What runs the workers that stay on this machine."""

@@ -16,12 +16,12 @@ from tritonclient.grpc import service_pb2_grpc
 from sensai_serve.errors import BundleError, InputError, ServingError
 from sensai_serve.manifest import Manifest
 from sensai_serve.remote import BUNDLE, model_name
-from serving.job import Cause, Task
-from serving.remote.endpoint import Endpoint, read
-from serving.remote.host import Reports
-from serving.remote.identity import Described, version_for
-from serving.remote.message import WORKERS, Message
-from serving.remote.stream import NodeStream, WorkerStream
+from serving.backends.remote.identity import Described, version_for
+from serving.backends.remote.message import WORKERS, Message
+from serving.backends.remote.server import Reports
+from serving.backends.remote.stream import NodeStream, WorkerStream
+from serving.engine.fanout import Cause, Task
+from serving.runtime.endpoint import Endpoint, read
 
 CONNECT_S = 2.0
 """How long a server may take to answer while a connection is made."""
@@ -40,7 +40,7 @@ _OPTIONS = [
 
 
 class GrpcLink:
-    """See `serving.remote.host.Link`."""
+    """See `serving.backends.remote.server.Link`."""
 
     def __init__(
         self, endpoint: Endpoint, models: dict[int, str], manifest: Manifest, max_batch: int, reports: Reports

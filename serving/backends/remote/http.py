@@ -20,24 +20,24 @@ import numpy as np
 from sensai_serve.errors import BundleError, InputError, ServingError
 from sensai_serve.manifest import Manifest
 from sensai_serve.remote import SCORES, model_name
-from serving.job import Cause, Scores, Task
-from serving.remote.endpoint import Endpoint
-from serving.remote.grpc_link import CONNECT_S, QUIET_S, SILENT_S
-from serving.remote.host import Reports
-from serving.remote.identity import Described, version_for
-from serving.remote.message import Message
-from serving.remote.stream import HOLDS
+from serving.backends.remote.grpc import CONNECT_S, QUIET_S, SILENT_S
+from serving.backends.remote.identity import Described, version_for
+from serving.backends.remote.message import Message
+from serving.backends.remote.server import Reports
+from serving.backends.remote.stream import HOLDS
+from serving.engine.fanout import Cause, Scores, Task
+from serving.runtime.endpoint import Endpoint
 
 _HEADER_LENGTH = "inference-header-content-length"
 
 
 class HttpLink:
-    """See `serving.remote.host.Link`."""
+    """See `serving.backends.remote.server.Link`."""
 
     def __init__(
         self, endpoint: Endpoint, models: dict[int, str], manifest: Manifest, max_batch: int, reports: Reports
     ) -> None:
-        """Nothing is connected before `open`. See `serving.remote.grpc_link.GrpcLink`."""
+        """Nothing is connected before `open`. See `serving.backends.remote.grpc.GrpcLink`."""
         self.broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._endpoint = endpoint
         self._models = models

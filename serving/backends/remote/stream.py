@@ -17,9 +17,9 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2 as pb
 
-from serving.job import Cause, Task
-from serving.remote.host import Reports
-from serving.remote.message import DOWN, FAILED, RUN_US, UP, Message, head, particulars, scores_of, worker_of
+from serving.backends.remote.message import DOWN, FAILED, RUN_US, UP, Message, head, particulars, scores_of, worker_of
+from serving.backends.remote.server import Reports
+from serving.engine.fanout import Cause, Task
 
 HOLDS = 2
 """Open tasks that one worker has at most."""
@@ -99,7 +99,7 @@ class _Sent:
 
 
 class NodeStream:
-    """All workers of one version at one node. See `serving.remote.node_servicer` for the other end."""
+    """All workers of one version at one node. See `serving.node.servicer` for the other end."""
 
     def __init__(self, call: Any, model: str, version: str, reports: Reports, on_end: Callable[[str], None]) -> None:
         """Over an open call to the model that is called as the bundle."""

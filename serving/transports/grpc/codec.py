@@ -12,9 +12,9 @@ from tritonclient.grpc import service_pb2 as pb
 from sensai_serve.errors import RequestError
 from sensai_serve.merge import Answer
 from sensai_serve.preprocess import Floats, InputSpec
-from serving.shared_memory import Regions
 from serving.v2.encode import describe, reply_parameters
 from serving.v2.request import InferRequest, parse_options, parse_outputs, region_part
+from serving.v2.shared_memory import Regions
 from serving.v2.tensors import check_input, from_array, from_bytes
 
 

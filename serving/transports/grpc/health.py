@@ -10,7 +10,7 @@ import grpc
 from grpc_health.v1 import health_pb2 as pb
 
 from sensai_serve.errors import UnknownModelError
-from serving.repository import Repository
+from serving.engine.repository import Repository
 
 LOOK_S = 0.5
 """How often a watched state is looked at."""

@@ -16,11 +16,11 @@ from tritonclient.grpc import service_pb2 as pb
 
 from sensai_serve.errors import UnknownModelError
 from serving.dataplane import DataPlane, cuda_memory
-from serving.gateway import Gateway
-from serving.logs import begin_request
-from serving.reply import Reply
-from serving.transports._status import describe
+from serving.engine.gateway import Gateway
+from serving.engine.reply import Reply
+from serving.telemetry.logs import begin_request
 from serving.transports.grpc.codec import decode, encode, scalar
+from serving.transports.status import describe
 from serving.v2 import InferRequest, metadata
 
 STREAM_DEPTH = 8

@@ -16,11 +16,15 @@ from starlette.responses import PlainTextResponse
 import sensai_serve
 from sensai_serve.errors import SensaiError
 from serving.dataplane import DataPlane
-from serving.metrics import CONTENT_TYPE
-from serving.transports.http import control, docs, stream, v1, v2
-from serving.transports.http.asgi import Message, Receive, Scope, Send, request_id
-from serving.transports.http.errors import error_body, error_reply
-from serving.transports.http.infer import OPENAPI, InferRoute
+from serving.telemetry.metrics import CONTENT_TYPE
+from serving.transports.http import docs
+from serving.transports.http.asgi.errors import error_body, error_reply
+from serving.transports.http.asgi.messages import Message, Receive, Scope, Send, request_id
+from serving.transports.http.v1 import routes as v1
+from serving.transports.http.v1 import stream
+from serving.transports.http.v2 import control
+from serving.transports.http.v2 import routes as v2
+from serving.transports.http.v2.infer import OPENAPI, InferRoute
 
 _DESCRIPTION = """Class-parallel inference: one input is answered as fast as one small subnet.
 

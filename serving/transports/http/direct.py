@@ -17,8 +17,8 @@ from typing import Any, Protocol
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from uvicorn.server import ServerState
 
-from serving.transports.http.asgi import Headers, Whole
-from serving.transports.http.infer import InferRoute
+from serving.transports.http.asgi.messages import Headers, Whole
+from serving.transports.http.v2.infer import InferRoute
 
 KNOWN_HEADS, KNOWN_BYTES = 256, 4096
 """How many heads, of so many bytes at most, are remembered."""

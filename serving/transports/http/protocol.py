@@ -10,9 +10,9 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serving.settings import Limits
+from serving.transports.http.asgi.errors import error_body, json_headers
 from serving.transports.http.direct import Exchange, Heads
-from serving.transports.http.errors import error_body, json_headers
-from serving.transports.http.infer import InferRoute
+from serving.transports.http.v2.infer import InferRoute
 
 LINGER_S = 1.0
 """How long bytes of a refused client are thrown away before its connection is closed."""

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks import servers
-from benchmarks.labelled import Labelled
-from benchmarks.load import OK, Exchange
-from benchmarks.oracle import Oracle
-from benchmarks.wire import Answer, V2Binary, workers_of
+from benchmarks.harness import servers
+from benchmarks.harness.labelled import Labelled
+from benchmarks.harness.load import OK, Exchange
+from benchmarks.harness.wire import Answer, V2Binary, workers_of
+from benchmarks.suites.stragglers.oracle import Oracle
 from sensai_serve.bundle import Bundle
 from sensai_serve.report import Picture
 

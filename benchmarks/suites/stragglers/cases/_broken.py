@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks import servers
-from benchmarks.load import Exchange, closed_loop
-from benchmarks.stragglers import Aim, Context, Finding, Reply, as_merged, none_failed
-from serving.devices import default_devices
-from serving.placement import place
+from benchmarks.harness import servers
+from benchmarks.harness.load import Exchange, closed_loop
+from benchmarks.suites.stragglers.cases import Aim, Context, Finding, Reply, as_merged, none_failed
+from serving.placement.place import place
+from serving.runtime.devices import default_devices
 
 CLIENTS = 2
 SOUND_RUNS = 200

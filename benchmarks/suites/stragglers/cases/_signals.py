@@ -13,9 +13,9 @@ from time import perf_counter
 
 import numpy as np
 
-from benchmarks import servers
-from benchmarks.load import closed_loop
-from benchmarks.stragglers import Aim, Context, Finding, Reply, as_merged, none_failed
+from benchmarks.harness import servers
+from benchmarks.harness.load import closed_loop
+from benchmarks.suites.stragglers.cases import Aim, Context, Finding, Reply, as_merged, none_failed
 
 CLIENTS = 2
 MEMORY_LIMIT = 1.1

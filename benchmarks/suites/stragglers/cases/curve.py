@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from benchmarks.oracle import Oracle
-from benchmarks.stragglers import Aim, Context, Finding
+from benchmarks.suites.stragglers.cases import Aim, Context, Finding
+from benchmarks.suites.stragglers.oracle import Oracle
 from sensai_serve.bundle import Bundle
 from sensai_serve.losses import MOST_SETS, Copies, loss_curve
 from sensai_serve.report import Picture, drawing

@@ -6,8 +6,8 @@ import itertools
 
 import numpy as np
 
-from benchmarks.load import Exchange, closed_loop
-from benchmarks.stragglers import Aim, Context, Finding, Reply, as_merged, none_failed, percent
+from benchmarks.harness.load import Exchange, closed_loop
+from benchmarks.suites.stragglers.cases import Aim, Context, Finding, Reply, as_merged, none_failed, percent
 from sensai_serve.guarantees import guarantees
 from sensai_serve.losses import accuracy, majority
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from benchmarks import plots
-from benchmarks.client import Connection, exchange
-from benchmarks.load import closed_loop
-from benchmarks.stats import ratio, summarise
-from benchmarks.stragglers import Aim, Context, Finding, none_failed
-from benchmarks.turns import Calls, Rounds, in_turns
+from benchmarks.harness.client import Connection, exchange
+from benchmarks.harness.load import closed_loop
+from benchmarks.harness.stats import ratio, summarise
+from benchmarks.harness.turns import Calls, Rounds, in_turns
+from benchmarks.reporting import plots
+from benchmarks.suites.stragglers.cases import Aim, Context, Finding, none_failed
 from sensai_serve.report import Picture
 
 DELAY_MS = 50

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from benchmarks.stragglers import Context, Finding
-from benchmarks.stragglers import _broken as broken
+from benchmarks.suites.stragglers.cases import Context, Finding
+from benchmarks.suites.stragglers.cases import _broken as broken
 
 
 def run(context: Context) -> Finding:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 
-from benchmarks.load import OK, closed_loop, latencies, open_loop
-from benchmarks.stats import summarise
-from benchmarks.stragglers import Aim, Context, Finding, as_merged
+from benchmarks.harness.load import OK, closed_loop, latencies, open_loop
+from benchmarks.harness.stats import summarise
+from benchmarks.suites.stragglers.cases import Aim, Context, Finding, as_merged
 
 RUN_MS = 10
 """Every worker is made to take so long, so that ten times its capacity is still few enough for one client to send."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import signal
 
-from benchmarks.stragglers import Context, Finding
-from benchmarks.stragglers import _signals as signals
+from benchmarks.suites.stragglers.cases import Context, Finding
+from benchmarks.suites.stragglers.cases import _signals as signals
 
 
 def run(context: Context) -> Finding:

@@ -10,11 +10,11 @@ from time import perf_counter
 
 import numpy as np
 
-from benchmarks import servers
-from benchmarks.client import Connection, exchange
-from benchmarks.load import closed_loop
-from benchmarks.stragglers import Aim, Context, Finding, as_merged, none_failed
-from benchmarks.wire import http_request
+from benchmarks.harness import servers
+from benchmarks.harness.client import Connection, exchange
+from benchmarks.harness.load import closed_loop
+from benchmarks.harness.wire import http_request
+from benchmarks.suites.stragglers.cases import Aim, Context, Finding, as_merged, none_failed
 from sensai_serve.errors import ServingError
 
 CLIENTS = 2

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from benchmarks.load import closed_loop
-from benchmarks.stragglers import Aim, Context, Finding, as_merged, none_failed, percent
+from benchmarks.harness.load import closed_loop
+from benchmarks.suites.stragglers.cases import Aim, Context, Finding, as_merged, none_failed, percent
 from sensai_serve.losses import accuracy, majority
 
 FOUND_WITHIN = 100

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from starlette.requests import ClientDisconnect
 
 from sensai_serve.errors import RequestError, TooLargeError, UnsupportedError
-from serving.logs import begin_request
+from serving.telemetry.logs import begin_request
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]

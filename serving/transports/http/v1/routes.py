@@ -11,12 +11,19 @@ from sensai_serve.errors import RequestError
 from sensai_serve.merge import Wait
 from sensai_serve.preprocess import Floats
 from serving.dataplane import DataPlane
-from serving.gateway import Gateway
-from serving.repository import Repository
-from serving.transports.http.asgi import read_body, until_disconnected
-from serving.transports.http.errors import ERROR_RESPONSE
-from serving.transports.http.inputs import FP32, from_body
-from serving.transports.http.schema import ModelSummary, ModelWorkers, Prediction, prediction_of, summary_of, workers_of
+from serving.engine.gateway import Gateway
+from serving.engine.repository import Repository
+from serving.transports.http.asgi.errors import ERROR_RESPONSE
+from serving.transports.http.asgi.messages import read_body, until_disconnected
+from serving.transports.http.v1.inputs import FP32, from_body
+from serving.transports.http.v1.schema import (
+    ModelSummary,
+    ModelWorkers,
+    Prediction,
+    prediction_of,
+    summary_of,
+    workers_of,
+)
 from serving.v2 import InferRequest
 
 PREDICT = "/v1/predict"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict
 from pydantic.config import JsonDict
 
-from serving.gateway import Gateway
-from serving.health import State
-from serving.reply import Reply
+from serving.engine.gateway import Gateway
+from serving.engine.health import State
+from serving.engine.reply import Reply
 
 
 class _Described(BaseModel):

@@ -11,10 +11,10 @@ from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from sensai_serve.errors import SensaiError
 from sensai_serve.preprocess import Floats, InputSpec
 from serving.dataplane import DataPlane
-from serving.logs import begin_request
-from serving.transports._status import describe
-from serving.transports.http.inputs import from_json, from_numbers, from_picture
-from serving.transports.http.v1 import Model, TimeoutMs, Waits, answer, chosen
+from serving.telemetry.logs import begin_request
+from serving.transports.http.v1.inputs import from_json, from_numbers, from_picture
+from serving.transports.http.v1.routes import Model, TimeoutMs, Waits, answer, chosen
+from serving.transports.status import describe
 
 POLICY_VIOLATION = 1008
 

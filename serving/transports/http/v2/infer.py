@@ -13,10 +13,11 @@ from starlette.requests import ClientDisconnect
 from sensai_serve.errors import RequestError
 from sensai_serve.merge import WAITS
 from serving.dataplane import DataPlane
-from serving.gateway import Gateway
-from serving.logs import end_request
-from serving.reply import Reply
-from serving.transports.http.asgi import (
+from serving.engine.gateway import Gateway
+from serving.engine.reply import Reply
+from serving.telemetry.logs import end_request
+from serving.transports.http.asgi.errors import ERROR_RESPONSE, error_reply, http_error
+from serving.transports.http.asgi.messages import (
     Receive,
     Scope,
     Send,
@@ -27,7 +28,6 @@ from serving.transports.http.asgi import (
     send_reply,
     until_disconnected,
 )
-from serving.transports.http.errors import ERROR_RESPONSE, error_reply, http_error
 from serving.v2 import Decoder, InferRequest, encode_response
 from serving.v2.tensors import OUTPUTS
 

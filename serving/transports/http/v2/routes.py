@@ -9,7 +9,7 @@ from fastapi import APIRouter, Response
 
 from sensai_serve.errors import NotReadyError, RequestError, UnknownModelError
 from serving.dataplane import DataPlane
-from serving.transports.http.errors import ERROR_RESPONSE
+from serving.transports.http.asgi.errors import ERROR_RESPONSE
 from serving.v2 import metadata
 
 _MODEL = ("/models/{name}", "/models/{name}/versions/{version}")

@@ -1,0 +1,1 @@
+"""Measures: clients, clocks, statistics, and processes that are started and ended."""

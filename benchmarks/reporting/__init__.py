@@ -1,0 +1,1 @@
+"""Writes results: tables, plots, and one HTML page."""

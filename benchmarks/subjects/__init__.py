@@ -1,0 +1,1 @@
+"""Networks and servers that benchmarks measure or compare with."""

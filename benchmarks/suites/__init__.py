@@ -1,0 +1,1 @@
+"""The benchmarks of ``sensai bench``, one file or folder each."""

@@ -1,0 +1,1 @@
+"""``sensai bench latency``: reference, monolith and class-parallel over every transport."""

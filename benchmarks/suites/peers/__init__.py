@@ -1,0 +1,1 @@
+"""``sensai bench peers``: other servers beside this one."""

@@ -1,0 +1,1 @@
+"""``sensai bench scale``: the server's own time as sizes grow."""

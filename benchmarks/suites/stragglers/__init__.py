@@ -1,0 +1,1 @@
+"""``sensai bench stragglers``: slow, dead and wrong workers, and overload."""

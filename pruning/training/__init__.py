@@ -1,0 +1,1 @@
+"""Trains networks: the loop, augmentation, snapshots, calibration."""

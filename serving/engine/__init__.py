@@ -1,0 +1,1 @@
+"""Answers requests: admission, fan-out, merging, and the health of workers."""

@@ -1,0 +1,1 @@
+"""Decides which worker runs where, and which losses of devices and hosts that survives."""

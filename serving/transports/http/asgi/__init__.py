@@ -1,0 +1,1 @@
+"""Reads HTTP requests and writes replies and errors, for every route."""

@@ -1,0 +1,1 @@
+"""The routes of ``/v2``, the Open Inference Protocol."""
