@@ -18,7 +18,7 @@ from sensai_serve.errors import BundleError, InputError, SensaiError, UnknownMod
 from sensai_serve.manifest import Manifest
 from sensai_serve.plugins import find
 from sensai_serve.remote import model_name
-from serving.backends.part import Part, part_of
+from serving.backends._part import Part, part_of
 from serving.engine.fanout import Task
 from serving.placement.place import place
 from serving.runtime.devices import Device, default_devices

@@ -14,7 +14,7 @@ from typing import Any
 from sensai_serve.errors import InputError
 from sensai_serve.plugins import find
 from serving.backends import Plan
-from serving.backends.part import Part
+from serving.backends._part import Part
 from serving.backends.remote.grpc import GrpcLink
 from serving.backends.remote.http import HttpLink
 from serving.backends.remote.message import Message
