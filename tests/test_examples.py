@@ -7,7 +7,7 @@ import numpy as np
 import sensai_serve
 from sensai_serve.bundle import Bundle
 
-CIFAR10 = Path(__file__).parents[2] / "examples/cifar10"
+CIFAR10 = Path(__file__).parents[1] / "examples/cifar10"
 
 
 def test_the_example_answers_its_golden_samples() -> None:

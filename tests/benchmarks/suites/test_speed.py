@@ -86,7 +86,7 @@ def test_a_page_quotes_the_table_and_keeps_the_rest(bench, runs: Path, tmp_path:
 
 
 def test_the_readme_quotes_the_kept_runs() -> None:
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     readme = (root / "README.md").read_text()
     assert (
         readme.partition(BEGIN)[2].partition(END)[0].strip()

@@ -107,7 +107,7 @@ def test_nobody_is_left_when_the_command_is_stopped(wine, tmp_path, how):
     command = [sys.executable, "-m", "sensai_serve", "prune", "--data", "wine", "--model", "mlp"]
     command += ["--weights", wine, "--recover-images", "0", "--images", "9000000", "--batch", "32"]
     command += ["--jobs", "2", "--threads", "1", "--out", tmp_path / "run"]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
 
     def hear_ctrl_c() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # tests in the background of a shell may have it ignored

@@ -20,7 +20,7 @@ from pruning.executors import Slot
 from pruning.executors.ray import resources
 from pruning.training.reference import train
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 COMPARED = """
 import json, os, signal, sys
 from pathlib import Path

@@ -223,7 +223,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(wine, tmp_path):
     ]
     command += ["--macs", "0.5", "--recover-images", "3000", "--recover-rate", "0.05", "--images", "1000"]
     command += ["--batch", "32", "--threads", "1", "--out", str(tmp_path / "killed")]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stderr is not None
         for line in process.stderr:

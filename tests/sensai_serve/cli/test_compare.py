@@ -81,7 +81,7 @@ def test_killed_it_goes_on_and_its_figures_are_those_of_its_files(compare, wine,
     uneven = ("--groups", "2", "--uneven")
     arguments = (*OPTIONS, *MEASURED, *given, *uneven, "--budget", "total", "--weights", wine, "--out", out)
     command = [sys.executable, "-m", "sensai_serve", "compare", *map(str, arguments)]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stderr is not None
         for line in process.stderr:

@@ -145,8 +145,8 @@ def test_chunked_body_past_the_limit(limited) -> None:
     [
         ("gzip", b"plain", "no gzip data"),
         ("deflate", b"plain", "no deflate data"),
-        ("gzip", gzip.compress(b"{}" * 500)[:-9], "not all of it"),
-        ("gzip", gzip.compress(b"{}") + b"more", "more than it"),
+        ("gzip", gzip.compress(b"{}" * 500, mtime=0)[:-9], "not all of it"),
+        ("gzip", gzip.compress(b"{}", mtime=0) + b"more", "more than it"),
     ],
 )
 def test_damaged_compression(limited, encoding: str, body: bytes, message: str) -> None:
