@@ -13,8 +13,7 @@ from PIL import Image
 
 import sensai_serve
 from sensai_serve.bundle import Bundle
-from sensai_serve.errors import BundleError, PluginError, RequestError
-from sensai_serve.plugins import available, find
+from sensai_serve.errors import BundleError, RequestError
 
 
 def test_three_lines_classify_an_image(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -62,22 +61,3 @@ def test_importing_the_core_is_light() -> None:
     code = f"import sys, sensai_serve; print([m for m in {heavy} if m in sys.modules])"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert loaded.strip() == "[]"
-
-
-def test_plugins_are_found_by_file_name_and_by_path() -> None:
-    assert "majority" in available("sensai_serve.merge.rules")
-    rule = find("sensai_serve.merge.rules", "majority", "Rule")
-    assert find("sensai_serve.merge.rules", "sensai_serve.merge.rules.majority:Rule", "Rule") is rule
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("plurality", "rules: nothing is called 'plurality', expected one of majority"),
-        ("no_such_module:Rule", "cannot import no_such_module"),
-        ("sensai_serve.merge:Nothing", "has no 'Nothing'"),
-    ],
-)
-def test_a_plugin_that_is_not_there_is_said(name: str, message: str) -> None:
-    with pytest.raises(PluginError, match=message):
-        find("sensai_serve.merge.rules", name, "Rule")
