@@ -5,19 +5,19 @@ A field of a group is set by ``SENSAI_GROUP__FIELD``, for example ``SENSAI_LIMIT
 
 from __future__ import annotations
 
-import ipaddress
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict, SettingsError
 
 from sensai_serve.errors import InputError
 from sensai_serve.merge import Wait
 from sensai_serve.preprocess import MAX_PIXELS
+from serving.address import Address, OptionalAddress, parse_address
 from serving.backends import Processes
 from serving.engine.gateway import GatewayOptions, OnMissing
 from serving.placement.worker_map import WorkerMap, parse_workers
@@ -27,17 +27,16 @@ from serving.runtime.faults import parse_fault
 from serving.telemetry.logs import LogFormat
 
 
-def _parse_address(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    host, colon, port = value.rpartition(":")
-    if not (host and colon and port.isascii() and port.isdigit()) or (":" in host and not host.startswith("[")):
-        raise ValueError(f"{value!r} is no address, expected HOST:PORT")
-    return {"host": host.removeprefix("[").removesuffix("]"), "port": port}
-
-
 def _parse_words(value: Any) -> Any:
     return value.replace(";", " ").split() if isinstance(value, str) else value
+
+
+def _check_listeners(entries: tuple[str, ...]) -> tuple[str, ...]:
+    for entry in entries:
+        name, _, address = entry.partition("=")
+        if not name or not address:
+            raise ValueError(f"{entry!r} is no listener, expected TRANSPORT=ADDRESS")
+    return entries
 
 
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_parse_words)]
@@ -46,26 +45,6 @@ Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_parse_words)]
 
 class _Group(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class Address(_Group):
-    """Where a transport listens, written ``host:port``; an IPv6 address in brackets."""
-
-    host: str = Field(min_length=1)
-    """A name or an address."""
-    port: int = Field(ge=0, le=65535)
-    """0: any free port."""
-
-    @property
-    def is_loopback(self) -> bool:
-        """Whether only this machine can connect."""
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 class Inference(_Group):
@@ -156,10 +135,12 @@ class Settings(BaseSettings):
         env_prefix="SENSAI_", env_nested_delimiter="__", frozen=True, extra="forbid", use_attribute_docstrings=True
     )
 
-    http: Annotated[Address, NoDecode, BeforeValidator(_parse_address)] = Address(host="127.0.0.1", port=8000)
-    """Where HTTP listens. Loopback unless told otherwise: the server knows no users."""
-    grpc: Annotated[Address | None, NoDecode, BeforeValidator(_parse_address)] = None
-    """Where gRPC listens; None: nowhere."""
+    http: Annotated[OptionalAddress, NoDecode] = Address(host="127.0.0.1", port=8000)
+    """Address that HTTP listens on, or ``none``. Loopback by default, because the server knows no users."""
+    grpc: Annotated[OptionalAddress, NoDecode] = None
+    """Address that gRPC listens on, or ``none``."""
+    listen: Annotated[Words, AfterValidator(_check_listeners)] = ()
+    """Further listeners, each ``TRANSPORT=ADDRESS``; a transport is a plugin of ``serving.transports``."""
     repository: Path | None = None
     """A directory of bundles, all of them served; clients may load and unload them. None: no control by clients."""
     inference: Inference = Inference()
@@ -182,7 +163,22 @@ class Settings(BaseSettings):
         """Whether clients may register shared memory."""
         if self.shared_memory is not None:
             return self.shared_memory
-        return all(address.is_loopback for address in (self.http, self.grpc) if address is not None)
+        return all(_is_loopback(address) for _, address in self.listeners())
+
+    def listeners(self) -> tuple[tuple[str, str], ...]:
+        """Every listener: the name of its transport and its address, HTTP first.
+
+        Raises:
+            InputError: nothing listens.
+        """
+        shortcuts = {"http": self.http, "grpc": self.grpc}
+        listeners = [(name, str(address)) for name, address in shortcuts.items() if address is not None]
+        for entry in self.listen:
+            name, _, address = entry.partition("=")
+            listeners.append((name, address))
+        if not listeners:
+            raise InputError("nothing listens, expected an address for http, grpc or listen")
+        return tuple(listeners)
 
     def gateway_options(self) -> GatewayOptions:
         """What a gateway takes of these.
@@ -211,6 +207,13 @@ class Settings(BaseSettings):
             inline_s=inference.inline_ms / 1000,
             faults=tuple(map(parse_fault, inference.faults)),
         )
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return parse_address(address).is_loopback
+    except ValueError:
+        return False  # only its transport knows what the address means
 
 
 Origin = Literal["flag", "environment", "file", "default"]

@@ -55,7 +55,8 @@ def node(
     if workers is not None and workers_file is not None:
         raise InputError("--workers and --workers-file: expected one of them")
     address = load_settings(None, grpc=grpc).grpc
-    assert address is not None
+    if address is None:
+        raise InputError("--grpc is none, expected HOST:PORT")
     ids = None if workers is None else parse_ids(workers)
     if workers_file is not None:
         ids = workers_on(parse_workers([], workers_file, Security()), host or socket.gethostname())

@@ -38,6 +38,9 @@ def serve(
     ] = None,
     http: Annotated[str | None, typer.Option(help="HOST:PORT of HTTP; port 0 is any free one.")] = None,
     grpc: Annotated[str | None, typer.Option(help="HOST:PORT of gRPC; it listens only when this is given.")] = None,
+    listen: Annotated[
+        list[str] | None, typer.Option(help="TRANSPORT=ADDRESS of a further listener; give it several times.")
+    ] = None,
     backend: Annotated[str | None, typer.Option(help="What runs the workers.")] = None,
     processes: Annotated[
         str | None, typer.Option(help="With backend process, what has a process of its own: worker or device.")
@@ -91,6 +94,7 @@ def serve(
     flags: dict[str, Any] = {
         "http": http,
         "grpc": grpc,
+        "listen": listen or None,
         "repository": repository,
         "log_format": log_format,
         "access_log": access_log,
@@ -130,7 +134,7 @@ def serve(
         for bundle in opened:
             _say_hosts(bundle, options.workers)
     what = ", ".join(map(_summary, opened)) or "nothing loaded"
-    run(served, settings, lambda urls: typer.echo(f"ready: {' '.join(urls.values())}  {what}"))
+    run(served, settings, lambda urls: typer.echo(f"ready: {' '.join(urls)}  {what}"))
 
 
 @app.command()

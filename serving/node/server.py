@@ -16,10 +16,10 @@ from grpc_health.v1.health import aio as health
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from sensai_serve.errors import InputError
+from serving.address import Address
 from serving.node.node import Node
 from serving.node.servicer import Servicer
 from serving.runtime.endpoint import Security, read
-from serving.settings import Address
 
 BODY_BYTES = 64 * 1024 * 1024
 """The largest message."""

@@ -25,7 +25,7 @@ from serving.backends.remote.message import WORKERS, output_name
 from serving.engine.fanout import Cause, Scores
 from serving.node.gateway_stream import Asked, Conversation, read_input
 from serving.node.node import Node, Version
-from serving.transports.status import describe
+from serving.v2.status import describe
 
 PLATFORM = "sensai_node"
 

@@ -1,4 +1,4 @@
-"""The server process: listen, load and check the models, say that it is ready, answer until told to stop, drain."""
+"""Runs the server from its start until it is told to stop."""
 
 from __future__ import annotations
 
@@ -6,33 +6,31 @@ import asyncio
 import gc
 import resource
 import signal
-from collections.abc import Callable, Mapping
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Sequence
 
 import uvloop
 
 from sensai_serve.errors import ServingError
-from sensai_serve.plugins import find
 from serving.dataplane import DataPlane
 from serving.engine.repository import Repository
+from serving.server.listeners import listening
 from serving.settings import Settings
 from serving.telemetry.logs import configure
-from serving.transports import Listen
 
-OnReady = Callable[[Mapping[str, str]], None]
-"""Told the URL of each transport, by its name."""
+OnReady = Callable[[Sequence[str]], None]
+"""Called with the URL of every listener."""
 
 
 def run(repository: Repository, settings: Settings, on_ready: OnReady) -> None:
-    """Serve until SIGTERM or SIGINT, then let what is in flight finish and return.
+    """Serve until SIGTERM or SIGINT, then let requests in flight finish and return.
 
     Args:
-        repository: the models; started and stopped here.
-        settings: of the server.
+        repository: the models; this function starts and stops them.
+        settings: the server's settings.
         on_ready: called once, when every model has passed its golden check.
 
     Raises:
-        InputError: cannot listen there, or a bundle that cannot be served.
+        InputError: a transport cannot listen on its address, or a bundle cannot be served.
     """
 
     async def main() -> None:
@@ -44,23 +42,19 @@ def run(repository: Repository, settings: Settings, on_ready: OnReady) -> None:
 
     plane = DataPlane(repository, settings)
     configure(settings.log_format, plane.logs)
-    _allow_connections()
+    _raise_open_file_limit()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main())
 
 
 async def serve(plane: DataPlane, settings: Settings, stop: asyncio.Event, on_ready: OnReady) -> None:
-    """Serve until `stop` is set. See `run`.
+    """Serve until `stop` is set; see `run` for the arguments and errors.
 
-    The transports answer from the first moment: live at once, ready when the models are.
+    The transports answer from the first moment: the server is live at once, and ready when the models are.
     """
     repository = plane.repository
-    async with AsyncExitStack() as transports:
-        listening = {}
-        for name in ("http",) if settings.grpc is None else ("http", "grpc"):
-            listen: Listen = find("serving.transports", name, "listen")
-            listening[name] = await transports.enter_async_context(listen(plane, settings))
-        broken = [transport.running for transport in listening.values()]
+    async with listening(plane, settings) as listeners:
+        broken = [listener.running for listener in listeners]
         stopping = asyncio.create_task(stop.wait())
         loading = asyncio.create_task(repository.start())
         try:
@@ -68,20 +62,20 @@ async def serve(plane: DataPlane, settings: Settings, stop: asyncio.Event, on_re
             if loading.done():
                 await loading
                 gc.collect()
-                gc.freeze()  # a full collection walks what requests made, not the whole program
-                on_ready({name: transport.url for name, transport in listening.items()})
+                gc.freeze()  # later full collections visit only what requests allocate, not the whole program
+                on_ready([listener.url for listener in listeners])
                 await asyncio.wait((stopping, *broken), return_when=asyncio.FIRST_COMPLETED)
             if not stopping.done():
-                raise ServingError("a transport ended by itself")
+                raise ServingError("a transport stopped unexpectedly")
         finally:
             for task in (stopping, loading):
                 task.cancel()
             await asyncio.gather(stopping, loading, return_exceptions=True)
-    # The transports have drained, so nothing is in flight any more but what ran out of time.
+    # The transports have drained: only requests that ran out of time can still be in flight.
     await repository.stop(drain_s=0)
 
 
-def _allow_connections() -> None:
-    """As many open files as this process may have; the usual soft limit is less than the connections it takes."""
+def _raise_open_file_limit() -> None:
+    """Allow as many open files as the hard limit permits; the usual soft limit is below `limits.connections`."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,4 +1,9 @@
-"""How requests come in. A transport is a package here with ``listen``; it translates, the answers are the gateway's."""
+"""Transports: how requests come in. A transport only translates; the data plane answers.
+
+A transport is a package or module here, an entry point of the group ``sensai_serve.serving.transports``, or
+``package.module:callable``. Its `listen` (see `Listen`) takes the data plane, the settings and the address that the
+command line gave: ``sensai serve BUNDLE --listen NAME=ADDRESS``.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +11,25 @@ import asyncio
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from serving.dataplane import DataPlane
-    from serving.settings import Settings
+from serving.dataplane import DataPlane
+from serving.settings import Settings
 
 
 @dataclass(frozen=True)
-class Listening:
-    """A transport that takes requests."""
+class Listener:
+    """A transport that accepts requests."""
 
     url: str
+    """Where clients reach it; printed when the server is ready."""
     running: asyncio.Task[None]
-    """Ends only when the transport breaks down."""
+    """Ends when the transport has stopped; the server stops too if that happens before it was told to."""
 
 
-Listen = Callable[["DataPlane", "Settings"], AbstractAsyncContextManager[Listening]]
-"""What a transport is: entered, it takes requests; left, it takes no more and lets those in flight end."""
+Listen = Callable[[DataPlane, Settings, str], AbstractAsyncContextManager[Listener]]
+"""What a transport provides: an asynchronous context manager that listens while its block runs.
+
+Its arguments are the data plane, the settings, and the address as the user wrote it. On entering it raises InputError
+where it cannot listen there. On leaving it accepts no more requests and gives those in flight
+`settings.drain_s` seconds to finish.
+"""

@@ -17,6 +17,7 @@ import sensai_serve
 from sensai_serve.bundle import Bundle
 from sensai_serve.errors import BundleError, DeviceError, OverloadedError, UncoveredError
 from sensai_serve.plugins import available
+from serving.address import Address
 from serving.engine.fanout import Cause
 from serving.engine.gateway import Gateway, GatewayOptions
 from serving.engine.health import State
@@ -26,7 +27,6 @@ from serving.placement.worker_map import parse_workers
 from serving.runtime.devices import Device, parse_device
 from serving.runtime.endpoint import Security
 from serving.runtime.faults import Fault, parse_fault
-from serving.settings import Address
 
 LANES = "ort, in lanes"
 BACKENDS = [*available("serving.backends"), LANES]

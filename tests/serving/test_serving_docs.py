@@ -16,7 +16,8 @@ from serving.settings import describe_settings
 
 PAGE = (Path(__file__).parents[2] / "docs/serving.md").read_text()
 EXAMPLES = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-GIVEN = {"http": "127.0.0.1:1", "grpc": "127.0.0.1:1", "inference.wait": "all", "inference.on_missing": "degrade",
+GIVEN = {"http": "127.0.0.1:1", "grpc": "127.0.0.1:1", "listen": "http=127.0.0.1:2", "inference.wait": "all",
+         "inference.on_missing": "degrade",
          "inference.processes": "device", "inference.abstain_unelected": None, "log_format": "json",
          "access_log": None}  # fmt: skip
 """What a flag is tried with; None where it takes no value."""

@@ -8,8 +8,9 @@ import pytest
 from pydantic import ValidationError
 
 from sensai_serve.errors import InputError
+from serving.address import Address
 from serving.runtime.devices import Device
-from serving.settings import Address, Settings, describe_settings, load_settings
+from serving.settings import Settings, describe_settings, load_settings
 
 
 @pytest.fixture(autouse=True)

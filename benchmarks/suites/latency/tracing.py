@@ -13,7 +13,6 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -30,6 +29,7 @@ from serving.engine.fanout import Cause, Scores, Task
 from serving.engine.gateway import Gateway
 from serving.engine.reply import Reply
 from serving.engine.repository import Repository
+from serving.server import listening
 from serving.settings import load_settings
 from serving.v2 import InferRequest
 
@@ -169,10 +169,7 @@ async def _serve(config: Config, stop: asyncio.Event) -> None:
         inference={"devices": list(config.devices) or None, "backend": f"{__name__}:Backend"},
     )
     repository = Repository([Bundle.open(config.bundle)], settings.gateway_options())
-    async with AsyncExitStack() as transports:
-        for name in ("http", "grpc"):
-            listen = find("serving.transports", name, "listen")
-            await transports.enter_async_context(listen(_Plane(repository, settings), settings))
+    async with listening(_Plane(repository, settings), settings):
         await repository.start()
         await stop.wait()
     await repository.stop(drain_s=0)

@@ -16,7 +16,7 @@ LOOK_S = 0.5
 """How often a watched state is looked at."""
 
 
-class Health:
+class HealthServicer:
     """Whether the server, or one model, is ready."""
 
     def __init__(self, repository: Repository, service: str) -> None:

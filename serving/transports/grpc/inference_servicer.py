@@ -20,22 +20,22 @@ from serving.engine.gateway import Gateway
 from serving.engine.reply import Reply
 from serving.telemetry.logs import begin_request
 from serving.transports.grpc.codec import decode, encode, scalar
-from serving.transports.status import describe
 from serving.v2 import InferRequest, metadata
+from serving.v2.status import describe
 
 STREAM_DEPTH = 8
 """Requests of one stream that are answered at a time; more are not read from it yet."""
 REPLY_SHARE, REPLY_S = 0.1, 0.1
 """Of a call's deadline what is kept for the reply to reach the client: a share, and at most so many seconds."""
-_Method = Callable[["Servicer", Any], Awaitable[Any]]
+_Method = Callable[["InferenceServicer", Any], Awaitable[Any]]
 
 
-def _call(method: _Method) -> Callable[[Servicer, Any, grpc.aio.ServicerContext], Awaitable[Any]]:
+def _call(method: _Method) -> Callable[[InferenceServicer, Any, grpc.aio.ServicerContext], Awaitable[Any]]:
     """A unary call whose errors are status codes."""
 
     kind = "infer" if method.__name__ == "ModelInfer" else "other"
 
-    async def call(self: Servicer, request: Any, context: grpc.aio.ServicerContext) -> Any:
+    async def call(self: InferenceServicer, request: Any, context: grpc.aio.ServicerContext) -> Any:
         started = perf_counter()
         given = dict(context.invocation_metadata() or ())
         begin_request(given.get("x-request-id"))
@@ -65,7 +65,7 @@ def _bound(request: pb.ModelInferRequest, remaining_s: float | None) -> None:
         parameters["timeout"].int64_param = min(given, within) if given else within
 
 
-class Servicer:
+class InferenceServicer:
     """All calls of the service, over one data plane."""
 
     def __init__(self, plane: DataPlane) -> None:

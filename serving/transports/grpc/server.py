@@ -12,25 +12,28 @@ from grpc_reflection.v1alpha import reflection
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from sensai_serve.errors import InputError
+from serving.address import Address, parse_address
 from serving.dataplane import DataPlane
-from serving.settings import Address, Settings
-from serving.transports import Listening
-from serving.transports.grpc.health import Health
-from serving.transports.grpc.servicer import Servicer
+from serving.settings import Settings
+from serving.transports import Listener
+from serving.transports.grpc.health_servicer import HealthServicer
+from serving.transports.grpc.inference_servicer import InferenceServicer
 
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
 
 @contextlib.asynccontextmanager
-async def listen(plane: DataPlane, settings: Settings) -> AsyncIterator[Listening]:
-    """Listen; on leaving, stop listening and let calls in flight end.
+async def listen(plane: DataPlane, settings: Settings, address: str) -> AsyncIterator[Listener]:
+    """Serve gRPC while the block runs; see `serving.transports.Listen`.
 
     Raises:
-        InputError: cannot listen there.
+        InputError: `address` is malformed, in use, or not of this machine.
     """
-    address = settings.grpc
-    assert address is not None
     limits = settings.limits
+    try:
+        host = parse_address(address).host
+    except ValueError as error:
+        raise InputError(f"gRPC: {error}") from None
     server = grpc.aio.server(
         options=[
             ("grpc.so_reuseport", 0),  # a port that is taken is an error, not half of the calls
@@ -40,18 +43,18 @@ async def listen(plane: DataPlane, settings: Settings) -> AsyncIterator[Listenin
             ("grpc.max_connection_idle_ms", int(limits.idle_s * 1000)),
         ]
     )
-    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Servicer(plane), server)
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(InferenceServicer(plane), server)
     health = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-    health_pb2_grpc.add_HealthServicer_to_server(Health(plane.repository, SERVICE), server)
+    health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(plane.repository, SERVICE), server)
     reflection.enable_server_reflection((SERVICE, health, reflection.SERVICE_NAME), server)
     try:
-        port = server.add_insecure_port(str(address))
+        port = server.add_insecure_port(address)
     except RuntimeError:
         raise InputError(f"cannot listen on {address}: in use, or no address of this machine") from None
     await server.start()
     running = asyncio.create_task(server.wait_for_termination())
     try:
-        yield Listening(f"grpc://{Address(host=address.host, port=port)}", running)
+        yield Listener(f"grpc://{Address(host=host, port=port)}", running)
     finally:
         await server.stop(settings.drain_s)
         await running

@@ -19,11 +19,10 @@ from serving.dataplane import DataPlane
 from serving.telemetry.metrics import CONTENT_TYPE
 from serving.transports.http import docs
 from serving.transports.http.asgi.errors import error_body, error_reply
-from serving.transports.http.asgi.messages import Message, Receive, Scope, Send, request_id
+from serving.transports.http.asgi.requests import Message, Receive, Scope, Send, request_id
 from serving.transports.http.v1 import routes as v1
 from serving.transports.http.v1 import stream
-from serving.transports.http.v2 import control
-from serving.transports.http.v2 import routes as v2
+from serving.transports.http.v2 import control, metadata
 from serving.transports.http.v2.infer import OPENAPI, InferRoute
 
 _DESCRIPTION = """Class-parallel inference: one input is answered as fast as one small subnet.
@@ -85,7 +84,7 @@ def create_app(plane: DataPlane) -> Application:
         redoc_url=None,
     )
     app.include_router(control.router(plane))  # first: "stats" would be the name of a model else
-    app.include_router(v2.router(plane))
+    app.include_router(metadata.router(plane))
     app.include_router(v1.router(plane))
     app.include_router(stream.router(plane))
     app.include_router(docs.router(app.title))

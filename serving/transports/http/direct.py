@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from uvicorn.server import ServerState
 
-from serving.transports.http.asgi.messages import Headers, Whole
+from serving.transports.http.asgi.requests import Headers, Whole
 from serving.transports.http.v2.infer import InferRoute
 
 KNOWN_HEADS, KNOWN_BYTES = 256, 4096

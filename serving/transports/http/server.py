@@ -11,9 +11,10 @@ from collections.abc import AsyncIterator, Iterator
 import uvicorn
 
 from sensai_serve.errors import InputError
+from serving.address import Address, parse_address
 from serving.dataplane import DataPlane
-from serving.settings import Address, Settings
-from serving.transports import Listening
+from serving.settings import Settings
+from serving.transports import Listener
 from serving.transports.http.app import create_app
 from serving.transports.http.protocol import bounded_protocol
 
@@ -21,13 +22,13 @@ BACKLOG = 2048
 
 
 @contextlib.asynccontextmanager
-async def listen(plane: DataPlane, settings: Settings) -> AsyncIterator[Listening]:
-    """Listen; on leaving, stop listening and let requests in flight end.
+async def listen(plane: DataPlane, settings: Settings, address: str) -> AsyncIterator[Listener]:
+    """Serve HTTP while the block runs; see `serving.transports.Listen`.
 
     Raises:
-        InputError: cannot listen there.
+        InputError: `address` is malformed, in use, or not of this machine.
     """
-    listener = _bind(settings.http)
+    listener = _bind(address)
     host, port = listener.getsockname()[:2]
     app = create_app(plane)
     config = uvicorn.Config(
@@ -50,7 +51,7 @@ async def listen(plane: DataPlane, settings: Settings) -> AsyncIterator[Listenin
     listening = asyncio.create_task(server.listening.wait())
     await asyncio.wait((running, listening), return_when=asyncio.FIRST_COMPLETED)
     try:
-        yield Listening(f"http://{Address(host=host, port=port)}", running)
+        yield Listener(f"http://{Address(host=host, port=port)}", running)
     finally:
         listening.cancel()
         server.should_exit = True
@@ -75,10 +76,13 @@ class _Uvicorn(uvicorn.Server):
         self.listening.set()
 
 
-def _bind(address: Address) -> socket.socket:
+def _bind(address: str) -> socket.socket:
     try:
-        info = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        tcp = parse_address(address)
+        info = socket.getaddrinfo(tcp.host, tcp.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         return socket.create_server(info[0][4][:2], family=info[0][0], backlog=BACKLOG)
     except OSError as error:
         reason = (error.strerror or str(error)).partition(" (")[0]
         raise InputError(f"cannot listen on {address}: {reason}") from None
+    except ValueError as error:
+        raise InputError(f"HTTP: {error}") from None

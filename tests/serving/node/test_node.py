@@ -25,12 +25,12 @@ from tritonclient.utils import InferenceServerException
 import sensai_serve
 from sensai_serve.bundle import Bundle
 from sensai_serve.cli.main import main
+from serving.address import Address
 from serving.node.node import Node, NodeOptions
 from serving.node.server import serving
 from serving.runtime.devices import parse_device
 from serving.runtime.endpoint import Security
 from serving.runtime.faults import parse_fault
-from serving.settings import Address
 
 LOOPBACK = Address(host="127.0.0.1", port=0)
 

@@ -7,8 +7,8 @@ from http import HTTPStatus
 import orjson
 
 from sensai_serve.errors import OverloadedError
-from serving.transports.http.asgi.messages import Headers
-from serving.transports.status import describe
+from serving.transports.http.asgi.requests import Headers
+from serving.v2.status import describe
 
 RETRY_AFTER_S = 1
 

@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 
 from sensai_serve.errors import RequestError
 from sensai_serve.preprocess import Floats, InputSpec, from_image, normalise
-from serving.transports.http.asgi.messages import Message, Receive
+from serving.transports.http.asgi.requests import Message, Receive
 from serving.v2.tensors import from_bytes, numbers, shown
 
 FP32 = "application/x-fp32"

@@ -14,7 +14,7 @@ from serving.dataplane import DataPlane
 from serving.engine.gateway import Gateway
 from serving.engine.repository import Repository
 from serving.transports.http.asgi.errors import ERROR_RESPONSE
-from serving.transports.http.asgi.messages import read_body, until_disconnected
+from serving.transports.http.asgi.requests import read_body, until_disconnected
 from serving.transports.http.v1.inputs import FP32, from_body
 from serving.transports.http.v1.schema import (
     ModelSummary,

@@ -14,7 +14,7 @@ from serving.dataplane import DataPlane
 from serving.telemetry.logs import begin_request
 from serving.transports.http.v1.inputs import from_json, from_numbers, from_picture
 from serving.transports.http.v1.routes import Model, TimeoutMs, Waits, answer, chosen
-from serving.transports.status import describe
+from serving.v2.status import describe
 
 POLICY_VIOLATION = 1008
 

@@ -10,8 +10,8 @@ from fastapi import APIRouter, Depends, Request, Response
 from sensai_serve.errors import RequestError
 from serving.dataplane import DataPlane, cuda_memory
 from serving.transports.http.asgi.errors import ERROR_RESPONSE
-from serving.transports.http.asgi.messages import read_body
-from serving.transports.http.v2.routes import reply
+from serving.transports.http.asgi.requests import read_body
+from serving.transports.http.v2.metadata import reply
 from serving.v2.shared_memory import Region
 from serving.v2.tensors import shown
 

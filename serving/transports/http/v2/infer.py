@@ -17,7 +17,7 @@ from serving.engine.gateway import Gateway
 from serving.engine.reply import Reply
 from serving.telemetry.logs import end_request
 from serving.transports.http.asgi.errors import ERROR_RESPONSE, error_reply, http_error
-from serving.transports.http.asgi.messages import (
+from serving.transports.http.asgi.requests import (
     Receive,
     Scope,
     Send,

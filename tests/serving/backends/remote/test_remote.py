@@ -18,6 +18,7 @@ import pytest
 import sensai_serve
 from sensai_serve.bundle import Bundle
 from sensai_serve.cli.main import main
+from serving.address import Address
 from serving.engine.gateway import Gateway, GatewayOptions
 from serving.engine.health import State
 from serving.node.node import Node, NodeOptions
@@ -26,7 +27,6 @@ from serving.placement.worker_map import parse_workers
 from serving.runtime.devices import parse_device
 from serving.runtime.endpoint import Security
 from serving.runtime.faults import parse_fault
-from serving.settings import Address
 
 LOOPBACK = Address(host="127.0.0.1", port=0)
 NOBODY = Security()

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from sensai_serve import errors
-from serving.transports.status import status_of
+from serving.v2.status import status_of
 
 INFER = "/v2/models/tiny/infer"
 ZEROS = bytes(4 * 3 * 8 * 8)
