@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.harness import labelled
+from benchmarks.subjects.inputs import LabelledInputs, read_labelled
 from benchmarks.suites.replay import ARGUMENTS, Replay, replay
 from sensai_serve.bundle import MANIFEST, Bundle
 from sensai_serve.errors import SensaiError, ServingError
@@ -74,21 +74,21 @@ def make(console: Console, variant: Variant) -> None:
     sensai(console, "export", str(run), "--name", variant.bundle.name, "--out", str(variant.bundle))
 
 
-def _test_part(console: Console) -> labelled.Labelled:
+def _test_part(console: Console) -> LabelledInputs:
     path = RUNS / "test.npz"
     if not path.exists():
         sensai(console, "bench", "data", "digits", "--out", str(path))
     manifest = Bundle.open(VARIANTS[0].bundle).manifest
-    return labelled.read(path, manifest.input, len(manifest.labels))
+    return read_labelled(path, manifest.input, len(manifest.labels))
 
 
-def _serve(console: Console, variant: Variant, test: labelled.Labelled) -> Replay:
+def _serve(console: Console, variant: Variant, test: LabelledInputs) -> Replay:
     """Serve a bundle and send it the test part, one image at a time."""
     console.print(f"[dim]$ sensai serve {variant.bundle} {' '.join(ARGUMENTS)}[/dim]")
     return replay(Bundle.open(variant.bundle), test)
 
 
-def _table(served: Sequence[Replay], test: labelled.Labelled) -> Table:
+def _table(served: Sequence[Replay], test: LabelledInputs) -> Table:
     table = Table(title=f"{len(test.inputs)} held-out digits over HTTP, one at a time; times in milliseconds")
     for heading in ("bundle", "assignment"):
         table.add_column(heading, no_wrap=True)

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.harness import machine
-from benchmarks.harness.stats import Estimate, Seconds, Summary, ratio, summarise
-from benchmarks.harness.turns import Rounds, in_turns
-from benchmarks.subjects.networks import Network, direct
+from benchmarks.harness.interleave import Rounds, in_turns
+from benchmarks.harness.stats import IntervalEstimate, Seconds, Summary, ratio, summarise
+from benchmarks.subjects.networks import OnnxNetwork, direct
 from sensai_serve.errors import InputError
 from sensai_serve.onnxfile import read_signature
 from sensai_serve.preprocess import Floats
@@ -26,7 +26,7 @@ ALIKE = 1.1
 
 
 @dataclass(frozen=True)
-class Entry:
+class Candidate:
     """One point: one network, or several that run side by side, one core each."""
 
     name: str
@@ -58,7 +58,7 @@ class Entry:
 class Timed:
     """An entry and how long its networks take."""
 
-    entry: Entry
+    entry: Candidate
     each: tuple[Rounds, ...]
     """Of each network."""
 
@@ -77,13 +77,13 @@ class Timed:
         """Seconds of all networks together, by their medians."""
         return float(sum(np.median(np.concatenate(rounds)) for rounds in self.each))
 
-    def faster_than(self, other: Timed) -> Estimate:
+    def faster_than(self, other: Timed) -> IntervalEstimate:
         """How many times less its slowest network takes."""
         return ratio(other.slowest, self.slowest)
 
 
 @dataclass(frozen=True)
-class Options:
+class ComparisonOptions:
     """How much is measured."""
 
     requests: int = 200
@@ -92,11 +92,11 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Measured:
+class ComparisonResult:
     """Everything that one run found."""
 
     subject: str
-    options: Options
+    options: ComparisonOptions
     machine: dict[str, Any]
     timed: Sequence[Timed]
     """The reference first."""
@@ -111,12 +111,12 @@ class Measured:
 
 def measure(
     subject: str,
-    entries: Sequence[Entry],
+    entries: Sequence[Candidate],
     samples: Sequence[Floats],
     test_inputs: int,
-    options: Options,
+    options: ComparisonOptions,
     on_step: Callable[[str, int, int], None],
-) -> Measured:
+) -> ComparisonResult:
     """Time every network of every entry in turns, on one thread each.
 
     Args:
@@ -143,7 +143,7 @@ def measure(
         on_round=lambda done, total: on_step("latency", done, total),
     )
     timed = [Timed(entry, tuple(times[entry.name, at] for at in range(len(entry.files)))) for entry in entries]
-    return Measured(subject, options, described, timed, test_inputs)
+    return ComparisonResult(subject, options, described, timed, test_inputs)
 
 
 def frontier(timed: Sequence[Timed]) -> tuple[Seconds, npt.NDArray[np.float64]]:
@@ -167,9 +167,9 @@ def gain(one: Timed, timed: Sequence[Timed]) -> float | None:
     return None if seconds * ALIKE < x[0] else one.entry.test - float(np.interp(seconds, x, y))
 
 
-def _open(file: Path) -> Network:
+def _open(file: Path) -> OnnxNetwork:
     try:
         data = file.read_bytes()
     except OSError as error:
         raise InputError(f"{file} cannot be read ({error.strerror}), expected a network") from None
-    return Network(data, read_signature(data).inputs[0].name, ONE)
+    return OnnxNetwork(data, read_signature(data).inputs[0].name, ONE)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.compare.measure import GIVEN, REFERENCE, Measured, Timed, frontier, gain
+from benchmarks.compare.measure import GIVEN, REFERENCE, ComparisonResult, Timed, frontier, gain
 from benchmarks.reporting.cells import microseconds, times
-from benchmarks.reporting.report import Report
+from benchmarks.reporting.report import BenchmarkReport
 from sensai_serve.report import NARROW, Picture, Row, Table
 from sensai_serve.report.drawing import colour, finish, log_scale
 
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
 COMMAND = "sensai compare"
 
 
-def report(measured: Measured, settings: dict[str, Any]) -> Report:
+def report(measured: ComparisonResult, settings: dict[str, Any]) -> BenchmarkReport:
     """The report of a run; `settings` say how the networks were made."""
     parts: list[Table | Picture] = []
     for budget in _budgets(measured):
         parts += _pictures(measured, budget)
     parts += [*_networks(measured), *_earned(measured)]
     settings = {**settings, **asdict(measured.options)}
-    return Report("compare", measured.subject, measured.machine, settings, _results(measured), parts, COMMAND)
+    return BenchmarkReport("compare", measured.subject, measured.machine, settings, _results(measured), parts, COMMAND)
 
 
-def _budgets(measured: Measured) -> list[str]:
+def _budgets(measured: ComparisonResult) -> list[str]:
     return list(dict.fromkeys(one.entry.budget for one in measured.timed if one.entry.budget)) or [""]
 
 
-def _shown(measured: Measured, budget: str) -> list[Timed]:
+def _shown(measured: ComparisonResult, budget: str) -> list[Timed]:
     """What a budget's picture shows: single networks are the same under each."""
     return [one for one in measured.timed if one.entry.budget in ("", budget)]
 
@@ -44,7 +44,7 @@ def _words(budget: str) -> str:
     return {"per-network": "equal image passes per network", "total": "equal image passes in all"}.get(budget, budget)
 
 
-def _pictures(measured: Measured, budget: str) -> Iterator[Picture]:
+def _pictures(measured: ComparisonResult, budget: str) -> Iterator[Picture]:
     shown = _shown(measured, budget)
     x_limits, y_limits = _limits([one.latency.p50 * 1e6 for one in measured.timed]), _accuracies(measured)
     name = budget or "all"
@@ -117,13 +117,13 @@ def _limits(values: Sequence[float]) -> tuple[float, float]:
     return min(values) / 1.3, max(values) * 1.3
 
 
-def _accuracies(measured: Measured) -> tuple[float, float]:
+def _accuracies(measured: ComparisonResult) -> tuple[float, float]:
     values = [100 * one.entry.test for one in measured.timed]
     room = max((max(values) - min(values)) * 0.12, 0.5)
     return min(values) - room, max(values) + room
 
 
-def _networks(measured: Measured) -> Iterator[Table]:
+def _networks(measured: ComparisonResult) -> Iterator[Table]:
     """The single networks, then those of each budget; then what each is and costs."""
     for budget in ("", *_budgets(measured)):
         of = [one for one in measured.timed if one.entry.budget == budget]
@@ -171,7 +171,7 @@ def _cost(one: Timed, reference: Timed) -> Row:
     )
 
 
-def _note(measured: Measured) -> str:
+def _note(measured: ComparisonResult) -> str:
     best = max(one.entry.test for one in measured.timed)
     error = 100 * float(np.sqrt(best * (1 - best) / max(measured.test_inputs, 1)))
     return (
@@ -181,7 +181,7 @@ def _note(measured: Measured) -> str:
     )
 
 
-def _earned(measured: Measured) -> Iterator[Table]:
+def _earned(measured: ComparisonResult) -> Iterator[Table]:
     rows: list[Row] = []
     for one in measured.timed:
         entry = one.entry
@@ -204,7 +204,7 @@ def _times(part: int, whole: int) -> str:
     return f"{part / whole:.2f}x" if part and whole else ""
 
 
-def _results(measured: Measured) -> list[dict[str, Any]]:
+def _results(measured: ComparisonResult) -> list[dict[str, Any]]:
     reference = measured.reference
     return [
         {

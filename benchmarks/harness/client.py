@@ -12,7 +12,7 @@ import struct
 from collections.abc import Sequence
 from typing import Protocol
 
-from benchmarks.harness.wire import Answer, Wire, header_value
+from benchmarks.harness.codecs import Codec, ParsedReply, header_value
 from sensai_serve.errors import ServingError
 from sensai_serve.preprocess import Floats
 
@@ -32,14 +32,14 @@ class Client(Protocol):
             ServingError: the server refused it, failed, or is gone.
         """
 
-    def answer(self) -> Answer:
+    def answer(self) -> ParsedReply:
         """What the last reply says."""
 
     def close(self) -> None:
         """Close the connection."""
 
 
-class Connection:
+class RawConnection:
     """One connection and the reply that is coming in on it; blocking or not, as its socket is."""
 
     __slots__ = ("_body_at", "_buffer", "_chunked", "_end", "_filled", "_to_send", "_view", "socket", "status")
@@ -55,7 +55,7 @@ class Connection:
         self._reset()
 
     @classmethod
-    def open(cls, host: str, port: int, *, blocking: bool = True) -> Connection:
+    def open(cls, host: str, port: int, *, blocking: bool = True) -> RawConnection:
         """Connect.
 
         Raises:
@@ -141,7 +141,7 @@ class Connection:
 class RawClient:
     """See `Client`."""
 
-    def __init__(self, host: str, port: int, wire: Wire, samples: Sequence[Floats]) -> None:
+    def __init__(self, host: str, port: int, codec: Codec, samples: Sequence[Floats]) -> None:
         """Connect, and build every request.
 
         Args:
@@ -153,24 +153,24 @@ class RawClient:
         Raises:
             OSError: nobody listens there.
         """
-        self._wire = wire
-        self._requests = [wire.request(sample) for sample in samples]
-        self._connection = Connection.open(host, port)
+        self._codec = codec
+        self._requests = [codec.request(sample) for sample in samples]
+        self._connection = RawConnection.open(host, port)
 
     def exchange(self, index: int) -> None:
         """See `Client`."""
         exchange(self._connection, self._requests[index])
 
-    def answer(self) -> Answer:
+    def answer(self) -> ParsedReply:
         """See `Client`."""
-        return self._wire.answer(*self._connection.reply())
+        return self._codec.answer(*self._connection.reply())
 
     def close(self) -> None:
         """See `Client`."""
         self._connection.close()
 
 
-def exchange(connection: Connection, request: bytes) -> None:
+def exchange(connection: RawConnection, request: bytes) -> None:
     """Send a request on a blocking connection and take its reply whole.
 
     Raises:

@@ -22,7 +22,7 @@ _DTYPES = {"FP32": np.float32, "INT32": np.int32, "INT64": np.int64}
 
 
 @dataclass(frozen=True)
-class Answer:
+class ParsedReply:
     """What a reply says about one input."""
 
     class_id: int
@@ -32,13 +32,13 @@ class Answer:
     """What the merge did, as our server's replies say it."""
 
 
-class Wire(Protocol):
+class Codec(Protocol):
     """One way of asking one server."""
 
     def request(self, inputs: Floats) -> bytes:
         """The whole HTTP request for inputs FP32 [1, *shape]."""
 
-    def answer(self, headers: bytes, body: bytes) -> Answer:
+    def answer(self, headers: bytes, body: bytes) -> ParsedReply:
         """What a reply with status 200 says; header names are in lower case."""
 
 
@@ -60,7 +60,7 @@ class V2Binary:
     """Of the request, say ``{"wait": "all"}``."""
 
     def request(self, inputs: Floats) -> bytes:
-        """See `Wire`."""
+        """See `Codec`."""
         data = inputs.astype("<f4").tobytes()
         header = json.dumps(
             {
@@ -82,8 +82,8 @@ class V2Binary:
         headers = {"content-type": "application/octet-stream", "inference-header-content-length": str(len(header))}
         return http_request(_infer_path(self.model), header + data, headers)
 
-    def answer(self, headers: bytes, body: bytes) -> Answer:
-        """See `Wire`."""
+    def answer(self, headers: bytes, body: bytes) -> ParsedReply:
+        """See `Codec`."""
         length = header_value(headers, b"inference-header-content-length")
         at = len(body) if length is None else int(length)
         reply, outputs = json.loads(body[:at]), {}
@@ -103,7 +103,7 @@ class V2Json:
     outputs: tuple[str, ...] = OUTPUTS
 
     def request(self, inputs: Floats) -> bytes:
-        """See `Wire`."""
+        """See `Codec`."""
         tensor = {"name": self.input, "datatype": "FP32", "shape": list(inputs.shape), "data": _numbers(inputs)}
         body: dict[str, Any] = {"inputs": [tensor]}
         if self.outputs:
@@ -114,8 +114,8 @@ class V2Json:
             {"content-type": "application/json"},
         )
 
-    def answer(self, headers: bytes, body: bytes) -> Answer:
-        """See `Wire`."""
+    def answer(self, headers: bytes, body: bytes) -> ParsedReply:
+        """See `Codec`."""
         reply = json.loads(body)
         outputs = {output["name"]: np.array(output["data"]).reshape(-1) for output in reply["outputs"]}
         return _answer(outputs, reply.get("parameters") or {})
@@ -129,11 +129,11 @@ class Raw:
     headers: Mapping[str, str] = field(default_factory=lambda: {"content-type": "application/octet-stream"})
 
     def request(self, inputs: Floats) -> bytes:
-        """See `Wire`."""
+        """See `Codec`."""
         return http_request(self.path, inputs.astype("<f4").tobytes(), self.headers)
 
-    def answer(self, headers: bytes, body: bytes) -> Answer:
-        """See `Wire`."""
+    def answer(self, headers: bytes, body: bytes) -> ParsedReply:
+        """See `Codec`."""
         return _answer({"scores": np.frombuffer(body, np.float32)}, {})
 
 
@@ -144,12 +144,12 @@ class PlainJson:
     path: str
 
     def request(self, inputs: Floats) -> bytes:
-        """See `Wire`."""
+        """See `Codec`."""
         body = json.dumps({"data": _numbers(inputs)}, separators=(",", ":")).encode()
         return http_request(self.path, body, {"content-type": "application/json"})
 
-    def answer(self, headers: bytes, body: bytes) -> Answer:
-        """See `Wire`."""
+    def answer(self, headers: bytes, body: bytes) -> ParsedReply:
+        """See `Codec`."""
         return _answer({"scores": np.array(json.loads(body)["scores"], np.float32)}, {})
 
 
@@ -160,12 +160,12 @@ class Empty:
     path: str = "/"
 
     def request(self, inputs: Floats) -> bytes:
-        """See `Wire`."""
+        """See `Codec`."""
         return http_request(self.path, inputs.astype("<f4").tobytes(), {})
 
-    def answer(self, headers: bytes, body: bytes) -> Answer:
-        """See `Wire`."""
-        return Answer(-1)
+    def answer(self, headers: bytes, body: bytes) -> ParsedReply:
+        """See `Codec`."""
+        return ParsedReply(-1)
 
 
 def header_value(headers: bytes, name: bytes) -> bytes | None:
@@ -178,7 +178,7 @@ def header_value(headers: bytes, name: bytes) -> bytes | None:
     return headers[start : end if end >= 0 else len(headers)].strip()
 
 
-def workers_of(answer: Answer, key: str) -> tuple[int, ...]:
+def workers_of(answer: ParsedReply, key: str) -> tuple[int, ...]:
     """Worker ids out of a reply's parameter `key`, ``arrived`` or ``missing``."""
     return tuple(int(worker) for worker in str(answer.parameters.get(key, "")).split(",") if worker)
 
@@ -192,7 +192,7 @@ def _numbers(inputs: Floats) -> list[float]:
     return [float(str(value)) for value in inputs.reshape(-1)]
 
 
-def _answer(outputs: Mapping[str, npt.NDArray[Any]], parameters: Mapping[str, Any]) -> Answer:
+def _answer(outputs: Mapping[str, npt.NDArray[Any]], parameters: Mapping[str, Any]) -> ParsedReply:
     """One input's answer. Outputs without a class are scores, side by side where there are several."""
     if not outputs:
         raise ServingError("a reply holds no outputs, expected scores")
@@ -200,6 +200,6 @@ def _answer(outputs: Mapping[str, npt.NDArray[Any]], parameters: Mapping[str, An
     if scores is None and "class_id" not in outputs:
         scores = np.concatenate(list(outputs.values()))
     if scores is None:
-        return Answer(int(outputs["class_id"][0]), None, parameters)
+        return ParsedReply(int(outputs["class_id"][0]), None, parameters)
     class_id = int(outputs["class_id"][0]) if "class_id" in outputs else int(np.argmax(scores))
-    return Answer(class_id, np.asarray(scores, np.float32), parameters)
+    return ParsedReply(class_id, np.asarray(scores, np.float32), parameters)

@@ -31,7 +31,7 @@ class Subject(Protocol):
 
 
 @dataclass(frozen=True)
-class Calls:
+class TimedCalls:
     """A function that answers sample i, timed from outside. See `Subject`."""
 
     call: Callable[[int], object]

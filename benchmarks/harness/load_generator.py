@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.harness.client import Connection
+from benchmarks.harness.client import RawConnection
 from benchmarks.harness.stats import Seconds
 from sensai_serve.errors import ServingError
 
@@ -28,7 +28,7 @@ GRACE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Exchange:
+class TimedRequest:
     """One request and its reply. Times on the clock of `time.perf_counter`."""
 
     request: int
@@ -55,7 +55,7 @@ def closed_loop(
     seconds: float | None = None,
     keep_replies: bool = False,
     until: Callable[[], bool] = lambda: False,
-) -> list[Exchange]:
+) -> list[TimedRequest]:
     """Clients that each send as soon as their last reply is in.
 
     Args:
@@ -91,7 +91,7 @@ def open_loop(
     connections: int = 128,
     seed: int = 0,
     keep_replies: bool = False,
-) -> list[Exchange]:
+) -> list[TimedRequest]:
     """Poisson arrivals.
 
     Args:
@@ -129,7 +129,7 @@ def poisson_arrivals(rate: float, seconds: float, seed: int) -> npt.NDArray[np.f
     return times[times < seconds]
 
 
-def latencies(exchanges: Sequence[Exchange], status: int = OK) -> Seconds:
+def latencies(exchanges: Sequence[TimedRequest], status: int = OK) -> Seconds:
     """Latencies [n] in seconds of the exchanges that ended so."""
     return np.array([e.latency for e in exchanges if e.status == status])
 
@@ -140,12 +140,12 @@ class _Driver:
     def __init__(
         self, address: tuple[str, int], requests: Sequence[bytes], connections: int, keep_replies: bool
     ) -> None:
-        self.exchanges: list[Exchange] = []
-        self.idle: list[Connection] = []
+        self.exchanges: list[TimedRequest] = []
+        self.idle: list[RawConnection] = []
         self._address = address
         self._requests = requests
         self._keep = keep_replies
-        self._busy: dict[int, tuple[Connection, int, float, float]] = {}
+        self._busy: dict[int, tuple[RawConnection, int, float, float]] = {}
         self._unsent: set[int] = set()
         for _ in range(connections):
             self._connect()
@@ -203,7 +203,7 @@ class _Driver:
         self._unsent.discard(number)
         done = time.perf_counter()
         reply = connection.reply() if self._keep and status != LOST else (b"", b"")
-        self.exchanges.append(Exchange(request, due, sent, done, status, reply))
+        self.exchanges.append(TimedRequest(request, due, sent, done, status, reply))
         if status == LOST:
             connection.close()
             self._connect()
@@ -212,10 +212,10 @@ class _Driver:
 
     def _connect(self) -> None:
         try:
-            self.idle.append(Connection.open(*self._address, blocking=False))
+            self.idle.append(RawConnection.open(*self._address, blocking=False))
         except OSError as error:
             raise ServingError(f"nobody answers at {self._address[0]}:{self._address[1]}: {error}") from None
 
-    def _all(self) -> Iterator[Connection]:
+    def _all(self) -> Iterator[RawConnection]:
         yield from self.idle
         yield from (connection for connection, *_ in self._busy.values())

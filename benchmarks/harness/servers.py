@@ -15,7 +15,6 @@ import select
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 import uuid
@@ -25,7 +24,6 @@ from pathlib import Path
 from typing import IO
 
 from sensai_serve.errors import ServingError
-from serving.runtime.devices import Threads
 
 HOST = "127.0.0.1"
 _MARK = "SENSAI_BENCH_MARK"
@@ -38,7 +36,7 @@ _TAIL = 2000
 
 
 @dataclass(frozen=True)
-class Spec:
+class ServerSpec:
     """How to start a server."""
 
     name: str
@@ -56,7 +54,7 @@ class Spec:
 
 
 @dataclass(frozen=True)
-class Running:
+class RunningServer:
     """A server that is ready."""
 
     name: str
@@ -89,29 +87,8 @@ def free_port() -> int:
             return port
 
 
-def sensai(*arguments: str, port: int, **options: object) -> Spec:
-    """Our own server, ``sensai serve`` with these arguments.
-
-    Args:
-        arguments: bundles and flags.
-        port: where HTTP listens.
-        options: further fields of the `Spec`.
-    """
-    command = [sys.executable, "-m", "sensai_serve", "serve", *arguments, "--http", f"{HOST}:{port}"]
-    given: dict[str, object] = {"name": "sensai-serve", "health": "/v2/health/ready", **options}
-    return Spec(command=command, port=port, **given)  # type: ignore[arg-type]
-
-
-def threads(wanted: Threads) -> dict[str, str]:
-    """What tells our server how ONNX Runtime is to run each network."""
-    return {
-        "SENSAI_INFERENCE__THREADS": str(wanted.count),
-        "SENSAI_INFERENCE__SPINNING": str(wanted.spinning).lower(),
-    }
-
-
 @contextlib.contextmanager
-def running(spec: Spec) -> Iterator[Running]:
+def running(spec: ServerSpec) -> Iterator[RunningServer]:
     """Start a server, and end it when the block ends.
 
     Raises:
@@ -133,7 +110,7 @@ def running(spec: Spec) -> Iterator[Running]:
             )
         try:
             _until_ready(spec, process, started)
-            yield Running(spec.name, HOST, spec.port, process, mark, time.monotonic() - started)
+            yield RunningServer(spec.name, HOST, spec.port, process, mark, time.monotonic() - started)
         except _NotReadyError as error:
             raise ServingError(f"{spec.name} {error}: {_last_line(output)}") from None
         finally:
@@ -156,7 +133,7 @@ class _NotReadyError(Exception):
     """Why a server did not become ready."""
 
 
-def _until_ready(spec: Spec, process: subprocess.Popen[bytes], started: float) -> None:
+def _until_ready(spec: ServerSpec, process: subprocess.Popen[bytes], started: float) -> None:
     while time.monotonic() - started < spec.ready_s:
         if process.poll() is not None:
             raise _NotReadyError(f"ended with exit code {process.returncode}")
@@ -166,7 +143,7 @@ def _until_ready(spec: Spec, process: subprocess.Popen[bytes], started: float) -
     raise _NotReadyError(f"was not ready after {spec.ready_s:.0f} s")
 
 
-def _healthy(spec: Spec) -> bool:
+def _healthy(spec: ServerSpec) -> bool:
     connection = http.client.HTTPConnection(HOST, spec.port, timeout=5)
     try:
         connection.request("GET", spec.health)

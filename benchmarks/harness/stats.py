@@ -23,7 +23,7 @@ CURVE_POINTS = 201
 
 
 @dataclass(frozen=True)
-class Estimate:
+class IntervalEstimate:
     """A figure and the interval that holds the true one with 95% confidence."""
 
     value: float
@@ -40,7 +40,7 @@ class Summary:
     mean: float
     least: float
     most: float
-    quantiles: dict[str, Estimate]
+    quantiles: dict[str, IntervalEstimate]
     """By name: p50, p90, p99, p99.9."""
     curve: tuple[float, ...]
     """Latency at equally spaced points of -log10(1 - quantile), 0 to 4: the plot with nines on its axis."""
@@ -84,7 +84,7 @@ def summarise(seconds: npt.ArrayLike) -> Summary:
     )
 
 
-def quantile(ordered: Seconds, q: float, confidence: float = CONFIDENCE) -> Estimate:
+def quantile(ordered: Seconds, q: float, confidence: float = CONFIDENCE) -> IntervalEstimate:
     """A quantile by the nearest rank, and its interval from order statistics.
 
     The number of samples below the true quantile is binomial (n, q), so two order statistics enclose it with a
@@ -103,14 +103,14 @@ def quantile(ordered: Seconds, q: float, confidence: float = CONFIDENCE) -> Esti
     tail = (1 - confidence) / 2
     low = int(np.searchsorted(cumulative, tail))  # P(count < low) < tail: the true quantile lies above this one
     high = int(np.searchsorted(cumulative, 1 - tail))
-    return Estimate(
+    return IntervalEstimate(
         value=float(ordered[_rank(n, q)]),
         low=float(ordered[low - 1]) if low >= 1 else None,
         high=float(ordered[high]) if high < n else None,
     )
 
 
-def ratio(slow: Sequence[Seconds], fast: Sequence[Seconds], q: float = 0.5, *, seed: int = 0) -> Estimate:
+def ratio(slow: Sequence[Seconds], fast: Sequence[Seconds], q: float = 0.5, *, seed: int = 0) -> IntervalEstimate:
     """How many times longer `slow` takes than `fast`, at a quantile.
 
     Args:
@@ -127,12 +127,12 @@ def ratio(slow: Sequence[Seconds], fast: Sequence[Seconds], q: float = 0.5, *, s
     value = float(np.quantile(above, q) / np.quantile(below, q))
     rounds = len(above)
     if rounds < 3:
-        return Estimate(value, None, None)
+        return IntervalEstimate(value, None, None)
     random = np.random.default_rng(seed)
     drawn = [random.integers(rounds, size=(RESAMPLES // CHUNKS, rounds)) for _ in range(CHUNKS)]
     ratios = np.concatenate([_quantiles(above, d, q) / _quantiles(below, d, q) for d in drawn])
     tail = (1 - CONFIDENCE) / 2
-    return Estimate(value, float(np.quantile(ratios, tail)), float(np.quantile(ratios, 1 - tail)))
+    return IntervalEstimate(value, float(np.quantile(ratios, tail)), float(np.quantile(ratios, 1 - tail)))
 
 
 def histogram(seconds: npt.ArrayLike, *, bins_per_decade: int = 40) -> tuple[npt.NDArray[np.int64], Seconds]:

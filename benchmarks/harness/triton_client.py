@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.harness.wire import OUTPUTS, Answer
+from benchmarks.harness.codecs import OUTPUTS, ParsedReply
 from sensai_serve.errors import ServingError
 from sensai_serve.preprocess import Floats
 
@@ -59,14 +59,14 @@ class TritonClient:
         except (InferenceServerException, OSError) as error:
             raise ServingError(f"tritonclient: {error}") from None
 
-    def answer(self) -> Answer:
+    def answer(self) -> ParsedReply:
         """See `benchmarks.harness.client.Client`."""
         scores = self._result.as_numpy("scores")
         classes = self._result.as_numpy("class_id")
         if classes is None and scores is None:
-            return Answer(-1)
+            return ParsedReply(-1)
         class_id = int(scores.argmax()) if classes is None else int(classes[0])
-        return Answer(class_id, None if scores is None else scores[0], self._parameters())
+        return ParsedReply(class_id, None if scores is None else scores[0], self._parameters())
 
     def close(self) -> None:
         """See `benchmarks.harness.client.Client`."""

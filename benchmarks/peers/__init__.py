@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.client import Client, RawClient
-from benchmarks.harness.servers import HOST, Spec
-from benchmarks.harness.wire import Wire
+from benchmarks.harness.codecs import Codec
+from benchmarks.harness.servers import HOST, ServerSpec
 from sensai_serve.preprocess import Floats
 
 LEAN = "lean client"
@@ -24,7 +24,7 @@ FOLDER = Path(__file__).parent
 
 
 @dataclass(frozen=True)
-class Work:
+class PeerWorkload:
     """What a peer is to serve, and where."""
 
     folder: Path
@@ -45,7 +45,7 @@ class Work:
     """Two others that are free."""
 
 
-Clients = Callable[[Work, Sequence[Floats]], Mapping[str, Client]]
+Clients = Callable[[PeerWorkload, Sequence[Floats]], Mapping[str, Client]]
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Setup:
 
     name: str
     fan_out: bool
-    start: Callable[[Work], Spec]
+    start: Callable[[PeerWorkload], ServerSpec]
     """Write what is needed to the folder, and say how to start."""
     clients: Clients
     """Connect once the server is ready, each client by its name."""
@@ -73,13 +73,13 @@ class Peer:
     note: str = ""
 
 
-def lean(wire: Callable[[Work], Wire]) -> Clients:
+def lean(codec: Callable[[PeerWorkload], Codec]) -> Clients:
     """The lean client alone."""
-    return lambda work, samples: {LEAN: RawClient(HOST, work.port, wire(work), samples)}
+    return lambda work, samples: {LEAN: RawClient(HOST, work.port, codec(work), samples)}
 
 
 @dataclass(frozen=True)
-class App:
+class StartApp:
     """Starts the ``app.py`` of a peer."""
 
     peer: str
@@ -92,7 +92,7 @@ class App:
     """Arguments of the peer's Python; ``{port}`` stands for the port."""
     environment: Mapping[str, str] = field(default_factory=dict)
 
-    def __call__(self, work: Work) -> Spec:
+    def __call__(self, work: PeerWorkload) -> ServerSpec:
         """See `Setup.start`."""
         shutil.copy(FOLDER / self.peer / "app.py", work.folder / "app.py")
         files = write_networks(work, work.folder)
@@ -110,7 +110,7 @@ class App:
         return spec(work, self.peer, command, self.health, self.environment)
 
 
-def write_networks(work: Work, folder: Path) -> list[str]:
+def write_networks(work: PeerWorkload, folder: Path) -> list[str]:
     """Write the ONNX files to a folder; their names."""
     names = [f"{at:02}.onnx" for at in range(len(work.networks))]
     for name, data in zip(names, work.networks, strict=True):
@@ -118,8 +118,10 @@ def write_networks(work: Work, folder: Path) -> list[str]:
     return names
 
 
-def spec(work: Work, name: str, command: Sequence[str], health: str, environment: Mapping[str, Any]) -> Spec:
+def spec(
+    work: PeerWorkload, name: str, command: Sequence[str], health: str, environment: Mapping[str, Any]
+) -> ServerSpec:
     """How to start a command in the work's folder, with nothing of our own environment's Python."""
     path = f"{work.python.parent}:/usr/local/bin:/usr/bin:/bin"
     clean = {"PYTHONPATH": "", "VIRTUAL_ENV": str(work.python.parent.parent), "PATH": path}
-    return Spec(name, command, work.port, health, {**clean, **environment}, directory=work.folder)
+    return ServerSpec(name, command, work.port, health, {**clean, **environment}, directory=work.folder)

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from benchmarks.harness.stats import Estimate
+from benchmarks.harness.stats import IntervalEstimate
 from sensai_serve.report import Cell
 
 
-def microseconds(estimate: Estimate | None) -> Cell:
+def microseconds(estimate: IntervalEstimate | None) -> Cell:
     """Seconds as microseconds; nothing where there is no figure."""
     return _scaled(estimate, 1e6)
 
 
-def milliseconds(estimate: Estimate | None) -> Cell:
+def milliseconds(estimate: IntervalEstimate | None) -> Cell:
     """Seconds as milliseconds; nothing where there is no figure."""
     return _scaled(estimate, 1e3)
 
 
-def times(estimate: Estimate | None) -> Cell:
+def times(estimate: IntervalEstimate | None) -> Cell:
     """A ratio; nothing where there is none."""
     if estimate is None:
         return Cell("")
@@ -29,7 +29,7 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def _scaled(estimate: Estimate | None, scale: float) -> Cell:
+def _scaled(estimate: IntervalEstimate | None, scale: float) -> Cell:
     if estimate is None:
         return Cell("")
     low, high = (None if bound is None else number(bound * scale) for bound in (estimate.low, estimate.high))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.harness.stats import Estimate, Summary, histogram
+from benchmarks.harness.stats import IntervalEstimate, Summary, histogram
 from benchmarks.reporting.cells import number
 from sensai_serve.report.drawing import Draw, colour, finish, ink, log_scale, paper, text_on
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def bars(groups: Mapping[str, Mapping[str, Estimate]], first: Sequence[str] = ()) -> Draw:
+def bars(groups: Mapping[str, Mapping[str, IntervalEstimate]], first: Sequence[str] = ()) -> Draw:
     """Horizontal bars with intervals.
 
     Args:
@@ -121,7 +121,7 @@ def _unit(seconds: Iterable[float]) -> tuple[str, float]:
     return ("milliseconds", 1e3) if max(seconds, default=0.0) >= 0.02 else ("microseconds", 1e6)
 
 
-def _error(estimate: Estimate) -> tuple[float, float]:
+def _error(estimate: IntervalEstimate) -> tuple[float, float]:
     """How far the interval reaches below and above; 0 on a side that is not known."""
     value = estimate.value
     low, high = (value if bound is None else bound for bound in (estimate.low, estimate.high))

@@ -21,7 +21,7 @@ SCHEMA = 1
 
 
 @dataclass(frozen=True)
-class Report:
+class BenchmarkReport:
     """One run of one benchmark."""
 
     bench: str
@@ -46,13 +46,13 @@ def without_paths(message: str) -> str:
     return re.sub(r"(?:/[\w.+~-]+){2,}", lambda path: path[0].rpartition("/")[2], message)
 
 
-def show(report: Report, console: Console) -> None:
+def show(report: BenchmarkReport, console: Console) -> None:
     """Print the tables."""
     print_tables(report.parts, console)
     console.print(machines.in_words(report.machine), style="dim")
 
 
-def write(report: Report, out: Path) -> None:
+def write(report: BenchmarkReport, out: Path) -> None:
     """Write ``result.json``, the pictures and ``report.html`` to a directory; what was there of the same name goes."""
     content = {
         "schema": SCHEMA,

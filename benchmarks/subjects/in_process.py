@@ -17,7 +17,7 @@ from serving.engine.gateway import Gateway, GatewayOptions
 
 
 class InProcess:
-    """A gateway on an event loop that runs while it is measured. See `benchmarks.harness.turns.Subject`."""
+    """A gateway on an event loop that runs while it is measured. See `benchmarks.harness.interleave.Subject`."""
 
     def __init__(self, gateway: Gateway, loop: asyncio.AbstractEventLoop, samples: Sequence[Floats]) -> None:
         self.gateway = gateway
@@ -25,7 +25,7 @@ class InProcess:
         self._samples = samples
 
     def time(self, indices: Sequence[int]) -> Seconds:
-        """See `benchmarks.harness.turns.Subject`."""
+        """See `benchmarks.harness.interleave.Subject`."""
         return self._loop.run_until_complete(self._time(indices))
 
     async def _time(self, indices: Sequence[int]) -> Seconds:

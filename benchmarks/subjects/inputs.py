@@ -20,7 +20,7 @@ EVALUATION = "evaluation.npz"
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelledInputs:
     """Inputs ready for the network, and what is right."""
 
     inputs: Floats
@@ -32,18 +32,18 @@ class Labelled:
         """One by one, FP32 [1, *shape] each."""
         return [np.ascontiguousarray(one[None]) for one in self.inputs[:limit]]
 
-    def head(self, count: int) -> Labelled:
+    def head(self, count: int) -> LabelledInputs:
         """The first `count` of them."""
-        return Labelled(self.inputs[:count], None if self.labels is None else self.labels[:count])
+        return LabelledInputs(self.inputs[:count], None if self.labels is None else self.labels[:count])
 
 
-def write(path: Path, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> None:
-    """Keep raw inputs `x` [N, *shape] and labels `y` [N] as an .npz file that `read` takes."""
+def write_labelled(path: Path, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> None:
+    """Keep raw inputs `x` [N, *shape] and labels `y` [N] as an .npz file that `read_labelled` takes."""
     with atomic_file(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, x=x, y=np.asarray(y, np.int64))
 
 
-def read(path: Path, spec: InputSpec, n_classes: int) -> Labelled:
+def read_labelled(path: Path, spec: InputSpec, n_classes: int) -> LabelledInputs:
     """Labelled inputs of an .npz file with raw ``x`` [N, *shape] and ``y`` [N], or ``x_test`` and ``y_test``.
 
     Raises:
@@ -54,11 +54,13 @@ def read(path: Path, spec: InputSpec, n_classes: int) -> Labelled:
             arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} is no readable .npz file of arrays ({error})") from None
-    return from_arrays(str(path), arrays, spec, n_classes)
+    return labelled_from_arrays(str(path), arrays, spec, n_classes)
 
 
-def from_arrays(name: str, arrays: Mapping[str, npt.NDArray[Any]], spec: InputSpec, n_classes: int) -> Labelled:
-    """Labelled inputs from raw arrays. Arguments and errors as `read`."""
+def labelled_from_arrays(
+    name: str, arrays: Mapping[str, npt.NDArray[Any]], spec: InputSpec, n_classes: int
+) -> LabelledInputs:
+    """Labelled inputs from raw arrays. Arguments and errors as `read_labelled`."""
     x, y = (arrays.get(f"{key}_test", arrays.get(key)) for key in ("x", "y"))
     if x is None or y is None or x.ndim < 1 or y.ndim != 1 or len(x) != len(y) or not len(x):
         raise DataError(f"{name} holds {', '.join(arrays) or 'nothing'}, expected x [N, ...] and y [N], N above 0")
@@ -66,12 +68,12 @@ def from_arrays(name: str, arrays: Mapping[str, npt.NDArray[Any]], spec: InputSp
         raise DataError(f"{name}: x has shape {list(x.shape)}, expected [N, {', '.join(map(str, spec.shape))}]")
     if not np.issubdtype(y.dtype, np.integer) or y.min() < 0 or y.max() >= n_classes:
         raise DataError(f"{name}: y is {y.dtype} {y.min()} to {y.max()}, expected whole numbers 0 to {n_classes - 1}")
-    return Labelled(normalise(x, spec), y.astype(np.int64))
+    return LabelledInputs(normalise(x, spec), y.astype(np.int64))
 
 
-def golden(bundle: Bundle) -> Labelled:
+def golden_inputs(bundle: Bundle) -> LabelledInputs:
     """The bundle's golden samples, whose true labels nobody wrote down."""
-    return Labelled(bundle.golden().inputs, None)
+    return LabelledInputs(bundle.golden().inputs, None)
 
 
 def kept_labels(bundle: Bundle) -> dict[str, npt.NDArray[np.int64]] | None:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.harness.interleave import TimedCalls, in_turns
 from benchmarks.harness.stats import Summary, summarise
-from benchmarks.harness.turns import Calls, in_turns
 from sensai_serve.bundle import GOLDEN, MANIFEST, Bundle
 from sensai_serve.errors import BundleError, InputError
 from sensai_serve.manifest import SubnetSpec
@@ -26,7 +26,7 @@ in place of the subnets; its SHA-256 stands with the other checksums."""
 SEARCH_ROUNDS, SEARCH_RUNS = 10, 30
 
 
-class Network:
+class OnnxNetwork:
     """An ONNX network from FP32 [N, *shape] to scores FP32 [N, C], run by as many threads as wanted."""
 
     def __init__(self, data: bytes, input_name: str, threads: Threads, device: Device | None = None) -> None:
@@ -107,15 +107,15 @@ def fastest(data: bytes, input_name: str, samples: Sequence[Floats], device: Dev
     cores = 1 if device is not None and device.kind == "cuda" else len(os.sched_getaffinity(0))
     counts = sorted({1, cores, *(2**i for i in range(1, cores.bit_length()) if 2**i < cores)})
     ways = [Threads(n, spinning) for n in counts for spinning in ((False, True) if n > 1 else (False,))]
-    subjects = {str(way): direct(Network(data, input_name, way, device), samples) for way in ways}
+    subjects = {str(way): direct(OnnxNetwork(data, input_name, way, device), samples) for way in ways}
     times = in_turns(subjects, rounds=SEARCH_ROUNDS, per_round=SEARCH_RUNS, n_samples=len(samples))
     tried = {name: summarise(rounds) for name, rounds in times.items()}
     return Fastest(min(ways, key=lambda way: tried[str(way)].p50), tried)
 
 
-def direct(network: Network, samples: Sequence[Floats]) -> Calls:
+def direct(network: OnnxNetwork, samples: Sequence[Floats]) -> TimedCalls:
     """A network run in this process, without any server, as something to measure."""
-    return Calls(lambda index: network.run(samples[index]))
+    return TimedCalls(lambda index: network.run(samples[index]))
 
 
 def as_bundle(data: bytes, bundle: Bundle, folder: Path, name: str) -> Bundle:
@@ -132,7 +132,7 @@ def as_bundle(data: bytes, bundle: Bundle, folder: Path, name: str) -> Bundle:
     """
     manifest = bundle.manifest
     inputs = bundle.golden().inputs
-    scores = Network(data, manifest.input.name, Threads(1, spinning=False)).run(inputs)
+    scores = OnnxNetwork(data, manifest.input.name, Threads(1, spinning=False)).run(inputs)
     if not ((scores >= 0) & (scores <= 1)).all():
         raise InputError(f"{name} gives scores outside [0, 1], expected probabilities")
     (folder / "subnets").mkdir(parents=True)

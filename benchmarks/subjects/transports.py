@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness.client import Client, Connection, RawClient, exchange
+from benchmarks.harness.client import Client, RawClient, RawConnection, exchange
+from benchmarks.harness.codecs import OUTPUTS, ParsedReply, V2Binary, V2Json, http_request
 from benchmarks.harness.triton_client import TritonClient
-from benchmarks.harness.wire import OUTPUTS, Answer, V2Binary, V2Json, http_request
 from sensai_serve.errors import ServingError
 from sensai_serve.preprocess import Floats
 
@@ -24,7 +24,7 @@ _ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
-class Endpoint:
+class ServedModel:
     """One served model."""
 
     host: str
@@ -38,13 +38,13 @@ class Endpoint:
     n_classes: int
 
 
-Connect = Callable[[Endpoint, Sequence[Floats]], Client]
+Connect = Callable[[ServedModel, Sequence[Floats]], Client]
 
 
 class SharedMemoryClient:
     """A `benchmarks.harness.client.Client` that sends tensors through shared memory, the request over HTTP."""
 
-    def __init__(self, to: Endpoint, samples: Sequence[Floats]) -> None:
+    def __init__(self, to: ServedModel, samples: Sequence[Floats]) -> None:
         """Make and register the memory, and build every request.
 
         Raises:
@@ -70,20 +70,20 @@ class SharedMemoryClient:
             }
             path = f"/v2/models/{to.model}/infer"
             self._requests.append(http_request(path, json.dumps(body).encode(), {"content-type": "application/json"}))
-        self._connection = Connection.open(to.host, to.http)
+        self._connection = RawConnection.open(to.host, to.http)
         self._ask("register", {"key": f"/{self._region}", "offset": 0, "byte_size": size})
 
     def exchange(self, index: int) -> None:
         """See `benchmarks.harness.client.Client`."""
         exchange(self._connection, self._requests[index])
 
-    def answer(self) -> Answer:
+    def answer(self) -> ParsedReply:
         """See `benchmarks.harness.client.Client`."""
         at = self._at
         scores = np.frombuffer(self._memory[at["scores"] : at["scores"] + 4 * self._n_classes], np.float32)
         class_id = np.frombuffer(self._memory[at["class_id"] : at["class_id"] + 8], np.int64)
         reply = json.loads(self._connection.reply()[1])
-        return Answer(int(class_id[0]), scores, reply.get("parameters", {}))
+        return ParsedReply(int(class_id[0]), scores, reply.get("parameters", {}))
 
     def close(self) -> None:
         """See `benchmarks.harness.client.Client`."""
@@ -111,7 +111,7 @@ class SharedMemoryClient:
 class LeanGrpcClient:
     """gRPC with requests that were serialised before. See `benchmarks.harness.client.Client`."""
 
-    def __init__(self, to: Endpoint, samples: Sequence[Floats]) -> None:
+    def __init__(self, to: ServedModel, samples: Sequence[Floats]) -> None:
         """Open the channel and build every request."""
         import grpc
         from tritonclient.grpc import service_pb2
@@ -137,21 +137,21 @@ class LeanGrpcClient:
         except self._failed as error:
             raise ServingError(f"gRPC {error.code().name}: {error.details()}") from None
 
-    def answer(self) -> Answer:
+    def answer(self) -> ParsedReply:
         """See `benchmarks.harness.client.Client`."""
         reply = self._reply_type.FromString(self._reply)
         raw = {output.name: data for output, data in zip(reply.outputs, reply.raw_output_contents, strict=True)}
         class_id = int(np.frombuffer(raw["class_id"], np.int64)[0])
         parameters = {key: getattr(v, v.WhichOneof("parameter_choice")) for key, v in reply.parameters.items()}
-        return Answer(class_id, np.frombuffer(raw["scores"], np.float32), parameters)
+        return ParsedReply(class_id, np.frombuffer(raw["scores"], np.float32), parameters)
 
     def close(self) -> None:
         """See `benchmarks.harness.client.Client`."""
         self._channel.close()
 
 
-def _raw(wire: type[V2Binary | V2Json]) -> Connect:
-    return lambda to, samples: RawClient(to.host, to.http, wire(to.model, to.input), samples)
+def _raw(codec: type[V2Binary | V2Json]) -> Connect:
+    return lambda to, samples: RawClient(to.host, to.http, codec(to.model, to.input), samples)
 
 
 def _triton(protocol: str) -> Connect:

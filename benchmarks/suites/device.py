@@ -12,11 +12,11 @@ from functools import partial
 from typing import Any
 
 from benchmarks.harness import machine
+from benchmarks.harness.interleave import Rounds, Subject, TimedCalls, in_turns
 from benchmarks.harness.stats import Summary, summarise
-from benchmarks.harness.turns import Calls, Rounds, Subject, in_turns
 from benchmarks.reporting.cells import microseconds
-from benchmarks.reporting.report import Report, without_paths
-from benchmarks.subjects.inprocess import in_process
+from benchmarks.reporting.report import BenchmarkReport, without_paths
+from benchmarks.subjects.in_process import in_process
 from benchmarks.subjects.networks import monolith
 from sensai_serve.bundle import Bundle
 from sensai_serve.errors import InputError
@@ -35,7 +35,7 @@ Key = tuple[str, str, str]
 
 
 @dataclass(frozen=True)
-class Options:
+class DeviceOptions:
     """How much is measured, and where."""
 
     device: str = "cuda:0"
@@ -46,10 +46,10 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Measured:
+class DeviceResult:
     """Everything that one run found."""
 
-    options: Options
+    options: DeviceOptions
     machine: dict[str, Any]
     bundles: dict[str, str]
     """The precision of each."""
@@ -58,7 +58,9 @@ class Measured:
     """What could not be run, and why."""
 
 
-def measure(bundles: Sequence[Bundle], samples: Sequence[Floats], options: Options, on_step: OnStep) -> Measured:
+def measure(
+    bundles: Sequence[Bundle], samples: Sequence[Floats], options: DeviceOptions, on_step: OnStep
+) -> DeviceResult:
     """Run the benchmark.
 
     Args:
@@ -76,7 +78,7 @@ def measure(bundles: Sequence[Bundle], samples: Sequence[Floats], options: Optio
     if len({bundle.manifest.input.shape for bundle in bundles}) > 1:
         raise InputError("the bundles take inputs of different shapes, expected the same")
     card = {"card": card_name(device.index or 0)} if device.kind == "cuda" else {}
-    measured = Measured(options, machine.describe() | card, {})
+    measured = DeviceResult(options, machine.describe() | card, {})
     with ExitStack() as stack:
         subjects: dict[Key, Subject] = {}
         for done, bundle in enumerate(bundles):
@@ -118,11 +120,11 @@ def _subjects(
 
     def alone(data: bytes) -> Subject:
         runner = _open(data, device, way, spec.name, spec.shape)
-        return Calls(lambda index: runner.run(samples[index]))
+        return TimedCalls(lambda index: runner.run(samples[index]))
 
     def one_by_one() -> Subject:
         runners = [_open(data, device, way, spec.name, spec.shape) for data in subnets]
-        return Calls(lambda index: [runner.run(samples[index]) for runner in runners])
+        return TimedCalls(lambda index: [runner.run(samples[index]) for runner in runners])
 
     def parallel() -> Subject:
         return stack.enter_context(in_process(bundle, GatewayOptions(devices=(device,)), samples))
@@ -158,7 +160,7 @@ def _open(data: bytes, device: Device, way: str, input_name: str, shape: Sequenc
     return runner
 
 
-def report(measured: Measured) -> Report:
+def report(measured: DeviceResult) -> BenchmarkReport:
     """The report of a run."""
     summaries = {key: summarise(rounds) for key, rounds in measured.times.items()}
     subject = "-".join([*measured.bundles, measured.options.device.replace(":", "")])
@@ -174,10 +176,10 @@ def report(measured: Measured) -> Report:
         "precision": measured.bundles,
     }
     parts = list(_tables(measured, summaries))
-    return Report("device", subject, measured.machine, asdict(measured.options), results, parts)
+    return BenchmarkReport("device", subject, measured.machine, asdict(measured.options), results, parts)
 
 
-def _tables(measured: Measured, summaries: dict[Key, Summary]) -> Iterator[Table]:
+def _tables(measured: DeviceResult, summaries: dict[Key, Summary]) -> Iterator[Table]:
     ways = list(dict.fromkeys(way for _, _, way in measured.times))
     for quantile in ("p50", "p99"):
         rows: list[Row] = []

@@ -25,9 +25,9 @@ import numpy as np
 import uvloop
 
 from benchmarks.harness import machine
+from benchmarks.harness.interleave import Subject, TimedCalls, in_turns
 from benchmarks.harness.stats import ratio, summarise
 from benchmarks.harness.triton_client import TritonClient
-from benchmarks.harness.turns import Calls, Subject, in_turns
 from benchmarks.subjects.noop import noop_bundle
 from sensai_serve.bundle import Bundle, atomic_file
 from sensai_serve.errors import ServingError
@@ -68,12 +68,12 @@ def measure(bundle: Bundle, *, rounds: int, per_round: int) -> dict[str, Any]:
         each = [
             f"{w}={url}/{model_name(bundle.manifest, w)}" for part, url in zip(parts, urls, strict=True) for w in part
         ]
-        subjects: dict[str, Subject] = {"tritonclient, one worker": Calls(unary.exchange)}
+        subjects: dict[str, Subject] = {"tritonclient, one worker": TimedCalls(unary.exchange)}
         for name, places in (("a stream per node", together), ("a stream per worker", each)):
             gateway = _gateway(bundle, places)
             loop.run_until_complete(gateway.start())
             stack.callback(_stop, loop, gateway)
-            subjects[name] = Calls(partial(_answer, loop, gateway, samples))
+            subjects[name] = TimedCalls(partial(_answer, loop, gateway, samples))
         found = in_turns(subjects, rounds=rounds, per_round=per_round, n_samples=SAMPLES)
     base = found["tritonclient, one worker"]
     figures: dict[str, Any] = {}

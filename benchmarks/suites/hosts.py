@@ -43,7 +43,7 @@ BACK_S = 30.0
 """How long the way back may take before it is given up."""
 
 
-class Node:
+class SimulatedHost:
     """One host: its node, started again where it was killed, and the way to it."""
 
     def __init__(self, bundle: Path, workers: list[int]) -> None:
@@ -55,7 +55,7 @@ class Node:
         self.way: Relay | None = None
 
     @contextlib.contextmanager
-    def running(self) -> Iterator[Node]:
+    def running(self) -> Iterator[SimulatedHost]:
         """Run it until the block ends."""
         self.start()
         try:
@@ -97,14 +97,14 @@ def measure(bundle: Bundle, seconds: float, cases: Sequence[str] = CASES) -> dic
     figures: dict[str, Any] = {}
     for case in cases:
         with contextlib.ExitStack() as stack:
-            nodes = [stack.enter_context(Node(bundle.path, part).running()) for part in parts]
+            nodes = [stack.enter_context(SimulatedHost(bundle.path, part).running()) for part in parts]
             figures[case] = uvloop.run(_case(bundle, nodes, case, seconds))
     return {"machine": machine.describe(), "hosts": HOSTS, "workers": len(costs), "seconds": seconds, "cases": figures}
 
 
-async def _case(bundle: Bundle, nodes: list[Node], case: str, seconds: float) -> dict[str, Any]:
+async def _case(bundle: Bundle, nodes: list[SimulatedHost], case: str, seconds: float) -> dict[str, Any]:
     async with _gateway(bundle, nodes) as gateway:
-        load, hit = _Load(gateway, bundle.golden().inputs), nodes[0]
+        load, hit = _GatewayClient(gateway, bundle.golden().inputs), nodes[0]
         assert hit.way is not None
         before = await load.run(seconds)
         if case == "killed":
@@ -129,7 +129,7 @@ async def _case(bundle: Bundle, nodes: list[Node], case: str, seconds: float) ->
 
 
 @contextlib.asynccontextmanager
-async def _gateway(bundle: Bundle, nodes: list[Node]) -> AsyncIterator[Gateway]:
+async def _gateway(bundle: Bundle, nodes: list[SimulatedHost]) -> AsyncIterator[Gateway]:
     lines = [f"{','.join(map(str, n.workers))}=grpc://{HOST}:{n.way.port}" for n in nodes if n.way is not None]
     workers = parse_workers(lines, None, Security())
     gateway = Gateway(bundle, GatewayOptions(devices=workers.devices, workers=workers, backend="remote"))
@@ -140,7 +140,7 @@ async def _gateway(bundle: Bundle, nodes: list[Node]) -> AsyncIterator[Gateway]:
         await gateway.stop(0)
 
 
-class _Load:
+class _GatewayClient:
     """One client that asks one input after the other."""
 
     def __init__(self, gateway: Gateway, inputs: np.ndarray) -> None:

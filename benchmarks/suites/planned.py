@@ -34,7 +34,7 @@ AIM = 0.2
 _drawn: Latency | None = None  # of the backend below, which the gateway makes by its name
 
 
-class Backend:
+class DelayedBackend:
     """Workers of this process whose answers come when they are drawn to come. See `serving.backends.Backend`."""
 
     def __init__(self, plan: Plan) -> None:
@@ -94,7 +94,7 @@ def compare(bundle: Bundle, latency: Latency, requests: int) -> dict[str, Any]:
 async def _measure(bundle: Bundle, latency: Latency | None, requests: int) -> list[float]:
     global _drawn  # noqa: PLW0603
     inputs = bundle.golden().inputs
-    options = GatewayOptions(devices=(Device("cpu"),), backend=f"{__name__}:Backend")
+    options = GatewayOptions(devices=(Device("cpu"),), backend=f"{__name__}:DelayedBackend")
     gateway = Gateway(bundle, options)
     _drawn = None  # the golden check is not what is measured
     await gateway.start()

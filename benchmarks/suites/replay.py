@@ -13,14 +13,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.harness import labelled, machine, servers
+from benchmarks.harness import machine, servers
 from benchmarks.harness.client import Client, RawClient
-from benchmarks.harness.labelled import Labelled
+from benchmarks.harness.codecs import V2Binary
 from benchmarks.harness.stats import Summary, summarise
 from benchmarks.harness.triton_client import TritonClient
-from benchmarks.harness.wire import V2Binary
 from benchmarks.reporting.cells import milliseconds
-from benchmarks.reporting.report import Report
+from benchmarks.reporting.report import BenchmarkReport
+from benchmarks.subjects import our_server
+from benchmarks.subjects.inputs import LabelledInputs, kept_labels
 from sensai_serve.bundle import Bundle
 from sensai_serve.errors import DataError
 from sensai_serve.report import Table
@@ -58,7 +59,7 @@ class Replay:
 
 
 def replay(
-    bundle: Bundle, test: Labelled, *, client: str = "lean", on_step: OnStep = lambda name, done, total: None
+    bundle: Bundle, test: LabelledInputs, *, client: str = "lean", on_step: OnStep = lambda name, done, total: None
 ) -> Replay:
     """Serve a bundle and send it labelled inputs over HTTP, one at a time.
 
@@ -77,13 +78,13 @@ def replay(
     samples, total = test.samples(), len(test.inputs)
     class_id, seconds = np.empty(total, np.int64), np.empty(total)
     early = incomplete = 0
-    with servers.running(servers.sensai(str(bundle.path), *ARGUMENTS, port=servers.free_port())) as server:
+    with servers.running(our_server.spec(str(bundle.path), *ARGUMENTS, port=servers.free_port())) as server:
         asks: Client
         if client == "tritonclient":
             asks = TritonClient("http", server.host, server.port, bundle.manifest.name, samples)
         else:
-            wire = V2Binary(bundle.manifest.name, bundle.manifest.input.name)
-            asks = RawClient(server.host, server.port, wire, samples)
+            codec = V2Binary(bundle.manifest.name, bundle.manifest.input.name)
+            asks = RawClient(server.host, server.port, codec, samples)
         for index in range(min(WARM_UP, total)):
             asks.exchange(index)
         for index in range(total):
@@ -96,7 +97,7 @@ def replay(
             incomplete += not answer.parameters["complete"]
             on_step("replay", index + 1, total)
         asks.close()
-    kept = labelled.kept_labels(bundle)
+    kept = kept_labels(bundle)
     same = kept is not None and np.array_equal(kept["label"], test.labels)
     return Replay(
         bundle,
@@ -109,7 +110,7 @@ def replay(
     )
 
 
-def report(done: Replay, client: str) -> Report:
+def report(done: Replay, client: str) -> BenchmarkReport:
     """The replay as a table and as plain data."""
     manifest, total = done.bundle.manifest, len(done.class_id)
     different = "not known" if done.different is None else str(done.different)
@@ -141,4 +142,4 @@ def report(done: Replay, client: str) -> Report:
     }
     title = f"{manifest.name}: {manifest.kind} r={manifest.assignment.redundancy}, served, over HTTP with {client}"
     table = Table(title, ("", ""), rows, note="One input at a time; patience off, so that every answer is complete.")
-    return Report("replay", manifest.name, machine.describe(), {"client": client}, results, [table])
+    return BenchmarkReport("replay", manifest.name, machine.describe(), {"client": client}, results, [table])

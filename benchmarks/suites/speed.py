@@ -19,7 +19,7 @@ TINY = "noop"
 
 
 @dataclass(frozen=True)
-class Figure:
+class SpeedFigure:
     """One line of the table."""
 
     what: str
@@ -39,7 +39,7 @@ class Figure:
         return self.what, self.aim, f"{self.value:.2f}{self.unit}{interval}", "yes" if self.holds else "no"
 
 
-class Runs:
+class KeptRuns:
     """The ``result.json`` files under a directory."""
 
     def __init__(self, directory: Path) -> None:
@@ -68,7 +68,7 @@ class Runs:
         return machines.in_words(max((run["machine"] for run in self._runs), key=lambda m: str(m["date"])))
 
 
-def figures(runs: Runs) -> list[Figure]:
+def figures(runs: KeptRuns) -> list[SpeedFigure]:
     """Every promised figure."""
     scale = next(runs.of("scale", tiny=True), {}).get("ratios", {})
     tiny = next(runs.of("peers", tiny=True), {})
@@ -98,7 +98,7 @@ def figures(runs: Runs) -> list[Figure]:
     ]  # fmt: skip
 
 
-def write(runs: Runs, directory: Path, quoted_in: Path | None = None) -> list[Figure]:
+def write(runs: KeptRuns, directory: Path, quoted_in: Path | None = None) -> list[SpeedFigure]:
     """Write the table as Markdown beside the runs.
 
     Args:
@@ -150,16 +150,18 @@ def _ready(results: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return {"value": results["ours"]["fan-out"]["ready_s"]} if "ours" in results else None
 
 
-def _at_most(limit: float, what: str, found: Mapping[str, Any] | None, unit: str = "x") -> Figure:
+def _at_most(limit: float, what: str, found: Mapping[str, Any] | None, unit: str = "x") -> SpeedFigure:
     return _figure(what, f"<= {limit:g}{unit}", found, unit, lambda value: value <= limit)
 
 
-def _at_least(limit: float, what: str, found: Mapping[str, Any] | None) -> Figure:
+def _at_least(limit: float, what: str, found: Mapping[str, Any] | None) -> SpeedFigure:
     return _figure(what, f">= {limit:g}x", found, "x", lambda value: value >= limit)
 
 
-def _figure(what: str, aim: str, found: Mapping[str, Any] | None, unit: str, holds: Callable[[float], bool]) -> Figure:
+def _figure(
+    what: str, aim: str, found: Mapping[str, Any] | None, unit: str, holds: Callable[[float], bool]
+) -> SpeedFigure:
     if found is None:
-        return Figure(what, aim, None, unit, None, None, None)
+        return SpeedFigure(what, aim, None, unit, None, None, None)
     value = float(found["value"])
-    return Figure(what, aim, value, unit, found.get("low"), found.get("high"), holds(value))
+    return SpeedFigure(what, aim, value, unit, found.get("low"), found.get("high"), holds(value))

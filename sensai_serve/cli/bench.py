@@ -11,8 +11,8 @@ from sensai_serve.cli.progress import progress
 from sensai_serve.errors import WorkerError
 
 if TYPE_CHECKING:
-    from benchmarks.harness.labelled import Labelled
-    from benchmarks.reporting.report import Report
+    from benchmarks.reporting.report import BenchmarkReport
+    from benchmarks.subjects.inputs import LabelledInputs
     from sensai_serve.bundle import Bundle
 
 app = typer.Typer()
@@ -27,11 +27,13 @@ def data(
     seed: Annotated[int, typer.Option(help="That the test part is drawn with, where a source has none.")] = 0,
 ) -> None:
     """Write the test part of a data source to a file, for `--data` of the benchmarks, where no offline side is."""
-    from benchmarks.harness import labelled
+    from benchmarks.subjects.inputs import (
+        write_labelled,
+    )
     from pruning.data import load
 
     dataset = load(source, seed=seed)
-    labelled.write(out, dataset.x_test, dataset.y_test)
+    write_labelled(out, dataset.x_test, dataset.y_test)
     typer.echo(f"{out}: {len(dataset.y_test)} labelled inputs")
 
 
@@ -70,14 +72,14 @@ def latency(
     quiet: Quiet = False,
 ) -> None:
     """Reference, monolith and class-parallel on the same cores, in turns, in process and over every transport."""
-    from benchmarks.harness.transports import TRANSPORTS
+    from benchmarks.subjects.transports import TRANSPORTS
     from benchmarks.suites.latency import measure as benchmark
     from benchmarks.suites.latency.report import report
     from sensai_serve.errors import InputError
 
     if unknown := set(transport or ()) - set(TRANSPORTS):
         raise InputError(f"--transport is {min(unknown)!r}, expected {', '.join(TRANSPORTS)}")
-    options = benchmark.Options(
+    options = benchmark.LatencyOptions(
         requests=requests,
         rounds=rounds,
         transports=tuple(transport or TRANSPORTS),
@@ -101,24 +103,28 @@ def _open(path: Path) -> Bundle:
     return bundle
 
 
-def _labelled(bundle: Bundle, data: str | None) -> Labelled:
+def _labelled(bundle: Bundle, data: str | None) -> LabelledInputs:
     """The inputs that `--data` names, else the golden samples."""
-    from benchmarks.harness import labelled
+    from benchmarks.subjects.inputs import (
+        golden_inputs,
+        labelled_from_arrays,
+        read_labelled,
+    )
 
     if data is None:
-        return labelled.golden(bundle)
+        return golden_inputs(bundle)
     spec, n_classes = bundle.manifest.input, len(bundle.manifest.labels)
     if data.endswith(".npz") and ":" not in data:
-        return labelled.read(Path(data), spec, n_classes)
+        return read_labelled(Path(data), spec, n_classes)
     from pruning.data import load
 
     # The test part is drawn with the seed that the bundle's own run drew it with, so that nothing trained on is in it.
     recipe = bundle.manifest.provenance.get("recipe", {})
     dataset = load(data, seed=int(recipe.get("seed", 0)))
-    return labelled.from_arrays(data, {"x": dataset.x_test, "y": dataset.y_test}, spec, n_classes)
+    return labelled_from_arrays(data, {"x": dataset.x_test, "y": dataset.y_test}, spec, n_classes)
 
 
-def _publish(report: Report, out: Path | None) -> None:
+def _publish(report: BenchmarkReport, out: Path | None) -> None:
     from rich.console import Console
 
     from benchmarks.reporting.report import show, write
@@ -169,11 +175,11 @@ def stragglers(
     quiet: Quiet = False,
 ) -> None:
     """Slow, dead, killed and wrong workers, overload, hot swaps: every answer held against the offline merge."""
-    from benchmarks.suites.stragglers.cases import Context, Options
+    from benchmarks.suites.stragglers.cases import Context, StragglersOptions
     from benchmarks.suites.stragglers.measure import measure
 
     opened = _open(bundle)
-    options = Options(requests, seconds, swaps, backend, tuple(device or ()), seed)
+    options = StragglersOptions(requests, seconds, swaps, backend, tuple(device or ()), seed)
     context = Context(
         opened, _labelled(opened, data).head(inputs), options, tuple(_open(path) for path in beside or ())
     )
@@ -200,7 +206,7 @@ def scale(
     from benchmarks.suites.scale import measure as benchmark
     from benchmarks.suites.scale.report import report
 
-    options = benchmark.Options(
+    options = benchmark.ScaleOptions(
         requests=requests,
         rounds=rounds,
         workers=_numbers("--workers", workers, 1, benchmark.MOST_WORKERS),
@@ -249,7 +255,7 @@ def peers(
     from benchmarks.suites.peers import measure as peers_run
     from benchmarks.suites.peers.report import report
 
-    options = peers_run.Options(requests, rounds, tuple(device or ()), backend)
+    options = peers_run.PeersOptions(requests, rounds, tuple(device or ()), backend)
     with tempfile.TemporaryDirectory() as folder:
         opened = noop_bundle(Path(folder) / "noop") if bundle is None else _open(bundle)
         samples = _labelled(opened, data).samples()
@@ -277,7 +283,7 @@ def device(
 
     opened = [_open(path) for path in bundles]
     samples = _labelled(opened[0], data).samples()
-    options = benchmark.Options(on, requests, rounds)
+    options = benchmark.DeviceOptions(on, requests, rounds)
     with progress(quiet=quiet) as on_step:
         measured = benchmark.measure(opened, samples, options, on_step)
     _publish(benchmark.report(measured), out)
@@ -293,10 +299,10 @@ def speed(
     from rich.console import Console
     from rich.table import Table
 
-    from benchmarks.suites.speed import FILE, Runs, write
+    from benchmarks.suites.speed import FILE, KeptRuns, write
 
     table = Table("figure", "aim", "measured", "holds")
-    for figure in write(Runs(results), results, readme):
+    for figure in write(KeptRuns(results), results, readme):
         table.add_row(*figure.cells())
     Console().print(table)
     typer.echo(f"{results / FILE}")

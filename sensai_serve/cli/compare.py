@@ -12,7 +12,7 @@ from sensai_serve.cli.progress import Report, progress
 from sensai_serve.errors import InputError
 
 if TYPE_CHECKING:
-    from benchmarks.compare.measure import Entry
+    from benchmarks.compare.measure import Candidate
     from export.comparison import Result
     from pruning.pipeline.comparison import Point, Workshop
 
@@ -72,7 +72,7 @@ def compare(
     """
     from rich.console import Console
 
-    from benchmarks.compare.measure import Options, measure
+    from benchmarks.compare.measure import ComparisonOptions, measure
     from benchmarks.compare.report import report as report_of
     from benchmarks.reporting.report import show, write
     from pruning.data import absolute
@@ -102,7 +102,9 @@ def compare(
         dataset = plan.dataset
         chosen = dataset.x[plan.validation[:SAMPLES]]
         samples = [normalise(chosen[at : at + 1], dataset.spec) for at in range(len(chosen))]
-        measured = measure(dataset.name, entries, samples, len(dataset.y_test), Options(requests, rounds), report)
+        measured = measure(
+            dataset.name, entries, samples, len(dataset.y_test), ComparisonOptions(requests, rounds), report
+        )
     settings = {"recipe": base.to_json() | {"data": dataset.name}, "sweep": vars(sweep)}
     made = report_of(measured, settings)
     write(made, out)
@@ -139,7 +141,9 @@ def _print_points(points: list[Point]) -> None:
     console.print(f"{work:,} image passes in all; the reference answers {views} views of each image", highlight=False)
 
 
-def _entries(workshop: Workshop, points: list[Point], given: list[str], weights: Path, report: Report) -> list[Entry]:
+def _entries(
+    workshop: Workshop, points: list[Point], given: list[str], weights: Path, report: Report
+) -> list[Candidate]:
     """Make all networks, then, and only then, look at the test part."""
     from benchmarks.compare.measure import GIVEN, REFERENCE
     from export.comparison import finish, from_weights, measure_given, read_given
@@ -159,7 +163,7 @@ def _entries(workshop: Workshop, points: list[Point], given: list[str], weights:
         runs.append(workshop.make(one, points, _within(one.name, left, report)))
         report(one.name, left, left)
     report("points", len(points), len(points))
-    entries: list[Entry] = []
+    entries: list[Candidate] = []
     total = 1 + len(others) + len(points)
     reference = from_weights(REFERENCE, plan.recipe.model, weights, dataset, dataset.spec)
     for network in [reference, *others]:
@@ -201,9 +205,9 @@ def _within(name: str, passes: int, report: Report) -> Report:
     return hear
 
 
-def _entry(found: Result, folder: Path, series: str, size: str, budget: str, passes: int) -> Entry:
-    from benchmarks.compare.measure import Entry
+def _entry(found: Result, folder: Path, series: str, size: str, budget: str, passes: int) -> Candidate:
+    from benchmarks.compare.measure import Candidate
 
     files = [folder / file for file in found.files]
-    return Entry(folder.name, series, size, budget, found.test, found.validation, found.macs, found.parameters,
+    return Candidate(folder.name, series, size, budget, found.test, found.validation, found.macs, found.parameters,
                  passes, files, found.worst)  # fmt: skip

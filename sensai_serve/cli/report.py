@@ -55,7 +55,7 @@ def report(
 
 
 def _answers(run: Run, path: Path) -> Answers:
-    from benchmarks.harness.labelled import kept_labels
+    from benchmarks.subjects.inputs import kept_labels
     from pruning.report.facts import TEST, Answers
     from sensai_serve.bundle import Bundle
 

@@ -11,14 +11,15 @@ from pathlib import Path
 import pytest
 
 from benchmarks.harness import servers
+from benchmarks.subjects import our_server
 from sensai_serve.cli.main import main
 
 
 @pytest.fixture(scope="session")
-def served(tiny_bundle: Path) -> Iterator[servers.Running]:
+def served(tiny_bundle: Path) -> Iterator[servers.RunningServer]:
     """The tiny bundle, served by a process of its own."""
     arguments = (str(tiny_bundle), "--patience", "0", "--device", "cpu")
-    with servers.running(servers.sensai(*arguments, port=servers.free_port())) as running:
+    with servers.running(our_server.spec(*arguments, port=servers.free_port())) as running:
         yield running
 
 

@@ -12,7 +12,7 @@ import onnx
 import pytest
 import torch
 
-from benchmarks.subjects.inprocess import in_process
+from benchmarks.subjects.in_process import in_process
 from benchmarks.subjects.networks import monolith
 from export import precisions
 from export.assemble import export

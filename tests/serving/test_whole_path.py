@@ -12,7 +12,7 @@ import tritonclient.http as triton
 from PIL import Image
 from safetensors.torch import save_file
 
-from benchmarks.harness import labelled
+from benchmarks.subjects.inputs import golden_inputs, kept_labels, labelled_from_arrays
 from benchmarks.suites.replay import replay, report
 from export.assemble import export
 from pruning import data
@@ -39,7 +39,7 @@ def wine(tmp_path_factory) -> Bundle:
 
 def test_a_table_of_readings_is_served_with_the_labels_that_export_kept(wine: Bundle) -> None:
     dataset = data.load("wine")
-    test = labelled.from_arrays("wine", {"x": dataset.x_test, "y": dataset.y_test}, wine.manifest.input, 3)
+    test = labelled_from_arrays("wine", {"x": dataset.x_test, "y": dataset.y_test}, wine.manifest.input, 3)
     for client in ("lean", "tritonclient"):
         done = replay(wine, test, client=client)
         assert done.different == 0
@@ -48,12 +48,12 @@ def test_a_table_of_readings_is_served_with_the_labels_that_export_kept(wine: Bu
         assert done.accuracy == wine.manifest.accuracy["test"]
         assert report(done, client).results["different"] == 0
     with pytest.raises(DataError, match="have no labels"):
-        replay(wine, labelled.golden(wine))
+        replay(wine, golden_inputs(wine))
 
 
 def test_raw_readings_are_normalised_by_the_server(wine: Bundle, run_server) -> None:
     dataset = data.load("wine")
-    kept = labelled.kept_labels(wine)
+    kept = kept_labels(wine)
     assert kept is not None
     with run_server(wine.path) as server:
         for index in range(5):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from benchmarks.harness.wire import Raw
-from benchmarks.peers import App, Peer, Setup, lean
+from benchmarks.harness.codecs import Raw
+from benchmarks.peers import Peer, Setup, StartApp, lean
 
 _COMMAND = ("-m", "bentoml", "serve", "app:Networks", "--port", "{port}", "--host", "127.0.0.1")
-_START = App("bentoml", "/readyz", command=_COMMAND, environment={"BENTOML_DO_NOT_TRACK": "true"})
+_START = StartApp("bentoml", "/readyz", command=_COMMAND, environment={"BENTOML_DO_NOT_TRACK": "true"})
 
 PEER = Peer(
     name="BentoML",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from benchmarks.harness.wire import PlainJson, Raw
-from benchmarks.peers import App, Peer, Setup, lean
+from benchmarks.harness.codecs import PlainJson, Raw
+from benchmarks.peers import Peer, Setup, StartApp, lean
 
 _READY = "/ready"
 
@@ -12,9 +12,9 @@ PEER = Peer(
     requirements=("fastapi", "uvicorn", "uvloop", "httptools", "numpy", "onnxruntime"),
     version_of="fastapi",
     setups=(
-        Setup("raw body", False, App("fastapi", _READY), lean(lambda _: Raw("/raw"))),
-        Setup("pydantic JSON", False, App("fastapi", _READY), lean(lambda _: PlainJson("/json"))),
-        Setup("raw body, in a loop", True, App("fastapi", _READY), lean(lambda _: Raw("/raw"))),
-        Setup("raw body, a thread each", True, App("fastapi", _READY, "threads"), lean(lambda _: Raw("/raw"))),
+        Setup("raw body", False, StartApp("fastapi", _READY), lean(lambda _: Raw("/raw"))),
+        Setup("pydantic JSON", False, StartApp("fastapi", _READY), lean(lambda _: PlainJson("/json"))),
+        Setup("raw body, in a loop", True, StartApp("fastapi", _READY), lean(lambda _: Raw("/raw"))),
+        Setup("raw body, a thread each", True, StartApp("fastapi", _READY, "threads"), lean(lambda _: Raw("/raw"))),
     ),
 )

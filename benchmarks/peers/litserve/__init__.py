@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from benchmarks.harness.wire import Raw
-from benchmarks.peers import App, Peer, Setup, lean
+from benchmarks.harness.codecs import Raw
+from benchmarks.peers import Peer, Setup, StartApp, lean
 
 PEER = Peer(
     name="LitServe",
     requirements=("litserve", "uvloop", "httptools", "pyzmq", "numpy", "onnxruntime"),
     version_of="litserve",
     setups=(
-        Setup("raw body", False, App("litserve", "/health"), lean(lambda _: Raw("/predict"))),
-        Setup("raw body, in a loop", True, App("litserve", "/health"), lean(lambda _: Raw("/predict"))),
+        Setup("raw body", False, StartApp("litserve", "/health"), lean(lambda _: Raw("/predict"))),
+        Setup("raw body, in a loop", True, StartApp("litserve", "/health"), lean(lambda _: Raw("/predict"))),
     ),
 )

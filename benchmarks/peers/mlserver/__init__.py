@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 
-from benchmarks.harness.servers import Spec
-from benchmarks.harness.wire import V2Json
-from benchmarks.peers import App, Peer, Setup, Work, lean
+from benchmarks.harness.codecs import V2Json
+from benchmarks.harness.servers import ServerSpec
+from benchmarks.peers import Peer, PeerWorkload, Setup, StartApp, lean
 
 _MODEL = "networks"
-_APP = App(
+_APP = StartApp(
     "mlserver", f"/v2/models/{_MODEL}/ready", command=("-c", "from mlserver.cli import main; main()", "start", ".")
 )
 
 
-def _start(work: Work) -> Spec:
+def _start(work: PeerWorkload) -> ServerSpec:
     http, (grpc, metrics) = work.port, work.more_ports
     server = {
         "host": "127.0.0.1",

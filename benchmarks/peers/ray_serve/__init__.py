@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from benchmarks.harness.wire import Raw
-from benchmarks.peers import App, Peer, Setup, lean
+from benchmarks.harness.codecs import Raw
+from benchmarks.peers import Peer, Setup, StartApp, lean
 
-_START = App("ray_serve", "/ready", environment={"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0"})
+_START = StartApp("ray_serve", "/ready", environment={"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0"})
 
 PEER = Peer(
     name="Ray Serve",

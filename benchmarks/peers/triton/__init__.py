@@ -15,21 +15,21 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.harness.client import Client, RawClient
-from benchmarks.harness.servers import HOST, Spec
+from benchmarks.harness.codecs import V2Binary
+from benchmarks.harness.servers import HOST, ServerSpec
 from benchmarks.harness.triton_client import TritonClient
-from benchmarks.harness.wire import V2Binary
-from benchmarks.peers import FOLDER, LEAN, Peer, Setup, Work, lean, spec, write_networks
+from benchmarks.peers import FOLDER, LEAN, Peer, PeerWorkload, Setup, lean, spec, write_networks
 from sensai_serve.preprocess import Floats
 
 _MODEL = "networks"
 
 
-def _site_packages(work: Work) -> Path:
+def _site_packages(work: PeerWorkload) -> Path:
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     return work.python.parent.parent / "lib" / version / "site-packages"
 
 
-def _start(work: Work, ensemble: bool, mode: str) -> Spec:
+def _start(work: PeerWorkload, ensemble: bool, mode: str) -> ServerSpec:
     site = _site_packages(work)
     server = site / "pytriton" / "tritonserver"
     backends = work.folder / "backends"
@@ -54,7 +54,7 @@ def _start(work: Work, ensemble: bool, mode: str) -> Spec:
     return spec(work, "tritonserver", command, "/v2/health/ready", {"LD_LIBRARY_PATH": libraries})
 
 
-def _write_model(work: Work, folder: Path, networks: Sequence[int], mode: str) -> None:
+def _write_model(work: PeerWorkload, folder: Path, networks: Sequence[int], mode: str) -> None:
     """A model of the Python backend that runs some of the networks."""
     (folder / "1").mkdir(parents=True)
     shutil.copy(FOLDER / "triton" / "app.py", folder / "1" / "model.py")
@@ -74,7 +74,7 @@ def _write_model(work: Work, folder: Path, networks: Sequence[int], mode: str) -
     )
 
 
-def _write_ensemble(work: Work, folder: Path) -> None:
+def _write_ensemble(work: PeerWorkload, folder: Path) -> None:
     """All networks as steps of an ensemble, which Triton runs side by side."""
     (folder / "1").mkdir(parents=True)
     given = f'input_map {{ key: "{work.input}", value: "{work.input}" }}'
@@ -90,13 +90,13 @@ def _write_ensemble(work: Work, folder: Path) -> None:
     )
 
 
-def _tensors(work: Work, outputs: Sequence[tuple[str, int]]) -> str:
+def _tensors(work: PeerWorkload, outputs: Sequence[tuple[str, int]]) -> str:
     given = f'input [{{ name: "{work.input}", data_type: TYPE_FP32, dims: {list(work.shape)} }}]\n'
     each = ",".join(f'{{ name: "{name}", data_type: TYPE_FP32, dims: [{width}] }}' for name, width in outputs)
     return f"{given}output [{each}]\n"
 
 
-def _all_clients(work: Work, samples: Sequence[Floats]) -> Mapping[str, Client]:
+def _all_clients(work: PeerWorkload, samples: Sequence[Floats]) -> Mapping[str, Client]:
     """The lean client, and tritonclient over both protocols."""
 
     def triton(protocol: str, port: int) -> Client:
@@ -109,7 +109,7 @@ def _all_clients(work: Work, samples: Sequence[Floats]) -> Mapping[str, Client]:
     }
 
 
-def _of_ensemble(work: Work) -> V2Binary:
+def _of_ensemble(work: PeerWorkload) -> V2Binary:
     return V2Binary(_MODEL, work.input, tuple(f"scores_{at}" for at in range(len(work.networks))))
 
 

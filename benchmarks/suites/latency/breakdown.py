@@ -15,10 +15,10 @@ import numpy as np
 
 from benchmarks.harness import servers
 from benchmarks.harness.client import Client
+from benchmarks.harness.interleave import quiet_collector
 from benchmarks.harness.stats import Seconds
-from benchmarks.harness.transports import TRANSPORTS, Endpoint
-from benchmarks.harness.turns import quiet_collector
-from benchmarks.suites.latency import tracing
+from benchmarks.subjects.transports import TRANSPORTS, ServedModel
+from benchmarks.suites.latency import traced_server
 from sensai_serve.bundle import Bundle
 from sensai_serve.errors import ServingError
 from sensai_serve.preprocess import Floats
@@ -74,7 +74,7 @@ def breakdown(
     with tempfile.TemporaryDirectory() as folder:
         marks = Path(folder) / "marks.json"
         http, grpc = servers.free_port(), servers.free_port()
-        config = tracing.Config(
+        config = traced_server.TracedServerConfig(
             bundle=str(bundle.path),
             http=f"{servers.HOST}:{http}",
             grpc=f"{servers.HOST}:{grpc}",
@@ -82,12 +82,12 @@ def breakdown(
             devices=devices,
             marks=str(marks),
         )
-        command = [sys.executable, "-c", tracing.CODE, json.dumps(asdict(config))]
-        spec = servers.Spec("sensai-serve with a stopwatch", command, http, "/v2/health/ready")
+        command = [sys.executable, "-c", traced_server.CODE, json.dumps(asdict(config))]
+        spec = servers.ServerSpec("sensai-serve with a stopwatch", command, http, "/v2/health/ready")
         manifest = bundle.manifest
         seen: list[list[tuple[float, float]]] = []
         with servers.running(spec) as server, quiet_collector():
-            to = Endpoint(server.host, http, grpc, manifest.name, manifest.input.name, len(manifest.labels))
+            to = ServedModel(server.host, http, grpc, manifest.name, manifest.input.name, len(manifest.labels))
             for transport in transports:
                 client = TRANSPORTS[transport](to, samples)
                 seen.append(_ask(client, count + count // 5, len(samples)))

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.harness.load import OK, Exchange, closed_loop, latencies, open_loop
+from benchmarks.harness.load_generator import OK, TimedRequest, closed_loop, latencies, open_loop
 from benchmarks.harness.stats import Summary, summarise
 
 
 @dataclass(frozen=True)
-class Load:
+class LoadResult:
     """One server under one load."""
 
     subject: str
@@ -47,7 +47,7 @@ class Load:
 
 def closed(
     subject: str, address: tuple[str, int], requests: Sequence[bytes], *, clients: int, count: int, seconds: float
-) -> Load:
+) -> LoadResult:
     """`clients` that each wait for their reply; at most `count` requests or `seconds`. See `closed_loop`."""
     closed_loop(address, requests, clients=clients, count=4 * clients)
     exchanges = closed_loop(address, requests, clients=clients, count=count, seconds=seconds)
@@ -56,16 +56,18 @@ def closed(
 
 def opened(
     subject: str, address: tuple[str, int], requests: Sequence[bytes], *, rate: float, seconds: float, seed: int = 0
-) -> Load:
+) -> LoadResult:
     """Poisson arrivals at `rate` per second for `seconds`. See `open_loop`."""
     return _load(subject, "open", None, rate, open_loop(address, requests, rate=rate, seconds=seconds, seed=seed))
 
 
-def _load(subject: str, loop: str, clients: int | None, rate: float | None, exchanges: Sequence[Exchange]) -> Load:
+def _load(
+    subject: str, loop: str, clients: int | None, rate: float | None, exchanges: Sequence[TimedRequest]
+) -> LoadResult:
     good = latencies(exchanges)
     began, ended = min(e.due for e in exchanges), max(e.done for e in exchanges)
     lags = summarise([e.sent - e.due for e in exchanges])
-    return Load(
+    return LoadResult(
         subject=subject,
         loop=loop,
         clients=clients,

@@ -11,16 +11,17 @@ from typing import Any
 
 from benchmarks.harness import machine, servers
 from benchmarks.harness.client import Client
-from benchmarks.harness.labelled import Labelled
+from benchmarks.harness.codecs import V2Binary
+from benchmarks.harness.interleave import Rounds, Subject, TimedCalls, in_turns
 from benchmarks.harness.stats import summarise
-from benchmarks.harness.transports import TRANSPORTS, Endpoint, is_lean, uses_grpc
-from benchmarks.harness.turns import Calls, Rounds, Subject, in_turns
-from benchmarks.harness.wire import V2Binary
 from benchmarks.reporting.report import without_paths
-from benchmarks.subjects.inprocess import in_process
-from benchmarks.subjects.networks import Fastest, Network, as_bundle, direct, fastest, monolith
+from benchmarks.subjects import our_server
+from benchmarks.subjects.in_process import in_process
+from benchmarks.subjects.inputs import LabelledInputs
+from benchmarks.subjects.networks import Fastest, OnnxNetwork, as_bundle, direct, fastest, monolith
+from benchmarks.subjects.transports import TRANSPORTS, ServedModel, is_lean, uses_grpc
 from benchmarks.suites.latency.breakdown import Breakdown, breakdown
-from benchmarks.suites.latency.under_load import Load, closed, opened
+from benchmarks.suites.latency.load_results import LoadResult, closed, opened
 from sensai_serve import load
 from sensai_serve.bundle import Bundle
 from sensai_serve.errors import ServingError
@@ -36,7 +37,7 @@ OnStep = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Options:
+class LatencyOptions:
     """How much is measured."""
 
     requests: int = 2000
@@ -66,11 +67,11 @@ Key = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Measured:
+class LatencyResult:
     """Everything that one run found."""
 
     bundle: Bundle
-    options: Options
+    options: LatencyOptions
     machine: dict[str, Any]
     threads: dict[str, Fastest]
     """Of each whole network."""
@@ -83,11 +84,11 @@ class Measured:
     """Bytes of a server's processes."""
     labels: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Over each transport: answers that were complete, and how many of those had another label than in this process."""
-    loads: list[Load] = field(default_factory=list)
+    loads: list[LoadResult] = field(default_factory=list)
     steps: list[Breakdown] = field(default_factory=list)
 
 
-def measure(bundle: Bundle, data: Labelled, options: Options, on_step: OnStep) -> Measured:
+def measure(bundle: Bundle, data: LabelledInputs, options: LatencyOptions, on_step: OnStep) -> LatencyResult:
     """Run the benchmark.
 
     Raises:
@@ -108,9 +109,9 @@ def measure(bundle: Bundle, data: Labelled, options: Options, on_step: OnStep) -
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         bundles = {kind: as_bundle(network, bundle, folder / kind, kind) for kind, network in networks.items()}
         bundles[PARALLEL] = bundle
-        measured = Measured(bundle, options, described, threads, {})
+        measured = LatencyResult(bundle, options, described, threads, {})
         subjects: dict[Key, Subject] = {
-            (kind, IN_PROCESS): direct(Network(network, name, threads[kind].threads, device), samples)
+            (kind, IN_PROCESS): direct(OnnxNetwork(network, name, threads[kind].threads, device), samples)
             for kind, network in networks.items()
         }
         subjects[SUBNET, IN_PROCESS] = _slowest_subnet(bundle, samples, device)
@@ -125,7 +126,7 @@ def measure(bundle: Bundle, data: Labelled, options: Options, on_step: OnStep) -
         for client in clients.values():
             stack.callback(client.close)
         for key, client in clients.items():
-            subjects[key] = Calls(client.exchange)
+            subjects[key] = TimedCalls(client.exchange)
         _time(subjects, measured, len(samples), on_step)
         _check_labels(clients, samples, measured)
         _loads(endpoints, samples, measured, on_step)
@@ -143,13 +144,13 @@ def _slowest_subnet(bundle: Bundle, samples: Sequence[Floats], device: Device | 
     """The subnet that takes longest alone: what no fan-out can beat."""
     name, one = bundle.manifest.input.name, Threads(1, spinning=False)
     workers = range(bundle.assignment.n_workers)
-    alone = {w: direct(Network(bundle.subnet(w), name, one, device), samples) for w in workers}
+    alone = {w: direct(OnnxNetwork(bundle.subnet(w), name, one, device), samples) for w in workers}
     times = in_turns(alone, rounds=5, per_round=20, n_samples=len(samples))
     return alone[max(workers, key=lambda w: summarise(times[w]).p50)]
 
 
 @contextmanager
-def _served(kind: str, bundle: Bundle, measured: Measured, ways: Fastest | None) -> Iterator[Endpoint]:
+def _served(kind: str, bundle: Bundle, measured: LatencyResult, ways: Fastest | None) -> Iterator[ServedModel]:
     """A server of one of the networks; `ways` says how a whole one is run."""
     options, http, grpc = measured.options, servers.free_port(), servers.free_port()
     arguments = [str(bundle.path)]
@@ -160,15 +161,15 @@ def _served(kind: str, bundle: Bundle, measured: Measured, ways: Fastest | None)
         environment = {}
     else:
         arguments.append(f"--device={options.devices[0] if options.devices else 'cpu'}")
-        environment = servers.threads(ways.threads)
-    with servers.running(servers.sensai(*arguments, port=http, name=kind, environment=environment)) as server:
+        environment = our_server.thread_settings(ways.threads)
+    with servers.running(our_server.spec(*arguments, port=http, name=kind, environment=environment)) as server:
         measured.ready_s[kind], measured.memory[kind] = server.ready_s, server.memory_bytes()
         manifest = bundle.manifest
-        yield Endpoint(server.host, http, grpc, manifest.name, manifest.input.name, len(manifest.labels))
+        yield ServedModel(server.host, http, grpc, manifest.name, manifest.input.name, len(manifest.labels))
 
 
 def _clients(
-    endpoints: dict[str, Endpoint], samples: Sequence[Floats], measured: Measured
+    endpoints: dict[str, ServedModel], samples: Sequence[Floats], measured: LatencyResult
 ) -> Iterator[tuple[Key, Client]]:
     for transport in measured.options.transports:
         for kind, to in endpoints.items():
@@ -180,7 +181,7 @@ def _clients(
                 measured.missing[kind, transport] = without_paths(str(error))
 
 
-def _time(subjects: dict[Key, Subject], measured: Measured, n_samples: int, on_step: OnStep) -> None:
+def _time(subjects: dict[Key, Subject], measured: LatencyResult, n_samples: int, on_step: OnStep) -> None:
     options = measured.options
     times = in_turns(
         subjects,
@@ -192,7 +193,7 @@ def _time(subjects: dict[Key, Subject], measured: Measured, n_samples: int, on_s
     measured.times.update(times)
 
 
-def _check_labels(clients: dict[Key, Client], samples: Sequence[Floats], measured: Measured) -> None:
+def _check_labels(clients: dict[Key, Client], samples: Sequence[Floats], measured: LatencyResult) -> None:
     """A fast answer that is another one would be no feat."""
     classifier = load(measured.bundle)
     expected = [int(classifier.predict_tensor(sample).class_id[0]) for sample in samples]
@@ -207,7 +208,9 @@ def _check_labels(clients: dict[Key, Client], samples: Sequence[Floats], measure
         measured.labels[transport] = (len(sure), sure.count(False))
 
 
-def _loads(endpoints: dict[str, Endpoint], samples: Sequence[Floats], measured: Measured, on_step: OnStep) -> None:
+def _loads(
+    endpoints: dict[str, ServedModel], samples: Sequence[Floats], measured: LatencyResult, on_step: OnStep
+) -> None:
     options = measured.options
     alone = [summarise(measured.times[kind, LOADED]).p50 for kind in endpoints if (kind, LOADED) in measured.times]
     if not options.seconds or not alone:

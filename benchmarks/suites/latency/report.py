@@ -8,27 +8,27 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness.stats import QUANTILES, Estimate, Summary, ratio, summarise
+from benchmarks.harness.stats import QUANTILES, IntervalEstimate, Summary, ratio, summarise
 from benchmarks.reporting import plots
 from benchmarks.reporting.cells import microseconds, milliseconds, number, times
-from benchmarks.reporting.report import Report
+from benchmarks.reporting.report import BenchmarkReport
 from benchmarks.suites.latency.breakdown import PARTS
-from benchmarks.suites.latency.measure import IN_PROCESS, LOADED, MONOLITH, PARALLEL, REFERENCE, Measured
+from benchmarks.suites.latency.measure import IN_PROCESS, LOADED, MONOLITH, PARALLEL, REFERENCE, LatencyResult
 from sensai_serve.report import Cell, Picture, Row, Table, drawing
 
 MIDDLE, TAIL = (0.25, 0.75), (0.99, 1.0)
 """Of the requests that are divided into steps: the middle half by their total, and the slowest of a hundred."""
 
 
-def report(measured: Measured) -> Report:
+def report(measured: LatencyResult) -> BenchmarkReport:
     """The report of a run."""
     summaries = {key: summarise(rounds) for key, rounds in measured.times.items()}
     parts = [*_latency(measured, summaries), *_speed(measured), *_steps(measured), *_loads(measured), *_rest(measured)]
-    return Report("latency", measured.bundle.manifest.name, measured.machine, _settings(measured),
+    return BenchmarkReport("latency", measured.bundle.manifest.name, measured.machine, _settings(measured),
                   _results(measured, summaries), parts)  # fmt: skip
 
 
-def _latency(measured: Measured, summaries: dict[tuple[str, str], Summary]) -> Iterator[Table | Picture]:
+def _latency(measured: LatencyResult, summaries: dict[tuple[str, str], Summary]) -> Iterator[Table | Picture]:
     places = list(dict.fromkeys(place for _, place in summaries))
     rows: list[Row] = [
         (f"{place}: {kind}", *map(microseconds, summaries[kind, place].quantiles.values()))
@@ -55,7 +55,7 @@ def _latency(measured: Measured, summaries: dict[tuple[str, str], Summary]) -> I
             yield Picture(f"histogram-{name}", f"Latency, {place}", plots.histograms(samples))
 
 
-def _speed(measured: Measured) -> Iterator[Table]:
+def _speed(measured: LatencyResult) -> Iterator[Table]:
     kinds = [kind for kind in (REFERENCE, MONOLITH) if kind in measured.threads]
     pairs = [(kind, name) for kind in kinds for name in ("p50", "p99")]
     rows: list[Row] = []
@@ -76,7 +76,7 @@ def _speed(measured: Measured) -> Iterator[Table]:
         )
 
 
-def _steps(measured: Measured) -> Iterator[Table | Picture]:
+def _steps(measured: LatencyResult) -> Iterator[Table | Picture]:
     if not measured.steps:
         return
     for name, share in (("middle half", MIDDLE), ("slowest hundredth", TAIL)):
@@ -99,7 +99,7 @@ def _steps(measured: Measured) -> Iterator[Table | Picture]:
     )
 
 
-def _loads(measured: Measured) -> Iterator[Table | Picture]:
+def _loads(measured: LatencyResult) -> Iterator[Table | Picture]:
     if not measured.loads:
         return
     rows: list[Row] = []
@@ -129,7 +129,7 @@ def _loads(measured: Measured) -> Iterator[Table | Picture]:
         yield Picture(f"load-{loop}", f"Latency under load, {loop} loop, {LOADED}", draw)
 
 
-def _rest(measured: Measured) -> Iterator[Table]:
+def _rest(measured: LatencyResult) -> Iterator[Table]:
     rows = [
         (f"{kind}: {way}", microseconds(one.quantiles["p50"]), "fastest" if way == str(found.threads) else "")
         for kind, found in measured.threads.items()
@@ -147,14 +147,14 @@ def _rest(measured: Measured) -> Iterator[Table]:
                 labels, note)  # fmt: skip
 
 
-def _settings(measured: Measured) -> dict[str, Any]:
+def _settings(measured: LatencyResult) -> dict[str, Any]:
     settings = asdict(measured.options)
     settings["monolith"] = None if measured.options.monolith is None else measured.options.monolith.name
     settings["threads"] = {kind: str(found.threads) for kind, found in measured.threads.items()}
     return settings
 
 
-def _results(measured: Measured, summaries: dict[tuple[str, str], Summary]) -> dict[str, Any]:
+def _results(measured: LatencyResult, summaries: dict[tuple[str, str], Summary]) -> dict[str, Any]:
     ratios = {
         f"{kind} / {PARALLEL}": {
             place: {name: _plain(ratio(rounds, measured.times[PARALLEL, place], q)) for name, q in QUANTILES.items()}
@@ -184,5 +184,5 @@ def _results(measured: Measured, summaries: dict[tuple[str, str], Summary]) -> d
     }
 
 
-def _plain(estimate: Estimate) -> dict[str, float | None]:
+def _plain(estimate: IntervalEstimate) -> dict[str, float | None]:
     return {key: None if value is None else round(value, 4) for key, value in asdict(estimate).items()}

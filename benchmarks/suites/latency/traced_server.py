@@ -22,8 +22,7 @@ import uvloop
 
 from sensai_serve.bundle import Bundle, atomic_file
 from sensai_serve.plugins import find
-from serving.backends import Backend as AnyBackend
-from serving.backends import Plan
+from serving.backends import Backend, Plan
 from serving.dataplane import DataPlane
 from serving.engine.fanout import Cause, Scores, Task
 from serving.engine.gateway import Gateway
@@ -34,12 +33,12 @@ from serving.settings import load_settings
 from serving.v2 import InferRequest
 
 _T = TypeVar("_T")
-CODE = "from benchmarks.suites.latency.tracing import main; main()"
+CODE = "from benchmarks.suites.latency.traced_server import main; main()"
 """Run as ``python -c CODE CONFIG``, not as a module: the backend below must be of the same module as `main`."""
 
 
 @dataclass(frozen=True)
-class Config:
+class TracedServerConfig:
     """What the process is to serve."""
 
     bundle: str
@@ -51,11 +50,11 @@ class Config:
     """The backend that really runs the workers."""
     devices: Sequence[str]
     marks: str
-    """The file that the marks are written to in the end: a JSON list of `Marks`."""
+    """The file that the marks are written to in the end: a JSON list of `StepTimes`."""
 
 
 @dataclass
-class Marks:
+class StepTimes:
     """When each step of one request began or ended."""
 
     asked: float
@@ -77,22 +76,22 @@ class Marks:
 
 
 @dataclass
-class _Recorder:
+class _TraceState:
     """Of this process: the request that is under way, and those that are over."""
 
     backend: str = "ort"
-    current: Marks | None = None
-    all: list[Marks] = field(default_factory=list)
+    current: StepTimes | None = None
+    all: list[StepTimes] = field(default_factory=list)
 
 
-_recorder = _Recorder()
+_recorder = _TraceState()
 
 
-class _Plane(DataPlane):
+class _TracedDataPlane(DataPlane):
     def begin(
         self, gateway: Gateway, decode: Callable[[], InferRequest], encode: Callable[[InferRequest, Reply], _T]
     ) -> _T | Coroutine[Any, Any, _T]:
-        marks = _recorder.current = Marks(perf_counter())
+        marks = _recorder.current = StepTimes(perf_counter())
 
         def timed_decode() -> InferRequest:
             request = decode()
@@ -112,11 +111,11 @@ class _Plane(DataPlane):
             _recorder.all.append(marks)
 
 
-class Backend:
+class TracingBackend:
     """The configured backend, its tasks watched. See `serving.backends.Backend`."""
 
     def __init__(self, plan: Plan) -> None:
-        self._inner: AnyBackend = find("serving.backends", _recorder.backend, "Backend")(plan)
+        self._inner: Backend = find("serving.backends", _recorder.backend, "Backend")(plan)
 
     def start(self) -> None:
         """See `serving.backends.Backend`."""
@@ -129,17 +128,17 @@ class Backend:
             self._inner.submit(task, workers)
             return
         marks.submitted = perf_counter()
-        self._inner.submit(_Watched(task, marks), workers)
+        self._inner.submit(_TracedTask(task, marks), workers)
 
     def stop(self) -> None:
         """See `serving.backends.Backend`."""
         self._inner.stop()
 
 
-class _Watched:
+class _TracedTask:
     """A task that notes when its scores come."""
 
-    def __init__(self, task: Task, marks: Marks) -> None:
+    def __init__(self, task: Task, marks: StepTimes) -> None:
         self._task = task
         self._marks = marks
         self.inputs = task.inputs
@@ -162,14 +161,14 @@ class _Watched:
         self._task.fail(worker, cause)
 
 
-async def _serve(config: Config, stop: asyncio.Event) -> None:
+async def _serve(config: TracedServerConfig, stop: asyncio.Event) -> None:
     settings = load_settings(
         http=config.http,
         grpc=config.grpc,
-        inference={"devices": list(config.devices) or None, "backend": f"{__name__}:Backend"},
+        inference={"devices": list(config.devices) or None, "backend": f"{__name__}:TracingBackend"},
     )
     repository = Repository([Bundle.open(config.bundle)], settings.gateway_options())
-    async with listening(_Plane(repository, settings), settings):
+    async with listening(_TracedDataPlane(repository, settings), settings):
         await repository.start()
         await stop.wait()
     await repository.stop(drain_s=0)
@@ -178,7 +177,7 @@ async def _serve(config: Config, stop: asyncio.Event) -> None:
 def main() -> None:
     """Serve until SIGTERM, then write the marks."""
     raw: Mapping[str, Any] = json.loads(sys.argv[1])
-    config = Config(**raw)
+    config = TracedServerConfig(**raw)
     _recorder.backend = config.backend
 
     async def run() -> None:

@@ -13,12 +13,13 @@ import numpy as np
 
 from benchmarks.harness import machine, servers
 from benchmarks.harness.client import Client
-from benchmarks.harness.transports import TRANSPORTS, Endpoint
-from benchmarks.harness.turns import Calls, Rounds, Subject, in_turns
+from benchmarks.harness.interleave import Rounds, Subject, TimedCalls, in_turns
 from benchmarks.harness.venvs import environment
-from benchmarks.peers import LEAN, Peer, Setup, Work
+from benchmarks.peers import LEAN, Peer, PeerWorkload, Setup
 from benchmarks.reporting.report import without_paths
-from benchmarks.subjects.networks import MONOLITH, Network, as_bundle, fastest, monolith
+from benchmarks.subjects import our_server
+from benchmarks.subjects.networks import MONOLITH, OnnxNetwork, as_bundle, fastest, monolith
+from benchmarks.subjects.transports import TRANSPORTS, ServedModel
 from sensai_serve.bundle import Bundle
 from sensai_serve.errors import InputError, ServingError
 from sensai_serve.plugins import available, find
@@ -35,7 +36,7 @@ Install = Callable[[str, Sequence[str]], tuple[Path, dict[str, str]]]
 
 
 @dataclass(frozen=True)
-class Options:
+class PeersOptions:
     """How much is measured."""
 
     requests: int = 2000
@@ -64,11 +65,11 @@ class Compared:
 
 
 @dataclass(frozen=True)
-class Measured:
+class PeersResult:
     """Everything that one run found."""
 
     subject: str
-    options: Options
+    options: PeersOptions
     machine: dict[str, Any]
     threads: Threads
     compared: list[Compared] = field(default_factory=list)
@@ -81,7 +82,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class _Workload:
+class _ServedWorkload:
     """The reference, or the fan-out: the networks, what they must answer, and our server of it."""
 
     name: str
@@ -90,8 +91,8 @@ class _Workload:
     """[samples, scores of all networks side by side]."""
     widths: Sequence[int]
     threads: int
-    ours: Endpoint
-    monolith: Endpoint | None = None
+    ours: ServedModel
+    monolith: ServedModel | None = None
     """Our server of the one network that a user would run in place of the subnets."""
 
 
@@ -104,10 +105,10 @@ def measure(
     bundle: Bundle,
     samples: Sequence[Floats],
     chosen: Sequence[str],
-    options: Options,
+    options: PeersOptions,
     on_step: OnStep,
     install: Install = environment,
-) -> Measured:
+) -> PeersResult:
     """Run the benchmark.
 
     Args:
@@ -130,7 +131,7 @@ def measure(
     samples = samples[: options.samples]
     input_name = bundle.manifest.input.name
     found = fastest(reference, input_name, samples)
-    measured = Measured(bundle.manifest.name, options, described, found.threads)
+    measured = PeersResult(bundle.manifest.name, options, described, found.threads)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         whole = as_bundle(reference, bundle, folder / "reference", "reference")
@@ -153,42 +154,42 @@ def measure(
 
 def _workload(
     stack: ExitStack,
-    measured: Measured,
+    measured: PeersResult,
     name: str,
     bundle: Bundle,
     networks: Sequence[bytes],
     threads: Threads | None,
     samples: Sequence[Floats],
-) -> _Workload:
+) -> _ServedWorkload:
     """Start our server of one workload; `threads` where it is one whole network."""
     manifest, one = bundle.manifest, Threads(1, spinning=False)
-    opened = [Network(data, manifest.input.name, one) for data in networks]
+    opened = [OnnxNetwork(data, manifest.input.name, one) for data in networks]
     expected = np.stack([np.concatenate([network.run(sample)[0] for network in opened]) for sample in samples])
     widths = [len(subnet.classes) for subnet in manifest.subnets]
     count = 1 if threads is None else threads.count
     ours = stack.enter_context(_ours(measured, name, bundle, threads))
-    return _Workload(name, networks, expected, widths, count, ours)
+    return _ServedWorkload(name, networks, expected, widths, count, ours)
 
 
 @contextmanager
-def _ours(measured: Measured, name: str, bundle: Bundle, threads: Threads | None) -> Iterator[Endpoint]:
+def _ours(measured: PeersResult, name: str, bundle: Bundle, threads: Threads | None) -> Iterator[ServedModel]:
     options, http, grpc = measured.options, servers.free_port(), servers.free_port()
     devices = [f"--device={device}" for device in options.devices]
     arguments = [str(bundle.path), "--grpc", f"{servers.HOST}:{grpc}", *devices]
     arguments += ["--backend", options.backend]
-    environ = {} if threads is None else servers.threads(threads)
-    with servers.running(servers.sensai(*arguments, port=http, environment=environ)) as server:
+    environ = {} if threads is None else our_server.thread_settings(threads)
+    with servers.running(our_server.spec(*arguments, port=http, environment=environ)) as server:
         manifest = bundle.manifest
-        yield Endpoint(server.host, http, grpc, manifest.name, manifest.input.name, len(manifest.labels))
+        yield ServedModel(server.host, http, grpc, manifest.name, manifest.input.name, len(manifest.labels))
         measured.ready_s[name], measured.memory[name] = server.ready_s, server.memory_bytes()
 
 
 def _measure_peer(
     name: str,
     peer: Peer,
-    workloads: Sequence[_Workload],
+    workloads: Sequence[_ServedWorkload],
     samples: Sequence[Floats],
-    measured: Measured,
+    measured: PeersResult,
     install: Install,
 ) -> None:
     if peer.note:
@@ -211,13 +212,13 @@ def _measure_setup(
     setup: Setup,
     python: Path,
     version: str,
-    workload: _Workload,
+    workload: _ServedWorkload,
     samples: Sequence[Floats],
-    measured: Measured,
+    measured: PeersResult,
 ) -> None:
     options = measured.options
     with ExitStack() as stack:
-        work = Work(
+        work = PeerWorkload(
             folder=Path(stack.enter_context(tempfile.TemporaryDirectory())),
             python=python,
             networks=workload.networks,
@@ -238,7 +239,7 @@ def _measure_setup(
         for one in clients.values():
             _check(one, workload)
         subjects: dict[tuple[str, str], Subject] = {
-            (who, client): Calls(one.exchange) for who, group in groups.items() for client, one in group.items()
+            (who, client): TimedCalls(one.exchange) for who, group in groups.items() for client, one in group.items()
         }
         per_round = max(options.requests // options.rounds, 1)
         times = in_turns(subjects, rounds=options.rounds, per_round=per_round, n_samples=len(samples))
@@ -250,12 +251,12 @@ def _measure_setup(
         )
 
 
-def _to(ours: Endpoint, clients: Iterable[str], samples: Sequence[Floats]) -> dict[str, Client]:
+def _to(ours: ServedModel, clients: Iterable[str], samples: Sequence[Floats]) -> dict[str, Client]:
     """The same kinds of clients to a server of ours."""
     return {client: TRANSPORTS[_OURS[client]](ours, samples) for client in clients}
 
 
-def _check(client: Client, workload: _Workload) -> None:
+def _check(client: Client, workload: _ServedWorkload) -> None:
     """A server that answers something else is not fast but wrong."""
     for index, expected in enumerate(workload.expected):
         client.exchange(index)

@@ -12,21 +12,21 @@ from benchmarks.harness.stats import ratio, summarise
 from benchmarks.peers import LEAN
 from benchmarks.reporting import plots
 from benchmarks.reporting.cells import microseconds, times
-from benchmarks.reporting.report import Report
-from benchmarks.suites.peers.measure import Compared, Measured
+from benchmarks.reporting.report import BenchmarkReport
+from benchmarks.suites.peers.measure import Compared, PeersResult
 from sensai_serve.report import Picture, Row, Table
 
 OURS = "sensai-serve"
 
 
-def report(measured: Measured) -> Report:
+def report(measured: PeersResult) -> BenchmarkReport:
     """The report of a run."""
     parts = [*_part(measured, False), *_part(measured, True), *_servers(measured)]
     settings = {**asdict(measured.options), "threads": str(measured.threads)}
-    return Report("peers", measured.subject, measured.machine, settings, _results(measured), parts)
+    return BenchmarkReport("peers", measured.subject, measured.machine, settings, _results(measured), parts)
 
 
-def _part(measured: Measured, fan_out: bool) -> Iterator[Table | Picture]:
+def _part(measured: PeersResult, fan_out: bool) -> Iterator[Table | Picture]:
     chosen = [one for one in measured.compared if one.fan_out == fan_out]
     if not chosen:
         return
@@ -66,7 +66,7 @@ def _picture(chosen: Sequence[Compared], what: str, name: str) -> Picture:
     return Picture(name, title, plots.bars(bars, [OURS]), size=(9, 1.6 + 0.62 * len(bars)))
 
 
-def _servers(measured: Measured) -> Iterator[Table]:
+def _servers(measured: PeersResult) -> Iterator[Table]:
     rows: list[Row] = [
         (f"{OURS}, {name}", f"{seconds:.2f}", f"{measured.memory[name] / 2**20:,.0f}", "")
         for name, seconds in measured.ready_s.items()
@@ -82,7 +82,7 @@ def _servers(measured: Measured) -> Iterator[Table]:
         yield Table("Not measured", ("", "why"), reasons, prose=True)
 
 
-def _results(measured: Measured) -> dict[str, Any]:
+def _results(measured: PeersResult) -> dict[str, Any]:
     return {
         "compared": [
             {

@@ -15,12 +15,13 @@ import numpy as np
 
 from benchmarks.harness import machine, servers
 from benchmarks.harness.client import RawClient
-from benchmarks.harness.load import closed_loop, latencies
+from benchmarks.harness.codecs import Empty, V2Binary
+from benchmarks.harness.interleave import Rounds, Subject, TimedCalls, in_turns
+from benchmarks.harness.load_generator import closed_loop, latencies
 from benchmarks.harness.stats import Summary, summarise
-from benchmarks.harness.turns import Calls, Rounds, Subject, in_turns
-from benchmarks.harness.wire import Empty, V2Binary
-from benchmarks.subjects.inprocess import in_process
-from benchmarks.subjects.networks import Network, direct
+from benchmarks.subjects import our_server
+from benchmarks.subjects.in_process import in_process
+from benchmarks.subjects.networks import OnnxNetwork, direct
 from benchmarks.subjects.noop import noop_bundle, noop_network
 from sensai_serve.bundle import Bundle
 from sensai_serve.preprocess import Floats
@@ -37,7 +38,7 @@ OnStep = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Options:
+class ScaleOptions:
     """How much is measured."""
 
     requests: int = 1000
@@ -53,10 +54,10 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Measured:
+class ScaleResult:
     """Everything that one run found."""
 
-    options: Options
+    options: ScaleOptions
     machine: dict[str, Any]
     floor: dict[str, Rounds] = field(default_factory=dict)
     """One no-op worker against a server that does nothing at all."""
@@ -68,14 +69,14 @@ class Measured:
     """By number of clients, latency and answers per second."""
 
 
-def measure(options: Options, on_step: OnStep) -> Measured:
+def measure(options: ScaleOptions, on_step: OnStep) -> ScaleResult:
     """Run the benchmark.
 
     Raises:
         ServingError: a server does not start or does not answer.
     """
-    measured = Measured(options, machine.describe())
-    steps: tuple[tuple[str, Callable[[Measured, Path], None]], ...] = (
+    measured = ScaleResult(options, machine.describe())
+    steps: tuple[tuple[str, Callable[[ScaleResult, Path], None]], ...] = (
         ("floor", _floor), ("workers", _workers), ("input size", _inputs), ("classes", _classes), ("clients", _clients),
     )  # fmt: skip
     for done, (name, step) in enumerate(steps):
@@ -86,7 +87,7 @@ def measure(options: Options, on_step: OnStep) -> Measured:
     return measured
 
 
-def _floor(measured: Measured, folder: Path) -> None:
+def _floor(measured: ScaleResult, folder: Path) -> None:
     core = frozenset({min(os.sched_getaffinity(0))})
     bundle = noop_bundle(folder / "bundle", n_workers=1, n_classes=CLASSES, shape=SHAPE)
     samples = _samples(SHAPE)
@@ -95,46 +96,46 @@ def _floor(measured: Measured, folder: Path) -> None:
         for name, cores in ((FLOOR, core), (FLOOR_FREE, None)):
             port = servers.free_port()
             command = [sys.executable, "-m", "benchmarks.subjects.empty_server", str(port)]
-            spec = servers.Spec("empty server", command, port, "/", cores=cores)
+            spec = servers.ServerSpec("empty server", command, port, "/", cores=cores)
             server = stack.enter_context(servers.running(spec))
             subjects[name] = _over_http(stack, RawClient(*server.address, Empty(), samples))
         for name, cores in ((OURS, core), (OURS_FREE, None)):
             server = stack.enter_context(_served(measured.options, bundle, cores))
-            subjects[name] = _over_http(stack, RawClient(*server.address, _wire(bundle), samples))
+            subjects[name] = _over_http(stack, RawClient(*server.address, _codec(bundle), samples))
         with servers.on_cores(core):
             measured.floor.update(_in_turns(measured.options, subjects))
 
 
-def _workers(measured: Measured, folder: Path) -> None:
+def _workers(measured: ScaleResult, folder: Path) -> None:
     options = measured.options
     samples = _samples(SHAPE)
-    alone = Network(noop_network(SHAPE, CLASSES), "input", Threads(1, spinning=False))
+    alone = OnnxNetwork(noop_network(SHAPE, CLASSES), "input", Threads(1, spinning=False))
     subjects: dict[tuple[int, str], Subject] = {(0, NETWORK): direct(alone, samples)}
     devices = tuple(map(parse_device, options.devices)) or default_devices()
     with ExitStack() as stack:
         for n in options.workers:
             bundle = noop_bundle(folder / str(n), n_workers=n, n_classes=MOST_WORKERS, shape=SHAPE)
             server = stack.enter_context(_served(options, bundle))
-            subjects[n, HTTP] = _over_http(stack, RawClient(*server.address, _wire(bundle), samples))
+            subjects[n, HTTP] = _over_http(stack, RawClient(*server.address, _codec(bundle), samples))
             served = GatewayOptions(devices=devices, backend=options.backend)
             subjects[n, ALONE] = stack.enter_context(in_process(bundle, served, samples))
         measured.workers.update(_in_turns(options, subjects))
 
 
-def _inputs(measured: Measured, folder: Path) -> None:
+def _inputs(measured: ScaleResult, folder: Path) -> None:
     sizes = {shape: {"n_workers": WORKERS, "n_classes": CLASSES, "shape": shape} for shape in measured.options.inputs}
     measured.inputs.update(_bundles(measured.options, folder, sizes))
 
 
-def _classes(measured: Measured, folder: Path) -> None:
+def _classes(measured: ScaleResult, folder: Path) -> None:
     sizes = {n: {"n_workers": WORKERS, "n_classes": n, "shape": SHAPE} for n in measured.options.classes}
     measured.classes.update(_bundles(measured.options, folder, sizes))
 
 
-def _clients(measured: Measured, folder: Path) -> None:
+def _clients(measured: ScaleResult, folder: Path) -> None:
     options = measured.options
     bundle = noop_bundle(folder / "bundle", n_workers=WORKERS, n_classes=CLASSES, shape=SHAPE)
-    requests = [_wire(bundle).request(sample) for sample in _samples(SHAPE)]
+    requests = [_codec(bundle).request(sample) for sample in _samples(SHAPE)]
     with _served(options, bundle) as server:
         for clients in options.clients:
             closed_loop(server.address, requests, clients=clients, count=10 * clients)
@@ -144,37 +145,39 @@ def _clients(measured: Measured, folder: Path) -> None:
             measured.clients[clients] = summarise(answered), len(answered) / seconds
 
 
-def _bundles(options: Options, folder: Path, sizes: Mapping[Any, dict[str, Any]]) -> dict[Any, Rounds]:
+def _bundles(options: ScaleOptions, folder: Path, sizes: Mapping[Any, dict[str, Any]]) -> dict[Any, Rounds]:
     """One server per size, all up at a time, measured in turns over HTTP."""
     with ExitStack() as stack:
         subjects: dict[Any, Subject] = {}
         for at, (key, size) in enumerate(sizes.items()):
             bundle = noop_bundle(folder / str(at), **size)
             server = stack.enter_context(_served(options, bundle))
-            client = RawClient(*server.address, _wire(bundle), _samples(size["shape"]))
+            client = RawClient(*server.address, _codec(bundle), _samples(size["shape"]))
             subjects[key] = _over_http(stack, client)
         return _in_turns(options, subjects)
 
 
 @contextmanager
-def _served(options: Options, bundle: Bundle, cores: frozenset[int] | None = None) -> Iterator[servers.Running]:
+def _served(
+    options: ScaleOptions, bundle: Bundle, cores: frozenset[int] | None = None
+) -> Iterator[servers.RunningServer]:
     devices = () if cores else options.devices
     arguments = (str(bundle.path), "--backend", options.backend, *(f"--device={device}" for device in devices))
-    with servers.running(servers.sensai(*arguments, port=servers.free_port(), cores=cores)) as server:
+    with servers.running(our_server.spec(*arguments, port=servers.free_port(), cores=cores)) as server:
         yield server
 
 
 def _over_http(stack: ExitStack, client: RawClient) -> Subject:
     stack.callback(client.close)
-    return Calls(client.exchange)
+    return TimedCalls(client.exchange)
 
 
-def _in_turns(options: Options, subjects: Mapping[Any, Subject]) -> dict[Any, Rounds]:
+def _in_turns(options: ScaleOptions, subjects: Mapping[Any, Subject]) -> dict[Any, Rounds]:
     per_round = max(options.requests // options.rounds, 1)
     return in_turns(subjects, rounds=options.rounds, per_round=per_round, n_samples=SAMPLES)
 
 
-def _wire(bundle: Bundle) -> V2Binary:
+def _codec(bundle: Bundle) -> V2Binary:
     return V2Binary(bundle.manifest.name)
 
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from benchmarks.harness.stats import Estimate, Summary, ratio, summarise
-from benchmarks.harness.turns import Rounds
+from benchmarks.harness.interleave import Rounds
+from benchmarks.harness.stats import IntervalEstimate, Summary, ratio, summarise
 from benchmarks.reporting.cells import microseconds, number, times
-from benchmarks.reporting.report import Report
+from benchmarks.reporting.report import BenchmarkReport
 from benchmarks.suites.scale.measure import (
     ALONE,
     CLASSES,
@@ -20,21 +20,21 @@ from benchmarks.suites.scale.measure import (
     OURS,
     OURS_FREE,
     WORKERS,
-    Measured,
+    ScaleResult,
 )
 from sensai_serve.report import Picture, Row, Table, drawing
 
 SHOWN = ("p50", "p99")
 
 
-def report(measured: Measured) -> Report:
+def report(measured: ScaleResult) -> BenchmarkReport:
     """The report of a run."""
     parts = [*_floor(measured), *_workers(measured), *_sizes(measured), *_clients(measured)]
     settings = asdict(measured.options)
-    return Report("scale", "noop", measured.machine, settings, _results(measured), parts)
+    return BenchmarkReport("scale", "noop", measured.machine, settings, _results(measured), parts)
 
 
-def ratios(measured: Measured) -> dict[str, Estimate]:
+def ratios(measured: ScaleResult) -> dict[str, IntervalEstimate]:
     """The ratios that the server is held to, of medians."""
     floor, workers = measured.floor, measured.workers
     found = {
@@ -48,14 +48,14 @@ def ratios(measured: Measured) -> dict[str, Estimate]:
     return found
 
 
-def _floor(measured: Measured) -> Iterator[Table]:
+def _floor(measured: ScaleResult) -> Iterator[Table]:
     rows: list[Row] = [_row(name, rounds) for name, rounds in measured.floor.items()]
     yield Table("One no-op worker, 12 KB in, HTTP binary", ("", *SHOWN), rows, "Microseconds, 95% intervals.")
     yield Table("Ratios", ("", "p50"), [(name, times(estimate)) for name, estimate in ratios(measured).items()],
                 "Of medians; intervals from rounds in which both took their turns.")  # fmt: skip
 
 
-def _workers(measured: Measured) -> Iterator[Table | Picture]:
+def _workers(measured: ScaleResult) -> Iterator[Table | Picture]:
     counts = measured.options.workers
     rows: list[Row] = [_row("one no-op subnet alone", measured.workers[0, NETWORK])]
     rows += [_row(f"W = {n}, {place}", measured.workers[n, place]) for place in (ALONE, HTTP) for n in counts]
@@ -65,7 +65,7 @@ def _workers(measured: Measured) -> Iterator[Table | Picture]:
     yield Picture("workers", "Time of one request by number of no-op workers", _lines(series, "workers"))
 
 
-def _sizes(measured: Measured) -> Iterator[Table | Picture]:
+def _sizes(measured: ScaleResult) -> Iterator[Table | Picture]:
     rows: list[Row] = [
         _row(f"{'x'.join(map(str, shape))}, {_bytes_in(shape) / 1024:,.0f} KB", rounds)
         for shape, rounds in measured.inputs.items()
@@ -79,7 +79,7 @@ def _sizes(measured: Measured) -> Iterator[Table | Picture]:
     yield Picture("classes", "Time of one request by number of classes", _lines({HTTP: by_classes}, "classes"))
 
 
-def _clients(measured: Measured) -> Iterator[Table | Picture]:
+def _clients(measured: ScaleResult) -> Iterator[Table | Picture]:
     rows: list[Row] = [
         (f"{n} clients", *(microseconds(one.quantiles[name]) for name in SHOWN), number(per_second))
         for n, (one, per_second) in measured.clients.items()
@@ -112,7 +112,7 @@ def _bytes_in(shape: Sequence[int]) -> int:
     return size
 
 
-def _results(measured: Measured) -> dict[str, Any]:
+def _results(measured: ScaleResult) -> dict[str, Any]:
     return {
         "ratios": {name: asdict(estimate) for name, estimate in ratios(measured).items()},
         "floor": {name: summarise(rounds).to_json() for name, rounds in measured.floor.items()},

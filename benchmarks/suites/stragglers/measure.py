@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from benchmarks.harness import machine
-from benchmarks.reporting.report import Report
-from benchmarks.suites.stragglers.cases import CASES, Context, Finding, OnStep
+from benchmarks.reporting.report import BenchmarkReport
+from benchmarks.suites.stragglers.cases import CASES, CaseResult, Context, OnStep
 from sensai_serve.errors import InputError, ServingError
 from sensai_serve.plugins import available, find
 from sensai_serve.report import Picture, Row, Table
@@ -15,7 +15,7 @@ from sensai_serve.report import Picture, Row, Table
 PACKAGE = "benchmarks.suites.stragglers.cases"
 
 
-def measure(context: Context, cases: Sequence[str], on_step: OnStep) -> Report:
+def measure(context: Context, cases: Sequence[str], on_step: OnStep) -> BenchmarkReport:
     """Run cases one after the other.
 
     Args:
@@ -43,7 +43,7 @@ def measure(context: Context, cases: Sequence[str], on_step: OnStep) -> Report:
     return report(context, findings, described)
 
 
-def report(context: Context, findings: dict[str, Finding], described: dict[str, object]) -> Report:
+def report(context: Context, findings: dict[str, CaseResult], described: dict[str, object]) -> BenchmarkReport:
     """The table of all cases, and their pictures."""
     rows: list[Row] = []
     for finding in findings.values():
@@ -54,7 +54,7 @@ def report(context: Context, findings: dict[str, Finding], described: dict[str, 
     pictures: list[Picture] = [picture for finding in findings.values() for picture in finding.pictures]
     n = len(context.data.inputs)
     note = f"{n} inputs; every label held against the offline merge of the copies that its reply lists."
-    return Report(
+    return BenchmarkReport(
         "stragglers",
         context.bundle.manifest.name,
         described,

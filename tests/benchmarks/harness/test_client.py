@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sensai_serve
-from benchmarks.harness import wire
-from benchmarks.harness.client import Connection, RawClient
-from benchmarks.harness.load import LOST, closed_loop, latencies, open_loop, poisson_arrivals
+from benchmarks.harness import codecs
+from benchmarks.harness.client import RawClient, RawConnection
+from benchmarks.harness.interleave import TimedCalls, in_turns
+from benchmarks.harness.load_generator import LOST, closed_loop, latencies, open_loop, poisson_arrivals
 from benchmarks.harness.triton_client import TritonClient
-from benchmarks.harness.turns import Calls, in_turns
 from sensai_serve.errors import ServingError
 
 SAMPLES = [np.random.default_rng(i).normal(size=(1, 3, 8, 8)).astype(np.float32) for i in range(6)]
@@ -44,7 +44,7 @@ def whole(body: bytes, *, chunks: list[int] | None = None) -> bytes:
 def test_a_reply_comes_out_whole_however_it_arrives(body: bytes, chunks: list[int] | None, cuts: list[int]) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        connection = Connection(ours)
+        connection = RawConnection(ours)
         data, at, done = whole(body, chunks=chunks), 0, False
         for cut in [*sorted(set(cuts)), len(data)]:
             if part := data[at:cut]:
@@ -60,9 +60,9 @@ def test_a_reply_comes_out_whole_however_it_arrives(body: bytes, chunks: list[in
 def test_replies_larger_than_the_buffer(answer_with) -> None:
     body = bytes(range(256)) * 4000
     with answer_with(lambda connection, _: connection.sendall(whole(body))) as address:
-        connection = Connection.open(*address)
+        connection = RawConnection.open(*address)
         for _ in range(2):
-            connection.begin(wire.http_request("/", b"x", {}))
+            connection.begin(codecs.http_request("/", b"x", {}))
             while not connection.receive():
                 pass
             assert connection.reply()[1] == body
@@ -83,20 +83,20 @@ def test_what_is_no_good_reply_is_said(answer_with, reply: bytes, message: str) 
         connection.shutdown(socket.SHUT_RDWR)
 
     with answer_with(answer) as address:
-        client = RawClient(*address, wire.Empty(), SAMPLES)
+        client = RawClient(*address, codecs.Empty(), SAMPLES)
         with pytest.raises(ServingError, match=message):
             client.exchange(0)
         client.close()
 
 
-@pytest.mark.parametrize("kind", [wire.V2Binary, wire.V2Json])
+@pytest.mark.parametrize("kind", [codecs.V2Binary, codecs.V2Json])
 @settings(deadline=None, max_examples=25)
 @given(seed=st.integers(0, 2**32 - 1), exponent=st.integers(-30, 30))
 def test_requests_hold_the_very_numbers(kind: type, seed: int, exponent: int) -> None:
     sample = (np.random.default_rng(seed).normal(size=(1, 3, 8, 8)) * 10.0**exponent).astype(np.float32)
     head, _, body = kind("m").request(sample).partition(b"\r\n\r\n")
     assert b"content-length: %d\r\n" % len(body) in head
-    length = int(wire.header_value(head.lower(), b"inference-header-content-length") or len(body))
+    length = int(codecs.header_value(head.lower(), b"inference-header-content-length") or len(body))
     header = json.loads(body[:length])
     tensor = header["inputs"][0]
     assert (tensor["name"], tensor["datatype"], tensor["shape"]) == ("input", "FP32", [1, 3, 8, 8])
@@ -107,9 +107,9 @@ def test_requests_hold_the_very_numbers(kind: type, seed: int, exponent: int) ->
 
 def clients(served):
     model = "tiny"
-    yield RawClient(served.host, served.port, wire.V2Binary(model), SAMPLES)
-    yield RawClient(served.host, served.port, wire.V2Binary(model, parameters={"wait": "all"}), SAMPLES)
-    yield RawClient(served.host, served.port, wire.V2Json(model), SAMPLES)
+    yield RawClient(served.host, served.port, codecs.V2Binary(model), SAMPLES)
+    yield RawClient(served.host, served.port, codecs.V2Binary(model, parameters={"wait": "all"}), SAMPLES)
+    yield RawClient(served.host, served.port, codecs.V2Json(model), SAMPLES)
     yield TritonClient("http", served.host, served.port, model, SAMPLES)
 
 
@@ -120,7 +120,7 @@ def test_every_client_gets_the_answers_of_the_bundle(served, tiny_bundle) -> Non
             client.exchange(index)
             answer = client.answer()
             assert answer.class_id == classifier.predict_tensor(sample).class_id[0]
-            arrived, missing = (wire.workers_of(answer, key) for key in ("arrived", "missing"))
+            arrived, missing = (codecs.workers_of(answer, key) for key in ("arrived", "missing"))
             assert sorted(arrived + missing) == list(range(10))
             assert answer.scores is not None
             assert answer.scores.shape == (10,)
@@ -129,7 +129,7 @@ def test_every_client_gets_the_answers_of_the_bundle(served, tiny_bundle) -> Non
 
 def test_an_error_of_the_server_is_said_in_its_words(served) -> None:
     for client in (
-        RawClient(served.host, served.port, wire.V2Binary("other"), SAMPLES),
+        RawClient(served.host, served.port, codecs.V2Binary("other"), SAMPLES),
         TritonClient("http", served.host, served.port, "other", SAMPLES),
     ):
         with pytest.raises(ServingError, match="unknown model 'other'"):
@@ -138,15 +138,15 @@ def test_an_error_of_the_server_is_said_in_its_words(served) -> None:
 
 
 def test_loads_send_what_they_say(served) -> None:
-    requests = [wire.V2Binary("tiny").request(sample) for sample in SAMPLES]
-    client = RawClient(served.host, served.port, wire.V2Binary("tiny"), SAMPLES)
-    times = in_turns({"raw": Calls(client.exchange)}, rounds=3, per_round=4, n_samples=len(SAMPLES))
+    requests = [codecs.V2Binary("tiny").request(sample) for sample in SAMPLES]
+    client = RawClient(served.host, served.port, codecs.V2Binary("tiny"), SAMPLES)
+    times = in_turns({"raw": TimedCalls(client.exchange)}, rounds=3, per_round=4, n_samples=len(SAMPLES))
     assert [len(seconds) for seconds in times["raw"]] == [4, 4, 4]
     client.close()
     exchanges = closed_loop(served.address, requests, clients=3, count=20, keep_replies=True)
     assert [e.status for e in exchanges] == [200] * 20
     assert sorted(e.request for e in exchanges) == sorted(i % 6 for i in range(20))
-    answers = {(e.request, wire.V2Binary("tiny").answer(*e.reply).class_id) for e in exchanges}
+    answers = {(e.request, codecs.V2Binary("tiny").answer(*e.reply).class_id) for e in exchanges}
     assert len(answers) == len(SAMPLES)
     exchanges = open_loop(served.address, requests, rate=200, seconds=0.2, connections=8)
     assert len(exchanges) == len(poisson_arrivals(200, 0.2, 0))
@@ -162,7 +162,7 @@ def test_in_an_open_loop_a_stall_counts_for_all_that_were_due(answer_with) -> No
         connection.sendall(whole(b""))
 
     with answer_with(answer) as address:
-        exchanges = open_loop(address, [wire.http_request("/", b"", {})], rate=500, seconds=0.1, connections=1)
+        exchanges = open_loop(address, [codecs.http_request("/", b"", {})], rate=500, seconds=0.1, connections=1)
     assert len(exchanges) > 10
     first = exchanges[0]
     assert all(e.sent >= first.done for e in exchanges[1:])
@@ -180,5 +180,5 @@ def test_a_connection_that_breaks_is_lost_and_made_again(answer_with) -> None:
             connection.sendall(whole(b"ok"))
 
     with answer_with(answer) as address:
-        exchanges = closed_loop(address, [wire.http_request("/", b"", {})], count=4)
+        exchanges = closed_loop(address, [codecs.http_request("/", b"", {})], count=4)
     assert [e.status for e in exchanges] == [200, LOST, 200, 200]

@@ -26,9 +26,9 @@ http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_
 """
 
 
-def spec(code: str, **options: object) -> servers.Spec:
+def spec(code: str, **options: object) -> servers.ServerSpec:
     port = servers.free_port()
-    return servers.Spec("example", [sys.executable, "-c", code, str(port)], port, "/", **options)  # type: ignore[arg-type]
+    return servers.ServerSpec("example", [sys.executable, "-c", code, str(port)], port, "/", **options)  # type: ignore[arg-type]
 
 
 def alive(pid: int) -> bool:
@@ -49,7 +49,7 @@ def test_all_processes_of_a_server_are_found_and_ended() -> None:
     assert not any(map(alive, pids))
 
 
-def test_our_own_server_is_one(served: servers.Running) -> None:
+def test_our_own_server_is_one(served: servers.RunningServer) -> None:
     assert served.process.pid in served.pids()
     assert served.memory_bytes() > 2e7
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.subjects.networks import Network
-from benchmarks.suites.device import BOUND, FUSED, ONE_BY_ONE, PARALLEL, PLAIN, Options, measure, report
+from benchmarks.subjects.networks import OnnxNetwork
+from benchmarks.suites.device import BOUND, FUSED, ONE_BY_ONE, PARALLEL, PLAIN, DeviceOptions, measure, report
 from sensai_serve.bundle import Bundle
 from sensai_serve.onnxfuse import fuse
 from serving.runtime.devices import Threads, card_name, missing_for_cuda
@@ -43,7 +43,7 @@ def test_a_way_that_cannot_be_had_is_reported(make_bundle, monkeypatch: pytest.M
     monkeypatch.setattr("benchmarks.suites.device.fuse", refuse)
     bundle = Bundle.open(make_bundle())
     samples = [bundle.golden().inputs[:1]]
-    measured = measure([bundle], samples, Options("cpu", requests=20, rounds=4), lambda *_: None)
+    measured = measure([bundle], samples, DeviceOptions("cpu", requests=20, rounds=4), lambda *_: None)
     assert {(what, way) for _, what, way in measured.missing} == {(FUSED, PLAIN), (FUSED, BOUND)}
     assert set(measured.missing.values()) == {"the networks in x.onnx cannot be fused"}
     assert "Not measured" in [part.title for part in report(measured).parts]
@@ -53,8 +53,8 @@ def test_one_graph_gives_what_all_subnets_give(make_bundle) -> None:
     bundle = Bundle.open(make_bundle())
     networks = [bundle.subnet(worker) for worker in range(bundle.assignment.n_workers)]
     inputs = bundle.golden().inputs
-    expected = np.concatenate([Network(data, "input", ONE).run(inputs) for data in networks], axis=1)
-    np.testing.assert_allclose(Network(fuse(networks, "input"), "input", ONE).run(inputs), expected, atol=1e-6)
+    expected = np.concatenate([OnnxNetwork(data, "input", ONE).run(inputs) for data in networks], axis=1)
+    np.testing.assert_allclose(OnnxNetwork(fuse(networks, "input"), "input", ONE).run(inputs), expected, atol=1e-6)
 
 
 @pytest.mark.skipif(missing_for_cuda(0) is None, reason="this machine has a GPU")

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.harness.labelled import golden
-from benchmarks.harness.transports import TRANSPORTS
 from benchmarks.reporting.report import without_paths
-from benchmarks.subjects.networks import Network, as_bundle, fastest, monolith
+from benchmarks.subjects.inputs import golden_inputs
+from benchmarks.subjects.networks import OnnxNetwork, as_bundle, fastest, monolith
+from benchmarks.subjects.transports import TRANSPORTS
 from benchmarks.suites.latency.breakdown import PARTS, breakdown
 from sensai_serve import load
 from sensai_serve.bundle import Bundle
@@ -56,7 +56,7 @@ def test_a_run_leaves_tables_json_pictures_and_one_page(bench, tiny_bundle: Path
 
 def test_the_steps_of_a_request_add_up_to_what_the_client_saw(tiny_bundle: Path) -> None:
     bundle = Bundle.open(tiny_bundle)
-    samples = golden(bundle).samples()
+    samples = golden_inputs(bundle).samples()
     for one in breakdown(bundle, samples, ["HTTP binary", "gRPC"], count=25, backend="ort", devices=["cpu"]):
         assert len(one.total) + one.dropped == 25
         assert list(one.parts) == list(PARTS)
@@ -72,12 +72,12 @@ def test_a_whole_network_is_served_as_a_bundle_of_one(tiny_bundle: Path, tmp_pat
     assert data is not None
     whole = as_bundle(data, bundle, tmp_path / "whole", "reference")
     whole.verify()
-    samples = golden(bundle).inputs
+    samples = golden_inputs(bundle).inputs
     answer = load(whole).predict_tensor(samples)
     whole.golden().check(answer.scores, answer.class_id)
     found = fastest(data, "input", [samples[:1]])
     assert str(found.threads) in found.tried
-    scores = Network(data, "input", Threads(2, spinning=True)).run(samples)
+    scores = OnnxNetwork(data, "input", Threads(2, spinning=True)).run(samples)
     np.testing.assert_allclose(scores, answer.scores, atol=1e-6)
 
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from benchmarks.harness import venvs
-from benchmarks.harness.servers import Spec
-from benchmarks.peers import Peer, Work, fastapi
+from benchmarks.harness.servers import ServerSpec
+from benchmarks.peers import Peer, PeerWorkload, fastapi
 from benchmarks.reporting.report import write
 from benchmarks.subjects.noop import noop_bundle, noop_network
 from benchmarks.suites.peers import measure as peers_run
@@ -27,11 +27,11 @@ SAMPLES = [np.random.default_rng(i).normal(size=(1, 3, 32, 32)).astype(np.float3
 WHOLE = fastapi.PEER.setups[0]
 
 
-def start_wrong(work: Work) -> Spec:
+def start_wrong(work: PeerWorkload) -> ServerSpec:
     return WHOLE.start(dataclasses.replace(work, networks=[noop_network(work.shape, 10, seed=99)]))
 
 
-def start_dead(work: Work) -> Spec:
+def start_dead(work: PeerWorkload) -> ServerSpec:
     return dataclasses.replace(WHOLE.start(work), command=[sys.executable, "-c", ""])
 
 
@@ -42,7 +42,7 @@ BROKEN = dataclasses.replace(
         dataclasses.replace(WHOLE, name="dead", start=start_dead),
     ),
 )
-FEW = peers_run.Options(requests=20, rounds=4, devices=("cpu",))
+FEW = peers_run.PeersOptions(requests=20, rounds=4, devices=("cpu",))
 
 
 @pytest.fixture(scope="module")

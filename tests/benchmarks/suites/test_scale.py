@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.subjects.networks import Network
+from benchmarks.subjects.networks import OnnxNetwork
 from benchmarks.subjects.noop import noop_bundle, noop_network
 from sensai_serve.onnxfile import read_signature
 from serving.runtime.devices import Threads
@@ -26,7 +26,7 @@ def test_a_written_network_is_one(shape: list[int], n_outputs: int) -> None:
     assert signature.inputs[0].accepts(shape)
     assert signature.outputs[0].accepts((n_outputs,))
     inputs = np.random.default_rng(0).normal(size=(2, *shape)).astype(np.float32)
-    scores = Network(data, "input", Threads(1, spinning=False)).run(inputs)
+    scores = OnnxNetwork(data, "input", Threads(1, spinning=False)).run(inputs)
     assert scores.shape == (2, n_outputs)
     assert ((scores >= 0) & (scores <= 1)).all()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.suites.speed import BEGIN, END, Runs, figures
+from benchmarks.suites.speed import BEGIN, END, KeptRuns, figures
 
 
 def keep(directory: Path, name: str, bench: str, subject: str, results: dict, date: str = "2026-01-02") -> None:
@@ -45,7 +45,7 @@ def runs(tmp_path: Path) -> Path:
 
 
 def test_each_figure_comes_from_its_run(runs: Path) -> None:
-    found = {figure.what: figure for figure in figures(Runs(runs))}
+    found = {figure.what: figure for figure in figures(KeptRuns(runs))}
     fastapi = found["FastAPI, raw body / ours, tiny network"]
     assert fastapi.cells()[1:] == (">= 1.5x", "1.60x (1.50-1.70)", "yes")
     mlserver = found["MLServer, its fastest route / ours, tiny network"]

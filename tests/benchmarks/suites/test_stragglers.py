@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.harness import labelled
 from benchmarks.soak import LEAST_SWAPS, Length, straggler_arguments
+from benchmarks.subjects.inputs import write_labelled
 from benchmarks.suites.stragglers.cases import CASES
 from benchmarks.suites.stragglers.oracle import Oracle
 from sensai_serve.assignment import cyclic
@@ -42,7 +42,7 @@ def data(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     labels = Oracle(bundle, inputs).labels()
     labels[::10] = (labels[::10] + 1) % 10
     path = tmp_path_factory.mktemp("data") / "data.npz"
-    labelled.write(path, (inputs * norm.std[0] + norm.mean[0]) / norm.scale, labels)
+    write_labelled(path, (inputs * norm.std[0] + norm.mean[0]) / norm.scale, labels)
     return path
 
 

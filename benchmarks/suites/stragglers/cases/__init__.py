@@ -16,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.harness import servers
-from benchmarks.harness.labelled import Labelled
-from benchmarks.harness.load import OK, Exchange
-from benchmarks.harness.wire import Answer, V2Binary, workers_of
+from benchmarks.harness.codecs import ParsedReply, V2Binary, workers_of
+from benchmarks.harness.load_generator import OK, TimedRequest
+from benchmarks.subjects import our_server
+from benchmarks.subjects.inputs import LabelledInputs
 from benchmarks.suites.stragglers.oracle import Oracle
 from sensai_serve.bundle import Bundle
 from sensai_serve.report import Picture
@@ -29,7 +30,7 @@ OnStep = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Options:
+class StragglersOptions:
     """How much is measured."""
 
     requests: int = 1000
@@ -55,7 +56,7 @@ class Aim:
 
 
 @dataclass(frozen=True)
-class Finding:
+class CaseResult:
     """What one case found."""
 
     case: str
@@ -67,13 +68,13 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Reply:
+class CheckedReply:
     """One answered request."""
 
     input: int
     """Which of the inputs."""
-    exchange: Exchange
-    answer: Answer
+    exchange: TimedRequest
+    answer: ParsedReply
     arrived: tuple[int, ...]
     complete: bool
     early: bool
@@ -84,8 +85,8 @@ class Context:
     """What every case works with."""
 
     bundle: Bundle
-    data: Labelled
-    options: Options
+    data: LabelledInputs
+    options: StragglersOptions
     beside: Sequence[Bundle] = ()
     """Other bundles of the same classes, for the accuracy curve."""
 
@@ -104,37 +105,37 @@ class Context:
         """Runs of each worker before it is ready: faults begin after them."""
         return len(self.bundle.golden().inputs)
 
-    def wire(self, **parameters: str) -> V2Binary:
+    def codec(self, **parameters: str) -> V2Binary:
         """How requests are asked; `parameters` say for example what to wait for."""
         return V2Binary(self.bundle.manifest.name, self.bundle.manifest.input.name, parameters=parameters)
 
     def requests(self, **parameters: str) -> list[bytes]:
         """One for each input."""
-        wire = self.wire(**parameters)
-        return [wire.request(sample) for sample in self.data.samples()]
+        codec = self.codec(**parameters)
+        return [codec.request(sample) for sample in self.data.samples()]
 
-    def serve(self, *flags: str, backend: str | None = None) -> AbstractContextManager[servers.Running]:
+    def serve(self, *flags: str, backend: str | None = None) -> AbstractContextManager[servers.RunningServer]:
         """Our server of the bundle, with more flags."""
         return self._serve(flags, backend or self.options.backend)
 
     @contextmanager
-    def _serve(self, flags: Sequence[str], backend: str) -> Iterator[servers.Running]:
+    def _serve(self, flags: Sequence[str], backend: str) -> Iterator[servers.RunningServer]:
         devices = [f"--device={device}" for device in self.options.devices]
         arguments = (str(self.bundle.path), "--backend", backend, *devices, *flags)
-        with servers.running(servers.sensai(*arguments, port=servers.free_port())) as server:
+        with servers.running(our_server.spec(*arguments, port=servers.free_port())) as server:
             yield server
 
     def read(
-        self, exchanges: Sequence[Exchange], input_of: Callable[[int], int] = lambda request: request
-    ) -> list[Reply]:
+        self, exchanges: Sequence[TimedRequest], input_of: Callable[[int], int] = lambda request: request
+    ) -> list[CheckedReply]:
         """What the answered ones among exchanges say; `input_of` tells which input a request was about."""
-        wire, replies = self.wire(), []
+        codec, replies = self.codec(), []
         for exchange in exchanges:
             if exchange.status != OK:
                 continue
-            answer = wire.answer(*exchange.reply)
+            answer = codec.answer(*exchange.reply)
             replies.append(
-                Reply(
+                CheckedReply(
                     input=input_of(exchange.request),
                     exchange=exchange,
                     answer=answer,
@@ -145,15 +146,15 @@ class Context:
             )
         return replies
 
-    def wrongly_merged(self, replies: Sequence[Reply]) -> int:
+    def wrongly_merged(self, replies: Sequence[CheckedReply]) -> int:
         """Answers that are not the offline merge of the copies that they list."""
         return sum(reply.answer.class_id != self.oracle.label(reply.input, reply.arrived) for reply in replies)
 
-    def changed(self, replies: Sequence[Reply]) -> list[Reply]:
+    def changed(self, replies: Sequence[CheckedReply]) -> list[CheckedReply]:
         """Answers with another label than all workers together give."""
         return [reply for reply in replies if reply.answer.class_id != self.labels[reply.input]]
 
-    def accuracy(self, replies: Sequence[Reply]) -> float | None:
+    def accuracy(self, replies: Sequence[CheckedReply]) -> float | None:
         """The share of right answers; None where nobody knows what is right."""
         if self.data.labels is None or not replies:
             return None
@@ -165,13 +166,13 @@ def percent(share: float | None) -> str:
     return "no labels given" if share is None else f"{share:.2%}"
 
 
-def none_failed(exchanges: Sequence[Exchange]) -> Aim:
+def none_failed(exchanges: Sequence[TimedRequest]) -> Aim:
     """The aim that nearly every case has."""
     failed = sum(exchange.status != OK for exchange in exchanges)
     return Aim("no failed request", f"{failed} of {len(exchanges)}", failed == 0)
 
 
-def as_merged(context: Context, replies: Sequence[Reply]) -> Aim:
+def as_merged(context: Context, replies: Sequence[CheckedReply]) -> Aim:
     """The other one."""
     wrong = context.wrongly_merged(replies)
     return Aim("every label is the offline merge of the copies listed", f"{wrong} of {len(replies)} differ", wrong == 0)

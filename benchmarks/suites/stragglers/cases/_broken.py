@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.harness import servers
-from benchmarks.harness.load import Exchange, closed_loop
-from benchmarks.suites.stragglers.cases import Aim, Context, Finding, Reply, as_merged, none_failed
+from benchmarks.harness.load_generator import TimedRequest, closed_loop
+from benchmarks.suites.stragglers.cases import Aim, CaseResult, CheckedReply, Context, as_merged, none_failed
 from serving.placement.place import place
 from serving.runtime.devices import default_devices
 
@@ -23,7 +23,7 @@ BACK_S = 30.0
 
 
 @dataclass(frozen=True)
-class Way:
+class WorkerMode:
     """How the workers are run."""
 
     name: str
@@ -32,7 +32,7 @@ class Way:
     """Whether a worker that is gone is started again."""
 
 
-def run(context: Context, fault: str, what: str) -> Finding:
+def run(context: Context, fault: str, what: str) -> CaseResult:
     """Serve the bundle in each way, and hold every answer against the merge.
 
     Args:
@@ -42,8 +42,8 @@ def run(context: Context, fault: str, what: str) -> Finding:
     """
     broken = context.bundle.assignment.n_workers // 2
     flag = f"--fault={broken}:{fault},after={context.n_golden + SOUND_RUNS}"
-    exchanges: list[Exchange] = []
-    replies: list[Reply] = []
+    exchanges: list[TimedRequest] = []
+    replies: list[CheckedReply] = []
     aims, results = [], {}
     for way in _ways(context):
         with context.serve(flag, *way.flags, backend="process" if way.comes_back else "ort") as server:
@@ -62,24 +62,27 @@ def run(context: Context, fault: str, what: str) -> Finding:
         wanted = f"{way.name}: the worker is back afterwards" if way.comes_back else f"{way.name}: the others answer"
         aims.append(Aim(wanted, found, worker["state"] == "live" if way.comes_back else None))
         results[way.name] = {"requests": len(asked), "without": without, **worker}
-    return Finding(
+    return CaseResult(
         f"worker {broken} {what}, {context.options.seconds:g} s each way, {len(exchanges)} requests",
         [none_failed(exchanges), as_merged(context, replies), *aims],
         results,
     )
 
 
-def _ways(context: Context) -> list[Way]:
+def _ways(context: Context) -> list[WorkerMode]:
     """In this process, in a process each, and in one per device where losing one device loses no class."""
-    ways = [Way("in the server's process", (), comes_back=False), Way("a process per worker", (), comes_back=True)]
+    ways = [
+        WorkerMode("in the server's process", (), comes_back=False),
+        WorkerMode("a process per worker", (), comes_back=True),
+    ]
     devices = len(context.options.devices or default_devices())
     costs = [subnet.macs for subnet in context.bundle.manifest.subnets]
     if place(context.bundle.assignment, devices, costs).losses_covered:
-        ways.append(Way("a process per device", ("--processes", "device"), comes_back=True))
+        ways.append(WorkerMode("a process per device", ("--processes", "device"), comes_back=True))
     return ways
 
 
-def _afterwards(server: servers.Running, worker: int, *, wait: bool) -> dict[str, Any]:
+def _afterwards(server: servers.RunningServer, worker: int, *, wait: bool) -> dict[str, Any]:
     """State and restarts of the worker once the load is over; waits for it to be live."""
     stop = time.monotonic() + BACK_S
     while True:

@@ -14,8 +14,8 @@ from time import perf_counter
 import numpy as np
 
 from benchmarks.harness import servers
-from benchmarks.harness.load import closed_loop
-from benchmarks.suites.stragglers.cases import Aim, Context, Finding, Reply, as_merged, none_failed
+from benchmarks.harness.load_generator import closed_loop
+from benchmarks.suites.stragglers.cases import Aim, CaseResult, CheckedReply, Context, as_merged, none_failed
 
 CLIENTS = 2
 MEMORY_LIMIT = 1.1
@@ -23,7 +23,7 @@ _WORKER = re.compile(rb'"workers": \[(\d+)')
 
 
 @dataclass(frozen=True)
-class Hit:
+class SentSignal:
     """One process that was sent a signal."""
 
     at: float
@@ -32,7 +32,7 @@ class Hit:
     """None where its command line does not say."""
 
 
-def run(context: Context, number: signal.Signals, every_s: float, settle_s: float, what: str) -> Finding:
+def run(context: Context, number: signal.Signals, every_s: float, settle_s: float, what: str) -> CaseResult:
     """Send a signal to random children while clients ask, and hold every answer against the merge.
 
     Args:
@@ -45,7 +45,7 @@ def run(context: Context, number: signal.Signals, every_s: float, settle_s: floa
     requests, everyone = context.requests(), context.requests(wait="all")
     # In turns: as the server is set, and waiting for all, which tells in every reply who is there.
     mixed = [one for pair in zip(requests, everyone, strict=True) for one in pair]
-    hits: list[Hit] = []
+    hits: list[SentSignal] = []
     over = threading.Event()
     with context.serve(backend="process") as server:
         closed_loop(server.address, mixed, clients=CLIENTS, count=400)
@@ -64,7 +64,7 @@ def run(context: Context, number: signal.Signals, every_s: float, settle_s: floa
     back = [b for hit in hits if (b := _back_after(hit, replies)) is not None]
     restart = f"{np.median(back):.2f} s, at most {max(back):.2f} s" if back else "not seen"
     memory = f"{before / 2**20:.0f} to {after / 2**20:.0f} MiB"
-    return Finding(
+    return CaseResult(
         f"{what} every {every_s:g} s for {seconds:g} s: {len(hits)} times, {len(exchanges)} requests",
         [
             none_failed(exchanges),
@@ -83,10 +83,10 @@ def run(context: Context, number: signal.Signals, every_s: float, settle_s: floa
 
 
 def _send(
-    server: servers.Running,
+    server: servers.RunningServer,
     number: signal.Signals,
     every_s: float,
-    hits: list[Hit],
+    hits: list[SentSignal],
     over: threading.Event,
     seed: int,
 ) -> None:
@@ -101,7 +101,7 @@ def _send(
             os.kill(pid, number)
         except ProcessLookupError:
             continue
-        hits.append(Hit(perf_counter(), worker))
+        hits.append(SentSignal(perf_counter(), worker))
 
 
 def _worker_of(pid: int) -> int | None:
@@ -112,7 +112,7 @@ def _worker_of(pid: int) -> int | None:
     return int(match[1]) if match else None
 
 
-def _back_after(hit: Hit, replies: Sequence[Reply]) -> float | None:
+def _back_after(hit: SentSignal, replies: Sequence[CheckedReply]) -> float | None:
     """Seconds until a request that was sent after the hit has the worker's copies."""
     if hit.worker is None:
         return None

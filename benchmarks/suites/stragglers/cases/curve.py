@@ -6,21 +6,21 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from benchmarks.suites.stragglers.cases import Aim, Context, Finding
+from benchmarks.suites.stragglers.cases import Aim, CaseResult, Context
 from benchmarks.suites.stragglers.oracle import Oracle
 from sensai_serve.bundle import Bundle
 from sensai_serve.losses import MOST_SETS, Copies, loss_curve
 from sensai_serve.report import Picture, drawing
 
 
-def run(context: Context) -> Finding:
+def run(context: Context) -> CaseResult:
     """In this process, from the scores of the bundle's own ONNX files."""
     truth, name = context.data.labels, context.bundle.manifest.name
     case = "accuracy with workers lost, by redundancy"
     if truth is None:
-        return Finding(case, [Aim("accuracy curve", "no labels given: --data", None)], {})
+        return CaseResult(case, [Aim("accuracy curve", "no labels given: --data", None)], {})
     if context.bundle.manifest.merge.rule != "majority":
-        return Finding(case, [Aim("accuracy curve", f"not for {context.bundle.manifest.merge.rule}", None)], {})
+        return CaseResult(case, [Aim("accuracy curve", f"not for {context.bundle.manifest.merge.rule}", None)], {})
     codes: dict[str, tuple[Copies, float]] = {}
     if context.beside:  # each as it was trained
         bundles = sorted([context.bundle, *context.beside], key=lambda bundle: bundle.assignment.redundancy)
@@ -49,7 +49,7 @@ def run(context: Context) -> Finding:
         code: {str(at.lost): {"mean": round(at.mean, 5), "worst": round(at.worst, 5)} for at in curve}
         for code, curve in curves.items()
     }
-    return Finding(case, aims, results, [Picture("accuracy-curve", "Accuracy with workers lost", draw, note)])
+    return CaseResult(case, aims, results, [Picture("accuracy-curve", "Accuracy with workers lost", draw, note)])
 
 
 def _fewer_copies(bundle: Bundle, oracle: Oracle) -> Mapping[int, Copies]:

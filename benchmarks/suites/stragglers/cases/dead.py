@@ -6,8 +6,8 @@ import itertools
 
 import numpy as np
 
-from benchmarks.harness.load import Exchange, closed_loop
-from benchmarks.suites.stragglers.cases import Aim, Context, Finding, Reply, as_merged, none_failed, percent
+from benchmarks.harness.load_generator import TimedRequest, closed_loop
+from benchmarks.suites.stragglers.cases import Aim, CaseResult, CheckedReply, Context, as_merged, none_failed, percent
 from sensai_serve.guarantees import guarantees
 from sensai_serve.losses import accuracy, majority
 
@@ -15,7 +15,7 @@ LOST = 2
 SERVED_PAIRS = 6
 
 
-def run(context: Context) -> Finding:
+def run(context: Context) -> CaseResult:
     """Every pair offline, and some of them, the worst among them, over HTTP."""
     oracle, workers = context.oracle, context.oracle.everyone
     survived = guarantees(context.bundle.assignment).losses_covered
@@ -30,8 +30,8 @@ def run(context: Context) -> Finding:
     drawn = [pairs[i] for i in random.permutation(len(pairs))]
     served = sorted(drawn, key=lambda pair: offline.get(pair, 1.0))[:2]
     served += [pair for pair in drawn if pair not in served][: SERVED_PAIRS - len(served)]
-    exchanges: list[Exchange] = []
-    replies: list[Reply] = []
+    exchanges: list[TimedRequest] = []
+    replies: list[CheckedReply] = []
     count = max(context.options.requests // len(served), 1)
     for pair in served:
         fault = f"--fault={'+'.join(map(str, pair))}:drop,after={context.n_golden}"
@@ -45,7 +45,7 @@ def run(context: Context) -> Finding:
     values = list(offline.values())
     spread = f"; all {len(pairs)} pairs offline: {min(values):.2%} to {max(values):.2%}" if values else ""
     promised = f"any {survived} of {len(workers)} may be lost and every class keeps a copy"
-    return Finding(
+    return CaseResult(
         f"two workers dead ({', '.join(str(list(p)) for p in served)} over HTTP)",
         [
             none_failed(exchanges) if survived >= LOST else Aim("reported only", none_failed(exchanges).found, None),

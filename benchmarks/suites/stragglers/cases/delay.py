@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from benchmarks.harness.client import Connection, exchange
-from benchmarks.harness.load import closed_loop
+from benchmarks.harness.client import RawConnection, exchange
+from benchmarks.harness.interleave import Rounds, TimedCalls, in_turns
+from benchmarks.harness.load_generator import closed_loop
 from benchmarks.harness.stats import ratio, summarise
-from benchmarks.harness.turns import Calls, Rounds, in_turns
 from benchmarks.reporting import plots
-from benchmarks.suites.stragglers.cases import Aim, Context, Finding, none_failed
+from benchmarks.suites.stragglers.cases import Aim, CaseResult, Context, none_failed
 from sensai_serve.report import Picture
 
 DELAY_MS = 50
@@ -15,7 +15,7 @@ ROUNDS = 20
 P99_LIMIT = 1.3
 
 
-def run(context: Context) -> Finding:
+def run(context: Context) -> CaseResult:
     """Measure latency beside a server without the straggler, in turns; then the labels of every input."""
     straggler = context.bundle.assignment.n_workers // 2
     fault, count = f"--fault={straggler}:delay={DELAY_MS}ms", context.options.requests
@@ -26,12 +26,12 @@ def run(context: Context) -> Finding:
         context.serve(fault, "--patience", "0") as waiting,
     ):
         connections = {
-            name: Connection.open(*server.address)
+            name: RawConnection.open(*server.address)
             for name, server in (("healthy", healthy), ("straggler", patient), ("straggler, patience off", waiting))
         }
 
-        def ask(name: str) -> Calls:
-            return Calls(lambda index: exchange(connections[name], requests[index]))
+        def ask(name: str) -> TimedCalls:
+            return TimedCalls(lambda index: exchange(connections[name], requests[index]))
 
         def measure(*names: str, per_round: int, warm_up: int | None = None) -> dict[str, Rounds]:
             asked = {name: ask(name) for name in names}
@@ -56,7 +56,7 @@ def run(context: Context) -> Finding:
     p99 = f"{tail.value:.2f}x, {summaries['straggler'].p99 * 1e3:.2f} ms"
     waited_for = f"{len(changed_waiting)} of {len(waited_replies)} differ, {early:.0%} decided without the straggler"
     marked = f"{len(changed)} of {len(patient_replies)} changed, {unmarked} of them not marked"
-    return Finding(
+    return CaseResult(
         f"worker {straggler} takes {DELAY_MS} ms longer on every request",
         [
             failed,

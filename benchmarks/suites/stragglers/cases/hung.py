@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from benchmarks.suites.stragglers.cases import Context, Finding
+from benchmarks.suites.stragglers.cases import CaseResult, Context
 from benchmarks.suites.stragglers.cases import _broken as broken
 
 
-def run(context: Context) -> Finding:
+def run(context: Context) -> CaseResult:
     """See the file."""
     return broken.run(context, "hang", "hangs inside a run")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import signal
 
-from benchmarks.suites.stragglers.cases import Context, Finding
+from benchmarks.suites.stragglers.cases import CaseResult, Context
 from benchmarks.suites.stragglers.cases import _signals as signals
 
 
-def run(context: Context) -> Finding:
+def run(context: Context) -> CaseResult:
     """See the file."""
     return signals.run(context, signal.SIGKILL, 1.0, 1.5, "kill -9 of a random worker")

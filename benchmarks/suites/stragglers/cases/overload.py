@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 
-from benchmarks.harness.load import OK, closed_loop, latencies, open_loop
+from benchmarks.harness.load_generator import OK, closed_loop, latencies, open_loop
 from benchmarks.harness.stats import summarise
-from benchmarks.suites.stragglers.cases import Aim, Context, Finding, as_merged
+from benchmarks.suites.stragglers.cases import Aim, CaseResult, Context, as_merged
 
 RUN_MS = 10
 """Every worker is made to take so long, so that ten times its capacity is still few enough for one client to send."""
@@ -16,7 +16,7 @@ P99_LIMIT = 3.0
 REFUSED_P50_S = 0.005
 
 
-def run(context: Context) -> Finding:
+def run(context: Context) -> CaseResult:
     """Find the capacity in a closed loop, then let ten times as many arrive."""
     requests, seconds = context.requests(), context.options.seconds
     with context.serve(f"--fault=*:delay={RUN_MS}ms", "--max-in-flight", str(IN_FLIGHT)) as server:
@@ -34,7 +34,7 @@ def run(context: Context) -> Finding:
     at_once = summarise(refused).p50 if len(refused) else float("inf")
     other = {status: n for status, n in statuses.items() if status not in (OK, 503)}
     answered = all(e.status == OK for e in still)
-    return Finding(
+    return CaseResult(
         f"{TIMES}x overload for {seconds:g} s: {TIMES * capacity:,.0f} requests per second at a capacity of "
         f"{capacity:,.0f} (workers made {RUN_MS} ms long, {IN_FLIGHT} requests in flight)",
         [

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import signal
 
-from benchmarks.suites.stragglers.cases import Context, Finding
+from benchmarks.suites.stragglers.cases import CaseResult, Context
 from benchmarks.suites.stragglers.cases import _signals as signals
 
 
-def run(context: Context) -> Finding:
+def run(context: Context) -> CaseResult:
     """See the file."""
     every_s = min(3.0, context.options.seconds / 2)
     return signals.run(context, signal.SIGSTOP, every_s, 4.0, "SIGSTOP of a random worker")

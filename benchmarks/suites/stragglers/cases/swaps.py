@@ -11,10 +11,11 @@ from time import perf_counter
 import numpy as np
 
 from benchmarks.harness import servers
-from benchmarks.harness.client import Connection, exchange
-from benchmarks.harness.load import closed_loop
-from benchmarks.harness.wire import http_request
-from benchmarks.suites.stragglers.cases import Aim, Context, Finding, as_merged, none_failed
+from benchmarks.harness.client import RawConnection, exchange
+from benchmarks.harness.codecs import http_request
+from benchmarks.harness.load_generator import closed_loop
+from benchmarks.subjects import our_server
+from benchmarks.suites.stragglers.cases import Aim, CaseResult, Context, as_merged, none_failed
 from sensai_serve.errors import ServingError
 
 CLIENTS = 2
@@ -22,7 +23,7 @@ MEMORY_LIMIT = 1.25
 """A second model beside the first while it is loaded, and what the C library keeps of it."""
 
 
-def run(context: Context) -> Finding:
+def run(context: Context) -> CaseResult:
     """Load the bundle over itself through the repository API, as a deployment would, while clients ask."""
     name, swaps = context.bundle.manifest.name, context.options.swaps
     devices = [f"--device={device}" for device in context.options.devices]
@@ -31,11 +32,11 @@ def run(context: Context) -> Finding:
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree(context.bundle.path, Path(folder) / name)
         arguments = ("--repository", folder, "--backend", context.options.backend, *devices)
-        with servers.running(servers.sensai(*arguments, port=servers.free_port())) as server:
+        with servers.running(our_server.spec(*arguments, port=servers.free_port())) as server:
             over = threading.Event()
 
             def swap() -> None:
-                connection = Connection.open(*server.address)
+                connection = RawConnection.open(*server.address)
                 request = http_request(f"/v2/repository/models/{name}/load", b"", {})
                 try:
                     for _ in range(swaps):
@@ -57,7 +58,7 @@ def run(context: Context) -> Finding:
             swapper.join()
             after = server.memory_bytes()
     took = f"{np.median(seconds):.2f} s each" if seconds else ""
-    return Finding(
+    return CaseResult(
         f"{len(seconds)} replacements of the model under load, {len(exchanges)} requests",
         [
             none_failed(exchanges),

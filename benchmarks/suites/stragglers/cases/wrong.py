@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from benchmarks.harness.load import closed_loop
-from benchmarks.suites.stragglers.cases import Aim, Context, Finding, as_merged, none_failed, percent
+from benchmarks.harness.load_generator import closed_loop
+from benchmarks.suites.stragglers.cases import Aim, CaseResult, Context, as_merged, none_failed, percent
 from sensai_serve.losses import accuracy, majority
 
 FOUND_WITHIN = 100
 LOSS_LIMIT = 0.003
 
 
-def run(context: Context) -> Finding:
+def run(context: Context) -> CaseResult:
     """Ask for all copies, so that every reply tells whether the worker's were among them."""
     oracle, data = context.oracle, context.data
     liar = context.bundle.assignment.n_workers // 2
@@ -33,7 +33,7 @@ def run(context: Context) -> Finding:
         everyone = accuracy(context.labels, data.labels)
         before = everyone - accuracy(majority(oracle.copies({liar: noise}), oracle.plan.threshold), data.labels)
         lost = everyone - (honest or 0.0)
-    return Finding(
+    return CaseResult(
         f"worker {liar} gives random scores",
         [
             none_failed([*exchanges, *after]),
