@@ -41,7 +41,7 @@ TASK = "task.json"
 NETWORK = "network.json"
 REFERENCE = "reference"
 RECOVERED = "recovered"
-"""The first, or only one: see `pruning.pipeline.stages.recovered`."""
+"""The first, or only one: see `pruning.planning.stages.recovered`."""
 
 
 @dataclass(frozen=True)

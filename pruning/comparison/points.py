@@ -1,4 +1,4 @@
-"""What ``sensai compare`` makes: monoliths and class-parallel networks of several sizes, by one recipe, for equal work.
+"""The points of ``sensai compare``: monoliths and class-parallel networks of several sizes, by one recipe.
 
 A network's image passes are those that its weights have seen. Under the budget ``per-network`` every network has seen
 as many: a worker's are those of the shared recovery that it starts from and its own. Under ``total`` all networks of a
@@ -8,27 +8,13 @@ point together have been trained on as many as one monolith.
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
-from pruning.data import absolute
-from pruning.executors import OnProgress, Slot, Task
-from pruning.executors.local import execute
 from pruning.grouping import divisors
-from pruning.limits import enough_disk
-from pruning.pipeline import prune as pipeline
-from pruning.pipeline.choose import reference_base
-from pruning.pipeline.plan import Plan, groups_of
-from pruning.pipeline.stages import recovered
-from pruning.pipeline.teacher import FOLDER, answer, take_over
 from pruning.pipeline.teacher import MOST as MOST_VIEWS
 from pruning.recipe import Recipe
-from pruning.run import Run, finished
-from sensai_serve import assignment, plugins
-from sensai_serve.bundle import atomic_directory
 from sensai_serve.errors import InputError
 
 MOST = 10
@@ -164,117 +150,3 @@ def _codes(n_classes: int, sweep: Sweep) -> list[tuple[str, str, dict[str, Any],
         name, series = f"cyclic-of-{several}", f"cyclic r = {r}, {several} origins"
         codes.append((name, series, cyclic | {"recoveries": several}, sweep.workers))
     return codes
-
-
-@dataclass(frozen=True)
-class Workshop:
-    """Where points are made."""
-
-    plan: Plan
-    """Of the recipe that they have in common."""
-    folder: Path
-    slots: tuple[Slot, ...] = ()
-    _groups: dict[tuple[str, int], list[list[int]]] = field(default_factory=dict)
-
-    def check(self, every: Sequence[Point], on_progress: OnProgress) -> None:
-        """Raise what would be wrong with a point before any is made: its groups, its heads, the smallest size's cut."""
-        plugins.find("pruning.grouping", self.plan.recipe.grouping, "group")  # also where no point has groups
-        begun = [Run.resume(self.run_of(one), one.recipe, self.plan.digests) is not None for one in every]
-        plans = {one.name: self.plan_of(one) for one in every}
-        smallest = min(every, key=lambda one: (one.amount, -one.workers))
-        if not all(begun):
-            plan = plans[smallest.name]
-            pipeline.check_cuts(reference_base(plan, on_progress))
-
-    def plan_of(self, point: Point) -> Plan:
-        """The point's own: same data, same reference."""
-        recipe, dataset = point.recipe, self.plan.dataset
-        groups = None
-        if recipe.groups is not None:
-            key = recipe.grouping, recipe.groups
-            if key not in self._groups:
-                self._groups[key] = groups_of(recipe, dataset, self.plan.reference) or []
-            groups = self._groups[key]
-        matrix = assignment.build(recipe.assignment, dataset.n_classes, groups=groups, redundancy=recipe.redundancy)
-        return replace(self.plan, recipe=recipe, assignment=matrix, budget=recipe.budget)
-
-    def run_of(self, point: Point) -> Path:
-        """Its run directory."""
-        return self.folder / point.name / "run"
-
-    def begin(self, every: Sequence[Point], on_progress: OnProgress) -> None:
-        """Where several networks may be made at a time, make first, at the same time, those that nothing comes before:
-        monoliths, and each size's shared recovery.
-
-        Args:
-            every: all points.
-            on_progress: hears of progress.
-
-        Raises:
-            SensaiError: as `pruning.pipeline.prune`.
-        """
-        if len(self.slots) < 2:
-            return
-        tasks: dict[tuple[float, int | None, int], Task] = {}
-        for one in every:
-            run, shared = self.open(one, every), one.recipe.recover_images
-            first = [run.folder(0)] if one.series == MONOLITH else _recoveries(one)
-            for number, name in enumerate(first):
-                if not run.has(name) and (one.amount, shared, number) not in tasks:
-                    answer(self.plan_of(one), run.path / FOLDER, on_progress)
-                    where, data = str(run.path.absolute()), absolute(self.plan.recipe.data)
-                    task = Task(where, None if shared else 0, data, number, f"{one.name}:")
-                    tasks[one.amount, shared, number] = task
-        execute(list(tasks.values()), self.slots, on_progress)
-
-    def make(self, point: Point, others: Sequence[Point], on_progress: OnProgress) -> Run:
-        """Prune and retrain what the point's run does not hold yet.
-
-        Args:
-            point: which.
-            others: whose answers of the reference, and whose shared recovery, are taken over where they are the same
-                and finished.
-            on_progress: hears of progress.
-
-        Raises:
-            SensaiError: as `pruning.pipeline.prune`.
-        """
-        plan, path = self.plan_of(point), self.open(point, others).path
-        run = pipeline.prune(plan, path, slots=self.slots, on_progress=on_progress)
-        return replace(run, recipe=plan.recipe)  # which knows where the data lies now
-
-    def left(self, point: Point) -> int:
-        """Image passes of the networks that the point's opened run lacks yet."""
-        run, recipe = Run.open(self.run_of(point)), point.recipe
-        shared = sum(recipe.recover_images or 0 for name in _recoveries(point) if not run.has(name))
-        own = sum(recipe.images or 0 for worker in range(run.assignment.n_workers) if not run.has(run.folder(worker)))
-        return shared + own
-
-    def open(self, point: Point, others: Sequence[Point]) -> Run:
-        """The point's run, begun if it was not, with what it takes over of others.
-
-        Raises:
-            OutputExistsError: its directory holds something else.
-            WorkError: the disk is full.
-        """
-        plan, path = self.plan_of(point), self.run_of(point)
-        run = Run.resume(path, plan.recipe, plan.digests)
-        if run is None:
-            spec, labels = plan.dataset.spec, plan.dataset.labels
-            run = Run(path, plan.recipe, plan.digests, labels, spec, plan.assignment, plan.budget)
-            run.create(plan.reference, plan.size)
-        for other in others:
-            take_over(self.run_of(other) / FOLDER, path / FOLDER)
-        same = [o for o in others if (o.amount, o.recipe.recover_images) == (point.amount, point.recipe.recover_images)]
-        for name in _recoveries(point):
-            ready = next((there for o in same if finished(there := self.run_of(o) / name)), None)
-            if ready is not None and not run.has(name):
-                with enough_disk(path / name), atomic_directory(path / name) as temporary:
-                    for file in ready.iterdir():
-                        shutil.copyfile(file, temporary / file.name)
-        return run
-
-
-def _recoveries(point: Point) -> list[str]:
-    """Names of the networks for all classes that the point's workers are made of."""
-    return [recovered(number) for number in range(point.recipe.recoveries)] if point.recipe.recover_images else []

@@ -1,65 +1,77 @@
-"""Executors: where networks are made that need nothing of each other, the workers' of a run above all.
+"""Executors carry out tasks that need nothing of each other, in other processes or on other machines.
 
-A new executor is one new file here with a function ``execute(tasks, slots, on_progress)`` that has every task done by
-`pruning.pipeline.work.perform`, in whatever process and on whatever machine sees the run directory and the data. A
-task that was lost may be given out again: it goes on from its snapshot, and what is finished is not made again.
+A new executor is one new file here with a function ``execute(tasks, slots, on_progress)`` (see `Execute`). It calls
+`carry_out` for every task, in whatever process and on whatever machine sees the files that the task's arguments name.
+An executor knows nothing of what its tasks do: each task names the function to call, which must be importable there. A
+task that was lost with its process may be carried out again; the functions are written so that it then goes on from
+what is already on disk.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from pruning.progress import OnProgress
 from sensai_serve.errors import InputError
-
-OnProgress = Callable[[str, int, int], None]
-"""Called with the name of a stage, how much of it is done, and how much it is in all."""
 
 
 @dataclass(frozen=True)
-class Task:
-    """Make one network of a run directory: all that another process must be told."""
+class ExecutorTask:
+    """One call, described so that any process can make it."""
 
-    run: str
-    """Path of the run directory, from the root."""
-    worker: int | None
-    """Whose; None: a compact one for all classes that workers are made of."""
-    data: str
-    """Source of the run's data, where it lies now."""
-    recovery: int = 0
-    """Which of those."""
-    label: str = ""
-    """What the names of its stages begin with, where several runs are worked on."""
+    name: str
+    """What errors call it, say ``worker 3``."""
+    function: str
+    """``package.module:function``, called as ``function(slot, on_progress, **arguments)``."""
+    arguments: Mapping[str, Any]
+    """Keyword arguments, each of a type that JSON has."""
 
     def __str__(self) -> str:
-        what = f"recovery {self.recovery}" if self.worker is None else f"worker {self.worker}"
-        return f"{self.label} {what}".lstrip()
+        return self.name
 
 
 @dataclass(frozen=True)
 class Slot:
-    """Where one network at a time is made."""
+    """Where one task at a time is carried out."""
 
     device: str
-    """torch's name of it."""
+    """Torch's name of the device."""
     threads: int | None
-    """Of the CPU; None: as many as pay."""
+    """CPU threads; None: as many as pay."""
     cores: int | None = None
-    """That pay at most, where nobody says how many threads; None: all that there are."""
+    """The most CPU threads that may be used where `threads` is None; None: as many as there are cores."""
 
 
-Execute = Callable[[Sequence[Task], Sequence[Slot], OnProgress], None]
-"""Does all tasks, or raises a SensaiError; leaves no process behind either way."""
+Execute = Callable[[Sequence[ExecutorTask], Sequence[Slot], OnProgress], None]
+"""Carries out all tasks, or raises a SensaiError; leaves no process behind either way."""
 
 
-def deal(jobs: int | None, devices: Sequence[str], threads: int | None) -> tuple[Slot, ...]:
-    """The slots for `jobs` networks at a time, dealt over devices in turn.
+def carry_out(task: ExecutorTask, slot: Slot, on_progress: OnProgress) -> None:
+    """Call the function that a task names, in this process.
 
     Args:
-        jobs: None: one for each device.
+        task: what to call.
+        slot: where the function computes.
+        on_progress: called with the function's progress.
+
+    Raises:
+        SensaiError: whatever the function raises.
+    """
+    module, _, name = task.function.partition(":")
+    getattr(importlib.import_module(module), name)(slot, on_progress, **task.arguments)
+
+
+def make_slots(jobs: int | None, devices: Sequence[str], threads: int | None) -> tuple[Slot, ...]:
+    """Slots for `jobs` tasks at a time, spread over devices in turn.
+
+    Args:
+        jobs: number of slots; None: one for each device.
         devices: torch's names, one or more.
-        threads: of the CPU for each job; None: as many as pay, of an equal part of the cores that this process may use.
+        threads: CPU threads of each job; None: as many as pay, of an equal part of the cores that this process may use.
 
     Raises:
         InputError: there are fewer jobs than devices.

@@ -1,4 +1,4 @@
-"""A process of the ``local`` executor: tasks come in as lines on stdin, what becomes of them goes out on stdout."""
+"""One process of the ``local`` executor: reads tasks from stdin, one JSON line each, and reports on stdout."""
 
 from __future__ import annotations
 
@@ -8,19 +8,17 @@ import sys
 import threading
 from queue import SimpleQueue
 
-from pruning.executors import Slot, Task
+from pruning.executors import ExecutorTask, Slot, carry_out
+from pruning.executors.local import describe
 from sensai_serve.errors import SensaiError
 
 
 def main() -> None:
-    """Do tasks until stdin ends, which it also does when the process at its other end is gone."""
+    """Carry out tasks until stdin ends, which it also does when the process that writes to it is gone."""
     out = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what libraries print is no message
-    tasks: SimpleQueue[Task] = SimpleQueue()
+    os.dup2(2, 1)  # what libraries print must not be read as a message
+    tasks: SimpleQueue[ExecutorTask] = SimpleQueue()
     threading.Thread(target=_read, args=(tasks,), daemon=True).start()
-
-    from pruning.executors.local import report
-    from pruning.pipeline.work import perform
 
     def say(message: dict[str, object]) -> None:
         out.write(json.dumps(message) + "\n")
@@ -32,17 +30,17 @@ def main() -> None:
     while True:
         task = tasks.get()
         try:
-            perform(task, slot, on_progress)
+            carry_out(task, slot, on_progress)
         except SensaiError as error:
-            say(dict(report(error)))
+            say(dict(describe(error)))
         else:
-            say({"made": str(task)})
+            say({"finished": str(task)})
 
 
-def _read(tasks: SimpleQueue[Task]) -> None:
+def _read(tasks: SimpleQueue[ExecutorTask]) -> None:
     for line in sys.stdin:
-        tasks.put(Task(**json.loads(line)))
-    os._exit(0)  # at once, whatever the other thread is at: nobody is left to hear of it
+        tasks.put(ExecutorTask(**json.loads(line)))
+    os._exit(0)  # at once, whatever the main thread is doing: nobody is left to read its result
 
 
 if __name__ == "__main__":

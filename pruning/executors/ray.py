@@ -1,9 +1,9 @@
-"""``ray``: every network is a task of a Ray cluster, with the cores or the share of a card that its slot says.
+"""``ray``: every task is a task of a Ray cluster, with the cores or the share of a GPU that its slot says.
 
-The run directory and the data must be where every machine of the cluster sees them at the same path. The cluster is the
-one that RAY_ADDRESS names, or one on this machine for as long as the run takes. How many networks are made at a time is
-for Ray to say: as many as its resources allow. A task that is lost with its process or its machine is given out again
-and goes on from its snapshot in the run directory.
+The run directory and the data must lie at the same path on every machine of the cluster. The cluster is the one that
+RAY_ADDRESS names, or one on this machine for as long as the run takes. Ray decides how many tasks run at a time: as
+many as its resources allow. A task that is lost with its process or its machine is carried out again and goes on from
+its snapshot in the run directory.
 """
 
 from __future__ import annotations
@@ -18,34 +18,35 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pruning.executors import OnProgress, Slot, Task
-from pruning.executors.local import report
+from pruning.executors import ExecutorTask, Slot, carry_out
+from pruning.executors.local import describe
+from pruning.progress import OnProgress
 from sensai_serve import errors
 from sensai_serve.errors import InputError, SensaiError, WorkError
 
 RETRIES = 10
-"""Times that a task which was lost is given out again."""
-LOOK_S = 0.2
-"""How often the driver asks what has happened."""
-SAY_S = 0.5
-"""How often a task says how far it is, at most."""
+"""How often a lost task is carried out again."""
+POLL_S = 0.2
+"""Seconds between two looks of the driver at the tasks."""
+REPORT_S = 0.5
+"""Seconds between two progress reports of a task, at least."""
 CONNECT_S = 5.0
-"""How long the cluster's address may take to answer."""
+"""Seconds that the cluster's address may take to answer."""
 _ADDRESS = re.compile(r"(?:ray://)?(.+):(\d{1,5})")
-_said: Any = None  # where this process, one of Ray's, says how far it is
+_reporter: Any = None  # reports the progress of this process, one of Ray's
 
 
-def execute(tasks: Sequence[Task], slots: Sequence[Slot], on_progress: OnProgress) -> None:
-    """Do all tasks, as many at a time as the cluster has room for.
+def execute(tasks: Sequence[ExecutorTask], slots: Sequence[Slot], on_progress: OnProgress) -> None:
+    """Carry out all tasks, as many at a time as the cluster has room for.
 
     Args:
-        tasks: what to do.
-        slots: what one task needs: the threads of its slot, and of a card the part that its slots leave each other.
-        on_progress: hears of it, from this process.
+        tasks: what to carry out.
+        slots: what one task needs: the threads of its slot, and its share of a GPU that several slots name.
+        on_progress: called with the progress of every task, in this process.
 
     Raises:
-        InputError: no cluster at RAY_ADDRESS.
-        SensaiError: what a task raised; the others are cancelled.
+        InputError: there is no cluster at RAY_ADDRESS.
+        SensaiError: a task raised it; the other tasks are cancelled.
         WorkError: a task was lost too often.
     """
     import ray
@@ -61,7 +62,7 @@ def execute(tasks: Sequence[Task], slots: Sequence[Slot], on_progress: OnProgres
 
 
 def resources(slots: Sequence[Slot], number: int) -> dict[str, float]:
-    """What Ray is to keep for one task on slot `number`: cores, and a part of a card where others share it."""
+    """The resources that Ray reserves for one task on slot `number`: CPU cores, and a share of a GPU."""
     slot = slots[number]
     found: dict[str, float] = {"num_cpus": slot.threads or slot.cores or 1}
     if slot.device.startswith("cuda"):
@@ -73,11 +74,11 @@ def _connect(ray: Any) -> None:
     address = os.environ.get("RAY_ADDRESS")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     if not address:
-        # On this machine a user's own modules are found where this process finds them; a cluster has its own.
+        # A local cluster finds the user's own modules where this process does; a remote one has its own.
         path = os.pathsep.join(str(Path(part).absolute()) for part in sys.path)
         options |= {"runtime_env": {"env_vars": {"PYTHONPATH": path}}, "include_dashboard": False, "address": "local"}
     try:
-        if address and (there := _ADDRESS.fullmatch(address)):  # Ray itself would try for minutes
+        if address and (there := _ADDRESS.fullmatch(address)):  # Ray itself would retry for minutes
             socket.create_connection((there[1].strip("[]"), int(there[2])), CONNECT_S).close()
         ray.init(**options)
     except (OSError, ValueError, RuntimeError) as error:
@@ -87,20 +88,20 @@ def _connect(ray: Any) -> None:
         ) from None
 
 
-def _run(ray: Any, tasks: Sequence[Task], slots: Sequence[Slot], on_progress: OnProgress) -> None:
-    board = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Board).remote()
+def _run(ray: Any, tasks: Sequence[ExecutorTask], slots: Sequence[Slot], on_progress: OnProgress) -> None:
+    board = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_ProgressBoard).remote()
     perform = ray.remote(max_retries=RETRIES)(_perform)
     waiting = {}
     for number, task in enumerate(tasks):
         at = number % len(slots)
         needs = resources(slots, at)
-        # Ray shows a task no card but its own, which is then the first.
+        # Ray shows a task only its own GPU, which is then the first.
         slot = replace(slots[at], device="cuda:0" if "num_gpus" in needs else slots[at].device)
         slot = replace(slot, cores=int(needs["num_cpus"]))
         waiting[perform.options(**needs).remote(task, slot, board)] = task
     try:
         while waiting:
-            done, _ = ray.wait(list(waiting), timeout=LOOK_S)
+            done, _ = ray.wait(list(waiting), timeout=POLL_S)
             for stage, (at, total) in ray.get(board.take.remote()).items():
                 on_progress(stage, at, total)
             for reference in done:
@@ -110,7 +111,7 @@ def _run(ray: Any, tasks: Sequence[Task], slots: Sequence[Slot], on_progress: On
             ray.cancel(reference, force=True)
 
 
-def _settle(ray: Any, reference: Any, task: Task) -> None:
+def _settle(ray: Any, reference: Any, task: ExecutorTask) -> None:
     try:
         failure: dict[str, str] = ray.get(reference)
     except ray.exceptions.RayTaskError as error:
@@ -125,8 +126,8 @@ def _settle(ray: Any, reference: Any, task: Task) -> None:
         raise getattr(errors, failure["kind"])(failure["error"])
 
 
-class _Board:
-    """How far every stage is: tasks write, the driver reads. An actor of Ray."""
+class _ProgressBoard:
+    """Ray actor that holds the progress of every stage: tasks write it, the driver reads it."""
 
     def __init__(self) -> None:
         self._stages: dict[str, tuple[int, int]] = {}
@@ -139,8 +140,8 @@ class _Board:
         return news
 
 
-class _Teller:
-    """Says how far the stages of this process are, now and then."""
+class _Reporter:
+    """Reports the progress of this process's stages to the board, at most every `REPORT_S` seconds."""
 
     def __init__(self, board: Any) -> None:
         self.board = board
@@ -149,20 +150,18 @@ class _Teller:
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         now = time.monotonic()
-        if stage != self._stage or done >= total or now - self._last >= SAY_S:
+        if stage != self._stage or done >= total or now - self._last >= REPORT_S:
             self._stage, self._last = stage, now
             self.board.say.remote(stage, done, total)
 
 
-def _perform(task: Task, slot: Slot, board: Any) -> dict[str, str]:
-    """In a process of Ray's: do the task; what went wrong, nothing where nothing did."""
-    global _said  # noqa: PLW0603  the same teller for every task of this process, so that data is loaded once
-    from pruning.pipeline.work import perform
-
-    if _said is None or _said.board != board:
-        _said = _Teller(board)
+def _perform(task: ExecutorTask, slot: Slot, board: Any) -> dict[str, str]:
+    """Carry out a task in one of Ray's processes; returns the error as a message, empty where there was none."""
+    global _reporter  # noqa: PLW0603  one for all tasks of this process: they share what is cached by it
+    if _reporter is None or _reporter.board != board:
+        _reporter = _Reporter(board)
     try:
-        perform(task, slot, _said)
+        carry_out(task, slot, _reporter)
     except SensaiError as error:
-        return report(error)
+        return describe(error)
     return {}

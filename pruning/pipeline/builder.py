@@ -1,4 +1,4 @@
-"""Make one network of a run directory, in whatever process: what executors carry out."""
+"""Builds the networks of a run directory, one after the other; executors call `build_network` in other processes."""
 
 from __future__ import annotations
 
@@ -9,41 +9,70 @@ from pathlib import Path
 
 import torch
 
-from pruning.executors import OnProgress, Slot, Task
+from pruning.data import absolute
+from pruning.executors import ExecutorTask, Slot
 from pruning.limits import enough_memory
-from pruning.pipeline.choose import Base, reference_base
-from pruning.pipeline.plan import Plan, plan_of
-from pruning.pipeline.stages import Stage, origin, recovered, recovery_images, rounds, specialisation
 from pruning.pipeline.subnet import make_network
 from pruning.pipeline.teacher import FOLDER, Answers, open_answers
+from pruning.planning.plan import Plan, plan_of
+from pruning.planning.stages import Stage, origin, recovered, recovery_images, rounds, specialisation
+from pruning.progress import OnProgress
 from pruning.run import REFERENCE, Run
+from pruning.selection.choose import Base, reference_base
 from pruning.training.loop import require_device
 from pruning.training.snapshot import Snapshot
 
 
-def perform(task: Task, slot: Slot, on_progress: OnProgress) -> None:
-    """Make the network that `task` names, unless the run directory holds it already.
-
-    An unfinished one goes on from its snapshot, so a task that was lost with its process may be given to another.
+def network_task(run: Run, data: str, *, worker: int | None = None, recovery: int = 0, label: str = "") -> ExecutorTask:
+    """The task of building one network of a run directory.
 
     Args:
-        task: which of which run.
+        run: the run; every process that carries out the task must see its directory and the data.
+        data: source of the run's data, where it lies now.
+        worker: whose network; None: a compact one for all classes.
+        recovery: number of that compact network.
+        label: put in front of the names of progress stages, where several runs are built at the same time.
+    """
+    name = f"recovery {recovery}" if worker is None else f"worker {worker}"
+    arguments = {
+        "run": str(run.path.absolute()),
+        "data": absolute(data),
+        "worker": worker,
+        "recovery": recovery,
+        "label": label,
+    }
+    return ExecutorTask(f"{label} {name}".lstrip(), f"{__name__}:{build_network.__name__}", arguments)
+
+
+def build_network(
+    slot: Slot, on_progress: OnProgress, *, run: str, data: str, worker: int | None, recovery: int, label: str
+) -> None:
+    """Carry out a `network_task`: build one network, unless the run directory holds it already.
+
+    An unfinished network goes on from its snapshot, so a task that was lost with its process may be carried out again.
+
+    Args:
         slot: where to compute.
-        on_progress: hears of it. With the same function, run and slot the data and the reference are loaded once.
+        on_progress: called with progress. Calls with the same function, run and slot load data and reference once.
+        run: path of the run directory.
+        data: see `network_task`, as the arguments below.
+        worker: whose network, or None.
+        recovery: number of the compact network.
+        label: put in front of the names of progress stages.
 
     Raises:
         SensaiError: the network cannot be made.
     """
-    bench = _open(task.run, task.data, task.label, slot, on_progress)
-    if task.worker is None:
-        bench.recover(task.recovery)
+    builder = _open(run, data, label, slot, on_progress)
+    if worker is None:
+        builder.recover(recovery)
     else:
-        bench.specialise(task.worker)
+        builder.specialise(worker)
 
 
 @dataclass(frozen=True)
-class Workbench:
-    """Makes networks of one run. What they are cut out of, profiles of it and its answers, is loaded or taken once."""
+class NetworkBuilder:
+    """Builds networks of one run. What they are cut from, its profiles and its logits are loaded or taken once."""
 
     plan: Plan
     run: Run
@@ -57,7 +86,7 @@ class Workbench:
         return open_answers(self.plan, self.run.path / FOLDER)
 
     def recover(self, number: int) -> None:
-        """Make the compact network of that number, in as many steps as the recipe says.
+        """Build the compact network of that number, in as many steps as the recipe says.
 
         Raises:
             ModelError: the cut cannot be made.
@@ -65,26 +94,26 @@ class Workbench:
         """
         before = REFERENCE
         for name, stage in rounds(self.plan, number):
-            self._make(name, before, stage)
+            self._build(name, before, stage)
             before = name
 
     def specialise(self, worker: int) -> None:
-        """Make a worker's network: of a recovered one where the recipe asks for them, else of the reference.
+        """Build a worker's network: from a recovered one where the recipe asks for them, else from the reference.
 
         Raises:
             ModelError: the cut cannot be made.
             WorkError: memory ran out, or the disk is full.
         """
         before = recovered(origin(self.plan, worker)) if recovery_images(self.plan) else REFERENCE
-        self._make(self.run.folder(worker), before, specialisation(self.plan, worker))
+        self._build(self.run.folder(worker), before, specialisation(self.plan, worker))
 
-    def _make(self, name: str, before: str, stage: Stage) -> None:
+    def _build(self, name: str, before: str, stage: Stage) -> None:
         unfinished = self.run.path / f".{name.replace('/', '-')}.training"
         snapshot = Snapshot(unfinished, {"name": name})  # the run knows the recipe
         if not self.run.has(name):
             with enough_memory(stage.name, self.plan.device):
                 self.run.save(name, *make_network(self._base(before), self.answers, stage, snapshot))
-        snapshot.clear()  # also where the end came just after the network was written
+        snapshot.clear()  # also where the process ended just after the network was written
 
     def _base(self, name: str) -> Base:
         """Read back even where it was just made: a resumed run must go on from the same numbers."""
@@ -98,16 +127,16 @@ class Workbench:
 
 
 @lru_cache(maxsize=1)
-def _open(path: str, data: str, label: str, slot: Slot, on_progress: OnProgress) -> Workbench:
+def _open(path: str, data: str, label: str, slot: Slot, on_progress: OnProgress) -> NetworkBuilder:
     require_device(slot.device)
     if slot.cores is not None:
         torch.set_num_threads(slot.cores)
     run = Run.open(Path(path))
     run = dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, data=data))
     plan = plan_of(run, device=slot.device, threads=slot.threads)
-    say = partial(_labelled, on_progress, label) if label else on_progress
-    return Workbench(plan, run, say, reference_base(plan, say))
+    labelled = partial(_with_label, on_progress, label) if label else on_progress
+    return NetworkBuilder(plan, run, labelled, reference_base(plan, labelled))
 
 
-def _labelled(on_progress: OnProgress, label: str, stage: str, done: int, total: int) -> None:
+def _with_label(on_progress: OnProgress, label: str, stage: str, done: int, total: int) -> None:
     on_progress(f"{label} {stage}", done, total)

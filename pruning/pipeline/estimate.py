@@ -14,15 +14,16 @@ import torch
 
 from pruning import heads
 from pruning.cutting.channels import Size, measure, output_layer
-from pruning.executors import OnProgress, Slot
+from pruning.executors import Slot
 from pruning.heads import replace_output
 from pruning.limits import enough_memory
-from pruning.pipeline.choose import Base, reference_base, silent
-from pruning.pipeline.latency import Latency, meet_budget
-from pruning.pipeline.plan import Plan
-from pruning.pipeline.stages import Stage, recoveries_of, rounds, specialisation
 from pruning.pipeline.subnet import cut_network, distillation
 from pruning.pipeline.teacher import BATCH, STAGE, Answers, asking, views_of
+from pruning.planning.plan import Plan
+from pruning.planning.stages import Stage, recoveries_of, rounds, specialisation
+from pruning.progress import OnProgress, silent
+from pruning.selection.choose import Base, reference_base
+from pruning.selection.latency import Latency, meet_budget
 from pruning.training.augment import Views
 from pruning.training.loop import fit, threads_for
 from sensai_serve import plugins

@@ -7,22 +7,22 @@ from dataclasses import replace
 from pathlib import Path
 
 from pruning import heads
-from pruning.data import absolute
-from pruning.executors import Execute, OnProgress, Slot, Task
+from pruning.executors import Execute, Slot
 from pruning.limits import enough_memory
-from pruning.pipeline.choose import Base, choose_cut, reference_base, silent
-from pruning.pipeline.latency import Latency, meet_budget
-from pruning.pipeline.plan import Plan
-from pruning.pipeline.stages import recovered, recoveries_of, recovery, recovery_images, specialisation
+from pruning.pipeline.builder import NetworkBuilder, network_task
 from pruning.pipeline.teacher import FOLDER, answer
-from pruning.pipeline.work import Workbench
+from pruning.planning.plan import Plan
+from pruning.planning.stages import recovered, recoveries_of, recovery, recovery_images, specialisation
+from pruning.progress import OnProgress, silent
 from pruning.run import Run
+from pruning.selection.choose import Base, choose_cut, reference_base
+from pruning.selection.latency import Latency, meet_budget
 from pruning.training.loop import infer
 from sensai_serve import plugins
 from sensai_serve.merge import MergePlan
 
 
-def prune(
+def prune_reference(
     plan: Plan,
     out: str | Path,
     *,
@@ -61,19 +61,18 @@ def prune(
     workers = [worker for worker in range(run.assignment.n_workers) if not run.has(run.folder(worker))]
     if recoveries or workers:
         answer(plan, run.path / FOLDER, on_progress)
-    bench = Workbench(plan, run, on_progress, reference)
-    where, data = str(run.path.absolute()), absolute(plan.recipe.data)
+    builder, data = NetworkBuilder(plan, run, on_progress, reference), plan.recipe.data
     elsewhere = len(slots) > 1 or (slots and executor != "local")
     if elsewhere and recoveries_of(plan) > 1:  # also the last one of an unfinished run: where it was begun
-        execute([Task(where, None, data, number) for number in recoveries], slots, on_progress)
+        execute([network_task(run, data, recovery=number) for number in recoveries], slots, on_progress)
     else:
         for number in recoveries:
-            bench.recover(number)
+            builder.recover(number)
     if elsewhere and workers:
-        execute([Task(where, worker, data) for worker in workers], slots, on_progress)
+        execute([network_task(run, data, worker=worker) for worker in workers], slots, on_progress)
     else:
         for worker in workers:
-            bench.specialise(worker)
+            builder.specialise(worker)
     return run
 
 

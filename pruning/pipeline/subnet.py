@@ -15,11 +15,11 @@ from pruning import heads
 from pruning.cutting.channels import Cut, apply_cut, compose, kept_outputs, measure, output_layer
 from pruning.cutting.reconstruct import reconstruct
 from pruning.heads import Head, Subnet, replace_output
-from pruning.pipeline.choose import Base, Trimmed, choose_cut
-from pruning.pipeline.plan import Plan
-from pruning.pipeline.stages import Stage
 from pruning.pipeline.teacher import Answers, asking
+from pruning.planning.plan import Plan
+from pruning.planning.stages import Stage
 from pruning.run import Network
+from pruning.selection.choose import Base, Trimmed, choose_cut
 from pruning.training.calibrate import fit_scale, fold_scale
 from pruning.training.loop import Batch, Loss, fit, infer, threads_for
 from pruning.training.snapshot import Snapshot

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 from pruning.data import Labels
-from pruning.executors import OnProgress
 from pruning.limits import enough_disk, enough_memory
-from pruning.pipeline.plan import Plan
-from pruning.pipeline.stages import recoveries_of, recovery_images, specialisation
+from pruning.planning.plan import Plan
+from pruning.planning.stages import recoveries_of, recovery_images, specialisation
+from pruning.progress import OnProgress
 from pruning.training.augment import Views, augment, changes
 from pruning.training.loop import autocast, use_bf16
 from sensai_serve.bundle import atomic_file

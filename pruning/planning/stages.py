@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from pruning.pipeline.plan import Plan
+from pruning.planning.plan import Plan
 from pruning.run import RECOVERED
 from pruning.training.loop import Schedule
 

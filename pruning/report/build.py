@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from pruning.executors import OnProgress
 from pruning.grouping import Features
+from pruning.progress import OnProgress
 from pruning.report import facts, pictures
 from pruning.report.facts import Answers, Kept
 from pruning.run import REFERENCE, Network, Run

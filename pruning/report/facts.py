@@ -14,7 +14,7 @@ from pruning.cutting.channels import Unit, find_units, kept_outputs
 from pruning.data import Labels
 from pruning.grouping import Features
 from pruning.grouping.tsne import embed
-from pruning.pipeline.plan import classes_seen
+from pruning.planning.plan import classes_seen
 from pruning.run import REFERENCE, Network, Run
 from pruning.training.loop import infer
 from sensai_serve.errors import InputError

@@ -15,14 +15,10 @@ from pruning.cutting.channels import Cut, Unit, apply_cut, find_units, kept_outp
 from pruning.cutting.profile import Profile, profile, some_of_each_class
 from pruning.cutting.ratios import cut_below, cut_share, search_share
 from pruning.data import Labels
-from pruning.executors import OnProgress
-from pruning.pipeline.plan import Plan
+from pruning.planning.plan import Plan
+from pruning.progress import OnProgress, silent
 from sensai_serve import plugins
 from sensai_serve.errors import ModelError
-
-
-def silent(stage: str, done: int, total: int) -> None:
-    """No progress is shown."""
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,12 @@ from pruning import heads
 from pruning.cutting.blocks import find_blocks, trace
 from pruning.cutting.channels import apply_cut, output_layer
 from pruning.cutting.ratios import cut_share, search_share
-from pruning.executors import OnProgress
 from pruning.heads import Subnet, replace_output
-from pruning.pipeline.choose import Base, Trimmed, anything, reference_base
-from pruning.pipeline.plan import Plan
-from pruning.pipeline.stages import Stage, recovery, specialisation
+from pruning.planning.plan import Plan
+from pruning.planning.stages import Stage, recovery, specialisation
+from pruning.progress import OnProgress
 from pruning.recipe import Budget
+from pruning.selection.choose import Base, Trimmed, anything, reference_base
 from sensai_serve.errors import InputError, ModelError
 
 Latency = Callable[[nn.Module], float]

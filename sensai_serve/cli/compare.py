@@ -14,7 +14,8 @@ from sensai_serve.errors import InputError
 if TYPE_CHECKING:
     from benchmarks.compare.measure import Candidate
     from export.comparison import Result
-    from pruning.pipeline.comparison import Point, Workshop
+    from pruning.comparison.builder import PointBuilder
+    from pruning.comparison.points import Point
 
 app = typer.Typer()
 SAMPLES = 32
@@ -75,10 +76,11 @@ def compare(
     from benchmarks.compare.measure import ComparisonOptions, measure
     from benchmarks.compare.report import report as report_of
     from benchmarks.reporting.report import show, write
+    from pruning.comparison.builder import PointBuilder
+    from pruning.comparison.points import points, sweep_for
     from pruning.data import absolute
-    from pruning.executors import deal
-    from pruning.pipeline.comparison import Workshop, points, sweep_for
-    from pruning.pipeline.plan import make_plan
+    from pruning.executors import make_slots
+    from pruning.planning.plan import make_plan
     from pruning.recipe import Recipe
     from pruning.training.loop import require_device
     from sensai_serve.preprocess import normalise
@@ -96,9 +98,9 @@ def compare(
     if dry_run:
         _print_points(every)
         return
-    workshop = Workshop(plan, out / "points", deal(jobs, [device], threads))
+    builder = PointBuilder(plan, out / "points", make_slots(jobs, [device], threads))
     with progress(quiet=quiet) as report:
-        entries = _entries(workshop, every, point or [], weights, report)
+        entries = _entries(builder, every, point or [], weights, report)
         dataset = plan.dataset
         chosen = dataset.x[plan.validation[:SAMPLES]]
         samples = [normalise(chosen[at : at + 1], dataset.spec) for at in range(len(chosen))]
@@ -142,25 +144,25 @@ def _print_points(points: list[Point]) -> None:
 
 
 def _entries(
-    workshop: Workshop, points: list[Point], given: list[str], weights: Path, report: Report
+    builder: PointBuilder, points: list[Point], given: list[str], weights: Path, report: Report
 ) -> list[Candidate]:
     """Make all networks, then, and only then, look at the test part."""
     from benchmarks.compare.measure import GIVEN, REFERENCE
     from export.comparison import finish, from_weights, measure_given, read_given
 
-    plan, folder = workshop.plan, workshop.folder
+    plan, folder = builder.plan, builder.folder
     dataset = plan.dataset
     others = [read_given(text, dataset) for text in given]
     if len({one.name for one in others} | {one.name for one in points} | {REFERENCE}) <= len(points) + len(others):
         raise InputError("--point: two points have the same name, expected different ones, and none a point made here")
-    workshop.check(points, report)
-    workshop.begin(points, _outer(report))
+    builder.check(points, report)
+    builder.begin(points, _outer(report))
     runs = []
     for done, one in enumerate(points):
         report("points", done, len(points))
-        workshop.open(one, points)
-        left = workshop.left(one)
-        runs.append(workshop.make(one, points, _within(one.name, left, report)))
+        builder.open(one, points)
+        left = builder.left(one)
+        runs.append(builder.make(one, points, _within(one.name, left, report)))
         report(one.name, left, left)
     report("points", len(points), len(points))
     entries: list[Candidate] = []

@@ -24,8 +24,8 @@ from sensai_serve.errors import InputError
 
 if TYPE_CHECKING:
     from pruning.pipeline.estimate import Estimate
-    from pruning.pipeline.latency import Latency
-    from pruning.pipeline.plan import Plan
+    from pruning.planning.plan import Plan
+    from pruning.selection.latency import Latency
 
 
 def prune(
@@ -126,10 +126,10 @@ def prune(
     from dataclasses import replace
 
     from pruning.data import absolute
-    from pruning.executors import deal
-    from pruning.pipeline import prune as pipeline
+    from pruning.executors import make_slots
     from pruning.pipeline.estimate import estimate
-    from pruning.pipeline.plan import make_plan
+    from pruning.pipeline.prune import prune_reference, reference_accuracy, validation_accuracy
+    from pruning.planning.plan import make_plan
     from pruning.recipe import Recipe, read_recipe
     from pruning.training.loop import require_device
 
@@ -182,17 +182,17 @@ def prune(
     chosen = replace(chosen, data=absolute(chosen.data))
     for name in device:
         require_device(name)
-    slots = deal(jobs, device, threads)
+    slots = make_slots(jobs, device, threads)
     with progress(quiet=quiet) as report:
         plan = make_plan(chosen, weights, device=device[0], threads=threads)
         if out is None or dry_run:
             found = estimate(plan, slots, latency=_latency(plan), on_progress=report)
         else:
-            run = pipeline.prune(plan, out, slots=slots, executor=executor, latency=_latency(plan), on_progress=report)
+            run = prune_reference(plan, out, slots=slots, executor=executor, latency=_latency(plan), on_progress=report)
     if out is None or dry_run:
         _print_plan(plan, found, len(slots))
         return
-    reference, merged = pipeline.reference_accuracy(plan), pipeline.validation_accuracy(plan, run)
+    reference, merged = reference_accuracy(plan), validation_accuracy(plan, run)
     typer.echo(
         f"{out}: {plan.assignment.n_workers} subnets; validation part right: {merged:.2%}, reference {reference:.2%}"
     )

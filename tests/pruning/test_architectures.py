@@ -16,8 +16,8 @@ from pruning import models
 from pruning.cutting.blocks import find_blocks, trace
 from pruning.cutting.channels import apply_cut, find_units
 from pruning.cutting.ratios import cut_share
-from pruning.pipeline import prune as pipeline
-from pruning.pipeline.plan import make_plan
+from pruning.pipeline.prune import prune_reference
+from pruning.planning.plan import make_plan
 from pruning.recipe import Recipe
 from sensai_serve.errors import ModelError
 from sensai_serve.preprocess import normalise
@@ -59,7 +59,7 @@ def test_pruned_exported_and_the_same_in_onnx_runtime(name, tmp_path):
         profile_images=16,
     )
     plan = make_plan(recipe, tmp_path / "w.safetensors", threads=1)
-    run = pipeline.prune(plan, tmp_path / "run")
+    run = prune_reference(plan, tmp_path / "run")
     inputs = normalise(plan.dataset.x[plan.validation], plan.dataset.spec)
     for worker in range(2):
         subnet, network = run.load(run.folder(worker)), run.network(run.folder(worker))

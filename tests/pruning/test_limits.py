@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from pruning import data, models
 from pruning.executors import Slot
 from pruning.limits import enough_memory
-from pruning.pipeline import prune as pipeline
-from pruning.pipeline.plan import make_plan
+from pruning.pipeline.prune import prune_reference
+from pruning.planning.plan import make_plan
 from pruning.recipe import Recipe
 from pruning.run import Run
 from pruning.sampling import uniform
@@ -53,7 +53,7 @@ def weights(tmp_path) -> Path:
 def test_a_full_disk_before_anything_is_made_leaves_nothing(weights, tmp_path):
     plan = make_plan(WINE, weights, threads=1)
     with files_of_at_most(5_000), pytest.raises(WorkError, match=r"run cannot be written \(.*expected room for it"):
-        pipeline.prune(plan, tmp_path / "run")
+        prune_reference(plan, tmp_path / "run")
     assert [path.name for path in tmp_path.iterdir()] == ["weights"]
 
 
@@ -68,14 +68,14 @@ def test_a_disk_that_fills_up_costs_nothing_that_is_done(weights, tmp_path):
 
     try:
         with pytest.raises(WorkError, match=r"subnets/01 cannot be written .*running again goes on") as caught:
-            pipeline.prune(plan, tmp_path / "run", on_progress=fill)
+            prune_reference(plan, tmp_path / "run", on_progress=fill)
     finally:
         limits[0].__exit__(None, None, None)
     assert "\n" not in str(caught.value)
     kept = sorted(path.name for path in (tmp_path / "run" / "subnets").iterdir())
     assert kept == ["00"]
-    pipeline.prune(plan, tmp_path / "run")
-    whole = pipeline.prune(plan, tmp_path / "whole")
+    prune_reference(plan, tmp_path / "run")
+    whole = prune_reference(plan, tmp_path / "whole")
     for worker in range(3):
         for one, other in zip(
             Run.open(tmp_path / "run").load(whole.folder(worker)).parameters(),
@@ -139,10 +139,10 @@ def test_memory_that_runs_out_says_what_to_lower(tmp_path, monkeypatch):
     recipe = replace(WINE, model="test_limits:Hungry", recover_images=0)
     plan = make_plan(recipe, tmp_path / "w.safetensors", threads=1)
     with pytest.raises(WorkError, match="worker 0: out of memory on cpu") as caught:
-        pipeline.prune(plan, tmp_path / "run")
+        prune_reference(plan, tmp_path / "run")
     assert "\n" not in str(caught.value)
     with pytest.raises(WorkError, match=r"worker \d: out of memory on cpu"):
-        pipeline.prune(plan, tmp_path / "run", slots=(Slot("cpu", 1), Slot("cpu", 1)))
+        prune_reference(plan, tmp_path / "run", slots=(Slot("cpu", 1), Slot("cpu", 1)))
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), MemoryError()])

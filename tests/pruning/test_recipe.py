@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 
 from pruning import models
 from pruning.executors import Slot
-from pruning.pipeline import prune as pipeline
 from pruning.pipeline.estimate import estimate
-from pruning.pipeline.plan import make_plan
+from pruning.pipeline.prune import prune_reference
+from pruning.planning.plan import make_plan
 from pruning.recipe import Recipe, read_recipe
 from pruning.run import Run
 from sensai_serve.cli.main import main
@@ -104,7 +104,7 @@ def test_what_a_run_comes_to_is_known_before(tmp_path, weights):
     before = torch.get_num_threads()
     found = estimate(plan, (Slot("cpu", 1), Slot("cpu", 1)))
     assert torch.get_num_threads() == before
-    run = pipeline.prune(plan, tmp_path / "run")
+    run = prune_reference(plan, tmp_path / "run")
     made = [run.network(run.folder(worker)) for worker in range(3)]
     for size, network in zip(found.sizes, made, strict=True):
         assert size.macs == pytest.approx(network.macs, rel=0.1)

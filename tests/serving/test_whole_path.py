@@ -16,8 +16,8 @@ from benchmarks.subjects.inputs import golden_inputs, kept_labels, labelled_from
 from benchmarks.suites.replay import replay, report
 from export.assemble import export
 from pruning import data
-from pruning.pipeline import prune as pipeline
-from pruning.pipeline.plan import make_plan
+from pruning.pipeline.prune import prune_reference
+from pruning.planning.plan import make_plan
 from pruning.recipe import Recipe
 from pruning.training.reference import train
 from sensai_serve.bundle import Bundle
@@ -33,7 +33,7 @@ def wine(tmp_path_factory) -> Bundle:
     recipe = Recipe(
         "wine", "mlp", assignment="cyclic", redundancy=2, amount=0.5, recover_images=2000, images=500, batch=32
     )
-    run = pipeline.prune(make_plan(recipe, folder / "weights.safetensors"), folder / "run")
+    run = prune_reference(make_plan(recipe, folder / "weights.safetensors"), folder / "run")
     return export(run, folder / "wine")
 
 

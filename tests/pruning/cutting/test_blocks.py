@@ -17,8 +17,8 @@ from export.parity import check_parity
 from export.to_onnx import to_onnx
 from pruning import data, models
 from pruning.cutting.blocks import block_importance, find_blocks, remove_blocks, trace
-from pruning.pipeline import prune as pipeline
-from pruning.pipeline.plan import make_plan
+from pruning.pipeline.prune import prune_reference
+from pruning.planning.plan import make_plan
 from pruning.recipe import Recipe
 from pruning.run import RECOVERED, Run
 from pruning.training.reference import train
@@ -168,7 +168,7 @@ DIGITS = Recipe(
 )
 def test_operators_are_gone_and_the_run_rebuilds_the_network(digits, tmp_path, changes):
     plan = make_plan(replace(DIGITS, **changes), digits, threads=1)
-    run = pipeline.prune(plan, tmp_path / "run")
+    run = prune_reference(plan, tmp_path / "run")
     n_blocks = len(names(plan.reference, plan.shape))
     if run.has(RECOVERED):
         recovered = changes.get("recover_depth", changes["depth"])
@@ -196,5 +196,5 @@ def test_depth_of_a_network_that_has_no_blocks_is_refused(digits, tmp_path):
     save_file(models.create("cnn", 10, (1, 8, 8)).state_dict(), tmp_path / "cnn.safetensors")
     plan = make_plan(replace(DIGITS, model="cnn", depth=0.5), tmp_path / "cnn.safetensors", threads=1)
     with pytest.raises(ModelError, match="no residual block around an identity skip that could be dropped"):
-        pipeline.prune(plan, tmp_path / "run")
+        prune_reference(plan, tmp_path / "run")
     assert not (tmp_path / "run").exists()

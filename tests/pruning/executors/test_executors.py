@@ -15,9 +15,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pruning.executors import Slot, deal
-from pruning.pipeline import prune as pipeline
-from pruning.pipeline.plan import make_plan
+from pruning.executors import Slot, make_slots
+from pruning.pipeline.prune import prune_reference
+from pruning.planning.plan import make_plan
 from pruning.recipe import Recipe
 from pruning.run import Run
 from pruning.training.reference import train
@@ -56,9 +56,9 @@ def children() -> set[int]:
 @pytest.mark.parametrize("changes", [{"recover_images": 0}, {"recover_amount": 0.8}])
 def test_two_jobs_make_the_networks_that_one_does(wine, tmp_path, changes):
     plan = make_plan(replace(WINE, **changes), wine, threads=1)
-    alone = pipeline.prune(plan, tmp_path / "alone")
+    alone = prune_reference(plan, tmp_path / "alone")
     stages = set()
-    shared = pipeline.prune(plan, tmp_path / "two", slots=TWO, on_progress=lambda stage, *_: stages.add(stage))
+    shared = prune_reference(plan, tmp_path / "two", slots=TWO, on_progress=lambda stage, *_: stages.add(stage))
     same(alone, shared)
     assert {f"worker {w}" for w in range(3)} <= stages
     assert not children()
@@ -74,21 +74,21 @@ def test_a_process_that_dies_is_one_clear_error_and_the_others_finish(wine, tmp_
             os.kill(min(killed), signal.SIGKILL)
 
     with pytest.raises(WorkError, match=r"worker \d was killed by SIGKILL.*running again goes on") as caught:
-        pipeline.prune(plan, tmp_path / "run", slots=TWO, on_progress=kill_the_first)
+        prune_reference(plan, tmp_path / "run", slots=TWO, on_progress=kill_the_first)
     assert "\n" not in str(caught.value)
     assert not children()
     assert sum(Run.open(tmp_path / "run").has(f"subnets/0{w}") for w in range(3)) == 2
-    same(pipeline.prune(plan, tmp_path / "run", slots=TWO), pipeline.prune(plan, tmp_path / "alone"))
+    same(prune_reference(plan, tmp_path / "run", slots=TWO), prune_reference(plan, tmp_path / "alone"))
 
 
 def test_what_a_task_raises_is_raised_here(wine, tmp_path):
     plan = make_plan(WINE, wine, threads=1)
-    pipeline.prune(plan, tmp_path / "run")
+    prune_reference(plan, tmp_path / "run")
     Path(tmp_path / "run/subnets/00/network.json").unlink()
     Path(tmp_path / "run/subnets/01/network.json").unlink()
     Path(tmp_path / "run/recovered/weights.safetensors").write_bytes(b"no")
     with pytest.raises(InputError, match=r"weights\.safetensors cannot be read"):
-        pipeline.prune(plan, tmp_path / "run", slots=TWO)
+        prune_reference(plan, tmp_path / "run", slots=TWO)
     assert not children()
 
 
@@ -98,7 +98,7 @@ def test_a_process_that_cannot_even_start_says_why(wine, tmp_path, monkeypatch):
     plan = make_plan(replace(WINE, recover_images=0), wine, threads=1)
     monkeypatch.syspath_prepend(tmp_path / "bad")
     with pytest.raises(WorkError, match=r"ended with exit code 1 \(SystemError: no such luck\)"):
-        pipeline.prune(plan, tmp_path / "run", slots=TWO)
+        prune_reference(plan, tmp_path / "run", slots=TWO)
 
 
 @pytest.mark.soak  # a minute of torch
@@ -135,15 +135,15 @@ def test_nobody_is_left_when_the_command_is_stopped(wine, tmp_path, how):
 
 
 def test_jobs_are_dealt_over_devices():
-    assert deal(None, ["cpu"], None) == (Slot("cpu", None),)
-    assert deal(None, ["cuda:0", "cuda:1"], 3) == (Slot("cuda:0", 3), Slot("cuda:1", 3))
-    assert [slot.device for slot in deal(3, ["cuda:0", "cuda:1"], 1)] == ["cuda:0", "cuda:1", "cuda:0"]
+    assert make_slots(None, ["cpu"], None) == (Slot("cpu", None),)
+    assert make_slots(None, ["cuda:0", "cuda:1"], 3) == (Slot("cuda:0", 3), Slot("cuda:1", 3))
+    assert [slot.device for slot in make_slots(3, ["cuda:0", "cuda:1"], 1)] == ["cuda:0", "cuda:1", "cuda:0"]
     half = max(1, len(os.sched_getaffinity(0)) // 2)
-    assert deal(2, ["cpu"], None) == 2 * (Slot("cpu", None, half),)  # thin networks still get one thread
+    assert make_slots(2, ["cpu"], None) == 2 * (Slot("cpu", None, half),)  # thin networks still get one thread
     with pytest.raises(InputError, match="jobs is 1, expected at least one for each of the 2 devices"):
-        deal(1, ["cuda:0", "cuda:1"], None)
+        make_slots(1, ["cuda:0", "cuda:1"], None)
 
 
 def test_an_executor_is_a_plugin(wine, tmp_path):
     with pytest.raises(PluginError, match="nothing is called 'cloud', expected one of local"):
-        pipeline.prune(make_plan(WINE, wine), tmp_path / "run", slots=TWO, executor="cloud")
+        prune_reference(make_plan(WINE, wine), tmp_path / "run", slots=TWO, executor="cloud")

@@ -25,14 +25,14 @@ COMPARED = """
 import json, os, signal, sys
 from pathlib import Path
 import torch
-from pruning.pipeline import prune as pipeline
+from pruning.pipeline.prune import prune_reference
 from pruning.executors import Slot
-from pruning.pipeline.plan import make_plan
+from pruning.planning.plan import make_plan
 from pruning.recipe import Recipe
 
 weights, out, kill = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "kill"
 plan = make_plan(Recipe("wine", "mlp", amount=0.5, recover_images=500, images=20_000, batch=32), weights, threads=1)
-alone = pipeline.prune(plan, out / "alone")
+alone = prune_reference(plan, out / "alone")
 killed, stages = [], set()
 
 def ours():
@@ -50,7 +50,7 @@ def hear(stage, done, total):
         for pid in killed:
             os.kill(pid, signal.SIGKILL)
 
-made = pipeline.prune(plan, out / "ray", slots=[Slot("cpu", 1)], executor="ray", on_progress=hear)
+made = prune_reference(plan, out / "ray", slots=[Slot("cpu", 1)], executor="ray", on_progress=hear)
 same = all(
     torch.equal(a, b)
     for worker in range(3)

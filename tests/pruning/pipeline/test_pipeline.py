@@ -20,10 +20,10 @@ from safetensors.torch import save_file
 
 from pruning import data, models
 from pruning.executors import Slot
-from pruning.pipeline import prune as pipeline
 from pruning.pipeline.estimate import estimate
-from pruning.pipeline.plan import make_plan
-from pruning.pipeline.stages import deal_origins, origin
+from pruning.pipeline.prune import prune_reference, reference_accuracy, validation_accuracy
+from pruning.planning.plan import make_plan
+from pruning.planning.stages import deal_origins, origin
 from pruning.recipe import Recipe
 from pruning.run import RECOVERED, Run
 from pruning.training.reference import train
@@ -55,9 +55,9 @@ def test_a_trained_reference_is_good_and_the_same_for_the_same_seed():
 
 def test_subnets_are_smaller_and_know_their_classes(wine, tmp_path):
     plan = make_plan(WINE, wine)
-    run = pipeline.prune(plan, tmp_path / "run")
-    assert pipeline.reference_accuracy(plan) > 0.9
-    assert pipeline.validation_accuracy(plan, run) > 0.9
+    run = prune_reference(plan, tmp_path / "run")
+    assert reference_accuracy(plan) > 0.9
+    assert validation_accuracy(plan, run) > 0.9
     dataset = data.load("wine")
     inputs = torch.from_numpy(normalise(dataset.x_test, dataset.spec))
     scores = torch.cat([run.load(name)(inputs) for name in networks(run)], dim=1)
@@ -90,7 +90,7 @@ def test_subnets_are_smaller_and_know_their_classes(wine, tmp_path):
 )
 def test_every_kind_of_recipe_ends_in_a_network_per_worker(wine, tmp_path, changes):
     plan = make_plan(dataclasses.replace(WINE, **changes), wine)
-    run = pipeline.prune(plan, tmp_path / "run")
+    run = prune_reference(plan, tmp_path / "run")
     assert Run.open(tmp_path / "run").assignment == plan.assignment
     for name, row in zip(networks(run), plan.assignment.rows, strict=True):
         scores = run.load(name)(torch.zeros(2, 13))
@@ -103,7 +103,7 @@ def test_every_kind_of_recipe_ends_in_a_network_per_worker(wine, tmp_path, chang
 
 def test_a_second_cut_after_the_recovery_is_of_the_classes(wine, tmp_path):
     plan = make_plan(dataclasses.replace(WINE, amount=0.3, recover_amount=0.6), wine)
-    run = pipeline.prune(plan, tmp_path / "run")
+    run = prune_reference(plan, tmp_path / "run")
     shared, own = run.network(RECOVERED).cut, [run.network(name).cut for name in networks(run)]
     for cut in own:
         for layer, kept in cut.items():
@@ -114,8 +114,8 @@ def test_a_second_cut_after_the_recovery_is_of_the_classes(wine, tmp_path):
 @pytest.mark.parametrize(("target", "amount"), [("macs", 0.3), ("channels", 0.5), ("threshold", 0.2)])
 def test_a_cut_in_steps_goes_as_far_as_one_at_once(wine, tmp_path, target, amount):
     recipe = dataclasses.replace(WINE, target=target, amount=amount, images=200)
-    once = pipeline.prune(make_plan(recipe, wine), tmp_path / "once")
-    run = pipeline.prune(make_plan(dataclasses.replace(recipe, steps=3), wine), tmp_path / "steps")
+    once = prune_reference(make_plan(recipe, wine), tmp_path / "once")
+    run = prune_reference(make_plan(dataclasses.replace(recipe, steps=3), wine), tmp_path / "steps")
     sizes = [run.network(name).macs for name in ("reference", "recovering/1", "recovering/2", RECOVERED)]
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[0] > sizes[1] > sizes[3]
@@ -152,14 +152,14 @@ def test_with_enough_recoveries_every_copy_has_its_own(n, count):
 def test_each_worker_is_made_of_its_recovery_and_recoveries_differ(wine, tmp_path):
     recipe = dataclasses.replace(WINE, assignment="cyclic", redundancy=3, recoveries=3, images=0, recover_images=500)
     plan = make_plan(recipe, wine, threads=1)
-    run = pipeline.prune(plan, tmp_path / "run")
+    run = prune_reference(plan, tmp_path / "run")
     bodies = [run.load(name).network.state_dict() for name in ("recovered", "recovered-1", "recovered-2")]
     for worker, name in enumerate(networks(run)):
         own = run.load(name).network.state_dict()
         same = [torch.equal(own["1.weight"], body["1.weight"]) for body in bodies]  # nothing was trained since
         assert same == [number == origin(plan, worker) for number in range(3)]
     slots = (Slot("cpu", 1), Slot("cpu", 1))
-    parallel = pipeline.prune(make_plan(recipe, wine), tmp_path / "parallel", slots=slots)
+    parallel = prune_reference(make_plan(recipe, wine), tmp_path / "parallel", slots=slots)
     for name in ["recovered", "recovered-1", "recovered-2", *networks(run)]:
         torch.testing.assert_close(parallel.load(name).state_dict(), run.load(name).state_dict(), rtol=0, atol=0)
     more, once = estimate(plan), estimate(make_plan(dataclasses.replace(recipe, recoveries=1), wine))
@@ -193,9 +193,9 @@ def test_steps_need_images_in_between():
 
 def test_a_finished_run_is_not_made_again(wine, tmp_path):
     plan = make_plan(WINE, wine)
-    run = pipeline.prune(plan, tmp_path / "run")
+    run = prune_reference(plan, tmp_path / "run")
     files = {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.is_file()}
-    pipeline.prune(plan, tmp_path / "run")
+    prune_reference(plan, tmp_path / "run")
     assert files == {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.is_file()}
 
 
@@ -236,9 +236,9 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(wine, tmp_path):
     assert not killed.has("subnets/02")
     before = (killed.path / "subnets/00/weights.safetensors").stat().st_mtime_ns
     plan = make_plan(WINE, wine)
-    pipeline.prune(plan, killed.path)
+    prune_reference(plan, killed.path)
     assert (killed.path / "subnets/00/weights.safetensors").stat().st_mtime_ns == before
-    whole = pipeline.prune(plan, tmp_path / "whole")
+    whole = prune_reference(plan, tmp_path / "whole")
     for name in [RECOVERED, *networks(whole)]:
         assert killed.network(name) == whole.network(name)
         for a, b in zip(killed.load(name).parameters(), whole.load(name).parameters(), strict=True):
@@ -246,27 +246,27 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(wine, tmp_path):
 
 
 def test_a_run_of_another_recipe_data_or_weights_is_refused_and_left_alone(wine, tmp_path):
-    pipeline.prune(make_plan(WINE, wine), tmp_path / "run")
+    prune_reference(make_plan(WINE, wine), tmp_path / "run")
     with pytest.raises(OutputExistsError, match=r"another recipe .images is 1000 there, 999 here"):
-        pipeline.prune(make_plan(dataclasses.replace(WINE, images=999), wine), tmp_path / "run")
+        prune_reference(make_plan(dataclasses.replace(WINE, images=999), wine), tmp_path / "run")
     torch.manual_seed(1)
     save_file(models.create("mlp", 3, (13,)).state_dict(), tmp_path / "other.safetensors")
     with pytest.raises(OutputExistsError, match=r"another recipe .weights is"):
-        pipeline.prune(make_plan(WINE, tmp_path / "other.safetensors"), tmp_path / "run")
+        prune_reference(make_plan(WINE, tmp_path / "other.safetensors"), tmp_path / "run")
     assert Run.open(tmp_path / "run").recipe == WINE
 
 
 def test_a_run_does_not_go_where_something_is(wine, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(OutputExistsError, match="is not empty"):
-        pipeline.prune(make_plan(WINE, wine), tmp_path)
+        prune_reference(make_plan(WINE, wine), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_data_that_changed_under_a_run_is_noticed(wine, tmp_path, monkeypatch):
     np.savez(tmp_path / "d.npz", x=data.load("wine").x, y=data.load("wine").y)
     recipe = dataclasses.replace(WINE, data=f"npz:{tmp_path / 'd.npz'}", recover_images=0, images=64)
-    run = pipeline.prune(make_plan(recipe, wine), tmp_path / "run")
+    run = prune_reference(make_plan(recipe, wine), tmp_path / "run")
     np.savez(tmp_path / "d.npz", x=data.load("wine").x + 1, y=data.load("wine").y)
     with pytest.raises(InputError, match=r"not the data that .* was made with"):
         _ = Run.open(run.path).dataset
@@ -295,7 +295,7 @@ def test_data_that_changed_under_a_run_is_noticed(wine, tmp_path, monkeypatch):
 def test_what_cannot_be_done_is_one_clear_line(wine, tmp_path, changes, error, message):
     recipe = dataclasses.replace(WINE, **{"recover_images": 0, **changes})
     with pytest.raises(error, match=message) as caught:
-        pipeline.prune(make_plan(recipe, wine), tmp_path / "run")
+        prune_reference(make_plan(recipe, wine), tmp_path / "run")
     assert "\n" not in str(caught.value)
     assert isinstance(caught.value, SensaiError)
 
@@ -328,7 +328,7 @@ def test_a_recipe_is_json_and_back():
 @pytest.mark.parametrize("file", ["recipe.json", "task.json", "subnets/00/network.json"])
 @pytest.mark.parametrize("content", ["no json", "[]", "{}"])
 def test_a_damaged_run_is_one_clear_line(wine, tmp_path, file, content):
-    run = pipeline.prune(make_plan(dataclasses.replace(WINE, recover_images=0, images=32), wine), tmp_path / "run")
+    run = prune_reference(make_plan(dataclasses.replace(WINE, recover_images=0, images=32), wine), tmp_path / "run")
     (run.path / file).write_text(content)
     with pytest.raises(InputError) as caught:
         Run.open(run.path).load("subnets/00")

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from pruning.data import Augmentation
-from pruning.pipeline import prune as pipeline
-from pruning.pipeline.choose import silent
-from pruning.pipeline.plan import Plan, make_plan
+from pruning.pipeline.prune import prune_reference
 from pruning.pipeline.teacher import FOLDER, Answers, answer, asking, open_answers, take_over, views_of
+from pruning.planning.plan import Plan, make_plan
+from pruning.progress import silent
 from pruning.recipe import Recipe
 from pruning.run import Run
 from pruning.training.augment import Moves, Views, augment, draw
@@ -104,11 +104,11 @@ def test_a_killed_run_goes_on_to_the_same_weights(weights, tmp_path):
             raise KilledError
 
     plan = plan_for(weights)
-    whole = pipeline.prune(plan, tmp_path / "whole")
+    whole = prune_reference(plan, tmp_path / "whole")
     with pytest.raises(KilledError):
-        pipeline.prune(plan, tmp_path / "killed", on_progress=kill)
+        prune_reference(plan, tmp_path / "killed", on_progress=kill)
     assert sorted(path.name for path in (tmp_path / "killed" / FOLDER).iterdir()) == ["0.npy"]
-    runs: list[Run] = [pipeline.prune(plan, tmp_path / "killed")]
+    runs: list[Run] = [prune_reference(plan, tmp_path / "killed")]
     take_over(tmp_path / "whole" / FOLDER, tmp_path / "copied")
     heard: list[str] = []
     answer(plan, tmp_path / "copied", lambda stage, done, total: heard.append(stage))
@@ -134,6 +134,6 @@ def test_damaged_answers_are_refused_by_name(weights, tmp_path):
 def test_networks_are_trained_without_asking_the_reference_again(weights, tmp_path, monkeypatch):
     plan = plan_for(weights)
     monkeypatch.delattr("pruning.pipeline.subnet.asking")
-    pipeline.prune(plan, tmp_path / "run")
+    prune_reference(plan, tmp_path / "run")
     with pytest.raises(NameError, match="asking"):
-        pipeline.prune(plan_for(weights, views=0), tmp_path / "asked")
+        prune_reference(plan_for(weights, views=0), tmp_path / "asked")

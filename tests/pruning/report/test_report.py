@@ -16,8 +16,8 @@ from sklearn.metrics import confusion_matrix
 
 from export.assemble import export
 from pruning import models
-from pruning.pipeline import prune as pipeline
-from pruning.pipeline.plan import make_plan
+from pruning.pipeline.prune import prune_reference
+from pruning.planning.plan import make_plan
 from pruning.recipe import Recipe
 from pruning.report import facts
 from sensai_serve.cli.main import main
@@ -80,7 +80,7 @@ def test_layers_of_removed_blocks_have_no_channels(tmp_path):
     save_file(models.create("resnet14", 10, (1, 8, 8)).state_dict(), tmp_path / "w.safetensors")
     recipe = Recipe("digits", "resnet14", assignment="grouped", groups=2, grouping="random", target="channels",
                     amount=0.5, depth=0.5, recover_images=0, images=64, reconstruct_images=0)  # fmt: skip
-    run = pipeline.prune(make_plan(recipe, tmp_path / "w.safetensors"), tmp_path / "run")
+    run = prune_reference(make_plan(recipe, tmp_path / "w.safetensors"), tmp_path / "run")
     kept = facts.kept_channels(run)
     assert (kept.counts == 0).any()
     for worker in range(2):

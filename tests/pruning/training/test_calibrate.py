@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from pruning import heads
-from pruning.pipeline import prune as pipeline
-from pruning.pipeline.plan import make_plan
+from pruning.pipeline.prune import prune_reference
 from pruning.pipeline.subnet import labels_as
+from pruning.planning.plan import make_plan
 from pruning.recipe import Recipe
 from pruning.training.calibrate import fit_scale, fold_scale
 from pruning.training.loop import infer
@@ -54,7 +54,7 @@ def test_a_calibrated_run_votes_as_before_with_scores_that_fit_the_labels_better
     recipe = Recipe("digits", "cnn", assignment="grouped", groups=2, recover_images=500, images=500)
     plain = make_plan(replace(recipe, calibration="none"), tmp_path / "w.safetensors", threads=1)
     calibrated = make_plan(recipe, tmp_path / "w.safetensors", threads=1)
-    runs = [pipeline.prune(plan, tmp_path / plan.recipe.calibration) for plan in (plain, calibrated)]
+    runs = [prune_reference(plan, tmp_path / plan.recipe.calibration) for plan in (plain, calibrated)]
     head = heads.find("sigmoid")
     for worker, row in enumerate(calibrated.assignment.rows):
         before, after = (

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from benchmarks.compare.measure import Entry, Timed, frontier, gain
 from pruning import data, models
-from pruning.pipeline.comparison import points, sweep_for
+from pruning.comparison.points import points, sweep_for
 from pruning.recipe import Recipe
 from pruning.run import Run
 from pruning.training.reference import train

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import torch
 
+from pruning.comparison.builder import PointBuilder
+from pruning.comparison.points import points, sweep_for
 from pruning.executors import Slot
-from pruning.pipeline.comparison import Workshop, points, sweep_for
-from pruning.pipeline.plan import make_plan
+from pruning.planning.plan import make_plan
 from pruning.recipe import Recipe
 from pruning.run import Run
 from pruning.training.reference import train
@@ -21,8 +22,8 @@ def test_what_nothing_comes_before_is_made_at_the_same_time_and_the_same(tmp_pat
     plan = make_plan(base, tmp_path / "wine.pt", threads=1)
     sweep = sweep_for(3, (0.5,), 900, budget="per-network", recoveries=2)
     every = points(base, 3, sweep, len(plan.train))
-    alone = Workshop(plan, tmp_path / "alone")
-    two = Workshop(replace(plan, threads=None), tmp_path / "two", (Slot("cpu", 1), Slot("cpu", 1)))
+    alone = PointBuilder(plan, tmp_path / "alone")
+    two = PointBuilder(replace(plan, threads=None), tmp_path / "two", (Slot("cpu", 1), Slot("cpu", 1)))
 
     stages: set[str] = set()
     two.begin(every, lambda stage, *_: stages.add(stage))

@@ -12,11 +12,11 @@ from torch import nn
 
 from pruning import models
 from pruning.cutting.channels import measure
-from pruning.pipeline import prune as pipeline
-from pruning.pipeline.latency import meet_budget
-from pruning.pipeline.plan import Plan, make_plan
+from pruning.pipeline.prune import prune_reference
+from pruning.planning.plan import Plan, make_plan
 from pruning.recipe import Recipe
 from pruning.run import RECOVERED, Run
+from pruning.selection.latency import meet_budget
 from sensai_serve.errors import InputError, ModelError
 
 DIGITS = Recipe("digits", "resnet8", target="microseconds", amount=400.0, recover_images=128, images=128)
@@ -45,26 +45,26 @@ def test_subnets_take_no_longer_than_the_budget(weights, tmp_path, changes):
     plan = plan_for(weights, assignment="grouped", groups=2, grouping="random", **changes)
     budget = plan.recipe.amount
     assert clock(plan.reference) > 2 * budget
-    run = pipeline.prune(plan, tmp_path / "run", latency=clock)
+    run = prune_reference(plan, tmp_path / "run", latency=clock)
     for worker in range(2):
         assert 0.7 * budget < clock(run.load(run.folder(worker))) <= budget
 
 
 def test_the_recovered_network_has_a_budget_of_its_own(weights, tmp_path):
     plan = plan_for(weights, assignment="grouped", groups=2, grouping="random", recover_amount=600.0)
-    run = pipeline.prune(plan, tmp_path / "run", latency=clock)
+    run = prune_reference(plan, tmp_path / "run", latency=clock)
     assert 450 < clock(run.load(RECOVERED)) <= 600
     assert 300 < clock(run.load(run.folder(0))) <= 400
 
 
 def test_a_run_that_goes_on_does_not_measure_again(weights, tmp_path):
     plan = plan_for(weights, assignment="grouped", groups=2, grouping="random", recover_images=0)
-    pipeline.prune(plan, tmp_path / "run", latency=clock)
+    prune_reference(plan, tmp_path / "run", latency=clock)
     before = Run.open(tmp_path / "run").network("subnets/01")
     (tmp_path / "run/subnets/01/network.json").unlink()
     for file in (tmp_path / "run/subnets/01").iterdir():
         file.unlink()
-    run = pipeline.prune(plan, tmp_path / "run", latency=lambda subnet: 1e9)
+    run = prune_reference(plan, tmp_path / "run", latency=lambda subnet: 1e9)
     assert run.network("subnets/01") == before
     assert run.recipe.to_json()["amount"] == 400.0
 
@@ -74,7 +74,7 @@ def test_a_budget_that_cannot_be_met_says_the_smallest_that_can(weights, tmp_pat
         r"smallest network that can be reached has \d+ microseconds, expected at most 150; --multiple 1 .*; --depth"
     )
     with pytest.raises(ModelError, match=message):
-        pipeline.prune(plan_for(weights, amount=150.0), tmp_path / "run", latency=clock)
+        prune_reference(plan_for(weights, amount=150.0), tmp_path / "run", latency=clock)
     assert not (tmp_path / "run").exists()
     with pytest.raises(
         ModelError, match=r"expected at most 20; --multiple 1 leaves layers fewer than 8 channels$"

@@ -1,0 +1,1 @@
+"""What ``sensai compare`` makes: which points there are, and their networks."""

@@ -1,0 +1,1 @@
+"""Selects which blocks and channels of a network stay: profile, rank, and cut to a budget."""
