@@ -1,5 +1,18 @@
-"""Fixtures for all tests, by what they make: bundles, trained runs, running servers."""
+"""What all tests share: fixtures by what they make, one thread for torch, and how many examples property tests try."""
 
 from __future__ import annotations
 
+import os
+
+# Before anything imports torch: processes of several threads each, on two cores, would wait for each other.
+# Processes that tests start inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from hypothesis import HealthCheck, settings
+
 pytest_plugins = ("bundle_fixtures", "run_fixtures", "server_fixtures")
+
+# Named after the make targets. No test may depend on how fast the machine is.
+settings.register_profile("test", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("soak", settings.get_profile("test"), max_examples=600)
+settings.load_profile("test")

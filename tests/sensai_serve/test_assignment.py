@@ -39,7 +39,6 @@ def test_cyclic_over_groups_puts_whole_groups_on_a_worker() -> None:
     assert assignment.redundancy == 2
 
 
-@settings(deadline=None)
 @given(st.integers(1, 30), st.data())
 def test_cyclic_covers_every_class_r_times_and_each_worker_has_r_symbols(n: int, data: st.DataObject) -> None:
     r = data.draw(st.integers(1, min(n, 5)))
@@ -49,7 +48,7 @@ def test_cyclic_covers_every_class_r_times_and_each_worker_has_r_symbols(n: int,
     assert (matrix.sum(axis=1) == r).all()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(1, 9), st.data())
 def test_any_r_distinct_offsets_survive_any_r_minus_1_losses(n: int, data: st.DataObject) -> None:
     r = data.draw(st.integers(1, min(n, 4)))
@@ -84,7 +83,6 @@ def test_without_a_ruler_the_best_offsets_are_those_that_trying_all_finds(n_work
     assert (found.largest_share, found.pairs_at_largest, found.offsets) == best
 
 
-@settings(deadline=None, max_examples=60)
 @given(st.integers(2, 12), st.data())
 def test_largest_share_counts_what_rows_have_in_common(n: int, data: st.DataObject) -> None:
     offsets = data.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=min(n, 5), unique=True))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
@@ -150,7 +150,6 @@ def test_external_data_is_found_in_nested_graphs() -> None:
     assert not read_signature(network().SerializeToString()).external_data
 
 
-@settings(deadline=None, max_examples=300)
 @given(st.binary(max_size=300), st.integers(0, 2000), st.integers(0, 255))
 def test_no_bytes_crash_the_onnx_reader(noise: bytes, at: int, value: int) -> None:
     spoilt = bytearray(network().SerializeToString())

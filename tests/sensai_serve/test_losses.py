@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sensai_serve.assignment import cyclic
@@ -13,7 +13,6 @@ from sensai_serve.merge import MergePlan
 from sensai_serve.merge.collector import merge
 
 
-@settings(deadline=None, max_examples=60)
 @given(
     seed=st.integers(0, 2**32 - 1),
     n_classes=st.integers(4, 9),

@@ -35,7 +35,6 @@ def whole(body: bytes, *, chunks: list[int] | None = None) -> bytes:
     return b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%b0\r\n\r\n" % b"".join(parts)
 
 
-@settings(deadline=None, max_examples=60)
 @given(
     body=st.binary(max_size=400),
     chunks=st.none() | st.lists(st.integers(1, 90), max_size=5),
@@ -90,7 +89,7 @@ def test_what_is_no_good_reply_is_said(answer_with, reply: bytes, message: str) 
 
 
 @pytest.mark.parametrize("kind", [codecs.V2Binary, codecs.V2Json])
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 2**32 - 1), exponent=st.integers(-30, 30))
 def test_requests_hold_the_very_numbers(kind: type, seed: int, exponent: int) -> None:
     sample = (np.random.default_rng(seed).normal(size=(1, 3, 8, 8)) * 10.0**exponent).astype(np.float32)

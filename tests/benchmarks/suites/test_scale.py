@@ -17,7 +17,7 @@ from sensai_serve.onnxfile import read_signature
 from serving.runtime.devices import Threads
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(shape=st.lists(st.integers(1, 300), min_size=1, max_size=3), n_outputs=st.integers(1, 200))
 def test_a_written_network_is_one(shape: list[int], n_outputs: int) -> None:
     data = noop_network(shape, n_outputs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sensai_serve.assignment import Assignment, binary, cyclic
@@ -55,7 +55,6 @@ def requests(draw: st.DrawFn) -> tuple[MergePlan, list[np.ndarray], list[tuple[i
     return plan, scores, [(w, draw(st.integers(0, 4)) > 0) for w in order]
 
 
-@settings(max_examples=600, deadline=None)
 @given(requests())
 def test_decided_is_what_waiting_for_all_would_have_said(request_: tuple) -> None:
     plan, scores, events = request_
@@ -77,7 +76,6 @@ def test_decided_is_what_waiting_for_all_would_have_said(request_: tuple) -> Non
         assert early.class_id[0] == naive_class(plan, {w: s[0] for w, s in enumerate(scores)})
 
 
-@settings(max_examples=300, deadline=None)
 @given(requests(), st.data())
 def test_decided_holds_whatever_the_missing_copies_say(request_: tuple, data: st.DataObject) -> None:
     plan, scores, events = request_
@@ -99,7 +97,6 @@ def test_decided_holds_whatever_the_missing_copies_say(request_: tuple, data: st
     assert naive_class(plan, arrived) == said
 
 
-@settings(max_examples=200, deadline=None)
 @given(requests())
 def test_decided_is_not_later_than_it_must_be(request_: tuple) -> None:
     """Where it still waits, some outcome of the awaited copies gives another class."""
@@ -124,7 +121,6 @@ def test_decided_is_not_later_than_it_must_be(request_: tuple) -> None:
         assert len(outcomes) > 1
 
 
-@settings(max_examples=200, deadline=None)
 @given(requests())
 def test_order_of_arrival_changes_nothing(request_: tuple) -> None:
     plan, scores, events = request_
@@ -144,7 +140,6 @@ def test_order_of_arrival_changes_nothing(request_: tuple) -> None:
         assert other.complete == answers[0].complete
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.integers(2, 5), st.integers(1, 4), st.randoms(use_true_random=False))
 def test_a_batch_says_what_its_rows_say_alone(n_rows: int, offset: int, random) -> None:
     plan = MergePlan(cyclic(10, (0, offset, 5)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sensai_serve.assignment import binary, build, cyclic
@@ -32,7 +32,6 @@ def test_work_is_balanced() -> None:
     assert costly.workers_on(costly.device_of[0]) == (0,)
 
 
-@settings(deadline=None, max_examples=60)
 @given(st.integers(2, 14), st.integers(1, 6), st.data())
 def test_promised_device_losses_are_survived(n_workers: int, n_devices: int, data: st.DataObject) -> None:
     redundancy = data.draw(st.integers(1, min(4, n_workers)))

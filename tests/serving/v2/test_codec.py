@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sensai_serve.errors import RequestError
@@ -322,7 +322,6 @@ FIELDS = ["id", "parameters", "inputs", "outputs", "name", "datatype", "shape", 
 
 
 @given(data=st.data(), tail=st.binary(max_size=30))
-@settings(max_examples=300)
 def test_no_json_does_harm(data: st.DataObject, tail: bytes) -> None:
     """Requests that are nearly right: known fields with anything in them."""
     content: dict[str, Any] = {"inputs": [tensor()]}
