@@ -30,6 +30,7 @@ test: check  ## everything that CI runs
 soak: $(DONE)  ## what takes longer; figures go to benchmarks/results/ (SOAK_SECONDS=3 tries it; then to runs/soak/)
 	$(BIN)/python -m benchmarks.soak
 	$(BIN)/python -m pytest -m soak
+	$(BIN)/python -m pytest -m 'hypothesis and not soak' --hypothesis-profile soak
 
 format: $(DONE)
 	$(BIN)/ruff check --fix .
