@@ -22,8 +22,7 @@ import uvloop
 
 from benchmarks.harness import machine
 from sensai_serve.bundle import Bundle, atomic_file
-from serving.backends import Plan
-from serving.engine.fanout import Cause, Scores, Task
+from serving.backends import Cause, Plan, Scores, Task
 from serving.engine.gateway import Gateway, GatewayOptions
 from serving.planning import Latency, Simulation, parse_latency
 from serving.runtime.devices import Device
@@ -42,14 +41,14 @@ class DelayedBackend:
         self._plan = plan
         self._loop = asyncio.get_running_loop()
         self._random = np.random.default_rng(1)
-        self._sessions: list[Session] = []
+        self._sessions: dict[int, Session] = {}
         self._stopped = False
 
     def start(self) -> None:
         """Open every session."""
-        for subnet in self._plan.bundle.manifest.subnets:
-            self._sessions.append(Session.of_worker(self._plan.bundle, subnet.worker, Device("cpu")))
-            self._plan.on_up(subnet.worker)
+        for worker in self._plan.workers:
+            self._sessions[worker] = Session.of_worker(self._plan.bundle, worker, Device("cpu"))
+            self._plan.on_up(worker)
 
     def submit(self, task: Task, workers: Sequence[int]) -> None:
         """Fan a task out."""

@@ -1,57 +1,123 @@
-"""Where subnets run. A backend is a file here with a class ``Backend``; this is what it must do."""
+"""Where subnets run: the contract between what answers requests and what runs workers.
+
+A backend is a file or a folder here with a class ``Backend``. It is constructed with a `Plan` and takes each `Task`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from typing import Literal, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from sensai_serve.bundle import Bundle
-from serving.engine.fanout import Task
 from serving.runtime.devices import ONE_THREAD, Device, Threads
 from serving.runtime.faults import Fault
 
+HOLDS = 2
+"""Open tasks that one worker has at most: one running, one waiting."""
 Processes = Literal["worker", "device"]
 """What has an operating system process of its own, where a backend starts any."""
+Scores = npt.NDArray[np.float32]
+"""One worker's scores FP32 [N, k], k classes in the order of its subnet."""
+
+
+class Cause(StrEnum):
+    """Why a worker's copies are not waited for."""
+
+    DEAD = "dead"
+    """The worker is not running."""
+    EJECTED = "ejected"
+    """The worker is a known straggler, or its runs fail."""
+    QUARANTINED = "quarantined"
+    """The worker is known to give wrong scores."""
+    FULL = "full"
+    """The worker has as many open tasks as it may have."""
+    FAILED = "failed"
+    """The run failed."""
+    INVALID = "invalid"
+    """The scores are NaN, infinite, out of [0, 1], or of another shape."""
+    DEADLINE = "deadline"
+    """The request's time was up."""
+    PATIENCE = "patience"
+    """The worker took much longer than healthy ones do."""
+
+
+class Task(Protocol):
+    """Something for workers to run, and who is told of the scores. `deliver` and `fail` may be called on any thread."""
+
+    @property
+    def inputs(self) -> npt.NDArray[np.float32]:
+        """FP32 [N, *shape], read by all workers, written by none."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether the answer is no longer wanted. Workers look before they start, and drop a closed task."""
+
+    @property
+    def expires(self) -> float | None:
+        """When it closes by itself, on the event loop's clock in seconds; None if it does not."""
+
+    def deliver(self, worker: int, scores: Scores, seconds: float) -> None:
+        """Take a worker's scores FP32 [N, k], and the seconds that its subnet took."""
+
+    def fail(self, worker: int, cause: Cause) -> None:
+        """Learn that a worker's scores will not come."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a backend is to run, and whom it tells of workers that come and go. Both calls are safe from any thread."""
+    """Which workers a backend runs, where, and who is told when one comes or goes. All ids are the bundle's own."""
 
     bundle: Bundle
+    workers: tuple[int, ...]
+    """Ids of the workers that this backend runs, each once."""
     devices: tuple[Device, ...]
-    device_of: tuple[int, ...]
-    """For each worker, the index of its device."""
+    device_of: Mapping[int, int]
+    """The index in `devices` of each of these workers."""
     max_batch: int
     """The most inputs in one task."""
     faults: tuple[Fault, ...]
+    """What is to go wrong on purpose."""
     on_up: Callable[[int], None]
-    """A worker is loaded and can run."""
+    """Called with a worker that is loaded and can run; safe on any thread."""
     on_down: Callable[[int], None]
-    """A worker is gone."""
+    """Called with a worker that is gone; safe on any thread."""
     threads: Threads = ONE_THREAD
-    """Of ONNX Runtime for each subnet on the CPU; more than one are not pinned to a core."""
+    """Intra-op threads per CPU subnet; above 1 they are not pinned to a core."""
     inline_s: float = 0.0
-    """The longest time that a request's subnets may keep the event loop's own thread, in seconds."""
+    """The longest time that one request's subnets may keep the event loop's own thread, in seconds."""
     processes: Processes = "worker"
 
     def device(self, worker: int) -> Device:
-        """Where a worker runs."""
+        """The device that a worker runs on."""
         return self.devices[self.device_of[worker]]
+
+    def only(self, workers: Sequence[int]) -> Plan:
+        """The same plan for some of its workers, with no devices but theirs."""
+        kept = sorted({self.device_of[worker] for worker in workers})
+        return replace(
+            self,
+            workers=tuple(workers),
+            devices=tuple(self.devices[index] for index in kept),
+            device_of={worker: kept.index(self.device_of[worker]) for worker in workers},
+        )
 
 
 class Backend(Protocol):
-    """Runs every worker of one bundle. Constructed with a `Plan`, on the event loop's thread.
+    """Runs workers of one bundle. Constructed with a `Plan`, on the event loop's thread.
 
-    Each worker holds two open tasks at most: one running, one waiting. A task that is closed when its turn comes is
-    dropped unrun, and takes no place before; so a straggler's backlog cannot grow.
+    Each worker holds `HOLDS` open tasks at most. A task that is closed when its turn comes is dropped unrun, and takes
+    no place before; so a straggler's backlog cannot grow.
     """
 
     def __init__(self, plan: Plan) -> None: ...
 
     def start(self) -> None:
-        """Load and warm every worker and say that each is up; blocks. Called once, off the event loop's thread.
+        """Load and warm every worker of the plan and report each as up; blocks. Called once, off the event loop.
 
         Raises:
             SensaiError: a worker cannot start.
@@ -60,7 +126,7 @@ class Backend(Protocol):
     def submit(self, task: Task, workers: Sequence[int]) -> None:
         """Fan a task out: each of these workers will `deliver` or `fail` it, or drop it closed. Never blocks or raises.
 
-        Called from the event loop's thread only.
+        Called on the event loop's thread only.
         """
 
     def stop(self) -> None:

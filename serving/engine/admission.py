@@ -1,6 +1,6 @@
 """Who may go to the workers: bounded, in the order of arrival.
 
-A worker holds one task running and one waiting, so two requests are with the workers at a time. The others wait here,
+A worker has `HOLDS` open tasks at most, so that many requests are with the workers at a time. The others wait here,
 first come, first served; past the bound they are refused at once.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
-AT_WORKERS = 2
+from serving.backends import HOLDS
 
 
 class Admission:
@@ -53,7 +53,7 @@ class Admission:
 
     def turn_now(self) -> bool:
         """Take a place at the workers if one is free; then `release` must follow."""
-        if self._at_workers >= AT_WORKERS:
+        if self._at_workers >= HOLDS:
             return False
         self._at_workers += 1
         return True

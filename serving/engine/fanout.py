@@ -1,4 +1,4 @@
-"""One request on its way through the workers, and the tasks that workers take."""
+"""One request on its way through the workers, and what became of it."""
 
 from __future__ import annotations
 
@@ -7,58 +7,13 @@ import time
 from asyncio import AbstractEventLoop, Future, get_running_loop
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from sensai_serve.merge import Answer, Collector
-
-Scores = npt.NDArray[np.float32]
-
-
-class Cause(StrEnum):
-    """Why copies are not waited for."""
-
-    DEAD = "dead"
-    """The worker is not running."""
-    EJECTED = "ejected"
-    """The worker is a known straggler, or its runs fail."""
-    QUARANTINED = "quarantined"
-    """The worker is known to be wrong."""
-    FULL = "full"
-    """The worker has one job running and one waiting already."""
-    FAILED = "failed"
-    """The run failed."""
-    INVALID = "invalid"
-    """NaN, infinite, out of [0, 1], or of another shape."""
-    DEADLINE = "deadline"
-    """The request's time was up."""
-    PATIENCE = "patience"
-    """The worker took much longer than healthy ones do."""
-
-
-class Task(Protocol):
-    """What a worker takes: something to run and somebody to tell. `deliver` and `fail` come from any thread."""
-
-    @property
-    def inputs(self) -> npt.NDArray[np.float32]:
-        """FP32 [N, *shape], read by all workers, written by none."""
-
-    @property
-    def closed(self) -> bool:
-        """Nobody wants it any more: workers look before they start, and drop it."""
-
-    @property
-    def expires(self) -> float | None:
-        """When it closes by itself, on the event loop's clock; None where it does not."""
-
-    def deliver(self, worker: int, scores: Scores, seconds: float) -> None:
-        """A worker's scores FP32 [N, k], and how long its subnet took."""
-
-    def fail(self, worker: int, cause: Cause) -> None:
-        """A worker's scores will not come."""
+from serving.backends import Cause, Scores
 
 
 class Arrival(NamedTuple):

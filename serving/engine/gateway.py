@@ -20,10 +20,10 @@ from sensai_serve.errors import BundleError, NotReadyError, OverloadedError, Req
 from sensai_serve.manifest import Manifest
 from sensai_serve.merge import Answer, MergePlan, Wait, parse_wait
 from sensai_serve.plugins import find
-from serving.backends import Backend, Plan, Processes
+from serving.backends import Backend, Cause, Plan, Processes
 from serving.engine.admission import Admission
 from serving.engine.deferred import Books
-from serving.engine.fanout import Cause, Job, Outcome
+from serving.engine.fanout import Job, Outcome
 from serving.engine.health import FLOOR_S, Worker
 from serving.engine.reply import Counters, Reply, by_reference, uncovered
 from serving.engine.supervisor import Supervisor
@@ -141,13 +141,14 @@ class Gateway:
         supervisor = Supervisor(self.bundle, self.plan, eject=options.patience > 0)
         backend: Backend = find("serving.backends", options.backend, "Backend")(
             Plan(
-                self.bundle,
-                options.devices,
-                self.placement.device_of,
-                options.max_batch,
-                options.faults,
-                supervisor.up,
-                supervisor.down,
+                bundle=self.bundle,
+                workers=tuple(range(self.bundle.assignment.n_workers)),
+                devices=options.devices,
+                device_of=dict(enumerate(self.placement.device_of)),
+                max_batch=options.max_batch,
+                faults=options.faults,
+                on_up=supervisor.up,
+                on_down=supervisor.down,
                 threads=options.threads,
                 inline_s=options.inline_s,
                 processes=options.processes,

@@ -17,7 +17,7 @@ from statistics import median_low
 
 from sensai_serve.assignment import Assignment
 from sensai_serve.merge import Answer
-from serving.engine.fanout import Scores
+from serving.backends import Scores
 
 SMOOTHING = 0.1
 """Weight of the newest sample in a latency estimate."""

@@ -12,7 +12,8 @@ import numpy.typing as npt
 from sensai_serve.errors import UncoveredError
 from sensai_serve.merge import Answer
 from sensai_serve.merge.rules import Verdict
-from serving.engine.fanout import Cause, Outcome
+from serving.backends import Cause
+from serving.engine.fanout import Outcome
 
 
 @dataclass(slots=True)

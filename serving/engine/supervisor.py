@@ -16,8 +16,8 @@ from sensai_serve.errors import BundleError
 from sensai_serve.merge import Answer, MergePlan
 from sensai_serve.merge.collector import merge
 from sensai_serve.preprocess import Floats
-from serving.backends import Backend
-from serving.engine.fanout import Arrival, Cause, Job, Outcome, Probe, Scores
+from serving.backends import Backend, Cause, Scores
+from serving.engine.fanout import Arrival, Job, Outcome, Probe
 from serving.engine.health import Health, State, disagreements
 from serving.runtime.devices import Device
 from serving.runtime.session import Session

@@ -11,8 +11,8 @@ import numpy.typing as npt
 from tritonclient.grpc import service_pb2 as pb
 
 from sensai_serve.errors import RequestError
+from serving.backends import Cause, Scores
 from serving.backends.remote.message import CLOSED, DOWN, FAILED, RUN_US, TIMEOUT, UP, WORKERS, output_name
-from serving.engine.fanout import Cause, Scores
 from serving.node.node import Node, Version
 from serving.v2.tensors import check_input, from_bytes
 

@@ -18,16 +18,13 @@ from sensai_serve.errors import BundleError, InputError, SensaiError, UnknownMod
 from sensai_serve.manifest import Manifest
 from sensai_serve.plugins import find
 from sensai_serve.remote import model_name
-from serving.backends._part import Part, part_of
-from serving.engine.fanout import Task
-from serving.placement.place import place
+from serving.backends import HOLDS, Backend, Plan, Task
+from serving.placement.place import place_part
 from serving.runtime.devices import Device, default_devices
 from serving.runtime.faults import Fault
 
 log = logging.getLogger(__name__)
 
-HOLDS = 2
-"""Open tasks that a worker is given at a time, as `serving.backends.Backend` says."""
 KEPT = 2
 """Versions that answer side by side."""
 OnChange = Callable[[str, int, bool], None]
@@ -76,18 +73,19 @@ class Version:
         self._loop = asyncio.get_running_loop()
         self._started = False
         self._on_change = on_change
-        own = part_of(bundle, self.workers)
-        placement = place(own.assignment, len(options.devices), [s.macs for s in own.manifest.subnets])
-        device_of = {w: options.devices[d] for w, d in zip(self.workers, placement.device_of, strict=True)}
-        self._part = Part(
-            find("serving.backends", options.backend, "Backend"),
-            bundle,
-            device_of,
-            max_batch=options.max_batch,
-            inline_s=options.inline_s,
-            faults=options.faults,
-            on_up=lambda worker: self._told(worker, up=True),
-            on_down=lambda worker: self._told(worker, up=False),
+        costs = [subnet.macs for subnet in self.manifest.subnets]
+        self._backend: Backend = find("serving.backends", options.backend, "Backend")(
+            Plan(
+                bundle=bundle,
+                workers=self.workers,
+                devices=options.devices,
+                device_of=place_part(bundle.assignment, self.workers, len(options.devices), costs),
+                max_batch=options.max_batch,
+                faults=options.faults,
+                on_up=lambda worker: self._told(worker, up=True),
+                on_down=lambda worker: self._told(worker, up=False),
+                inline_s=options.inline_s,
+            )
         )
 
     @property
@@ -102,7 +100,7 @@ class Version:
             SensaiError: one cannot start.
         """
         try:
-            await asyncio.to_thread(self._part.start)
+            await asyncio.to_thread(self._backend.start)
         except BaseException:
             await self.stop()
             raise
@@ -124,7 +122,7 @@ class Version:
             else:
                 self._held.setdefault(worker, deque()).append(task)
         if there:
-            self._part.submit(task, there)
+            self._backend.submit(task, there)
 
     def ended(self, task: Task, worker: int | None = None) -> None:
         """A task was answered by a worker, or closed for all of them (None); others may have their turn."""
@@ -140,14 +138,14 @@ class Version:
             task = held.popleft()
             if not task.closed:
                 given.append(task)
-                self._part.submit(task, [worker])
+                self._backend.submit(task, [worker])
                 given = self._given[worker]
         if not held:
             self._held.pop(worker, None)
 
     async def stop(self) -> None:
         """End the workers."""
-        await asyncio.to_thread(self._part.stop)
+        await asyncio.to_thread(self._backend.stop)
 
     def _told(self, worker: int, *, up: bool) -> None:
         self._loop.call_soon_threadsafe(self._changed, worker, up)

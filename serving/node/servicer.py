@@ -21,8 +21,8 @@ from tritonclient.grpc import service_pb2_grpc
 import sensai_serve
 from sensai_serve.errors import OverloadedError, RequestError, UnknownModelError, WorkerError
 from sensai_serve.remote import BUNDLE, SCORES, WORKER, checksum_key, model_name
+from serving.backends import Cause, Scores
 from serving.backends.remote.message import WORKERS, output_name
-from serving.engine.fanout import Cause, Scores
 from serving.node.gateway_stream import Asked, Conversation, read_input
 from serving.node.node import Node, Version
 from serving.v2.status import describe

@@ -73,6 +73,27 @@ def place(assignment: Assignment, n_devices: int, costs: Sequence[float] | None 
     return describe(assignment, tuple(best.device_of), n_devices)
 
 
+def place_part(
+    assignment: Assignment, workers: Sequence[int], n_devices: int, costs: Sequence[float] | None = None
+) -> dict[int, int]:
+    """Spread some of the workers over devices as `place` does, as if there were no others.
+
+    Args:
+        assignment: who covers what.
+        workers: the ids of the workers to place, each once.
+        n_devices: how many there are, at least 1.
+        costs: of each worker of the assignment, any unit; all alike where None.
+
+    Returns:
+        For each of these workers, the index of its device.
+    """
+    number = {c: i for i, c in enumerate(sorted({c for worker in workers for c in assignment.rows[worker]}))}
+    rows = tuple(tuple(number[c] for c in assignment.rows[worker]) for worker in workers)
+    own_costs = None if costs is None else [costs[worker] for worker in workers]
+    placement = place(Assignment(rows, len(number)), n_devices, own_costs)
+    return dict(zip(workers, placement.device_of, strict=True))
+
+
 class _State:
     """A placement under construction, its cost kept up to date."""
 

@@ -18,7 +18,7 @@ from sensai_serve.bundle import Bundle
 from sensai_serve.errors import BundleError, DeviceError, OverloadedError, UncoveredError
 from sensai_serve.plugins import available
 from serving.address import Address
-from serving.engine.fanout import Cause
+from serving.backends import Cause
 from serving.engine.gateway import Gateway, GatewayOptions
 from serving.engine.health import State
 from serving.node.node import Node, NodeOptions

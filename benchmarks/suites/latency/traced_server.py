@@ -22,9 +22,8 @@ import uvloop
 
 from sensai_serve.bundle import Bundle, atomic_file
 from sensai_serve.plugins import find
-from serving.backends import Backend, Plan
+from serving.backends import Backend, Cause, Plan, Scores, Task
 from serving.dataplane import DataPlane
-from serving.engine.fanout import Cause, Scores, Task
 from serving.engine.gateway import Gateway
 from serving.engine.reply import Reply
 from serving.engine.repository import Repository

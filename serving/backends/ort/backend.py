@@ -19,11 +19,10 @@ from time import perf_counter
 
 import numpy as np
 
-from serving.backends import Plan
+from serving.backends import Cause, Plan, Task
 from serving.backends.ort.core_thread import Lane, Worker
 from serving.backends.ort.fused import Fused, fuse_where_it_pays
 from serving.backends.ort.inline import stay_here
-from serving.engine.fanout import Cause, Task
 from serving.runtime.devices import Device, require
 from serving.runtime.faults import with_faults
 from serving.runtime.session import Session
@@ -67,8 +66,8 @@ class Backend:
         groups: list[list[int]] = []
         warm: dict[int, Callable[[], None]] = {}
         elsewhere = []
-        for subnet in plan.bundle.manifest.subnets:
-            number, device = subnet.worker, plan.device(subnet.worker)
+        for number in plan.workers:
+            device = plan.device(number)
             session = Session.of_worker(plan.bundle, number, device, plan.threads)
             runs = with_faults(session, number, plan.faults, own_process=False)
             self._workers[number] = Worker(number, runs, _typical_s(session, plan.bundle.manifest.input.shape))
@@ -88,7 +87,8 @@ class Backend:
         if self._here:
             self._rows_here = max(1, int(plan.inline_s / sum(seconds[number] for number in self._here)))
             here = [self._workers[number] for number in sorted(self._here)]
-            redundant = any(len(workers) > 1 for workers in plan.bundle.assignment.workers_of)
+            own = set(plan.workers)
+            redundant = any(len(own.intersection(workers)) > 1 for workers in plan.bundle.assignment.workers_of)
             self._fused = fuse_where_it_pays(plan.bundle, here, redundant=redundant, runs=TIMED_RUNS)
         for number in self._workers:
             plan.on_up(number)

@@ -10,11 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
-from serving.engine.fanout import Cause, Task
+from serving.backends import HOLDS, Cause, Task
 from serving.runtime.faults import Runs
 
-HOLDS = 2
-"""Open tasks that wait for one worker at most."""
 OVERRUN = 4.0
 """A run that takes more than this many times what it takes alone ..."""
 FLOOR_S = 0.002

@@ -22,17 +22,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from sensai_serve.errors import BundleError, DeviceError
-from serving.backends import Plan
+from serving.backends import HOLDS, Cause, Plan, Task
 from serving.backends.process.child import Config
 from serving.backends.process.handles import Process, Worker, processes
 from serving.backends.process.shared import DROPPED, OK, READY, RING, SLOTS, STARTING, Layout, Memory, Word
-from serving.engine.fanout import Cause, Task
 from serving.runtime.devices import require
 
 log = logging.getLogger(__name__)
 
-HOLDS = 2
-"""Open tasks that one worker has at most."""
 LOOK_S = 0.25
 """Pause between two looks for hung workers."""
 BACKOFF_S = (0.1, 10.0)
@@ -61,13 +58,14 @@ class Backend:
         self._plan = plan
         self._loop = asyncio.get_running_loop()
         manifest = plan.bundle.manifest
-        widths = [len(s.classes) for s in manifest.subnets]
+        widths = [len(manifest.subnets[worker].classes) for worker in plan.workers]
         self._layout = Layout(len(widths), plan.max_batch, manifest.input.shape, tuple(widths))
         self._memory_fd = os.memfd_create("sensai", os.MFD_CLOEXEC)
         os.ftruncate(self._memory_fd, self._layout.size)
         self._memory = Memory(self._memory_fd, self._layout)
         self._done_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._workers = [self._prepare(w) for w in range(len(widths))]
+        self._worker = {worker: self._prepare(worker, at) for at, worker in enumerate(plan.workers)}
+        self._workers = tuple(self._worker.values())
         self._processes = processes(plan, self._workers)
         self._golden = 0
         """Tasks of the check that a worker passes before it serves."""
@@ -77,12 +75,12 @@ class Backend:
         self._settled = threading.Event()  # every worker is ready, or one has failed
         self._looking: asyncio.TimerHandle | None = None
 
-    def _prepare(self, worker: int) -> Worker:
+    def _prepare(self, worker: int, at: int) -> Worker:
         # The checked bytes travel, not the path: a restart cannot pick up a file that has changed since.
         network = os.memfd_create(f"subnet-{worker}", os.MFD_CLOEXEC)
         with os.fdopen(os.dup(network), "wb") as file:
             file.write(self._plan.bundle.subnet(worker))
-        return Worker(worker, network, os.eventfd(0, os.EFD_CLOEXEC))
+        return Worker(worker, at, network, os.eventfd(0, os.EFD_CLOEXEC))
 
     def start(self) -> None:
         """Start every process and wait until each is ready."""
@@ -93,7 +91,7 @@ class Backend:
         if not self._settled.wait(START_S):
             raise BundleError(f"{self._plan.bundle.path}: workers were not ready after {START_S:.0f} seconds")
         for worker in self._workers:
-            if said := self._memory.message(worker.id):
+            if said := self._memory.message(worker.at):
                 raise BundleError(f"worker {worker.id}: {said}")
         for process in self._processes:
             if not all(worker.up for worker in process.workers):
@@ -112,7 +110,7 @@ class Backend:
         self._ticket += 1
         word = Word(self._ticket, slot, n_inputs).pack()
         self._memory.tickets[slot] = self._ticket
-        for worker in [self._workers[w] for w in workers]:
+        for worker in [self._worker[w] for w in workers]:
             if not worker.up:
                 task.fail(worker.id, Cause.DEAD)
                 continue
@@ -132,7 +130,7 @@ class Backend:
             if not worker.tasks:
                 worker.busy_since = time.monotonic()
             worker.tasks.append((word, task))
-            self._memory.mailboxes[worker.id][worker.given % RING] = word
+            self._memory.mailboxes[worker.at][worker.given % RING] = word
             worker.given += 1
             os.eventfd_write(worker.wake_fd, 1)
 
@@ -156,7 +154,7 @@ class Backend:
     def _collect(self) -> None:
         """Deliver what the workers have written."""
         for worker in self._workers:
-            records = self._memory.records[worker.id]
+            records = self._memory.records[worker.at]
             while word := int((record := records[worker.reads % RING]).word[0]):
                 worker.reads += 1
                 unpacked = Word.unpack(word)
@@ -199,14 +197,15 @@ class Backend:
         """Start a process; from any thread."""
         plan, manifest = self._plan, self._plan.bundle.manifest
         for worker in process.workers:
-            self._memory.states[worker.id][0] = STARTING
-            self._memory.say(worker.id, "")
-            self._memory.mailboxes[worker.id][:] = 0
-            for record in self._memory.records[worker.id]:
+            self._memory.states[worker.at][0] = STARTING
+            self._memory.say(worker.at, "")
+            self._memory.mailboxes[worker.at][:] = 0
+            for record in self._memory.records[worker.at]:
                 record.word[0] = 0
             worker.given = worker.reads = worker.answered = 0
         config = Config(
             workers=[worker.id for worker in process.workers],
+            places=[worker.at for worker in process.workers],
             parent=os.getpid(),
             device=str(process.device),
             input_name=manifest.input.name,
@@ -244,7 +243,7 @@ class Backend:
         self._collect()
         for process in self._processes:
             for worker in process.workers if process.popen is not None else ():
-                if not worker.up and int(self._memory.states[worker.id][0]) == READY:
+                if not worker.up and int(self._memory.states[worker.at][0]) == READY:
                     worker.up = True
                     process.longest_start_s = max(process.longest_start_s, time.monotonic() - process.started)
                     self._plan.on_up(worker.id)
@@ -254,7 +253,7 @@ class Backend:
     def _on_exit(self, process: Process) -> None:
         """A process has ended, which none does by itself: start another."""
         self._collect()
-        said = next((m for worker in process.workers if (m := self._memory.message(worker.id))), "")
+        said = next((m for worker in process.workers if (m := self._memory.message(worker.at))), "")
         had_served = all(worker.answered >= self._golden for worker in process.workers)
         self._bury(process)
         if self._stopping:

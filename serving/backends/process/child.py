@@ -43,6 +43,9 @@ class Config:
     """What the process is told, as JSON on its command line."""
 
     workers: list[int]
+    """Ids of the workers that this process runs."""
+    places: list[int]
+    """The place of each in the shared memory."""
     parent: int
     device: str
     input_name: str
@@ -72,8 +75,8 @@ def main(config: Config) -> None:
         Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE_ADJ))
     memory = Memory(config.memory_fd, config.layout)
     sessions = []
-    for at, worker in enumerate(config.workers):
-        with _said(memory, worker):
+    for at, place in enumerate(config.places):
+        with _said(memory, place):
             sessions.append(_load(config, at))
     gc.collect()
     gc.freeze()
@@ -83,12 +86,12 @@ def main(config: Config) -> None:
 
 
 @contextlib.contextmanager
-def _said(memory: Memory, worker: int) -> Iterator[None]:
+def _said(memory: Memory, place: int) -> Iterator[None]:
     """End the process on an error and leave it for the gateway, which decides what becomes of it."""
     try:
         yield
     except Exception as error:
-        memory.say(worker, str(error))
+        memory.say(place, str(error))
         os._exit(1)
 
 
@@ -102,13 +105,13 @@ def _load(config: Config, at: int) -> Session:
 
 
 def _serve(config: Config, at: int, memory: Memory, session: Session) -> None:
-    worker = config.workers[at]
-    with _said(memory, worker):
+    worker, place = config.workers[at], config.places[at]
+    with _said(memory, place):
         session.warm()  # on the thread that will run it
     runs = with_faults(session, worker, [parse_fault(f) for f in config.faults], own_process=True)
-    memory.states[worker][0] = READY
+    memory.states[place][0] = READY
     os.eventfd_write(config.done_fd, 1)
-    mailbox, records = memory.mailboxes[worker], memory.records[worker]
+    mailbox, records = memory.mailboxes[place], memory.records[place]
     seen = [0] * RING
     turn = 0
     while True:

@@ -6,10 +6,10 @@ import contextlib
 import os
 import subprocess
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from serving.backends import Plan
-from serving.engine.fanout import Cause, Task
+from serving.backends import Cause, Plan, Task
 from serving.runtime.devices import Device
 
 HANG_S = 2.0
@@ -25,6 +25,9 @@ class Worker:
     """One worker."""
 
     id: int
+    """Its id in the bundle."""
+    at: int
+    """Its place in the shared memory."""
     network_fd: int
     wake_fd: int
     up: bool = False
@@ -91,7 +94,7 @@ class Process:
         return ""
 
 
-def processes(plan: Plan, workers: list[Worker]) -> list[Process]:
+def processes(plan: Plan, workers: Sequence[Worker]) -> list[Process]:
     """One for each worker, or for each device that has any, as the plan says."""
     groups: dict[int, list[Worker]] = {}
     for worker in workers:

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Sequence
+from dataclasses import replace
 from typing import Any
 
 from sensai_serve.errors import InputError
 from sensai_serve.plugins import find
-from serving.backends import Plan
-from serving.backends._part import Part
+from serving.backends import Backend as AnyBackend
+from serving.backends import Plan, Task
 from serving.backends.remote.grpc import GrpcLink
 from serving.backends.remote.http import HttpLink
 from serving.backends.remote.message import Message
 from serving.backends.remote.server import Host, Link, Reports
-from serving.engine.fanout import Task
 from serving.runtime.endpoint import Endpoint
 
 LOCAL = "ort"
@@ -39,34 +39,27 @@ class Backend:
         self._plan = plan
         self._loop = asyncio.get_running_loop()
         self._input = plan.bundle.manifest.input.name
-        places = [plan.device(worker) for worker in range(len(plan.device_of))]
         servers: dict[str, dict[int, Endpoint]] = {}
-        for worker, device in enumerate(places):
-            if device.endpoint is not None:
-                servers.setdefault(device.endpoint.server, {})[worker] = device.endpoint
+        here = []
+        for worker in plan.workers:
+            if (endpoint := plan.device(worker).endpoint) is not None:
+                servers.setdefault(endpoint.server, {})[worker] = endpoint
+            else:
+                here.append(worker)
         if not servers:
             raise InputError("no worker is on a server, expected --worker 0=grpc://HOST:PORT or --workers FILE")
         self._hosts = [self._host(name, workers) for name, workers in servers.items()]
         self._host_of = {worker: host for host in self._hosts for worker in host.workers}
-        here = {worker: device for worker, device in enumerate(places) if device.endpoint is None}
         for fault in plan.faults:
             if elsewhere := [w for w in self._host_of if fault.concerns(w)]:
                 raise InputError(
                     f"fault {fault.spec}: worker {elsewhere[0]} runs on {self._host_of[elsewhere[0]].name}, "
                     "expected the fault there (sensai node --fault)"
                 )
-        self._here = None
+        self._here: AnyBackend | None = None
         if here:
-            self._here = Part(
-                find("serving.backends", LOCAL, "Backend"),
-                plan.bundle,
-                here,
-                max_batch=plan.max_batch,
-                inline_s=0.0,  # what is for other machines is written by this thread
-                faults=plan.faults,
-                on_up=plan.on_up,
-                on_down=plan.on_down,
-            )
+            # Nothing runs inline: the event loop's thread writes what goes to the servers.
+            self._here = find("serving.backends", LOCAL, "Backend")(replace(plan.only(here), inline_s=0.0))
 
     def start(self) -> None:
         """Connect to every server and check every worker; then load those that are here."""

@@ -16,11 +16,11 @@ from tritonclient.grpc import service_pb2_grpc
 from sensai_serve.errors import BundleError, InputError, ServingError
 from sensai_serve.manifest import Manifest
 from sensai_serve.remote import BUNDLE, model_name
+from serving.backends import Cause, Task
 from serving.backends.remote.identity import Described, version_for
 from serving.backends.remote.message import WORKERS, Message
 from serving.backends.remote.server import Reports
 from serving.backends.remote.stream import NodeStream, WorkerStream
-from serving.engine.fanout import Cause, Task
 from serving.runtime.endpoint import Endpoint, read
 
 CONNECT_S = 2.0

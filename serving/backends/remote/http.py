@@ -20,12 +20,11 @@ import numpy as np
 from sensai_serve.errors import BundleError, InputError, ServingError
 from sensai_serve.manifest import Manifest
 from sensai_serve.remote import SCORES, model_name
+from serving.backends import HOLDS, Cause, Scores, Task
 from serving.backends.remote.grpc import CONNECT_S, QUIET_S, SILENT_S
 from serving.backends.remote.identity import Described, version_for
 from serving.backends.remote.message import Message
 from serving.backends.remote.server import Reports
-from serving.backends.remote.stream import HOLDS
-from serving.engine.fanout import Cause, Scores, Task
 from serving.runtime.endpoint import Endpoint
 
 _HEADER_LENGTH = "inference-header-content-length"

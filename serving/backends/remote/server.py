@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from sensai_serve.errors import SensaiError
+from serving.backends import Cause, Task
 from serving.backends.remote.message import Message
-from serving.engine.fanout import Cause, Task
 
 log = logging.getLogger(__name__)
 

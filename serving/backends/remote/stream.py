@@ -17,12 +17,10 @@ from typing import Any
 import grpc
 from tritonclient.grpc import service_pb2 as pb
 
+from serving.backends import HOLDS, Cause, Task
 from serving.backends.remote.message import DOWN, FAILED, RUN_US, UP, Message, head, particulars, scores_of, worker_of
 from serving.backends.remote.server import Reports
-from serving.engine.fanout import Cause, Task
 
-HOLDS = 2
-"""Open tasks that one worker has at most."""
 WINDOW = 2
 """Requests that a worker of any server is given at a time: one to run, one to wait."""
 KEPT = 64

@@ -17,9 +17,9 @@ import pytest
 
 import sensai_serve
 from sensai_serve.bundle import Bundle
+from serving.backends import Cause
 from serving.backends.process import handles as _processes
 from serving.backends.process.backend import Backend
-from serving.engine.fanout import Cause
 from serving.engine.gateway import Gateway, GatewayOptions, Reply
 from serving.engine.health import State
 from serving.runtime.devices import parse_device
