@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DONE := $(VENV)/.installed
 
-.PHONY: demo serve test check format soak clean
+.PHONY: demo serve test check format docs-tables soak clean
 
 $(DONE): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -35,6 +35,9 @@ soak: $(DONE)  ## what takes longer; figures go to benchmarks/results/ (SOAK_SEC
 format: $(DONE)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs-tables: $(DONE)  ## write the tables of options in docs/ anew, from what declares them
+	$(BIN)/python -m sensai_serve.cli.tables
 
 clean:
 	rm -rf $(VENV) bundles runs

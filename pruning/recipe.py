@@ -1,4 +1,7 @@
-"""Every choice of an offline run in one object: what resumes a run, and what a bundle says of where it comes from."""
+"""The recipe: every choice of an offline run that changes its result, kept in the run and in the bundle's provenance.
+
+It imports no torch, since the command line makes its options of it.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,22 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from pruning.criteria import Thresholds
-from pruning.training.loop import Precision
 from sensai_serve.errors import InputError
+from sensai_serve.options import Flag, NoFlag, Option, Plugins, Range, Section, as_text, check_ranges, options_of
 
-TARGETS = ("macs", "parameters", "channels", "threshold", "microseconds")
+Target = Literal["macs", "parameters", "channels", "threshold", "microseconds"]
+Precision = Literal["auto", "fp32", "bf16"]
+CUTS: dict[Target, str] = {
+    "macs": "Keep this fraction of the reference's multiply-accumulate operations.",
+    "parameters": "Or keep this fraction of its parameters.",
+    "channels": "Or cut this fraction of each layer's channels.",
+    "threshold": "Or cut every channel whose importance is below this.",
+    "microseconds": "Or cut until an exported subnet takes this long for one input, on one core.",
+}
+"""The targets, each with the help of its flag: ``--macs 0.1`` sets `Recipe.target` and `Recipe.amount` together."""
 
 
 @dataclass(frozen=True)
@@ -28,77 +40,96 @@ class Budget:
 
 @dataclass(frozen=True)
 class Recipe:
-    """All options of ``sensai prune`` that change its result."""
+    """All options of ``sensai prune`` that change its result.
 
-    data: str
-    model: str
-    assignment: str = "binary"
+    A field is an option of the command line, of a recipe file and of the documentation, described only here.
+    """
+
+    data: Annotated[str, Section("What is pruned"), Flag(metavar="SOURCE")]
+    """Training data: ``digits``, ``wine``, ``breast_cancer``, ``cifar10:DIR``, ``cifar100:DIR``,
+    ``folder:DIR[?size=64]``, ``npz:FILE`` or ``package.module:callable``."""
+    model: Annotated[str, Flag(metavar="NAME")]
+    """The reference's network: ``cnn``, ``mlp``, ``resnet20``, ``vgg16`` and the like, or
+    ``package.module:callable``."""
+
+    assignment: Annotated[str, Section("Who covers what"), Flag(metavar="binary|grouped|cyclic")] = "binary"
+    """The code that assigns classes to workers."""
     redundancy: int | None = None
+    """Workers that cover each class of a cyclic assignment, 3 where neither this nor the offsets are given."""
     groups: int | None = None
-    """Number of groups the classes are put into; None: every class is a symbol of its own."""
+    """Number of groups that the classes are put into first; without it every class is a symbol of its own."""
     offsets: tuple[int, ...] | None = None
-    grouping: str = "tsne"
+    """Offsets of the cyclic code, searched for where not given."""
+    grouping: Annotated[str, Plugins("pruning.grouping")] = "tsne"
+    """How classes are put into groups."""
     uneven: bool = False
-    """Whether groups may differ by one class where the classes do not divide."""
+    """Groups may differ by one class where the classes do not divide evenly."""
 
-    criterion: str = "taylor"
+    criterion: Annotated[str, Section("How much is cut"), Plugins("pruning.criteria")] = "taylor"
+    """What makes a channel important."""
     theta1: float = Thresholds.theta1
+    """Activations below this count as none in the criterion ``hybrid``, and when images are profiled."""
     theta2: float = Thresholds.theta2
-    target: str = "macs"
-    """What decides how much is cut: ``macs`` or ``parameters`` to keep, as a fraction of the reference's; ``channels``
-    to cut, as a fraction of each layer's; ``threshold``: every channel whose importance is below it; ``microseconds``
-    that one input may take in an exported subnet."""
-    amount: float = 0.25
-    multiple: int = 8
-    """Of which every layer keeps a whole number of channels, where it has that many: processors compute that many at a
-    time, and fifteen channels take longer than sixteen. Halved where MACs or parameters to keep could not be met; 1:
-    any number. Not with ``threshold``."""
-    depth: float = 0.0
-    """Fraction of the residual blocks to drop, of those that go around an identity skip."""
-    profile_images: int = 256
+    """Channels of a higher mean activation stay, in the criterion ``hybrid``."""
+    target: Annotated[Target, NoFlag()] = "macs"
+    """What decides how much is cut; the flag of the same name sets this and the amount together."""
+    amount: Annotated[float, NoFlag()] = 0.25
+    """How much of the target: the fraction of MACs or parameters to keep, the fraction of each layer's channels to cut,
+    the importance below which a channel is cut, or the microseconds that one input may take."""
+    multiple: Annotated[int, Range(1)] = 8
+    """Every layer keeps a multiple of this many channels, which processors compute as fast as one fewer. It is halved
+    where MACs or parameters to keep could not be met, and not used with a threshold; 1: any number."""
+    depth: Annotated[float, Range(0, 1)] = 0.0
+    """Fraction to drop of the residual blocks that an identity skip goes around."""
+    profile_images: Annotated[int, Range(1)] = 256
     """Images of each class that are profiled."""
+    reconstruct_images: Annotated[int, Range(0)] = 512
+    """Images that the layers of a cut network are fitted to before it is retrained; 0: layers stay as they were cut."""
 
-    reconstruct_images: int = 512
-    """Images that the layers of a cut network are fitted to before it is retrained; 0: they stay as they were cut."""
-
-    head: str = "sigmoid"
-    sampling: str = "balanced"
-    distil: float = 1.0
-    """Weight of the reference's answers in the loss; the rest is the labels'."""
+    head: Annotated[str, Section("Retraining"), Plugins("pruning.heads")] = "sigmoid"
+    """Output layer and loss of a worker's network."""
+    sampling: Annotated[str, Plugins("pruning.sampling")] = "balanced"
+    """How training batches are drawn."""
+    distil: Annotated[float, Range(0, 1)] = 1.0
+    """Weight of the reference's answers in the loss; the labels have the rest."""
     temperature: float = 4.0
-    """That both networks' logits are divided by for it."""
-    views: int | None = None
-    """Of each image, by augmentation, that networks are trained on: the reference's answers to them are computed once.
-    0: every image is augmented anew each time, and the reference asked each time. None: as many as pay, at most 8."""
-    recover_images: int | None = None
-    """Image passes that one compact network for all classes gets before workers are made of it; 0: every worker is cut
-    from the reference. None: twelve times the training part, at least 40,000."""
+    """Both networks' logits are divided by this for distillation."""
+    views: Annotated[int | None, Range(0)] = None
+    """Augmented views of each image that the reference answers once, for all networks to learn from; as many as pay, at
+    most 8, where not given. 0: new views in every step, each answered anew."""
+    recover_images: Annotated[int | None, Range(0)] = None
+    """Image passes of the compact network for all classes that workers are made of; twelve epochs, at least 40,000,
+    where not given. 0: every worker is cut from the reference."""
     recover_amount: float | None = None
-    """`amount` of that network; None: the same, so that workers are specialised from it without a second cut."""
+    """The amount of that network; the workers' own where not given, which makes them of it without a second cut."""
     recover_depth: float | None = None
-    """`depth` of that network; None: the same. If less, each worker drops more blocks, those its classes need least."""
+    """The depth of that network; the workers' own where not given. With less, each worker drops more blocks, those that
+    its classes need least."""
     recover_rate: float = 0.01
-    steps: int = 1
-    """In which that network is cut, each followed by its part of the image passes."""
-    recoveries: int = 1
-    """Such networks, each trained with a seed of its own: with several, the copies of a class come from different ones
-    as far as possible, and err less alike. Each takes all of `recover_images`."""
-    images: int | None = None
-    """Image passes of each worker's own retraining. None: once the training part, at least 8,000."""
+    """Peak learning rate of that network."""
+    steps: Annotated[int, Range(1)] = 1
+    """Steps in which that network is cut, each followed by its part of the image passes."""
+    recoveries: Annotated[int, Range(1)] = 1
+    """Number of such networks, each trained with a seed of its own on all of the image passes. The copies of a class
+    come from different ones as far as possible, and err less alike."""
+    images: Annotated[int | None, Range(0)] = None
+    """Image passes of each worker's own retraining; one epoch, at least 8,000, where not given."""
     rate: float = 0.01
-    calibration: str = "temperature"
-    """``temperature``: each worker's logits are scaled to fit the labels of the validation part; ``none``."""
-    batch: int = 128
+    """Peak learning rate of each worker's own retraining."""
+    calibration: Literal["temperature", "none"] = "temperature"
+    """Whether each worker's logits are scaled to fit the labels of the validation part."""
+    batch: Annotated[int, Range(2)] = 128
+    """Images in a training step."""
 
-    validation: float = 0.1
+    validation: Annotated[float, Section("All trainings")] = 0.1
     """Fraction of the training part that choices are made on and nothing is trained on."""
     precision: Precision = "auto"
-    seed: int = 0
+    """Arithmetic of training; ``auto`` is bf16 where the device computes it faster."""
+    seed: Annotated[int, Range(0)] = 0
+    """Seed of everything that is drawn."""
 
     def __post_init__(self) -> None:
-        _in("target", self.target, TARGETS)
-        _in("precision", self.precision, ("auto", "fp32", "bf16"))
-        _in("calibration", self.calibration, ("temperature", "none"))
+        check_ranges(self, InputError)
         if self.steps > 1 and self.recover_images == 0:
             raise InputError(f"steps is {self.steps} and recover_images 0, expected images to recover with in between")
         if self.recoveries > 1 and self.recover_images == 0:
@@ -119,15 +150,16 @@ class Recipe:
             raise InputError(
                 f"steps is {self.steps} and target microseconds, expected one step: the cut that is measured"
             )
-        for name in ("distil", "depth"):
-            _between(name, getattr(self, name), 0, 1)
-        if self.recover_depth is not None:
-            _between("recover_depth", self.recover_depth, 0, self.depth)
+        if self.recover_depth is not None and not 0 <= self.recover_depth <= self.depth:
+            raise InputError(f"recover_depth is {self.recover_depth}, expected 0 to {self.depth}")
         for name in ("amount", "recover_amount"):
-            if self.target not in ("threshold", "microseconds") and (value := getattr(self, name)) is not None:
-                _between(f"{self.target} ({name})", value, 0, 1)
-            if self.target == "microseconds" and (value := getattr(self, name)) is not None and not value > 0:
+            value = getattr(self, name)
+            if value is None or self.target == "threshold":
+                continue
+            if self.target == "microseconds" and not value > 0:
                 raise InputError(f"microseconds ({name}) is {value}, expected more than 0")
+            if self.target != "microseconds" and not 0 <= value <= 1:
+                raise InputError(f"{self.target} ({name}) is {value}, expected 0 to 1")
         if self.target == "microseconds" and self.recover_amount is not None and self.recover_amount < self.amount:
             raise InputError(
                 f"microseconds is {self.amount} and recover_amount {self.recover_amount}, expected workers to take less"
@@ -141,20 +173,6 @@ class Recipe:
             raise InputError(
                 f"validation is {self.validation}, expected between 0 and 1: a part to choose on, and a rest"
             )
-        for name, least in (
-            ("images", 0),
-            ("views", 0),
-            ("recover_images", 0),
-            ("steps", 1),
-            ("recoveries", 1),
-            ("batch", 2),
-            ("seed", 0),
-            ("multiple", 1),
-            ("profile_images", 1),
-            ("reconstruct_images", 0),
-        ):
-            if (number := getattr(self, name)) is not None and number < least:
-                raise InputError(f"{name} is {number}, expected at least {least}")
 
     @property
     def budget(self) -> Budget:
@@ -172,7 +190,7 @@ class Recipe:
         Raises:
             InputError: an option is unknown, missing, or of the wrong type.
         """
-        values = {name: _typed(name, value) for name, value in raw.items()}
+        values = {name: _typed(cls, name, value) for name, value in raw.items()}
         for field in dataclasses.fields(cls):
             if field.default is dataclasses.MISSING and field.name not in values:
                 raise InputError(
@@ -181,8 +199,38 @@ class Recipe:
         return cls(**values)
 
 
-def read_recipe(path: str | Path) -> dict[str, Any]:
-    """The options in a TOML file, by the names of the fields of `Recipe`; any of them may be missing.
+def recipe_options(declared: type[Recipe] = Recipe) -> tuple[Option, ...]:
+    """The options of ``sensai prune`` that a recipe has: the fields of `declared`, and a flag for each target."""
+    found: list[Option] = []
+    for option in options_of(declared):
+        found.append(option)
+        if option.name == "amount":
+            shown = {declared.target: as_text(declared.amount)}
+            found += [
+                Option(cut, text, float, default=shown.get(cut, ""), flag=f"--{cut}", section=option.section)
+                for cut, text in CUTS.items()
+            ]
+    return tuple(found)
+
+
+def from_flags(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of fields of `Recipe`, of what flags say.
+
+    Args:
+        given: values by the names of `recipe_options`; a target's name sets `Recipe.target` and `Recipe.amount`.
+
+    Raises:
+        InputError: two targets are given.
+    """
+    cuts = {name: value for name, value in given.items() if name in CUTS}
+    if len(cuts) > 1:
+        raise InputError(f"--{' and --'.join(cuts)}: expected one of them")
+    cut = next(({"target": name, "amount": amount} for name, amount in cuts.items()), {})
+    return cut | {name: value for name, value in given.items() if name not in CUTS}
+
+
+def read_recipe(path: str | Path, declared: type[Recipe] = Recipe) -> dict[str, Any]:
+    """The options in a TOML file, by the names of the fields of `declared`; any of them may be missing.
 
     Raises:
         InputError: it cannot be read, or has an option that there is not or that is of the wrong type.
@@ -192,14 +240,14 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}), expected a recipe in TOML") from None
     try:
-        return {name: _typed(name, value) for name, value in raw.items()}
+        return {name: _typed(declared, name, value) for name, value in raw.items()}
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 
 
-def _typed(name: str, value: Any) -> Any:
+def _typed(declared: type[Recipe], name: str, value: Any) -> Any:
     """`value`, a list as a tuple and a whole number as a float where the option is one."""
-    hints = get_type_hints(Recipe)
+    hints = get_type_hints(declared)
     if name not in hints:
         raise InputError(f"recipe: there is no option {name!r}, expected one of {', '.join(sorted(hints))}")
     kinds = get_args(hints[name]) or (hints[name],)
@@ -219,13 +267,3 @@ def _typed(name: str, value: Any) -> Any:
     }
     known = next((text for kind, text in expected.items() if kind in kinds), "a text")
     raise InputError(f"recipe: {name} is {value!r}, expected {known}")
-
-
-def _in(name: str, value: str, expected: tuple[str, ...]) -> None:
-    if value not in expected:
-        raise InputError(f"{name} is {value!r}, expected one of {', '.join(expected)}")
-
-
-def _between(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise InputError(f"{name} is {value}, expected {low} to {high}")

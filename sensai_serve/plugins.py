@@ -12,6 +12,7 @@ import pkgutil
 import sys
 from functools import lru_cache
 from importlib.metadata import EntryPoint, distributions
+from importlib.util import find_spec
 from typing import Any
 
 from sensai_serve.errors import PluginError
@@ -52,8 +53,9 @@ def find(package: str, name: str, attribute: str) -> Any:
 @lru_cache
 def _files(package: str) -> frozenset[str]:
     """Names of the plugins that are files of `package`; those that begin with an underscore are none."""
-    module = importlib.import_module(package)
-    return frozenset(m.name for m in pkgutil.iter_modules(module.__path__) if not m.name.startswith("_"))
+    spec = find_spec(package)  # looks, without importing the package itself: what lists names need not load torch
+    places = None if spec is None else spec.submodule_search_locations
+    return frozenset(m.name for m in pkgutil.iter_modules(places or ()) if not m.name.startswith("_"))
 
 
 @lru_cache

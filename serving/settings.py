@@ -7,28 +7,22 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict, SettingsError
 
 from sensai_serve.errors import InputError
-from sensai_serve.merge import Wait
+from sensai_serve.options import Flag, Option, Prefix, Section, as_text, make_option, plain
 from sensai_serve.preprocess import MAX_PIXELS
 from serving.address import Address, OptionalAddress, parse_address
-from serving.backends import Processes
-from serving.engine.gateway import GatewayOptions, OnMissing
+from serving.engine.options import GatewayOptions, Group, Inference, parse_words
 from serving.placement.worker_map import WorkerMap, parse_workers
-from serving.runtime.devices import Threads, default_devices, parse_device
+from serving.runtime.devices import default_devices
 from serving.runtime.endpoint import Security
-from serving.runtime.faults import parse_fault
 from serving.telemetry.logs import LogFormat
-
-
-def _parse_words(value: Any) -> Any:
-    return value.replace(";", " ").split() if isinstance(value, str) else value
 
 
 def _check_listeners(entries: tuple[str, ...]) -> tuple[str, ...]:
@@ -39,60 +33,26 @@ def _check_listeners(entries: tuple[str, ...]) -> tuple[str, ...]:
     return entries
 
 
-Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_parse_words)]
+Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(parse_words)]
 """Several, separated by spaces or semicolons."""
 
 
-class _Group(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class Inference(_Group):
-    """How requests are answered."""
-
-    devices: Words = ()
-    """Where workers are placed: ``cpu``, ``cpu:CORE`` or ``cuda:CARD``; every core where empty."""
-    backend: str = "ort"
-    """What runs the workers: a plugin of ``serving.backends``."""
-    processes: Processes = "worker"
-    """What has a process of its own with backend ``process``: every ``worker`` or every ``device``."""
-    wait: Wait = "decided"
-    """What a request waits for that does not say."""
-    patience: float = Field(default=4.0, ge=0, allow_inf_nan=False)
-    """Stragglers are given up after so many times what the slowest healthy worker takes; 0 waits for ever."""
-    deadline_ms: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """Milliseconds that a request has that does not say; None for no limit."""
-    on_missing: OnMissing = "refuse"
-    """What happens to a request that a class has no copy left for."""
-    abstain_unelected: bool = False
-    """Give no class where none has more than half of its arrived copies' votes."""
-    abstain_margin: float = Field(default=0.0, ge=0, le=1)
-    """Give no class where the best mean score leads by less; 0 gives one always."""
-    threads: int = Field(default=1, ge=1)
-    """Threads of ONNX Runtime for each subnet on the CPU; more than one are not pinned to a core."""
-    spinning: bool = False
-    """These threads burn their core while they wait for work: faster where nobody else wants it."""
-    inline_ms: float = Field(default=1.0, ge=0, allow_inf_nan=False)
-    """Subnets shorter than a hand-off run on the event loop's thread, so long per request at most; 0: none."""
-    faults: Words = ()
-    """What is to go wrong on purpose, for tests and demonstrations: ``3:delay=50ms``, ``0+4:drop=0.1``."""
-
-
-class Remote(_Group):
+class Remote(Group):
     """Workers on other machines."""
 
-    workers: Words = ()
-    """Which worker runs where: ``0,3=grpc://HOST:PORT``, ``5=cpu:0``, ``*=...`` for all others."""
-    file: Path | None = None
-    """A file of such lines."""
-    ca: Path | None = None
-    """A PEM file: whose certificates are believed where ``grpcs`` or ``https`` is spoken; the system's where None."""
-    cert: Path | None = None
-    """A PEM file: our own certificate, for mutual TLS."""
-    key: Path | None = None
-    """A PEM file: its private key."""
-    token_file: Path | None = None
-    """A file: the token that nodes ask for."""
+    workers: Annotated[Words, Flag("--worker", "IDS=WHERE")] = ()
+    """Where a worker runs: ``0,3=grpc://HOST:PORT``, ``5=cpu:0``, ``*=...`` for all others."""
+    file: Annotated[Path | None, Flag("--workers", "FILE")] = None
+    """A file of lines that say where workers run, as ``sensai place`` prints it."""
+    ca: Annotated[Path | None, Flag(metavar="PEM")] = None
+    """Certificates that nodes' certificates must be signed by, over ``grpcs`` and ``https``; the system's where not
+    given."""
+    cert: Annotated[Path | None, Flag(metavar="PEM")] = None
+    """This gateway's certificate, for nodes that ask for one (mutual TLS)."""
+    key: Annotated[Path | None, Flag(metavar="PEM")] = None
+    """The private key of this gateway's certificate."""
+    token_file: Annotated[Path | None, Flag(metavar="FILE")] = None
+    """A file that holds the token that nodes ask for."""
 
     def worker_map(self) -> WorkerMap | None:
         """Which worker runs where; None where placement says.
@@ -105,11 +65,11 @@ class Remote(_Group):
         return parse_workers(self.workers, self.file, Security(self.ca, self.cert, self.key, self.token_file))
 
 
-class Limits(_Group):
+class Limits(Group):
     """What requests may cost; more is refused."""
 
     body_bytes: int = Field(default=64 * 1024 * 1024, ge=1)
-    """Bytes of one request's body, as sent and inflated."""
+    """Bytes of one request's body, as sent and as inflated."""
     header_bytes: int = Field(default=32 * 1024, ge=1024)
     """Bytes of one request's headers."""
     batch: int = Field(default=64, ge=1)
@@ -119,11 +79,11 @@ class Limits(_Group):
     connections: int = Field(default=2000, ge=1)
     """Open connections over HTTP."""
     read_s: float = Field(default=30.0, gt=0, allow_inf_nan=False)
-    """Seconds that one request may take to come."""
+    """Seconds that one request may take to arrive."""
     idle_s: float = Field(default=75.0, gt=0, allow_inf_nan=False)
     """Seconds that a connection may stay open between requests."""
     half_closed_s: float = Field(default=0.1, ge=0, allow_inf_nan=False)
-    """Seconds that an answer has once its client has closed its sending side: it may be waiting, or be gone."""
+    """Seconds that an answer has once its client has closed its sending side, since the client may be gone."""
     in_flight: int = Field(default=64, ge=1)
     """Requests that a model answers or holds waiting at a time."""
 
@@ -135,28 +95,29 @@ class Settings(BaseSettings):
         env_prefix="SENSAI_", env_nested_delimiter="__", frozen=True, extra="forbid", use_attribute_docstrings=True
     )
 
-    http: Annotated[OptionalAddress, NoDecode] = Address(host="127.0.0.1", port=8000)
-    """Address that HTTP listens on, or ``none``. Loopback by default, because the server knows no users."""
-    grpc: Annotated[OptionalAddress, NoDecode] = None
+    http: Annotated[OptionalAddress, NoDecode, Flag(metavar="HOST:PORT")] = Address(host="127.0.0.1", port=8000)
+    """Address that HTTP listens on, or ``none``; port 0 is any free one. Loopback by default, because the server knows
+    no users."""
+    grpc: Annotated[OptionalAddress, NoDecode, Flag(metavar="HOST:PORT")] = None
     """Address that gRPC listens on, or ``none``."""
-    listen: Annotated[Words, AfterValidator(_check_listeners)] = ()
+    listen: Annotated[Words, AfterValidator(_check_listeners), Flag(metavar="TRANSPORT=ADDRESS")] = ()
     """Further listeners, each ``TRANSPORT=ADDRESS``; a transport is a plugin of ``serving.transports``."""
-    repository: Path | None = None
-    """A directory of bundles, all of them served; clients may load and unload them. None: no control by clients."""
-    inference: Inference = Inference()
+    repository: Annotated[Path | None, Flag(metavar="DIR")] = None
+    """A directory of bundles, all of which are served; clients may load and unload them. Without it they may not."""
+    inference: Annotated[Inference, Section("How requests are answered")] = Inference()
     """How requests are answered."""
-    remote: Remote = Remote()
+    remote: Annotated[Remote, Section("Workers on other machines"), Prefix("worker-")] = Remote()
     """Workers on other machines."""
-    limits: Limits = Limits()
+    limits: Annotated[Limits, Section("What requests may cost"), Prefix("max-")] = Limits()
     """What requests may cost."""
-    shared_memory: bool | None = None
-    """Whether clients may register shared memory; None: where only this machine can connect."""
+    shared_memory: Annotated[bool | None, Section("The process")] = None
+    """Whether clients may register shared memory; where not given, only if only this machine can connect."""
     drain_s: float = Field(default=10.0, ge=0, allow_inf_nan=False)
     """Seconds that requests in flight have to end after SIGTERM."""
     log_format: LogFormat = "text"
-    """Of the log on standard error: text, or one JSON object a line."""
+    """Format of the log on standard error: text, or one JSON object per line."""
     access_log: bool = False
-    """A line in the log for every request."""
+    """Write a line to the log for every request."""
 
     @property
     def shares_memory(self) -> bool:
@@ -187,26 +148,38 @@ class Settings(BaseSettings):
             InputError: a device, a fault or a worker's place that is none.
         """
         inference, limits = self.inference, self.limits
-        devices, workers = tuple(map(parse_device, inference.devices)), self.remote.worker_map()
-        if workers is not None and (devices or inference.backend not in ("ort", "remote")):
+        workers = self.remote.worker_map()
+        if workers is not None and (inference.devices or inference.backend not in ("ort", "remote")):
             raise InputError("--worker says where each worker runs, expected neither --device nor another --backend")
-        return GatewayOptions(
-            devices=(devices or default_devices()) if workers is None else workers.devices,
-            workers=workers,
-            processes=inference.processes,
-            backend=inference.backend if workers is None else "remote",
-            wait=inference.wait,
-            patience=inference.patience,
-            deadline_s=None if inference.deadline_ms is None else inference.deadline_ms / 1000,
-            max_in_flight=limits.in_flight,
-            on_missing=inference.on_missing,
-            abstain_unelected=inference.abstain_unelected,
-            abstain_margin=inference.abstain_margin,
-            max_batch=limits.batch,
-            threads=Threads(inference.threads, inference.spinning),
-            inline_s=inference.inline_ms / 1000,
-            faults=tuple(map(parse_fault, inference.faults)),
-        )
+        given = dict(inference) | {"devices": inference.devices or default_devices()}
+        if workers is not None:
+            given |= {"devices": workers.devices, "backend": "remote", "workers": workers}
+        return GatewayOptions(**given, max_in_flight=limits.in_flight, max_batch=limits.batch)
+
+
+def settings_options(
+    declared: type[BaseModel] = Settings, group: str = "", section: str = "", prefix: str = ""
+) -> tuple[Option, ...]:
+    """Every setting as an option of ``sensai serve``, in the order of the fields.
+
+    Args:
+        declared: `Settings`, or a group of it.
+        group: what stands before the names of the group's settings.
+        section: the heading they are shown under.
+        prefix: what stands before their flags.
+    """
+    found: list[Option] = []
+    for name, field in declared.model_fields.items():
+        section = next((mark.title for mark in field.metadata if isinstance(mark, Section)), section)
+        kind, default = field.annotation, field.get_default(call_default_factory=True)
+        if isinstance(kind, type) and issubclass(kind, Group):
+            own = next((mark.text for mark in field.metadata if isinstance(mark, Prefix)), "")
+            found += settings_options(kind, f"{group}{name}.", section, own)
+            continue
+        option = make_option(group + name, kind, field.metadata, default, field.description or "", prefix=prefix)
+        variable = Settings.model_config["env_prefix"] + (group + name).upper().replace(".", "__")
+        found.append(replace(option, section=section, variable=variable))
+    return tuple(found)
 
 
 def _is_loopback(address: str) -> bool:
@@ -301,8 +274,7 @@ def _holds(source: dict[str, Any], path: list[str]) -> bool:
 def _leaves(group: BaseModel, prefix: str = "") -> Iterator[tuple[str, str, str]]:
     for name, field in type(group).model_fields.items():
         value = getattr(group, name)
-        if isinstance(value, _Group) and not isinstance(value, Address):
+        if isinstance(value, Group):
             yield from _leaves(value, f"{prefix}{name}.")
         else:
-            text = " ".join(map(str, value)) if isinstance(value, tuple) else "" if value is None else str(value)
-            yield prefix + name, text, field.description or ""
+            yield prefix + name, as_text(value), plain(field.description or "")

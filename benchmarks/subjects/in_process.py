@@ -13,7 +13,8 @@ import uvloop
 from benchmarks.harness.stats import Seconds
 from sensai_serve.bundle import Bundle
 from sensai_serve.preprocess import Floats
-from serving.engine.gateway import Gateway, GatewayOptions
+from serving.engine.gateway import Gateway
+from serving.engine.options import GatewayOptions
 
 
 class InProcess:

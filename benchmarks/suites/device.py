@@ -23,7 +23,7 @@ from sensai_serve.errors import InputError
 from sensai_serve.onnxfuse import fuse
 from sensai_serve.preprocess import Floats
 from sensai_serve.report import Row, Table
-from serving.engine.gateway import GatewayOptions
+from serving.engine.options import GatewayOptions
 from serving.runtime.devices import Device, card_name, parse_device, providers, require, session_options
 from serving.runtime.io_binding import Bound, Plain, Runner
 

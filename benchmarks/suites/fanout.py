@@ -33,7 +33,8 @@ from sensai_serve.bundle import Bundle, atomic_file
 from sensai_serve.errors import ServingError
 from sensai_serve.preprocess import Floats
 from sensai_serve.remote import model_name
-from serving.engine.gateway import Gateway, GatewayOptions
+from serving.engine.gateway import Gateway
+from serving.engine.options import GatewayOptions
 from serving.placement.worker_map import parse_workers
 from serving.runtime.endpoint import Security
 

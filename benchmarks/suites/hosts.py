@@ -28,8 +28,9 @@ from benchmarks.harness.relay import HOST, Relay, relay
 from benchmarks.harness.servers import free_port
 from sensai_serve.bundle import Bundle, atomic_file
 from sensai_serve.errors import SensaiError, ServingError
-from serving.engine.gateway import Gateway, GatewayOptions
+from serving.engine.gateway import Gateway
 from serving.engine.health import State
+from serving.engine.options import GatewayOptions
 from serving.placement.domains import losses_covered, spread
 from serving.placement.worker_map import parse_workers
 from serving.runtime.devices import Device

@@ -23,7 +23,8 @@ import uvloop
 from benchmarks.harness import machine
 from sensai_serve.bundle import Bundle, atomic_file
 from serving.backends import Cause, Plan, Scores, Task
-from serving.engine.gateway import Gateway, GatewayOptions
+from serving.engine.gateway import Gateway
+from serving.engine.options import GatewayOptions
 from serving.planning import Latency, Simulation, parse_latency
 from serving.runtime.devices import Device
 from serving.runtime.session import Session

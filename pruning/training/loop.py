@@ -7,19 +7,18 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pruning.data import Dataset, Labels
+from pruning.recipe import Precision
 from pruning.training.augment import Views, augment, draw
 from pruning.training.snapshot import Snapshot
 from sensai_serve.errors import DeviceError
 from sensai_serve.preprocess import Floats, normalise
-
-Precision = Literal["auto", "fp32", "bf16"]
 
 
 @dataclass(frozen=True)

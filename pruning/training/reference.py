@@ -14,8 +14,9 @@ from pruning import data, models
 from pruning.cutting.channels import measure
 from pruning.data import Dataset
 from pruning.limits import enough_memory
+from pruning.recipe import Precision
 from pruning.sampling import uniform
-from pruning.training.loop import OnStep, Precision, Schedule, fit, infer, threads_for, use_threads
+from pruning.training.loop import OnStep, Schedule, fit, infer, threads_for, use_threads
 from pruning.training.snapshot import Snapshot
 
 

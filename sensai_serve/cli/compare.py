@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sensai_serve.cli.options import select, takes
 from sensai_serve.cli.progress import Report, progress
 from sensai_serve.errors import InputError
 
@@ -16,18 +17,25 @@ if TYPE_CHECKING:
     from export.comparison import Result
     from pruning.comparison.builder import PointBuilder
     from pruning.comparison.points import Point
+    from sensai_serve.options import Option
 
 app = typer.Typer()
 SAMPLES = 32
 """Inputs that networks are timed on."""
 
 
+def _shared_options() -> tuple[Option, ...]:
+    from pruning.recipe import recipe_options
+
+    return select(recipe_options(), "data", "model", "grouping", "uneven", "criterion", "depth", "head", "views",
+                  "recover_rate", "rate", "batch", "seed")  # fmt: skip
+
+
 @app.command()
+@takes(_shared_options, complete=True)
 def compare(
     *,
-    data: Annotated[str, typer.Option(metavar="SOURCE", help="As `sensai prune --data` takes it.")],
-    model: Annotated[str, typer.Option(help="Of the reference.")],
-    weights: Annotated[Path, typer.Option(help="Of the reference.")],
+    weights: Annotated[Path, typer.Option(help="The reference's weights, as for prune.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="For all networks and the report; run again, it goes on.")],
     macs: Annotated[str, typer.Option(help="Sizes: fractions of the reference's MACs.")] = "0.05,0.1,0.25",
     passes: Annotated[int, typer.Option(min=1, help="Image passes of a network, or of all networks of a point.")],
@@ -48,16 +56,6 @@ def compare(
             help="A network to beat; several times for several. ?mean=..&std=.. where it has its own.",
         ),
     ] = None,
-    grouping: Annotated[str, typer.Option(help="tsne | confusion | confusion_apart | random | ...")] = "tsne",
-    uneven: Annotated[bool, typer.Option("--uneven", help="Let groups differ by one class, as for prune.")] = False,
-    criterion: Annotated[str | None, typer.Option(help="As for prune.")] = None,
-    views: Annotated[int | None, typer.Option(help="As for prune.")] = None,
-    head: Annotated[str | None, typer.Option(help="Of the workers, as for prune.")] = None,
-    depth: Annotated[float | None, typer.Option(help="As for prune.")] = None,
-    recover_rate: Annotated[float | None, typer.Option(help="Peak learning rate of networks for all classes.")] = None,
-    rate: Annotated[float | None, typer.Option(help="Peak learning rate of the workers.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Images per iteration.")] = None,
-    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
     requests: Annotated[int, typer.Option(min=20, help="Timed on each network, a whole number in each round.")] = 200,
     rounds: Annotated[int, typer.Option(min=3, help="In which all networks take their turns.")] = 20,
     jobs: Annotated[int | None, typer.Option(min=1, help="Subnets made at a time, as for prune.")] = None,
@@ -65,6 +63,7 @@ def compare(
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of torch.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the points and their passes; make none.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
+    **options: Any,
 ) -> None:
     """Reference, monoliths and class-parallel networks of several sizes: accuracy against per-device latency.
 
@@ -85,10 +84,7 @@ def compare(
     from pruning.training.loop import require_device
     from sensai_serve.preprocess import normalise
 
-    given = {"criterion": criterion, "views": views, "head": head, "depth": depth, "recover_rate": recover_rate,
-             "rate": rate, "batch": batch}  # fmt: skip
-    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    base = Recipe(absolute(data), model, grouping=grouping, uneven=uneven, seed=seed, **options)
+    base = Recipe(**options | {"data": absolute(options["data"])})
     require_device(device)
     plan = make_plan(base, weights, device=device, threads=threads)
     amounts = _numbers(macs)

@@ -13,6 +13,7 @@ import typer
 
 from sensai_serve import __version__
 from sensai_serve.cli import bench, cluster, compare, inspect, offline, online, report
+from sensai_serve.cli.options import Commands
 from sensai_serve.errors import InputError, SensaiError
 
 app = typer.Typer(
@@ -21,6 +22,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=True,
+    cls=Commands,
 )
 for part in (offline, report, compare, inspect, online, cluster, bench):
     app.registered_commands.extend(part.app.registered_commands)

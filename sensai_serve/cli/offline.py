@@ -8,32 +8,35 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sensai_serve.cli.options import Data, Device, Model, Precision, Quiet, Seed, Threads, Validation, given
+from sensai_serve.cli.options import Device, Quiet, Threads, select, takes
 from sensai_serve.cli.progress import progress
 from sensai_serve.cli.prune import prune
 from sensai_serve.errors import InputError
 
 if TYPE_CHECKING:
     from sensai_serve.bundle import Bundle
+    from sensai_serve.options import Option
 
 app = typer.Typer()
 
 
+def _reference_options() -> tuple[Option, ...]:
+    from pruning.recipe import recipe_options
+
+    return select(recipe_options(), "data", "model", "batch", "validation", "precision", "seed")
+
+
 @app.command()
+@takes(_reference_options, complete=True)
 def train(
     *,
-    data: Data,
-    model: Model,
     out: Annotated[Path, typer.Option(help="The weights, a .safetensors file.")],
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training part.")] = 30,
     rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 0.1,
-    batch: Annotated[int, typer.Option(min=2)] = 128,
-    validation: Validation = None,
-    precision: Precision = None,
-    seed: Seed = 0,
     device: Device = "cpu",
     threads: Threads = None,
     quiet: Quiet = False,
+    **options: Any,
 ) -> None:
     """Train a reference network from scratch, where you have none. A killed training goes on where it was."""
     from safetensors.torch import save_file
@@ -45,18 +48,18 @@ def train(
 
     if out.suffix != ".safetensors" or out.exists():
         raise InputError(f"--out is {out}, expected a new file that ends in .safetensors")
-    options = Recipe(data, model, **given(validation=validation, precision=precision), batch=batch, seed=seed)
+    recipe = Recipe(**options)
     require_device(device)
     with progress(quiet=quiet) as report:
         trained = train_reference(
-            data,
-            model,
+            recipe.data,
+            recipe.model,
             epochs=epochs,
             rate=rate,
-            batch=batch,
-            validation=options.validation,
-            seed=seed,
-            precision=options.precision,
+            batch=recipe.batch,
+            validation=recipe.validation,
+            seed=recipe.seed,
+            precision=recipe.precision,
             device=device,
             threads=threads,
             on_step=lambda done, total: report("train", done, total),
@@ -65,7 +68,7 @@ def train(
     with atomic_file(out) as temporary:
         save_file({name: value.contiguous().cpu() for name, value in trained.model.state_dict().items()}, temporary)
     snapshot.unlink(missing_ok=True)
-    typer.echo(f"{out}: {model} on {data}, {trained.accuracy:.2%} of the validation part right")
+    typer.echo(f"{out}: {recipe.model} on {recipe.data}, {trained.accuracy:.2%} of the validation part right")
 
 
 app.command()(prune)

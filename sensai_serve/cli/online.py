@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sensai_serve.cli.options import takes
+
 if TYPE_CHECKING:
     from rich.table import Table
 
     from sensai_serve.bundle import Bundle
     from sensai_serve.cli.samples import Sample
+    from sensai_serve.options import Option
     from serving.placement.worker_map import WorkerMap
     from serving.settings import Described
 
@@ -26,62 +29,24 @@ Classify = Callable[["Sample"], dict[str, Any]]
 app = typer.Typer()
 
 
+def _settings_options() -> tuple[Option, ...]:
+    from serving.settings import settings_options
+
+    return settings_options()
+
+
 @app.command()
+@takes(_settings_options)
 def serve(
-    bundles: Annotated[list[Path] | None, typer.Argument(help="Directories of bundles.")] = None,
+    bundles: Annotated[list[Path] | None, typer.Argument(metavar="BUNDLE...", help="Directories of bundles.")] = None,
     *,
-    repository: Annotated[
-        Path | None, typer.Option(help="Serve every bundle in this directory, and let clients load and unload them.")
-    ] = None,
-    device: Annotated[
-        list[str] | None, typer.Option(help="Where workers run: cpu:CORE or cuda:CARD; give it several times.")
-    ] = None,
-    http: Annotated[str | None, typer.Option(help="HOST:PORT of HTTP; port 0 is any free one.")] = None,
-    grpc: Annotated[str | None, typer.Option(help="HOST:PORT of gRPC; it listens only when this is given.")] = None,
-    listen: Annotated[
-        list[str] | None, typer.Option(help="TRANSPORT=ADDRESS of a further listener; give it several times.")
-    ] = None,
-    backend: Annotated[str | None, typer.Option(help="What runs the workers.")] = None,
-    processes: Annotated[
-        str | None, typer.Option(help="With backend process, what has a process of its own: worker or device.")
-    ] = None,
-    wait: Annotated[str | None, typer.Option(help="What requests wait for: decided, all, quorum or first.")] = None,
-    patience: Annotated[
-        float | None, typer.Option(help="Give a straggler up after so many times what healthy workers take; 0: never.")
-    ] = None,
-    deadline_ms: Annotated[float | None, typer.Option(help="Time a request has that does not say.")] = None,
-    max_in_flight: Annotated[int | None, typer.Option(help="Requests at a time; more are refused.")] = None,
-    on_missing: Annotated[
-        str | None, typer.Option(help="When a class has no copy left: refuse, degrade or reference.")
-    ] = None,
-    abstain_unelected: Annotated[
-        bool | None, typer.Option("--abstain-unelected", help="Give no class where no majority votes for one.")
-    ] = None,
-    abstain_margin: Annotated[
-        float | None, typer.Option(help="Give no class where the best mean score leads by less.")
-    ] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads of each subnet on the CPU.")] = None,
-    log_format: Annotated[str | None, typer.Option(help="Of the log on standard error: text or json.")] = None,
-    access_log: Annotated[
-        bool | None, typer.Option("--access-log", help="A line in the log for every request.")
-    ] = None,
     settings_file: Annotated[
         Path | None, typer.Option("--settings", help="A TOML file of settings; flags and the environment win over it.")
     ] = None,
     show_settings: Annotated[
         bool, typer.Option("--show-settings", help="Print every setting and where it comes from, and exit.")
     ] = False,
-    fault: Annotated[
-        list[str] | None, typer.Option(help="Let workers fail on purpose: 3:delay=50ms, 0+4:drop=0.1.")
-    ] = None,
-    worker: Annotated[
-        list[str] | None, typer.Option(help="Which worker runs where: 0,3=grpc://HOST:PORT, 5=cpu:0, '*=...'.")
-    ] = None,
-    workers: Annotated[Path | None, typer.Option(help="A file of such lines, as `sensai place` prints it.")] = None,
-    worker_ca: Annotated[Path | None, typer.Option(help="A PEM file: whose certificates nodes must have.")] = None,
-    worker_cert: Annotated[Path | None, typer.Option(help="A PEM file: our certificate, for nodes that ask.")] = None,
-    worker_key: Annotated[Path | None, typer.Option(help="A PEM file: its private key.")] = None,
-    worker_token_file: Annotated[Path | None, typer.Option(help="A file: the token that nodes ask for.")] = None,
+    **options: Any,
 ) -> None:
     """Serve bundles over HTTP until SIGTERM. Every option is also a variable of the environment, SENSAI_..."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its library would write lines of its own to stderr
@@ -91,36 +56,7 @@ def serve(
     from serving.server import run
     from serving.settings import describe_settings, load_settings
 
-    flags: dict[str, Any] = {
-        "http": http,
-        "grpc": grpc,
-        "listen": listen or None,
-        "repository": repository,
-        "log_format": log_format,
-        "access_log": access_log,
-        "inference": {
-            "devices": device or None,
-            "backend": backend,
-            "processes": processes,
-            "wait": wait,
-            "patience": patience,
-            "deadline_ms": deadline_ms,
-            "on_missing": on_missing,
-            "abstain_unelected": abstain_unelected,
-            "abstain_margin": abstain_margin,
-            "threads": threads,
-            "faults": fault or None,
-        },
-        "remote": {
-            "workers": worker or None,
-            "file": workers,
-            "ca": worker_ca,
-            "cert": worker_cert,
-            "key": worker_key,
-            "token_file": worker_token_file,
-        },
-        "limits": {"in_flight": max_in_flight},
-    }
+    flags = _grouped(options)
     if show_settings:
         _show(describe_settings(settings_file, **flags))
         return
@@ -128,11 +64,11 @@ def serve(
     opened = [Bundle.open(path) for path in [*(bundles or []), *_bundles_in(settings.repository)]]
     if not opened and settings.repository is None:
         raise InputError("nothing to serve, expected directories of bundles or --repository")
-    options = settings.gateway_options()
-    served = Repository(opened, options, settings.repository)
-    if options.workers is not None:
+    served_as = settings.gateway_options()
+    served = Repository(opened, served_as, settings.repository)
+    if served_as.workers is not None:
         for bundle in opened:
-            _say_hosts(bundle, options.workers)
+            _say_hosts(bundle, served_as.workers)
     what = ", ".join(map(_summary, opened)) or "nothing loaded"
     run(served, settings, lambda urls: typer.echo(f"ready: {' '.join(urls)}  {what}"))
 
@@ -153,6 +89,18 @@ def predict(
     from rich.console import Console
 
     Console().print(_table(predictions))
+
+
+def _grouped(options: dict[str, Any]) -> dict[str, Any]:
+    """Options whose names have a group before a dot, as a dictionary of each group."""
+    flags: dict[str, Any] = {}
+    for name, value in options.items():
+        *groups, own = name.split(".")
+        inner = flags
+        for group in groups:
+            inner = inner.setdefault(group, {})
+        inner[own] = value
+    return flags
 
 
 def _show(settings: list[Described]) -> None:

@@ -1,36 +1,121 @@
-"""Options that several offline commands share."""
+"""Command line options made of what a recipe or settings declare, and those that several offline commands share."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import functools
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any, TypeVar
 
 import typer
+from typer.core import TyperGroup
 
-_DATA = typer.Option(
-    metavar="SOURCE",
-    help="digits | wine | breast_cancer | cifar10:DIR | cifar100:DIR | folder:DIR[?size=64] | npz:FILE | "
-    "package.module:callable",
-)
-_MODEL = typer.Option(help="cnn | mlp | resnet20 | vgg16 | ... | package.module:callable")
-_SEED = typer.Option(help="Of everything that is drawn (0).")
+from sensai_serve import plugins
+from sensai_serve.errors import InputError
+from sensai_serve.options import Option, plain
 
-Data = Annotated[str, _DATA]
-Model = Annotated[str, _MODEL]
-Seed = Annotated[int, _SEED]
-# The same where a recipe file may say it instead.
-DataOrRecipe = Annotated[str | None, _DATA]
-ModelOrRecipe = Annotated[str | None, _MODEL]
-SeedOrRecipe = Annotated[int | None, _SEED]
 Device = Annotated[str, typer.Option(help="Where torch computes: cpu, cuda:0, ...")]
 Devices = Annotated[
     list[str], typer.Option(help="Where torch computes: cpu, cuda:0, ...; give it again to deal subnets over several.")
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of torch; as many as pay where not given.")]
-Validation = Annotated[float | None, typer.Option(help="Fraction of the training part to choose on, not to train on.")]
-Precision = Annotated[str | None, typer.Option(help="auto | fp32 | bf16")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+_DECLARED = "__declared_options__"
 
-def given(**options: Any) -> dict[str, Any]:
-    """The options that were given; the recipe knows the defaults of the others."""
-    return {name: value for name, value in options.items() if value is not None}
+
+def takes(declared: Callable[[], Iterable[Option]], *, complete: bool = False) -> Callable[[_Command], _Command]:
+    """Give a command the options that a recipe or settings declare, after those of its own signature.
+
+    The command gets those that were given in ``**options``, by their names. They are read when the command is run or
+    asked for its help: until then nothing is imported for them.
+
+    Args:
+        declared: gives the options; those without a flag are passed over.
+        complete: an option without a default has to be given.
+    """
+
+    def declare(command: _Command) -> _Command:
+        signature = inspect.signature(command, eval_str=True)
+        own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        setattr(command, "__signature__", signature.replace(parameters=own))  # noqa: B010 - mypy knows no such attribute
+        setattr(command, _DECLARED, (declared, complete))
+        return command
+
+    return declare
+
+
+class Commands(TyperGroup):
+    """A group whose commands get their declared options when one of them is called."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """The command that the arguments name, with all of its options."""
+        name, command, rest = super().resolve_command(ctx, args)
+        original: Any = getattr(command, "callback", None)
+        if name is None or not hasattr(original, _DECLARED):
+            return name, command, rest
+        return name, complete_command(name, inspect.unwrap(original)), rest
+
+
+def complete_command(name: str, command: Callable[..., Any]) -> Any:
+    """The click command of a function that `takes` declared options."""
+    declared, complete = getattr(command, _DECLARED)
+    options = {option.name.replace(".", "__"): option for option in declared() if option.flag is not None}
+    signature = inspect.signature(command)
+    own = list(signature.parameters.values())
+
+    @functools.wraps(command)
+    def run(**given: Any) -> Any:
+        values = {key: given.pop(key) for key in options}
+        said = {
+            options[key].name: _read(options[key], value) for key, value in values.items() if value not in (None, [])
+        }
+        return command(**given, **said)
+
+    made = [_parameter(key, option, option.required and complete) for key, option in options.items()]
+    parameters = sorted([*own, *made], key=lambda p: p.kind)  # positional ones stay first
+    setattr(run, "__signature__", signature.replace(parameters=parameters))  # noqa: B010
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command(name)(run)
+    return typer.main.get_command(app)
+
+
+def select(options: Iterable[Option], *names: str) -> tuple[Option, ...]:
+    """Those of some options that have these names, in that order."""
+    by_name = {option.name: option for option in options}
+    return tuple(by_name[name] for name in names)
+
+
+def _parameter(key: str, option: Option, required: bool) -> inspect.Parameter:
+    listed = option.several and option.kind is str
+    kind: Any = list[str] if listed else str if option.several else option.kind
+    spelled = f"{option.flag}/--no-{option.flag.removeprefix('--')}" if kind is bool and option.flag else option.flag
+    about = typer.Option(
+        spelled or "",
+        help=_help(option),
+        metavar=option.metavar or None,
+        show_default=option.default or False,
+        rich_help_panel=option.section or None,
+    )
+    default = inspect.Parameter.empty if required else None
+    given: Any = kind if required else kind | None
+    return inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[given, about])
+
+
+def _help(option: Option) -> str:
+    text = plain(option.text)
+    if not option.plugins:
+        return text
+    return f"{text} One of {', '.join(plugins.available(option.plugins))}, or package.module:callable."
+
+
+def _read(option: Option, value: Any) -> Any:
+    """The value that was given, a list of numbers read; None where none was."""
+    if not option.several or option.kind is str or value is None:
+        return value or None if option.several else value
+    try:
+        return tuple(option.kind(part) for part in value.split(","))
+    except ValueError:
+        raise InputError(f"{option.flag} is {value!r}, expected whole numbers, say 0,1,3") from None

@@ -8,9 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Coroutine
-from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,57 +19,17 @@ from sensai_serve.errors import BundleError, NotReadyError, OverloadedError, Req
 from sensai_serve.manifest import Manifest
 from sensai_serve.merge import Answer, MergePlan, Wait, parse_wait
 from sensai_serve.plugins import find
-from serving.backends import Backend, Cause, Plan, Processes
+from serving.backends import Backend, Cause, Plan
 from serving.engine.admission import Admission
 from serving.engine.deferred import Books
 from serving.engine.fanout import Job, Outcome
 from serving.engine.health import FLOOR_S, Worker
+from serving.engine.options import GatewayOptions
 from serving.engine.reply import Counters, Reply, by_reference, uncovered
 from serving.engine.supervisor import Supervisor
 from serving.placement.place import Placement, describe, place
-from serving.placement.worker_map import WorkerMap
-from serving.runtime.devices import ONE_THREAD, Device, Threads, default_devices
-from serving.runtime.faults import Fault
+from serving.runtime.devices import Device
 from serving.runtime.session import Session
-
-OnMissing = Literal["refuse", "degrade", "reference"]
-
-
-@dataclass(frozen=True)
-class GatewayOptions:
-    """How a model is served."""
-
-    devices: tuple[Device, ...] = field(default_factory=default_devices)
-    """Where workers are placed."""
-    workers: WorkerMap | None = None
-    """Which worker runs where, some of them on other machines; `devices` are its own then. None: placement says."""
-    backend: str = "ort"
-    """What runs them: a plugin of ``serving.backends``."""
-    processes: Processes = "worker"
-    """What has a process of its own, where the backend starts any: every worker, or every device."""
-    wait: Wait = "decided"
-    """What a request waits for that does not say."""
-    patience: float = 4.0
-    """Stragglers are given up after so many times what the slowest healthy worker takes; 0 waits for ever."""
-    deadline_s: float | None = None
-    """Time that a request has that does not say, in seconds from admission; None for no limit."""
-    max_in_flight: int = 64
-    """Requests that are answered or waiting at a time; more are refused."""
-    on_missing: OnMissing = "refuse"
-    """What happens to a request that a class has no copy left for."""
-    abstain_unelected: bool = False
-    """Give no class (-1) where none has more than half of its arrived copies' votes."""
-    abstain_margin: float = 0.0
-    """Give no class (-1) where the best mean score leads by less."""
-    max_batch: int = 64
-    """Inputs in one request."""
-    threads: Threads = ONE_THREAD
-    """Of ONNX Runtime for each subnet on the CPU; more than one are not pinned to a core."""
-    inline_s: float = 0.001
-    """Subnets shorter than a hand-off run on the event loop's own thread, for so many seconds per request at most; 0:
-    they never do."""
-    faults: tuple[Fault, ...] = ()
-    """What is to go wrong, on purpose."""
 
 
 class Gateway:
@@ -149,7 +108,7 @@ class Gateway:
                 faults=options.faults,
                 on_up=supervisor.up,
                 on_down=supervisor.down,
-                threads=options.threads,
+                threads=options.onnx_threads,
                 inline_s=options.inline_s,
                 processes=options.processes,
             )

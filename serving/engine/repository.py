@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import ctypes
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sensai_serve.bundle import MANIFEST, Bundle
 from sensai_serve.errors import BundleError, ControlOffError, InputError, SensaiError, UnknownModelError
-from serving.engine.gateway import Gateway, GatewayOptions
+from serving.engine.gateway import Gateway
+from serving.engine.options import GatewayOptions
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ class Repository:
         options = self._options
         if options.faults:
             checked = len(bundle.golden().inputs)
-            options = replace(options, faults=tuple(fault.starting_after(checked) for fault in options.faults))
+            options = options.model_copy(update={"faults": tuple(f.starting_after(checked) for f in options.faults)})
         return Gateway(bundle, options)
 
     def _controlled(self) -> Path:

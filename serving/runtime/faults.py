@@ -65,6 +65,9 @@ class Fault:
     until: float = float("inf")
     """Runs, counted per worker with its warm-up left out, before which and from which on nothing is wrong."""
 
+    def __str__(self) -> str:
+        return self.spec
+
     def concerns(self, worker: int) -> bool:
         """Whether this worker has the fault."""
         return self.workers is None or worker in self.workers

@@ -19,8 +19,9 @@ from sensai_serve.errors import BundleError, DeviceError, OverloadedError, Uncov
 from sensai_serve.plugins import available
 from serving.address import Address
 from serving.backends import Cause
-from serving.engine.gateway import Gateway, GatewayOptions
+from serving.engine.gateway import Gateway
 from serving.engine.health import State
+from serving.engine.options import GatewayOptions
 from serving.node.node import Node, NodeOptions
 from serving.node.server import serving as node_serving
 from serving.placement.worker_map import parse_workers
@@ -40,7 +41,7 @@ async def serving(bundle: Path, *faults: str, **options: Any) -> AsyncIterator[G
     given = {"devices": ONE_CORE, "processes": "device", "faults": tuple(map(parse_fault, faults)), **options}
     if given.get("backend") == LANES:
         core = parse_device(f"cpu:{min(os.sched_getaffinity(0))}")
-        given |= {"backend": "ort", "inline_s": 0.0}
+        given |= {"backend": "ort", "inline_ms": 0.0}
         given["devices"] = (core,) if given["devices"] == ONE_CORE else given["devices"]
     async with AsyncExitStack() as stack:
         if given.get("backend") == "remote":

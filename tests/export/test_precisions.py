@@ -27,7 +27,7 @@ from sensai_serve.cli.main import main
 from sensai_serve.errors import ModelError, PluginError
 from sensai_serve.local import load
 from sensai_serve.onnxfile import read_signature
-from serving.engine.gateway import GatewayOptions
+from serving.engine.options import GatewayOptions
 from serving.runtime.devices import default_devices
 
 SMALL = ["fp16", "int8"]

@@ -26,7 +26,7 @@ from sensai_serve import load
 from sensai_serve.bundle import Bundle
 from sensai_serve.errors import ServingError
 from sensai_serve.preprocess import Floats
-from serving.engine.gateway import GatewayOptions
+from serving.engine.options import GatewayOptions
 from serving.runtime.devices import Device, Threads, default_devices, parse_device
 
 IN_PROCESS = "in process"

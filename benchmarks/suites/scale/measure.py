@@ -25,7 +25,7 @@ from benchmarks.subjects.networks import OnnxNetwork, direct
 from benchmarks.subjects.noop import noop_bundle, noop_network
 from sensai_serve.bundle import Bundle
 from sensai_serve.preprocess import Floats
-from serving.engine.gateway import GatewayOptions
+from serving.engine.options import GatewayOptions
 from serving.runtime.devices import Threads, default_devices, parse_device
 
 SHAPE, CLASSES, WORKERS = (3, 32, 32), 10, 10

@@ -19,7 +19,8 @@ import pytest
 from sensai_serve.bundle import Bundle
 from sensai_serve.errors import BundleError
 from serving.backends.process.backend import Backend as ProcessBackend
-from serving.engine.gateway import Gateway, GatewayOptions
+from serving.engine.gateway import Gateway
+from serving.engine.options import GatewayOptions
 from serving.engine.repository import Repository
 from serving.runtime.devices import parse_device
 from serving.runtime.faults import parse_fault

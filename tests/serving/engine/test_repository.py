@@ -12,7 +12,7 @@ import pytest
 import sensai_serve
 from sensai_serve.bundle import Bundle
 from sensai_serve.errors import BundleError, ChecksumError, ControlOffError, InputError, UnknownModelError
-from serving.engine.gateway import GatewayOptions
+from serving.engine.options import GatewayOptions
 from serving.engine.repository import Repository
 from serving.runtime.devices import parse_device
 

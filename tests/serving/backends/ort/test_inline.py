@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from sensai_serve.bundle import Bundle
 from serving.backends.ort.inline import HANDOFF_S, stay_here
-from serving.engine.gateway import Gateway, GatewayOptions
+from serving.engine.gateway import Gateway
+from serving.engine.options import GatewayOptions
 from serving.runtime.devices import parse_device
 from serving.runtime.faults import parse_fault
 
@@ -48,7 +49,7 @@ def test_what_stays_fits_and_is_whole_lanes(
 
 def test_a_worker_that_hangs_keeps_its_thread_and_the_others_of_its_core_go_on(tiny_bundle) -> None:
     async def test() -> None:
-        options = GatewayOptions(devices=(CORE,), inline_s=0, patience=0, faults=(parse_fault("0:hang,after=30"),))
+        options = GatewayOptions(devices=(CORE,), inline_ms=0, patience=0, faults=(parse_fault("0:hang,after=30"),))
         gateway = Gateway(Bundle.open(tiny_bundle), options)
         await gateway.start()
         shape = gateway.manifest.input.shape
@@ -68,7 +69,7 @@ def test_a_worker_that_was_slow_once_shares_its_core_again(tiny_bundle) -> None:
     async def test() -> None:
         before = lanes()
         fault = parse_fault("0:delay=200ms,after=20,until=21")
-        options = GatewayOptions(devices=(CORE,), inline_s=0, patience=0, faults=(fault,))
+        options = GatewayOptions(devices=(CORE,), inline_ms=0, patience=0, faults=(fault,))
         gateway = Gateway(Bundle.open(tiny_bundle), options)
         await gateway.start()
         inputs = np.zeros((1, *gateway.manifest.input.shape), np.float32)

@@ -20,8 +20,9 @@ from sensai_serve.bundle import Bundle
 from serving.backends import Cause
 from serving.backends.process import handles as _processes
 from serving.backends.process.backend import Backend
-from serving.engine.gateway import Gateway, GatewayOptions, Reply
+from serving.engine.gateway import Gateway, Reply
 from serving.engine.health import State
+from serving.engine.options import GatewayOptions
 from serving.runtime.devices import parse_device
 from serving.runtime.faults import parse_fault
 

@@ -19,8 +19,9 @@ import sensai_serve
 from sensai_serve.bundle import Bundle
 from sensai_serve.cli.main import main
 from serving.address import Address
-from serving.engine.gateway import Gateway, GatewayOptions
+from serving.engine.gateway import Gateway
 from serving.engine.health import State
+from serving.engine.options import GatewayOptions
 from serving.node.node import Node, NodeOptions
 from serving.node.server import serving as node_serving
 from serving.placement.worker_map import parse_workers

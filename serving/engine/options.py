@@ -1,0 +1,101 @@
+"""How a model is served: the one description of it, for settings, the command line and whoever makes a `Gateway`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf
+from pydantic_settings import NoDecode
+
+from sensai_serve.merge import Wait
+from sensai_serve.options import Flag, Plugins
+from serving.backends import Processes
+from serving.placement.worker_map import WorkerMap
+from serving.runtime.devices import Device, Threads, default_devices, parse_device
+from serving.runtime.faults import Fault, parse_fault
+
+OnMissing = Literal["refuse", "degrade", "reference"]
+
+
+def parse_words(value: Any) -> Any:
+    """A text's words, separated by spaces or semicolons; anything else as it is."""
+    return value.replace(";", " ").split() if isinstance(value, str) else value
+
+
+def _parse_devices(value: Any) -> Any:
+    return [parse_device(word) if isinstance(word, str) else word for word in parse_words(value)]
+
+
+def _parse_faults(value: Any) -> Any:
+    return [parse_fault(word) if isinstance(word, str) else word for word in parse_words(value)]
+
+
+class Group(BaseModel):
+    """Settings that belong together."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Inference(Group):
+    """How requests are answered."""
+
+    devices: Annotated[
+        tuple[InstanceOf[Device], ...], NoDecode, BeforeValidator(_parse_devices), Flag(metavar="cpu:CORE|cuda:CARD")
+    ] = ()
+    """Devices that workers are placed on: ``cpu``, ``cpu:CORE`` or ``cuda:CARD``; every core where none is given."""
+    backend: Annotated[str, Plugins("serving.backends")] = "ort"
+    """What runs the workers."""
+    processes: Processes = "worker"
+    """What has a process of its own in the backend ``process``: every worker, or every device."""
+    wait: Wait = "decided"
+    """What a request waits for that does not say so itself."""
+    patience: float = Field(default=4.0, ge=0, allow_inf_nan=False)
+    """A straggler is given up after this many times what the slowest healthy worker takes; 0: never."""
+    deadline_ms: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Milliseconds from admission that a request has that sets no timeout; without it there is no limit."""
+    on_missing: OnMissing = "refuse"
+    """What happens to a request when a class has no copy left."""
+    abstain_unelected: bool = False
+    """Give no class where none has more than half of its arrived copies' votes."""
+    abstain_margin: float = Field(default=0.0, ge=0, le=1)
+    """Give no class where the best mean score leads by less than this."""
+    threads: int = Field(default=1, ge=1)
+    """Intra-op threads per CPU subnet; above 1 they are not pinned to a core."""
+    spinning: bool = False
+    """Threads busy-wait for work: faster, where nothing else needs the core."""
+    inline_ms: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    """Milliseconds per request that subnets shorter than a hand-off may take on the event loop's thread; 0: none do."""
+    faults: Annotated[
+        tuple[InstanceOf[Fault], ...], NoDecode, BeforeValidator(_parse_faults), Flag(metavar="SPEC")
+    ] = ()
+    """Faults on purpose, for tests and demonstrations: ``3:delay=50ms``, ``0+4:drop=0.1``."""
+
+
+class GatewayOptions(Inference):
+    """All that a `Gateway` is told: how requests are answered, and what other groups of settings say about it."""
+
+    devices: Annotated[tuple[InstanceOf[Device], ...], BeforeValidator(_parse_devices)] = Field(
+        default_factory=default_devices
+    )
+    """Devices that workers are placed on."""
+    workers: InstanceOf[WorkerMap] | None = None
+    """Which worker runs where, some of them on other machines; `devices` are its own then. None: placement decides."""
+    max_in_flight: int = 64
+    """Requests that are answered or waiting at a time; more are refused."""
+    max_batch: int = 64
+    """Inputs in one request."""
+
+    @property
+    def deadline_s(self) -> float | None:
+        """Seconds from admission that a request has that sets no timeout; None for no limit."""
+        return None if self.deadline_ms is None else self.deadline_ms / 1000
+
+    @property
+    def inline_s(self) -> float:
+        """Seconds per request that subnets may take on the event loop's thread."""
+        return self.inline_ms / 1000
+
+    @property
+    def onnx_threads(self) -> Threads:
+        """How ONNX Runtime runs one subnet on the CPU."""
+        return Threads(self.threads, self.spinning)
