@@ -1,4 +1,4 @@
-"""What the server does, whichever transport asks: answer, count, describe, control. Transports only translate."""
+"""What the server does for all transports: answer requests, count them, control models. Transports only translate."""
 
 from __future__ import annotations
 
@@ -24,15 +24,20 @@ from serving.v2.shared_memory import Regions
 
 _T = TypeVar("_T")
 _Entry = tuple[Gateway, InferRequest, Reply, tuple[int, int, int, int]]
-"""A request that was answered, and when it came, was decoded, was answered and was encoded."""
+"""An answered request, and when it was begun, decoded, answered and encoded (`time.perf_counter_ns`)."""
 _access = logging.getLogger("serving.access")
 
 
 class DataPlane:
-    """The models, and everything that is counted and set while they are served. One event loop."""
+    """The served models with their statistics, metrics, log and trace settings. All calls from one event loop."""
 
     def __init__(self, repository: Repository, settings: Settings) -> None:
-        """Over a repository that its caller starts and stops."""
+        """Make the data plane.
+
+        Args:
+            repository: the models to serve; the caller starts and stops it.
+            settings: the server's settings.
+        """
         self.repository = repository
         self.limits = settings.limits
         self.regions = Regions(allowed=settings.shares_memory)
@@ -45,19 +50,19 @@ class DataPlane:
         self._statistics: defaultdict[tuple[str, str], ModelStatistics] = defaultdict(ModelStatistics)
 
     def metrics(self) -> bytes:
-        """The page that Prometheus reads."""
+        """The metrics in Prometheus' text format."""
         self._books.keep()
         return self._metrics.text()
 
     def observe(self, transport: str, call: str, target: str, status: str, started: float) -> None:
-        """A transport has answered a request.
+        """Count an answered request in the metrics, and write it to the access log where that is on.
 
         Args:
-            transport: ``http`` or ``grpc``.
+            transport: the transport's name, such as ``http``.
             call: ``infer``, ``predict``, ``stream`` or ``other``.
-            target: method and path.
-            status: as the transport calls it, ``200`` or ``OK``.
-            started: when the request came, on `time.perf_counter`.
+            target: method and path, for the access log.
+            status: the transport's status, such as ``200`` or ``OK``.
+            started: `time.perf_counter` when the request came.
         """
         seconds = perf_counter() - started
         self._metrics.observe(transport, call, status, seconds)
@@ -68,15 +73,15 @@ class DataPlane:
     async def infer(
         self, gateway: Gateway, decode: Callable[[], InferRequest], encode: Callable[[InferRequest, Reply], _T]
     ) -> _T:
-        """Answer one request and count it.
+        """Answer one request and count it in the model's statistics.
 
         Args:
             gateway: the model.
-            decode: gives the request.
-            encode: makes a reply of the answer; no coroutine.
+            decode: returns the request.
+            encode: turns the answer into the transport's reply.
 
         Raises:
-            SensaiError: what `decode`, the gateway or `encode` raise.
+            SensaiError: any error of `decode`, `Gateway.infer` or `encode`.
         """
         answered = self.begin(gateway, decode, encode)
         return cast("_T", await answered if isinstance(answered, CoroutineType) else answered)
@@ -84,9 +89,10 @@ class DataPlane:
     def begin(
         self, gateway: Gateway, decode: Callable[[], InferRequest], encode: Callable[[InferRequest, Reply], _T]
     ) -> _T | Coroutine[Any, Any, _T]:
-        """As `infer`, without waiting: the reply where it is there at once, else what must be awaited for it.
+        """Answer one request without waiting where that is possible; see `Gateway.begin`.
 
-        See `Gateway.begin`.
+        Returns:
+            The encoded reply where it is available at once, else a coroutine that gives it.
         """
         started = perf_counter_ns()
         try:
@@ -129,7 +135,7 @@ class DataPlane:
 
     def _book(self, entries: list[_Entry]) -> None:
         for gateway, request, reply, (started, decoded, answered, ended) in entries:
-            queue = min(int(reply.queue_s * 1e9), answered - decoded)  # these clocks differ by nanoseconds
+            queue = min(int(reply.queue_s * 1e9), answered - decoded)  # the two clocks differ by nanoseconds
             stages = Stages(decoded - started, queue, answered - decoded - queue, ended - answered)
             self._statistics[gateway.name, gateway.version].succeeded(len(request.inputs), stages)
             self.tracing.answered(gateway.name, request.id, stages)
@@ -138,10 +144,10 @@ class DataPlane:
                 self._metrics.decided_early(gateway.name, max(0.0, usual - reply.elapsed_s))
 
     def statistics(self, name: str = "", version: str = "") -> dict[str, Any]:
-        """What a model, or every model, has done.
+        """Statistics of one model, or of every model where `name` is empty, in the protocol's JSON.
 
         Raises:
-            RequestError: no such model. (Clients of the protocol expect this one not to be "not found".)
+            RequestError: no model of that name and version. Clients of the protocol expect 400 here and not 404.
         """
         self._books.keep()
         try:
@@ -151,7 +157,7 @@ class DataPlane:
         return {"model_stats": [self._statistics[g.name, g.version].to_json(g.name, g.version) for g in gateways]}
 
     def index(self, *, only_ready: bool = False) -> list[dict[str, str]]:
-        """Every model that is loaded or could be, and whether it is ready."""
+        """Every model that is loaded or can be loaded, and whether it is ready."""
         return [
             {
                 "name": entry.name,
@@ -164,11 +170,11 @@ class DataPlane:
         ]
 
     async def load(self, name: str) -> None:
-        """Load a model, or replace it by what its bundle holds now.
+        """Load a model, or load it anew from its bundle.
 
         Raises:
-            ControlOffError: models are not for clients to load here.
-            RequestError: no such model, or its bundle cannot be served; what was loaded before still is.
+            ControlOffError: clients may not load models here.
+            RequestError: no model of that name, or a bundle that cannot be served; a model loaded before stays.
         """
         try:
             await self.repository.load(name)
@@ -176,20 +182,24 @@ class DataPlane:
             raise RequestError(f"model {name!r} cannot be loaded: {self._without_path(str(error))}") from None
 
     async def unload(self, name: str) -> None:
-        """Take a model out and let its requests finish.
+        """Unload a model after its requests in flight have finished.
 
         Raises:
-            ControlOffError: models are not for clients to unload here.
-            UnknownModelError: it is not loaded.
+            ControlOffError: clients may not unload models here.
+            UnknownModelError: the model is not loaded.
         """
         await self.repository.unload(name)
 
     def change_tracing(self, change: Mapping[str, Any], model: str = "") -> dict[str, Any]:
-        """Change trace settings where `change` holds any; give those that hold then.
+        """Change trace settings, and return all of them.
+
+        Args:
+            change: the settings to change; may be empty.
+            model: whose settings; the server's where empty.
 
         Raises:
-            RequestError: no such model, or a value that is none.
-            UnsupportedError: a setting that is not for clients to change.
+            RequestError: no model of that name, or a value that is not valid.
+            UnsupportedError: a setting that clients may not change.
         """
         if model:
             try:
@@ -200,10 +210,10 @@ class DataPlane:
         return settings.to_json()
 
     def _without_path(self, message: str) -> str:
-        """A message about a bundle, for clients: they need not know where it lies."""
+        """A message about a bundle without its directory, which clients should not learn."""
         return message if self._directory is None else message.replace(f"{self._directory}{os.sep}", "")
 
 
 def cuda_memory() -> UnsupportedError:
-    """Why CUDA shared memory is refused."""
-    return UnsupportedError("CUDA shared memory is not supported here")
+    """The error for every call about CUDA shared memory."""
+    return UnsupportedError("CUDA shared memory is not supported")

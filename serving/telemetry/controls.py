@@ -1,4 +1,4 @@
-"""Trace and log settings that clients of the protocol read and change while the server runs."""
+"""Trace and log settings, which clients of the protocol read and change while the server runs."""
 
 from __future__ import annotations
 
@@ -16,31 +16,35 @@ _trace_log = logging.getLogger("serving.trace")
 
 @dataclass(frozen=True)
 class TraceSettings:
-    """Which requests leave a line with the time of each of their stages in the log."""
+    """Which requests are traced: a traced request logs the time of each of its stages."""
 
     trace_level: tuple[str, ...] = ("OFF",)
+    """``TIMESTAMPS`` traces requests, ``OFF`` does not."""
     trace_rate: str = "1000"
-    """One request of so many."""
+    """Number of requests of which one is traced."""
     trace_count: str = "-1"
-    """So many in all; -1 for no end."""
+    """Number of requests to trace in all; -1 for no limit."""
     log_frequency: str = "0"
+    """Kept for clients; it has no effect."""
     trace_file: str = ""
+    """Always empty: traces go to the log."""
     trace_mode: str = "triton"
+    """Always ``triton``."""
 
     def to_json(self) -> dict[str, Any]:
-        """As the protocol has it."""
+        """The settings in the protocol's JSON."""
         return asdict(self) | {"trace_level": list(self.trace_level)}
 
     def changed(self, change: Mapping[str, Any], default: TraceSettings) -> TraceSettings:
-        """These settings with some of them replaced; None takes the default back.
+        """A copy with the settings in `change` replaced; None stands for the value in `default`.
 
         Raises:
-            RequestError: a value that is none.
-            UnsupportedError: another trace file, which is not for clients to choose.
+            RequestError: a value that is not valid.
+            UnsupportedError: a change of ``trace_file`` or ``trace_mode``, which clients may not make.
         """
         known = {key: value for key, value in change.items() if hasattr(self, key)}
         if "trace_file" in known or "trace_mode" in known:
-            raise UnsupportedError("the place that traces go to cannot be changed by a client")
+            raise UnsupportedError("trace_file and trace_mode cannot be changed by clients")
         for key, value in known.items():
             if value is None:
                 known[key] = getattr(default, key)
@@ -55,17 +59,17 @@ class TraceSettings:
 
 
 class Tracing:
-    """The trace settings of the server and of each model, and which request is next."""
+    """The trace settings of the server and of its models; logs the requests that are traced."""
 
     def __init__(self) -> None:
-        """Off."""
+        """Start with tracing off."""
         self._settings = TraceSettings()
         self._of_model: dict[str, TraceSettings] = {}
         self._seen = 0
         self._traced = 0
 
     def get(self, model: str = "") -> TraceSettings:
-        """The settings of a model, of the server where it has none of its own."""
+        """The settings of a model, or the server's where the model has none of its own."""
         return self._of_model.get(model, self._settings)
 
     def change(self, change: Mapping[str, Any], model: str = "") -> TraceSettings:
@@ -78,7 +82,7 @@ class Tracing:
         return self.get(model)
 
     def answered(self, model: str, request_id: str, stages: Stages) -> None:
-        """A request was answered: leave a line if it is one that is traced."""
+        """Log the stages of an answered request if it is traced."""
         settings = self.get(model)
         if set(settings.trace_level) <= {"OFF"}:
             return
@@ -94,21 +98,27 @@ class Tracing:
 
 @dataclass(frozen=True)
 class LogSettings:
-    """What goes to the log."""
+    """What is written to the log, in the protocol's terms."""
 
     log_file: str = ""
+    """Always empty: the log goes to standard error."""
     log_info: bool = True
+    """Whether messages of level INFO are written."""
     log_warning: bool = True
+    """Whether warnings are written."""
     log_error: bool = True
+    """Whether errors are written."""
     log_verbose_level: int = 0
+    """Above 0, messages of level DEBUG are written."""
     log_format: str = "default"
+    """Always ``default``."""
 
     def changed(self, change: Mapping[str, Any]) -> LogSettings:
-        """These settings with some of them replaced; None takes the default back.
+        """A copy with the settings in `change` replaced; None stands for the default.
 
         Raises:
-            RequestError: a value of a wrong type.
-            UnsupportedError: another file or format, which are not for clients to choose.
+            RequestError: a value of the wrong type.
+            UnsupportedError: a change of ``log_file`` or ``log_format``, which clients may not make.
         """
         known = {key: value for key, value in change.items() if hasattr(self, key)}
         for key, value in known.items():
@@ -119,11 +129,11 @@ class LogSettings:
                 kind = {bool: "true or false", int: "a whole number", str: "text"}[type(current)]
                 raise RequestError(f"{key} is {value!r}, expected {kind}")
             elif key in ("log_file", "log_format") and value != current:
-                raise UnsupportedError(f"{key} cannot be changed by a client")
+                raise UnsupportedError(f"{key} cannot be changed by clients")
         return replace(self, **known)
 
     def wants(self, level: int) -> bool:
-        """Whether a record of that level is written."""
+        """Whether records of `level` (see `logging`) are written."""
         if level >= logging.ERROR:
             return self.log_error
         if level >= logging.WARNING:
@@ -132,7 +142,7 @@ class LogSettings:
 
 
 class LogFilter(logging.Filter):
-    """Lets through what the settings say; put on the server's log handler."""
+    """A filter for the server's log handler that follows the log settings."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The server's log on standard error: text for people or one JSON object a line, each with the id of its request."""
+"""The server's log on standard error: text or JSON lines, each with the id of the request that caused it."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 
 
 def begin_request(given: str | None) -> str:
-    """Name the request that this task answers, in every line of the log that it leaves.
+    """Set the id of the request that the current task answers; its log lines carry the id.
 
     Args:
-        given: what the client calls it; a name is made up where that is None or unfit for a log.
+        given: the client's id. One is generated where this is None, longer than 128 characters, or not printable ASCII
+            without spaces.
 
     Returns:
-        The name.
+        The id.
     """
     name = given if given is not None and _GIVEN.fullmatch(given) else f"{_process}-{next(_count):x}"
     _request_id.set(name)
@@ -35,7 +36,7 @@ def begin_request(given: str | None) -> str:
 
 
 def end_request() -> None:
-    """The request is answered and its task, or callback, goes on with something else."""
+    """Clear the id: the request is answered, and the current task or callback goes on with something else."""
     _request_id.set("")
 
 
@@ -43,14 +44,14 @@ def configure(form: LogFormat, wanted: logging.Filter) -> None:
     """Write this process's log to standard error.
 
     Args:
-        form: of each line.
-        wanted: lets through what is to be written.
+        form: the format of each line.
+        wanted: the filter that every record must pass.
     """
     handler = logging.StreamHandler()
     handler.setFormatter(_Json() if form == "json" else _Text())
     handler.addFilter(wanted)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    logging.getLogger("serving").setLevel(logging.DEBUG)  # what of it is written, the filter decides
+    logging.getLogger("serving").setLevel(logging.DEBUG)  # the filter decides what is written
 
 
 def _extra(record: logging.LogRecord) -> dict[str, Any]:
@@ -78,6 +79,6 @@ class _Text(logging.Formatter):
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
 
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name for it
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - overrides a method of logging
         extra = " ".join(f"{key}={value}" for key, value in _extra(record).items())
         return f"{super().formatMessage(record)} {extra}".rstrip()

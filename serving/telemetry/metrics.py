@@ -1,4 +1,4 @@
-"""Prometheus metrics: what transports saw is observed here, what models did is read from them when asked."""
+"""Prometheus metrics: transports report requests here, and counters of models are read when the page is asked for."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _COUNTERS: tuple[tuple[str, str, Callable[[Gateway], float]], ...] = (
 
 
 class Metrics:
-    """The metrics of one server."""
+    """The metrics of one server, in a registry of its own."""
 
     def __init__(self, repository: Repository) -> None:
-        """Of the models of a repository; nothing is registered globally."""
+        """Make the metrics of the server that serves the models of `repository`."""
         self._registry = CollectorRegistry()
         self._requests = Counter(
             "sensai_requests", "Requests answered, errors among them", ["transport", "call", "status"],
@@ -51,13 +51,13 @@ class Metrics:
         self._registry.register(_Models(repository))
 
     def observe(self, transport: str, call: str, status: str, seconds: float) -> None:
-        """One request was answered.
+        """Count an answered request.
 
         Args:
-            transport: ``http`` or ``grpc``.
+            transport: the transport's name, such as ``http``.
             call: ``infer``, ``predict``, ``stream`` or ``other``.
-            status: as the transport calls it, ``200`` or ``OK``.
-            seconds: that it took.
+            status: the transport's status, such as ``200`` or ``OK``.
+            seconds: time from the request's first byte to its answer.
         """
         self._observed.note(((transport, call, status), seconds))
 
@@ -71,27 +71,27 @@ class Metrics:
             children[1].observe(seconds)
 
     def decided_early(self, model: str, saved_s: float) -> None:
-        """An answer did not wait for every copy."""
+        """Count an answer that did not wait for every copy, and the estimated seconds that this saved."""
         self._saved.labels(model).inc(saved_s)
 
     def text(self) -> bytes:
-        """The page that Prometheus reads."""
+        """The metrics in Prometheus' text format."""
         self._observed.keep()
         return generate_latest(self._registry)
 
 
 class _Models(Collector):
-    """Reads the counters that every gateway keeps."""
+    """Reads the counters of every gateway."""
 
     def __init__(self, repository: Repository) -> None:
         self._repository = repository
 
     def describe(self) -> Iterator[Metric]:
-        """Nothing: names are known once models are."""
+        """Describe nothing: labels are known only once models are loaded."""
         return iter(())
 
     def collect(self) -> Iterator[Metric]:
-        """Every model's metrics."""
+        """The metrics of every model."""
         gateways = [self._repository.get(name) for name in self._repository.names()]
         yield _counter("sensai_model_swaps", "Models replaced while serving", [([], self._repository.swaps)])
         yield _gauge("sensai_model_ready", "Every class has a live, checked worker", _each(gateways, lambda g: g.ready))

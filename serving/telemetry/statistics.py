@@ -1,4 +1,4 @@
-"""What each model has done, in the terms of the protocol's statistics extension: counts and nanoseconds."""
+"""Counts and times (ns) of each model's requests, in the terms of the protocol's statistics extension."""
 
 from __future__ import annotations
 
@@ -9,42 +9,44 @@ from typing import Any, NamedTuple
 
 @dataclass
 class Duration:
-    """How often, and how long in all."""
+    """How often something happened, and how long it took in all."""
 
     count: int = 0
+    """Number of times."""
     ns: int = 0
+    """Total time in nanoseconds."""
 
     def add(self, ns: int) -> None:
-        """One more."""
+        """Count one more, which took `ns` nanoseconds."""
         self.count += 1
         self.ns += ns
 
     def to_json(self) -> dict[str, int]:
-        """As the protocol has it."""
+        """The protocol's JSON."""
         return {"count": self.count, "ns": self.ns}
 
 
 class Stages(NamedTuple):
-    """One answered request's time, in nanoseconds."""
+    """The times of one answered request, in nanoseconds."""
 
     decode: int
-    """Checking the request and taking its tensors."""
+    """Time to check the request and decode its tensors."""
     queue: int
-    """From admission until the last of the arrived workers began."""
+    """Time from admission until the last of the arrived workers began."""
     compute: int
-    """From there to the merged answer."""
+    """Time from then to the merged answer."""
     encode: int
-    """Writing the reply."""
+    """Time to encode the reply."""
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The sum of the four."""
         return self.decode + self.queue + self.compute + self.encode
 
 
 @dataclass
 class BatchStatistics:
-    """Requests of one batch size."""
+    """Times of the requests of one batch size."""
 
     compute_input: Duration = field(default_factory=Duration)
     compute_infer: Duration = field(default_factory=Duration)
@@ -53,19 +55,19 @@ class BatchStatistics:
 
 @dataclass
 class ModelStatistics:
-    """One model since the server started."""
+    """Counts and times of one model's requests since the server started."""
 
     last_inference_ms: int = 0
-    """Of the epoch."""
+    """When the last request was answered, in milliseconds since the epoch."""
     inference_count: int = 0
-    """Inputs answered."""
+    """Number of inputs answered."""
     success: Duration = field(default_factory=Duration)
     fail: Duration = field(default_factory=Duration)
     queue: Duration = field(default_factory=Duration)
     by_batch: dict[int, BatchStatistics] = field(default_factory=dict)
 
     def succeeded(self, n_inputs: int, stages: Stages) -> None:
-        """Count a request that was answered."""
+        """Count an answered request of `n_inputs` inputs."""
         self.last_inference_ms = time.time_ns() // 1_000_000
         self.inference_count += n_inputs
         self.success.add(stages.total)
@@ -76,7 +78,7 @@ class ModelStatistics:
         batch.compute_output.add(stages.encode)
 
     def to_json(self, name: str, version: str) -> dict[str, Any]:
-        """As the protocol has it."""
+        """The protocol's JSON."""
         stages = ("compute_input", "compute_infer", "compute_output")
         batches = [
             {"batch_size": size} | {stage: getattr(batch, stage).to_json() for stage in stages}

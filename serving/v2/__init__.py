@@ -1,7 +1,7 @@
-"""The Open Inference Protocol (KServe v2): requests and replies as bytes and as what the gateway takes and gives.
+"""The Open Inference Protocol (KServe v2): decodes requests and encodes replies, for all transports.
 
-Knows no transport. Shapes, names and datatypes are in `tensors`, what a request asks for in `request`, the HTTP body
-(JSON with the binary tensor extension) in `decode` and `encode`, what the server says about itself in `metadata`.
+`tensors` has names, datatypes and shapes, `request` what a request asks for, `decode` and `encode` the HTTP body (JSON
+with the binary tensor extension), `metadata` the descriptions of server and models, `status` the codes of errors.
 https://github.com/kserve/open-inference-protocol
 """
 

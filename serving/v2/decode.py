@@ -1,4 +1,4 @@
-"""The body of an HTTP infer request, with the binary tensor extension, as an `InferRequest`. Parsed once."""
+"""Decodes the body of an HTTP infer request, with the binary tensor extension, to an `InferRequest`."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ from serving.v2.shared_memory import Regions
 from serving.v2.tensors import check_input, from_bytes, from_json, shown
 
 KNOWN_HEADERS, KNOWN_BYTES = 64, 2048
-"""How many JSON headers, of so many bytes at most, a `Decoder` remembers."""
+"""How many parsed JSON headers a `Decoder` caches, and the largest one in bytes."""
 _NOTHING: Mapping[str, Any] = {}
 
 
 class Decoder:
-    """Decodes infer requests for one input, and knows again what it has decoded before.
+    """Decodes infer requests for one model, and caches their JSON headers.
 
-    A client sends the same JSON in front of every tensor, byte for byte, unless it names its requests. What such a
-    header says is looked up, not parsed and checked again.
+    A client sends the same JSON in front of every tensor, byte for byte, unless it numbers its requests. A cached
+    header is neither parsed nor checked again.
     """
 
     def __init__(self, spec: InputSpec, max_batch: int, regions: Regions) -> None:
-        """Know nothing yet. For the arguments see `decode_request`."""
+        """Start with an empty cache; see `decode_request` for the arguments."""
         self._spec = spec
         self._max_batch = max_batch
         self._regions = regions
-        self._known: dict[bytes, InferRequest] = {}  # each with the inputs that it first came with
+        self._known: dict[bytes, InferRequest] = {}  # with an array of the same shape in place of the inputs
 
     def decode(self, body: bytes | memoryview, header_length: int | None) -> InferRequest:
-        """As `decode_request`."""
+        """Decode one request; see `decode_request`."""
         if not header_length or header_length > KNOWN_BYTES:
             return decode_request(body, header_length, self._spec, self._max_batch, self._regions)
         view = memoryview(body)
@@ -55,7 +55,9 @@ class Decoder:
         if len(tensor) and not request.id and all(output.region is None for output in request.outputs):
             if len(self._known) >= KNOWN_HEADERS:
                 self._known.clear()
-            blank = np.broadcast_to(np.float32(0), request.inputs.shape)  # its shape and its size, no memory
+            blank = np.broadcast_to(
+                np.float32(0), request.inputs.shape
+            )  # has the shape and the size, and takes no memory
             self._known[header] = InferRequest(blank, request.outputs, "", request.wait, request.timeout_s)
         return request
 
@@ -66,15 +68,17 @@ def decode_request(
     """Decode the body of a v2 infer request.
 
     Args:
-        body: the whole body, inflated.
-        header_length: of the JSON in front of binary tensors, what ``Inference-Header-Content-Length`` says; None
-            where the body is JSON alone. 0 is Triton's raw request: the body is one input and nothing else.
+        body: the whole body, decompressed.
+        header_length: length in bytes of the JSON in front of binary tensors, from the header
+            ``Inference-Header-Content-Length``; None where the body is JSON alone. 0 is Triton's raw request: the body
+            is the values of one input.
         spec: the model's input.
         max_batch: the largest N.
-        regions: of shared memory.
+        regions: the registered shared memory.
 
     Raises:
-        RequestError: anything that does not fit; the message says what was wrong and what was expected.
+        RequestError: the request does not fit the model; the message says what was wrong and what was expected.
+        UnknownRegionError: a shared memory region that is not registered.
     """
     view = memoryview(body)
     if header_length is None:

@@ -1,4 +1,4 @@
-"""An answer as the body of an HTTP infer reply, with the binary tensor and classification extensions."""
+"""Encodes an answer as the body of an HTTP infer reply, with the binary tensor and classification extensions."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from serving.v2.tensors import OUTPUTS
 
 @dataclass(frozen=True, slots=True)
 class OutputTensor:
-    """One output as a reply holds it."""
+    """One output of a reply."""
 
     datatype: str
     shape: list[int]
     data: npt.NDArray[Any] | list[str]
-    """An array of that shape, or the elements of a BYTES tensor in row-major order."""
+    """An array of shape `shape`, or the elements of a BYTES tensor in row-major order."""
 
     def to_bytes(self) -> bytes:
-        """Little-endian, row-major."""
+        """The values as little-endian bytes in row-major order."""
         return self.data.tobytes() if isinstance(self.data, np.ndarray) else text_bytes(self.data)
 
     def write(self, region: memoryview, name: str) -> None:
-        """Into shared memory.
+        """Write the values to shared memory; `name` is the output's, for the error.
 
         Raises:
-            RequestError: it is too small.
+            RequestError: `region` is too small.
         """
         raw = self.data.reshape(-1).view(np.uint8).data if isinstance(self.data, np.ndarray) else self.to_bytes()
         if len(raw) > len(region):
@@ -46,20 +46,20 @@ class OutputTensor:
 def encode_response(
     request: InferRequest, answer: Answer, *, name: str, version: str, labels: Sequence[str]
 ) -> tuple[bytes, int | None]:
-    """The reply's body.
+    """Encode a reply's body.
 
     Args:
-        request: which outputs, and how.
-        answer: what the gateway says.
-        name: the model's.
-        version: the model's.
-        labels: of the classes, for the classification extension.
-
-    Raises:
-        RequestError: an output that does not fit into the shared memory given for it.
+        request: the request, which says what outputs are wanted in what form.
+        answer: the answer of N inputs.
+        name: the model's name.
+        version: the model's version.
+        labels: the labels of the C classes, for the classification extension.
 
     Returns:
-        The body, and the length of the JSON in front of binary tensors; None where the body is JSON alone.
+        The body, and the length in bytes of the JSON in front of binary tensors; None where the body is JSON alone.
+
+    Raises:
+        RequestError: an output does not fit into the shared memory given for it.
     """
     outputs, buffers = [], []
     for output in request.outputs:
@@ -84,7 +84,7 @@ def encode_response(
 
 
 def reply_parameters(answer: Answer) -> dict[str, str | bool]:
-    """What the merge did."""
+    """The reply's parameters, which say how the copies were merged."""
     return {
         "arrived": ",".join(map(str, answer.arrived)),
         "missing": ",".join(map(str, answer.missing)),
@@ -100,8 +100,11 @@ def classify(array: npt.NDArray[Any], count: int, labels: Sequence[str]) -> list
 
     Args:
         array: [N, C], or [N] for rows of one value, which has no label.
-        count: how many per row; all where there are fewer.
-        labels: of the C classes.
+        count: number of values per row; all of them where there are fewer.
+        labels: the labels of the C classes.
+
+    Returns:
+        N rows of min(count, C) texts.
     """
     rows = array.reshape(len(array), -1)
     suffixes = [f":{c}:{label}" for c, label in enumerate(labels)] if array.ndim == 2 else [":0"]
@@ -114,13 +117,13 @@ def classify(array: npt.NDArray[Any], count: int, labels: Sequence[str]) -> list
 
 
 def text_bytes(texts: Sequence[str]) -> bytes:
-    """Elements of a BYTES tensor, each after its length in 4 bytes, little-endian."""
+    """A BYTES tensor: each element after its length as 4 bytes, little-endian."""
     encoded = [text.encode() for text in texts]
     return b"".join(part for text in encoded for part in (len(text).to_bytes(4, "little"), text))
 
 
 def describe(output: RequestedOutput, answer: Answer, labels: Sequence[str]) -> OutputTensor:
-    """One requested output of an answer."""
+    """The tensor that a requested output has in the reply."""
     spec = OUTPUTS[output.name]
     array = spec.of(answer)
     if not output.class_count:

@@ -1,4 +1,4 @@
-"""What the server says about itself and its models, in the form of the protocol."""
+"""The protocol's descriptions of the server and of its models."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _DATA_TYPES = {"FP32": "TYPE_FP32", "INT32": "TYPE_INT32", "INT64": "TYPE_INT64"
 
 
 def server_metadata(*, shares_memory: bool) -> dict[str, Any]:
-    """Name, version and the extensions that are really there."""
+    """The server's name, version and extensions; shared memory is one only where clients may register it."""
     extensions = sorted([*EXTENSIONS, "system_shared_memory"]) if shares_memory else list(EXTENSIONS)
     return {"name": "sensai-serve", "version": sensai_serve.__version__, "extensions": extensions}
 
 
 def model_metadata(manifest: Manifest, version: str) -> dict[str, Any]:
-    """Names, datatypes and shapes; -1 is the batch axis."""
+    """Names, datatypes and shapes of a model's input and outputs, with -1 for the batch axis."""
     return {
         "name": manifest.name,
         "versions": [version],
@@ -44,7 +44,7 @@ def model_metadata(manifest: Manifest, version: str) -> dict[str, Any]:
 
 
 def model_config(manifest: Manifest, max_batch: int) -> dict[str, Any]:
-    """The same as Triton's ModelConfig: the batch axis is `max_batch_size`, not a dimension."""
+    """Triton's ModelConfig of a model, where the batch axis is `max_batch_size` and not a dimension."""
     assignment = manifest.assignment
     facts = {
         "assignment": assignment.kind,

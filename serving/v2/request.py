@@ -1,4 +1,4 @@
-"""What a request asks for, whichever transport brought it."""
+"""An infer request, and the checks of its parameters, for all transports."""
 
 from __future__ import annotations
 
@@ -15,34 +15,35 @@ from serving.v2.tensors import OUTPUTS, shown
 
 @dataclass(frozen=True, slots=True)
 class RequestedOutput:
-    """One output that the reply must hold."""
+    """One output that the client asks for."""
 
     name: str
     binary: bool = False
-    """As bytes after the JSON, not as numbers in it."""
+    """Whether its values come as bytes after the JSON, and not as numbers in it."""
     class_count: int = 0
-    """Above 0: the largest so many of each row as ``value:index:label`` in place of the numbers (classification)."""
+    """Where above 0, the reply holds the `class_count` largest values of each row, as ``value:index:label``."""
     region: memoryview | None = None
-    """Shared memory to write to, in place of the reply."""
+    """Shared memory that its values are written to in place of the reply."""
 
 
 @dataclass(slots=True)
 class InferRequest:
-    """A request that fits the model."""
+    """A decoded request that fits its model."""
 
     inputs: Floats
     """FP32 [N, *shape], C-contiguous, finite."""
     outputs: tuple[RequestedOutput, ...]
+    """The outputs that the reply holds."""
     id: str = ""
-    """Echoed in the reply."""
+    """The client's name for the request; the reply repeats it."""
     wait: Wait | None = None
-    """None: as the server is set."""
+    """Which copies to wait for; the server's setting where None."""
     timeout_s: float | None = None
-    """Seconds; None: as the server is set."""
+    """Deadline in seconds; the server's setting where None."""
 
 
 def every_output(*, binary: bool) -> tuple[RequestedOutput, ...]:
-    """What a request that names no outputs gets."""
+    """All outputs, which a request gets that names none."""
     return tuple(RequestedOutput(name, binary) for name in OUTPUTS)
 
 
@@ -52,13 +53,14 @@ def parse_outputs(
     """The requested outputs, each once; all of them where the request names none.
 
     Args:
-        outputs: the name and the parameters of each; ``binary_data``, ``classification`` and ``shared_memory_...`` are
-            looked at.
-        regions: of shared memory.
-        binary: as bytes, where an output's parameters do not say.
+        outputs: the name and the parameters of each output. The parameters ``binary_data``, ``classification`` and
+            ``shared_memory_...`` are used; others are ignored.
+        regions: the registered shared memory.
+        binary: whether an output is binary where its parameters do not say.
 
     Raises:
-        RequestError: no such output, parameters of wrong types, or shared memory that is not there.
+        RequestError: an unknown output, parameters of wrong types, or a part that is not inside its region.
+        UnknownRegionError: a shared memory region that is not registered.
     """
     if not outputs:
         return every_output(binary=binary)
@@ -72,10 +74,13 @@ def parse_outputs(
 
 
 def parse_options(parameters: Mapping[str, Any]) -> tuple[Wait | None, float | None]:
-    """``wait`` and ``timeout`` of the request's parameters; the timeout comes in microseconds and leaves in seconds.
+    """The parameters ``wait`` and ``timeout`` of a request; None for one that is not given.
+
+    Returns:
+        The wait, and the timeout in seconds (clients give it in microseconds, and 0 for none).
 
     Raises:
-        RequestError: an unknown wait, a timeout that is no number of microseconds, or a parameter that is no scalar.
+        RequestError: an unknown wait, a timeout that is not a number of microseconds, or a parameter that is no scalar.
     """
     for key, value in parameters.items():
         if not isinstance(value, str | int | float):
@@ -89,10 +94,10 @@ def parse_options(parameters: Mapping[str, Any]) -> tuple[Wait | None, float | N
 
 
 def binary_by_default(parameters: Mapping[str, Any]) -> bool:
-    """``binary_data_output`` of the request's parameters.
+    """The parameter ``binary_data_output`` of a request: whether outputs are binary that do not say.
 
     Raises:
-        RequestError: neither true nor false.
+        RequestError: the parameter is neither true nor false.
     """
     return _boolean(parameters, "binary_data_output", default=False)
 
@@ -100,9 +105,14 @@ def binary_by_default(parameters: Mapping[str, Any]) -> bool:
 def region_part(parameters: Mapping[str, Any], regions: Regions, where: str) -> memoryview | None:
     """The shared memory that a tensor's parameters name; None where they name none.
 
+    Args:
+        parameters: the tensor's parameters.
+        regions: the registered shared memory.
+        where: the tensor, for error messages.
+
     Raises:
-        RequestError: parameters of wrong types, or a part that is not inside the region.
-        UnknownRegionError: no such region.
+        RequestError: parameters of wrong types, or a part that is not inside its region.
+        UnknownRegionError: the region is not registered.
     """
     name = parameters.get("shared_memory_region")
     if name is None:

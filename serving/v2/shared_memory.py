@@ -1,6 +1,6 @@
-"""Regions of POSIX shared memory that clients on this machine register: tensors in and out without a socket.
+"""Regions of POSIX shared memory that clients on this machine register, so that tensors need not go through a socket.
 
-A region stays mapped until the last request that uses it has ended, also when it is unregistered meanwhile.
+A region stays mapped until the last request that uses it has ended, even if it is unregistered before.
 """
 
 from __future__ import annotations
@@ -14,32 +14,34 @@ from pathlib import Path
 
 from sensai_serve.errors import RequestError, UnknownRegionError, UnsupportedError
 
-DIRECTORY = Path("/dev/shm")  # noqa: S108 - where Linux keeps POSIX shared memory; no temporary file is made
+DIRECTORY = Path("/dev/shm")  # noqa: S108 - Linux keeps POSIX shared memory here; no temporary file is made
 _KEY = re.compile(r"/?[^/\0]{1,250}")
 
 
 @dataclass(frozen=True)
 class Region:
-    """One registered region."""
+    """One registered region of a shared memory object."""
 
     name: str
+    """The name that the client gave the region."""
     key: str
-    """Of the shared memory object, as shm_open takes it."""
+    """Name of the shared memory object, as shm_open takes it."""
     offset: int
-    """Of the region in the object, in bytes."""
+    """Where the region begins in the object, in bytes."""
     byte_size: int
+    """Size of the region in bytes."""
     memory: mmap.mmap
-    """All of the object; closed when nothing looks at it any more."""
+    """Mapping of the whole object; closed when nothing refers to it any more."""
 
 
 class Regions:
     """All registered regions, by name."""
 
     def __init__(self, *, allowed: bool) -> None:
-        """None yet.
+        """Start without regions.
 
         Args:
-            allowed: False refuses to register any.
+            allowed: whether clients may register regions.
         """
         self.allowed = allowed
         self._regions: dict[str, Region] = {}
@@ -47,9 +49,15 @@ class Regions:
     def register(self, name: str, key: str, offset: int, byte_size: int) -> None:
         """Map a part of a shared memory object.
 
+        Args:
+            name: the region's name.
+            key: the object's name.
+            offset: where the region begins in the object, in bytes.
+            byte_size: size of the region in bytes.
+
         Raises:
             UnsupportedError: shared memory is turned off.
-            RequestError: the name is taken, there is no such object, or it is too small.
+            RequestError: the name is taken, the object does not exist, or it is too small.
         """
         if not self.allowed:
             raise UnsupportedError("shared memory is turned off here")
@@ -68,7 +76,7 @@ class Regions:
         self._regions[name] = Region(name, key, offset, byte_size, memory)
 
     def unregister(self, name: str) -> None:
-        """Forget a region; one that is not registered is fine."""
+        """Forget a region; nothing happens where it is not registered."""
         self._regions.pop(name, None)
 
     def unregister_all(self) -> None:
@@ -76,10 +84,10 @@ class Regions:
         self._regions.clear()
 
     def get(self, name: str) -> Region:
-        """A region.
+        """The region called `name`.
 
         Raises:
-            UnknownRegionError: none of that name is registered.
+            UnknownRegionError: no region of that name is registered.
         """
         try:
             return self._regions[name]
@@ -91,11 +99,11 @@ class Regions:
         return dict(sorted(self._regions.items()))
 
     def part(self, name: str, offset: int, byte_size: int) -> memoryview:
-        """A writable view of a part of a region, not copied.
+        """A writable view of `byte_size` bytes of a region from `offset` on.
 
         Raises:
-            UnknownRegionError: none of that name is registered.
-            RequestError: the part is not inside the region, or the client has made its object smaller.
+            UnknownRegionError: no region of that name is registered.
+            RequestError: the part is not inside the region, or its object has become smaller.
         """
         region = self.get(name)
         if offset < 0 or byte_size < 0 or offset + byte_size > region.byte_size:
@@ -103,7 +111,7 @@ class Regions:
                 f"shared memory region {name!r}: offset {offset} and {byte_size} bytes, expected a part of its "
                 f"{region.byte_size} bytes"
             )
-        # Touching a page behind the end of a shrunken object would end this process with SIGBUS.
+        # Reading beyond the end of an object that has shrunk would end this process with SIGBUS.
         if region.memory.size() < region.offset + region.byte_size:
             raise RequestError(f"shared memory region {name!r}: {region.key!r} is smaller than when it was registered")
         start = region.offset + offset
@@ -116,9 +124,9 @@ def _open(name: str, key: str) -> mmap.mmap:
     try:
         descriptor = os.open(DIRECTORY / key.lstrip("/"), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
-            return mmap.mmap(descriptor, 0)  # keeps a descriptor of its own
+            return mmap.mmap(descriptor, 0)  # duplicates the descriptor
         finally:
             os.close(descriptor)
-    except (OSError, ValueError) as error:  # ValueError: nothing in it
+    except (OSError, ValueError) as error:  # ValueError: an empty object
         reason = error.strerror if isinstance(error, OSError) else "it is empty"
         raise RequestError(f"shared memory region {name!r}: {key!r} cannot be opened: {reason}") from None

@@ -1,4 +1,4 @@
-"""From our errors to each transport's status: one table."""
+"""Status codes of errors over HTTP and gRPC, in one table."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ _log = logging.getLogger(__name__)
 
 
 class Status(NamedTuple):
-    """What an error is called."""
+    """An error's status codes."""
 
     http: int
+    """Status code of HTTP."""
     grpc: str
-    """Name of a grpc.StatusCode."""
+    """Name of a `grpc.StatusCode`."""
 
 
-# The first that fits: a subclass stands before its base.
+# The first match counts, so a subclass stands before its base.
 _STATUS: tuple[tuple[type[SensaiError], Status], ...] = (
     (UnknownModelError, Status(404, "NOT_FOUND")),
     (UnknownRegionError, Status(404, "NOT_FOUND")),
@@ -42,18 +43,21 @@ _STATUS: tuple[tuple[type[SensaiError], Status], ...] = (
     (NotReadyError, Status(503, "UNAVAILABLE")),
     (ControlOffError, Status(503, "UNAVAILABLE")),
 )
-_UNFORESEEN = Status(500, "INTERNAL")
+_UNEXPECTED = Status(500, "INTERNAL")
 
 
 def status_of(error: Exception) -> Status:
-    """The status of an error; internal for what nobody raises on purpose at a client."""
-    return next((status for kind, status in _STATUS if isinstance(error, kind)), _UNFORESEEN)
+    """The status of an error: INTERNAL unless the table names its class."""
+    return next((status for kind, status in _STATUS if isinstance(error, kind)), _UNEXPECTED)
 
 
 def describe(error: Exception) -> tuple[Status, str]:
-    """The status and the message for the client. What is unforeseen goes to the log: its text may hold paths."""
+    """The status and the message for the client.
+
+    An unexpected error is logged, and the client is told no more than "internal error": its text may contain paths.
+    """
     status = status_of(error)
-    if status is not _UNFORESEEN:
+    if status is not _UNEXPECTED:
         return status, str(error)
     _log.error("a request failed", exc_info=error)
     return status, INTERNAL

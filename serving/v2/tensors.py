@@ -1,4 +1,4 @@
-"""Tensors of the protocol: the outputs that every model here has, and checked inputs from bytes or from JSON."""
+"""Tensors of the protocol: the outputs of every model, and inputs checked and decoded from bytes or JSON."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlist, _SHORT.maxdict, _SHORT.maxlev
 
 @dataclass(frozen=True, slots=True)
 class OutputSpec:
-    """One output of every model: [N, C] where it is per class, else [N]."""
+    """One output of every model, of shape [N, C] where it is per class, else [N]."""
 
     name: str
     datatype: str
     per_class: bool
 
     def shape(self, n_classes: int) -> list[int]:
-        """As metadata gives it, -1 for the batch axis."""
+        """Shape in the model's metadata, with -1 for the batch axis."""
         return [-1, n_classes] if self.per_class else [-1]
 
     def of(self, answer: Answer) -> npt.NDArray[Any]:
-        """This output's array in an answer."""
+        """The array of this output in an answer."""
         array: npt.NDArray[Any] = getattr(answer, self.name)
         return array
 
@@ -52,10 +52,20 @@ OUTPUTS: Mapping[str, OutputSpec] = {
 
 
 def check_input(name: object, datatype: object, shape: object, spec: InputSpec, max_batch: int) -> tuple[int, ...]:
-    """The shape [N, *spec.shape] of an input that is called, typed and shaped as the model expects.
+    """Check the name, datatype and shape of an input as a client gives them.
+
+    Args:
+        name: the input's name.
+        datatype: its datatype.
+        shape: its shape.
+        spec: the model's input.
+        max_batch: the largest N.
+
+    Returns:
+        The shape, [N, *spec.shape].
 
     Raises:
-        RequestError: another name, datatype or shape, no input at all, or more than `max_batch`.
+        RequestError: another name, datatype or shape than the model's, or N outside 1 to `max_batch`.
     """
     if name != spec.name:
         raise RequestError(f"input name is {shown(name)}, expected {spec.name!r}")
@@ -75,12 +85,12 @@ def _expected(spec: InputSpec) -> str:
 
 
 def from_bytes(data: bytes | memoryview, shape: tuple[int, ...], spec: InputSpec) -> Floats:
-    """Little-endian FP32 bytes as an array: a view of `data` where its address allows it, else one copy.
+    """Decode little-endian FP32 bytes to an array of `shape`: a view of `data` where it is aligned, else a copy.
 
-    ONNX Runtime takes no misaligned arrays, and a JSON header of any length may come before the bytes.
+    ONNX Runtime accepts no misaligned arrays, and a JSON header of any length may precede the bytes.
 
     Raises:
-        RequestError: more or fewer bytes than the shape takes, NaN or infinity among the numbers.
+        RequestError: the wrong number of bytes, or NaN or infinity among the values.
     """
     expected = math.prod(shape) * _LITTLE_ENDIAN_FP32.itemsize
     if len(data) != expected:
@@ -91,19 +101,19 @@ def from_bytes(data: bytes | memoryview, shape: tuple[int, ...], spec: InputSpec
 
 
 def from_json(data: object, shape: tuple[int, ...], spec: InputSpec) -> Floats:
-    """Numbers, flat or nested, in row-major order, as an FP32 array of `shape`.
+    """Decode a list of numbers, flat or nested, in row-major order, to an FP32 array of `shape`.
 
     Raises:
-        RequestError: no list of numbers, more or fewer than the shape takes, or too large for FP32.
+        RequestError: not a list of numbers, the wrong number of them, or values beyond the range of FP32.
     """
     return from_array(numbers(data, spec), shape, spec)
 
 
 def from_array(array: Floats, shape: tuple[int, ...], spec: InputSpec) -> Floats:
-    """FP32 numbers in row-major order as an array of `shape`, not copied.
+    """A view of `array` with `shape`.
 
     Raises:
-        RequestError: more or fewer than the shape takes, NaN or infinity among them.
+        RequestError: the wrong number of values, or NaN or infinity among them.
     """
     expected = math.prod(shape)
     if array.size != expected:
@@ -114,12 +124,12 @@ def from_array(array: Floats, shape: tuple[int, ...], spec: InputSpec) -> Floats
 
 
 def numbers(data: object, spec: InputSpec) -> Floats:
-    """A list of numbers, or of such lists all of one length, as an FP32 array of the shape that the lists have.
+    """Decode nested lists of numbers to an FP32 array of the shape that the lists have.
 
     Raises:
-        RequestError: anything else, or numbers too large for FP32.
+        RequestError: lists of different lengths, anything but numbers, or values beyond the range of FP32.
     """
-    # Looked at before numpy sees it: numpy would take text and null for numbers, and pad every text to the longest.
+    # Checked before numpy converts it: numpy would accept text and null, and pad every text to the longest.
     if not isinstance(data, list):
         raise RequestError(f"input {spec.name!r}: data is {shown(data)}, expected a list of numbers")
     shape, flat = [len(data)], data
@@ -137,17 +147,17 @@ def numbers(data: object, spec: InputSpec) -> Floats:
 
 
 def finite(array: Floats, spec: InputSpec) -> Floats:
-    """The same array.
+    """Return `array` after checking it.
 
     Raises:
-        RequestError: NaN or infinity among its numbers.
+        RequestError: NaN or infinity among its values.
     """
-    # A NaN that a client sends would come out of every worker as scores that are none, and look like their fault.
+    # A NaN in the input makes every worker's scores NaN, which would be taken for faults of the workers.
     if not np.isfinite(array).all():
         raise RequestError(f"input {spec.name!r}: NaN or infinity among the numbers, expected finite FP32")
     return array
 
 
 def shown(value: object) -> str:
-    """A client's value in an error message: on one line and not longer than a line."""
+    """A client's value for an error message, shortened to a line."""
     return _SHORT.repr(value)

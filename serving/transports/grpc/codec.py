@@ -1,4 +1,4 @@
-"""Protocol Buffers messages of the Open Inference Protocol to and from what the gateway takes and gives."""
+"""Decodes and encodes the Protocol Buffers messages of the Open Inference Protocol."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ def decode(request: pb.ModelInferRequest, spec: InputSpec, max_batch: int, regio
     """Decode a ModelInferRequest.
 
     Args:
-        request: as it came.
+        request: the message.
         spec: the model's input.
         max_batch: the largest N.
-        regions: of shared memory.
+        regions: the registered shared memory.
 
     Raises:
-        RequestError: anything that does not fit.
+        RequestError: the request does not fit the model.
+        UnknownRegionError: a shared memory region that is not registered.
     """
     wait, timeout_s = parse_options(_scalars(request.parameters))
     outputs = [(output.name, _scalars(output.parameters)) for output in request.outputs]
@@ -44,10 +45,17 @@ def decode(request: pb.ModelInferRequest, spec: InputSpec, max_batch: int, regio
 def encode(
     request: InferRequest, answer: Answer, *, name: str, version: str, labels: Sequence[str]
 ) -> pb.ModelInferResponse:
-    """The reply: every output in `raw_output_contents`, an empty entry for one in shared memory.
+    """Encode a reply. Outputs are in `raw_output_contents`, with an empty entry for one in shared memory.
+
+    Args:
+        request: the request, which says what outputs are wanted.
+        answer: the answer of N inputs.
+        name: the model's name.
+        version: the model's version.
+        labels: the labels of the C classes, for the classification extension.
 
     Raises:
-        RequestError: an output that does not fit into the shared memory given for it.
+        RequestError: an output does not fit into the shared memory given for it.
     """
     reply = pb.ModelInferResponse(model_name=name, model_version=version, id=request.id)
     for key, value in reply_parameters(answer).items():
@@ -98,7 +106,7 @@ def _input(request: pb.ModelInferRequest, spec: InputSpec, max_batch: int, regio
 
 
 def scalar(value: Message) -> Any:
-    """What one of a message's typed fields holds; None where none is set."""
+    """The value of a parameter message, whatever its type; None where none is set."""
     choice = value.WhichOneof("parameter_choice")
     return None if choice is None else getattr(value, choice)
 

@@ -1,5 +1,5 @@
-"""grpc.health.v1.Health: what load balancers and Kubernetes ask. The service is "", or a model's name."""
-# ruff: noqa: N802 - the methods are called as the protocol calls them
+"""The service grpc.health.v1.Health, which load balancers and Kubernetes probe."""
+# ruff: noqa: N802 - the protocol names the methods
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from sensai_serve.errors import UnknownModelError
 from serving.engine.repository import Repository
 
 LOOK_S = 0.5
-"""How often a watched state is looked at."""
+"""Seconds between two checks of a watched state."""
 
 
 class HealthServicer:
-    """Whether the server, or one model, is ready."""
+    """Answers whether the server (service ``""``) or a model (its name) is ready."""
 
     def __init__(self, repository: Repository, service: str) -> None:
-        """Over the models.
+        """Make the service.
 
         Args:
-            repository: of models.
-            service: full name of the inference service, as ready as the server is.
+            repository: the served models.
+            service: full name of the inference service, which is ready when the server is.
         """
         self._repository = repository
         self._service = service
 
     async def Check(self, request: pb.HealthCheckRequest, context: grpc.aio.ServicerContext) -> pb.HealthCheckResponse:
-        """The state now."""
+        """The current state."""
         status = self._status(request.service)
         if status == pb.HealthCheckResponse.SERVICE_UNKNOWN:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"unknown service {request.service!r}")
@@ -39,7 +39,7 @@ class HealthServicer:
     async def Watch(
         self, request: pb.HealthCheckRequest, _: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.HealthCheckResponse]:
-        """The state now, and whenever it changes."""
+        """The current state, and each new one."""
         last = None
         while True:
             status = self._status(request.service)

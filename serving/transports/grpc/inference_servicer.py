@@ -1,5 +1,5 @@
-"""GRPCInferenceService: each call translated to the data plane and back, errors to status codes."""
-# ruff: noqa: N802 - the methods are called as the protocol calls them
+"""The service GRPCInferenceService: translates each call for the data plane, and errors to status codes."""
+# ruff: noqa: N802 - the protocol names the methods
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from serving.v2 import InferRequest, metadata
 from serving.v2.status import describe
 
 STREAM_DEPTH = 8
-"""Requests of one stream that are answered at a time; more are not read from it yet."""
+"""Number of requests of one stream that are answered at a time; further ones are not read yet."""
 REPLY_SHARE, REPLY_S = 0.1, 0.1
-"""Of a call's deadline what is kept for the reply to reach the client: a share, and at most so many seconds."""
+"""Fraction of a call's deadline, and the most seconds, that are kept for the reply to reach the client."""
 _Method = Callable[["InferenceServicer", Any], Awaitable[Any]]
 
 
 def _call(method: _Method) -> Callable[[InferenceServicer, Any, grpc.aio.ServicerContext], Awaitable[Any]]:
-    """A unary call whose errors are status codes."""
+    """Make a unary call whose errors are status codes, and which is counted."""
 
     kind = "infer" if method.__name__ == "ModelInfer" else "other"
 
@@ -55,30 +55,30 @@ def _call(method: _Method) -> Callable[[InferenceServicer, Any, grpc.aio.Service
 
 
 def _bound(request: pb.ModelInferRequest, remaining_s: float | None) -> None:
-    """Let the call's deadline end the wait while there is time to say what had come by then."""
+    """Lower the request's timeout to the call's deadline, less the time that the reply needs to reach the client."""
     parameters = request.parameters
     if remaining_s is None or ("timeout" in parameters and not parameters["timeout"].HasField("int64_param")):
         return
     within = max(1, int(1e6 * (remaining_s - min(REPLY_SHARE * remaining_s, REPLY_S))))
-    given = parameters["timeout"].int64_param if "timeout" in parameters else 0  # 0: none
+    given = parameters["timeout"].int64_param if "timeout" in parameters else 0  # 0 means no timeout
     if given >= 0:
         parameters["timeout"].int64_param = min(given, within) if given else within
 
 
 class InferenceServicer:
-    """All calls of the service, over one data plane."""
+    """Answers all calls of the service from one data plane."""
 
     def __init__(self, plane: DataPlane) -> None:
         self._plane = plane
         self._models = plane.repository
 
     def observe(self, call: str, method: str, status: str, started: float) -> None:
-        """One request that came at `started` was answered."""
+        """Count a request that came at `started` (`time.perf_counter`)."""
         self._plane.observe("grpc", call, method, status, started)
 
     @_call
     async def ServerLive(self, _: pb.ServerLiveRequest) -> pb.ServerLiveResponse:
-        """It answers, so it lives."""
+        """Always true: the server answers."""
         return pb.ServerLiveResponse(live=True)
 
     @_call
@@ -88,7 +88,7 @@ class InferenceServicer:
 
     @_call
     async def ModelReady(self, request: pb.ModelReadyRequest) -> pb.ModelReadyResponse:
-        """Whether a model is ready; an unknown one is not."""
+        """Whether a model is ready; false for an unknown one."""
         try:
             return pb.ModelReadyResponse(ready=self._models.get(request.name, request.version).ready)
         except UnknownModelError:
@@ -96,20 +96,20 @@ class InferenceServicer:
 
     @_call
     async def ServerMetadata(self, _: pb.ServerMetadataRequest) -> Message:
-        """Name, version, extensions."""
+        """The server's name, version and extensions."""
         return ParseDict(
             metadata.server_metadata(shares_memory=self._plane.regions.allowed), pb.ServerMetadataResponse()
         )
 
     @_call
     async def ModelMetadata(self, request: pb.ModelMetadataRequest) -> Message:
-        """Inputs and outputs of a model."""
+        """A model's inputs and outputs."""
         gateway = self._models.get(request.name, request.version)
         return ParseDict(metadata.model_metadata(gateway.manifest, gateway.version), pb.ModelMetadataResponse())
 
     @_call
     async def ModelConfig(self, request: pb.ModelConfigRequest) -> Message:
-        """Triton's description of a model."""
+        """A model's configuration in Triton's form."""
         gateway = self._models.get(request.name, request.version)
         config = metadata.model_config(gateway.manifest, gateway.options.max_batch)
         return ParseDict({"config": config}, pb.ModelConfigResponse())
@@ -122,7 +122,7 @@ class InferenceServicer:
     async def ModelStreamInfer(
         self, requests: AsyncIterator[pb.ModelInferRequest], _: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.ModelStreamInferResponse]:
-        """Answer requests in the order in which they come; an error is a reply like others and ends nothing."""
+        """Answer requests in their order. An error is sent as a reply, and the stream goes on."""
         replies: asyncio.Queue[asyncio.Task[pb.ModelStreamInferResponse] | None] = asyncio.Queue()
         slots = asyncio.Semaphore(STREAM_DEPTH)
 
@@ -148,7 +148,7 @@ class InferenceServicer:
 
     @_call
     async def ModelStatistics(self, request: pb.ModelStatisticsRequest) -> Message:
-        """What one model, or each of them, has done."""
+        """Statistics of one model, or of all."""
         return ParseDict(self._plane.statistics(request.name, request.version), pb.ModelStatisticsResponse())
 
     @_call
@@ -170,7 +170,7 @@ class InferenceServicer:
 
     @_call
     async def TraceSetting(self, request: pb.TraceSettingRequest) -> Message:
-        """Read, and where the request holds any change, trace settings. A setting without values goes back."""
+        """Change trace settings and return them. A setting without values returns to its default."""
         change: dict[str, Any] = {}
         for key, setting in request.settings.items():
             values = list(setting.value)
@@ -183,7 +183,7 @@ class InferenceServicer:
 
     @_call
     async def LogSettings(self, request: pb.LogSettingsRequest) -> Message:
-        """Read, and where the request holds any change, log settings."""
+        """Change log settings and return them."""
         change = {key: scalar(value) for key, value in request.settings.items()}
         logs = self._plane.logs
         logs.settings = logs.settings.changed(change)
@@ -195,7 +195,7 @@ class InferenceServicer:
 
     @_call
     async def SystemSharedMemoryStatus(self, request: pb.SystemSharedMemoryStatusRequest) -> Message:
-        """Registered regions, or one of them."""
+        """All registered regions, or one of them."""
         regions = self._plane.regions
         chosen = {request.name: regions.get(request.name)} if request.name else regions.all()
         reply = pb.SystemSharedMemoryStatusResponse()
@@ -213,7 +213,7 @@ class InferenceServicer:
 
     @_call
     async def SystemSharedMemoryUnregister(self, request: pb.SystemSharedMemoryUnregisterRequest) -> Message:
-        """Forget a region, or all of them."""
+        """Unregister a region, or all of them."""
         if request.name:
             self._plane.regions.unregister(request.name)
         else:
@@ -222,17 +222,17 @@ class InferenceServicer:
 
     @_call
     async def CudaSharedMemoryStatus(self, _: pb.CudaSharedMemoryStatusRequest) -> Message:
-        """Refused."""
+        """CUDA shared memory is not supported."""
         raise cuda_memory()
 
     @_call
     async def CudaSharedMemoryRegister(self, _: pb.CudaSharedMemoryRegisterRequest) -> Message:
-        """Refused."""
+        """CUDA shared memory is not supported."""
         raise cuda_memory()
 
     @_call
     async def CudaSharedMemoryUnregister(self, _: pb.CudaSharedMemoryUnregisterRequest) -> Message:
-        """Refused."""
+        """CUDA shared memory is not supported."""
         raise cuda_memory()
 
     async def _infer(self, request: pb.ModelInferRequest) -> pb.ModelInferResponse:
@@ -260,5 +260,5 @@ class InferenceServicer:
                 error_message=message, infer_response=pb.ModelInferResponse(id=request.id)
             )
         self.observe("stream", "ModelStreamInfer", "OK", started)
-        reply.parameters["triton_final_response"].bool_param = True  # as Triton says of every reply that is the last
+        reply.parameters["triton_final_response"].bool_param = True  # Triton marks the last reply to a request so
         return pb.ModelStreamInferResponse(infer_response=reply)

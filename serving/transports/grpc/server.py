@@ -1,4 +1,4 @@
-"""The gRPC listener: grpc.aio on the server's event loop, with health and reflection."""
+"""The gRPC listener: grpc.aio on the server's event loop, with the health and reflection services."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def listen(plane: DataPlane, settings: Settings, address: str) -> AsyncIte
         raise InputError(f"gRPC: {error}") from None
     server = grpc.aio.server(
         options=[
-            ("grpc.so_reuseport", 0),  # a port that is taken is an error, not half of the calls
+            ("grpc.so_reuseport", 0),  # a port in use is an error; by default it would be shared
             ("grpc.max_receive_message_length", limits.body_bytes),
             ("grpc.max_send_message_length", -1),
             ("grpc.max_metadata_size", limits.header_bytes),

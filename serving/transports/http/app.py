@@ -1,4 +1,4 @@
-"""The application: which request goes where, and one form for every error."""
+"""The FastAPI application: which route answers a request, and one form for every error."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from serving.dataplane import DataPlane
 from serving.telemetry.metrics import CONTENT_TYPE
 from serving.transports.http import docs
 from serving.transports.http.asgi.errors import error_body, error_reply
-from serving.transports.http.asgi.requests import Message, Receive, Scope, Send, request_id
+from serving.transports.http.asgi.requests import request_id
+from serving.transports.http.asgi.types import Message, Receive, Scope, Send
 from serving.transports.http.v1 import routes as v1
 from serving.transports.http.v1 import stream
 from serving.transports.http.v2 import control, metadata
@@ -31,7 +32,7 @@ Try `POST /v1/predict` with an image. Inference clients speak the Open Inference
 
 
 class Application(FastAPI):
-    """FastAPI, with the infer route taken out in front of its routing and its middleware."""
+    """FastAPI with the infer route in front of its router and middleware."""
 
     def __init__(self, plane: DataPlane, **settings: Any) -> None:
         super().__init__(**settings)
@@ -39,7 +40,7 @@ class Application(FastAPI):
         self._plane = plane
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one ASGI scope."""
+        """Answer one request or WebSocket connection."""
         if scope["type"] != "http":
             await super().__call__(scope, receive, send)
         elif (model := self.infer.match(scope["path"])) is not None:
@@ -58,14 +59,14 @@ class Application(FastAPI):
                 message["headers"] = [*message.get("headers", []), (b"x-request-id", name)]
             await send(message)
 
-        # Starlette raises an unforeseen error again once it is logged and answered; it would be logged twice.
+        # Starlette raises an unexpected error again after it is logged and answered; it would be logged twice.
         with contextlib.suppress(Exception):
             await super().__call__(scope, receive, watched)
         call = "predict" if scope["path"] == v1.PREDICT else "other"
         self._plane.observe("http", call, f"{scope['method']} {scope['path']}", str(status), started)
 
     def openapi(self) -> dict[str, Any]:
-        """The OpenAPI document, the infer route included."""
+        """The OpenAPI document, with the infer route added."""
         document = super().openapi()
         document["paths"].update(OPENAPI)
         return document
@@ -107,7 +108,7 @@ async def _ours(_: Request, error: Exception) -> Response:
 
 
 async def _gone(_: Request, __: Exception) -> Response:
-    return Response(status_code=499)  # goes nowhere; the framework wants an answer all the same
+    return Response(status_code=499)  # never sent: the client disconnected
 
 
 async def _invalid(_: Request, error: Exception) -> Response:

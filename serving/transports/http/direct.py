@@ -1,10 +1,10 @@
-"""Infer requests on the shortest way: from the connection to the route and back in one call, without ASGI in between.
+"""Answers infer requests on their connection, without ASGI in between.
 
-Uvicorn's cycle costs a task, an event and a dictionary for each request, more than a small model takes. What is usual
-is answered here: a POST of known length, not compressed, to an infer route. All else goes the ASGI way, and so do
-requests that come before an earlier one of their connection is answered.
+Uvicorn's cycle costs a task, an event and a dictionary for each request, which is more than a small model takes. The
+usual request is answered here: a POST to an infer route with a Content-Length and no Content-Encoding. Every other
+request goes through ASGI, and so does one that arrives before an earlier request of its connection is answered.
 
-A client sends the same head, byte for byte, with every request. One that has been parsed before is looked up.
+Clients send the same request head, byte for byte, again and again; heads that have been parsed are cached.
 """
 
 from __future__ import annotations
@@ -17,59 +17,61 @@ from typing import Any, Protocol
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from uvicorn.server import ServerState
 
-from serving.transports.http.asgi.requests import Headers, Whole
+from serving.transports.http.asgi.types import Headers, HttpReply
 from serving.transports.http.v2.infer import InferRoute
 
 KNOWN_HEADS, KNOWN_BYTES = 256, 4096
-"""How many heads, of so many bytes at most, are remembered."""
+"""How many parsed heads are cached, and the largest one in bytes."""
 END = b"\r\n\r\n"
 _UNUSUAL = (b"expect", b"transfer-encoding", b"content-encoding", b"upgrade")
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
-    """What the head of an infer request says."""
+class RequestHead:
+    """The parsed head of an infer request."""
 
     model: tuple[str, str]
-    """As `InferRoute.match` gives it."""
+    """Name and version of the model; see `InferRoute.match`."""
     headers: Mapping[bytes, bytes]
     """Names in lower case."""
     target: str
+    """Path of the request."""
     length: int
-    """Bytes of the body."""
+    """Length of the body in bytes."""
     keep_alive: bool
+    """Whether the connection stays open after the reply."""
 
 
-class Heads:
-    """Heads of infer requests, read once."""
+class RequestHeads:
+    """Parses heads of infer requests, and caches them."""
 
     def __init__(self, route: InferRoute, most: int) -> None:
-        """Know none yet.
+        """Start with an empty cache.
 
         Args:
-            route: whose requests these are.
-            most: bytes of a body.
+            route: answers the requests.
+            most: the largest body in bytes; a request with a larger one goes through ASGI.
         """
         self.route = route
         self._most = most
-        self._known: dict[bytes, Head] = {}
+        self._known: dict[bytes, RequestHead] = {}
 
-    def known(self, data: bytes) -> tuple[Head, memoryview] | None:
-        """The head and the body where `data` is one request, whole, whose head has been read before."""
+    def known(self, data: bytes) -> tuple[RequestHead, memoryview] | None:
+        """The head and the body where `data` is one whole request with a cached head, else None."""
         end = data.find(END, 0, KNOWN_BYTES)
         head = self._known.get(data[:end]) if end > 0 else None
         if head is None or len(data) - end - len(END) != head.length:
             return None
         return head, memoryview(data)[end + len(END) :]
 
-    def read(self, data: bytes, url: bytes, headers: Headers, *, keep_alive: bool) -> Head | None:
-        """What a parsed head of a POST says; None where the request must go the ASGI way.
+    def read(self, data: bytes, url: bytes, headers: Headers, *, keep_alive: bool) -> RequestHead | None:
+        """The head of a POST that can be answered here; None where the request must go through ASGI.
 
         Args:
-            data: what came, from the head's first byte on; empty where its beginning came earlier.
+            data: the received bytes from the head's first one on; empty where the head began in an earlier chunk.
             url: the request's target.
-            headers: names in lower case.
-            keep_alive: whether the connection stays open.
+            headers: the parsed headers, names in lower case.
+            keep_alive: whether the connection stays open after the reply.
         """
         target = url.decode("latin-1")
         if (model := self.route.match(target)) is None or "%" in target:
@@ -78,9 +80,9 @@ class Heads:
         length = given.get(b"content-length", b"")
         if not length.isdigit() or int(length) > self._most or any(name in given for name in _UNUSUAL):
             return None
-        head = Head(model, given, target, int(length), keep_alive)
+        head = RequestHead(model, given, target, int(length), keep_alive)
         raw = data[: max(data.find(END, 0, KNOWN_BYTES), 0)]
-        # The parser may forgive what ends a line or a head otherwise: what is known again leaves it nothing to forgive.
+        # The parser tolerates other line endings. Only a head without any is cached, so that no request is cut wrongly.
         lines = raw.count(b"\r\n")
         if lines == len(headers) == len(given) and raw.count(b"\n") == raw.count(b"\r") == lines:
             if len(self._known) >= KNOWN_HEADS:
@@ -89,25 +91,25 @@ class Heads:
         return head
 
 
-class Connection(Protocol):
-    """What an exchange needs of the connection that it came on."""
+class HttpConnection(Protocol):
+    """What a `DirectCycle` needs of its connection."""
 
     loop: asyncio.AbstractEventLoop
     transport: asyncio.Transport
     server_state: ServerState
 
     def on_response_complete(self) -> None:
-        """The reply is written: the next request may come."""
+        """Called when the reply is written, so that the next request can be read."""
 
 
-class Exchange:
-    """One request and its reply. To uvicorn it is a cycle: what it looks at in one, this has."""
+class DirectCycle:
+    """One request and its reply. It has the attributes that uvicorn reads of its own RequestResponseCycle."""
 
     __slots__ = ("_chunks", "_connection", "_head", "_route", "_task", "disconnected", "keep_alive", "more_body",
                  "response_complete", "response_started")  # fmt: skip
 
-    def __init__(self, route: InferRoute, connection: Connection, head: Head) -> None:
-        """Begin."""
+    def __init__(self, route: InferRoute, connection: HttpConnection, head: RequestHead) -> None:
+        """Begin a request whose body has not come yet."""
         self._route = route
         self._connection = connection
         self._head = head
@@ -120,39 +122,39 @@ class Exchange:
         self.response_complete = False
 
     @property
-    def message_event(self) -> Exchange:
-        """What uvicorn sets when the connection is gone."""
+    def message_event(self) -> DirectCycle:
+        """The event that uvicorn sets when the client disconnects; it calls `set`."""
         return self
 
     def set(self) -> None:
-        """The connection is gone: nobody waits for the answer any more."""
+        """The client has disconnected: cancel the request."""
         self.disconnected = not self.response_complete
         if self._task is not None and self.disconnected:
             self._task.cancel()
 
     def feed(self, body: bytes) -> None:
-        """A part of the body."""
+        """Take one part of the body."""
         self._chunks.append(body)
 
     def end(self) -> None:
-        """The body has come whole."""
+        """The body is complete: answer the request."""
         self.answer(self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks))
 
     def answer(self, body: bytes | memoryview) -> None:
-        """Answer, at once where that takes no waiting."""
+        """Answer the request; synchronously where the reply is available at once."""
         self.more_body = False
         head = self._head
         answer = self._route.begin(head.model, head.headers, body, head.target)
         if isinstance(answer, tuple):
             self._write(answer)
             return
-        tasks = self._connection.server_state.tasks  # a server that stops waits for them
+        tasks = self._connection.server_state.tasks  # uvicorn awaits these before it stops
         task = self._connection.loop.create_task(self._finish(answer))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
-    async def _finish(self, pending: Coroutine[Any, Any, Whole]) -> None:
-        # Only from here on it may be cancelled: what has its place among the requests must give it back.
+    async def _finish(self, pending: Coroutine[Any, Any, HttpReply]) -> None:
+        # Cancellable only from here on: an admitted request must run far enough to give its place back.
         self._task = asyncio.current_task()
         if self.disconnected and self._task is not None:
             self._task.cancel()
@@ -162,7 +164,7 @@ class Exchange:
             if not self.disconnected:
                 raise
 
-    def _write(self, answer: Whole) -> None:
+    def _write(self, answer: HttpReply) -> None:
         status, headers, body = answer
         if self.disconnected:
             return

@@ -1,4 +1,4 @@
-"""``/docs``: the page from which the API can be tried. Its script is served from here, not from another server's."""
+"""``/docs``: the page to try the API from, with its scripts served by this server."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _ASSETS = ("swagger-ui-bundle.js", "swagger-ui.css")
 
 
 def router(title: str) -> APIRouter:
-    """The page, and the two files that it loads."""
+    """Routes of the page and of the two files that it loads."""
     # All links are relative, so that the page works behind a proxy that puts a prefix in front of the paths.
     page = get_swagger_ui_html(
         openapi_url="openapi.json",

@@ -1,4 +1,4 @@
-"""Uvicorn's HTTP protocol with bounds: on headers, on time, on connections; and with errors in our form."""
+"""Uvicorn's HTTP protocol with limits on headers, time and connections, and with JSON errors."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serving.settings import Limits
 from serving.transports.http.asgi.errors import error_body, json_headers
-from serving.transports.http.direct import Exchange, Heads
+from serving.transports.http.direct import DirectCycle, RequestHeads
 from serving.transports.http.v2.infer import InferRoute
 
 LINGER_S = 1.0
-"""How long bytes of a refused client are thrown away before its connection is closed."""
+"""Seconds that the bytes of a refused client are discarded before its connection is closed."""
 
 
 def bounded_protocol(limits: Limits, route: InferRoute) -> type[asyncio.Protocol]:
-    """The protocol class for these limits; `route` answers infer requests."""
-    heads = Heads(route, limits.body_bytes)
+    """A protocol class for uvicorn that enforces `limits`; `route` answers infer requests."""
+    heads = RequestHeads(route, limits.body_bytes)
     return type("BoundedProtocol", (_BoundedProtocol,), {"limits": limits, "heads": heads})
 
 
@@ -28,9 +28,9 @@ class _BoundedProtocol(HttpToolsProtocol):
     """One connection."""
 
     limits: Limits
-    heads: Heads
+    heads: RequestHeads
     cycle: Any
-    """Uvicorn's, or an `Exchange`."""
+    """Uvicorn's RequestResponseCycle, or a `DirectCycle`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -40,12 +40,12 @@ class _BoundedProtocol(HttpToolsProtocol):
         self._reading: asyncio.TimerHandle | None = None
         self._refused = False
         self._in_message = False
-        self._exchange: Exchange | None = None  # while its body comes
-        self._chunk = b""  # that is being parsed, where a head may begin with it
-        self._answered = 0.0  # the loop's time of the last reply
+        self._exchange: DirectCycle | None = None  # set while its body arrives
+        self._chunk = b""  # the chunk that is being parsed, where a head may begin with it
+        self._answered = 0.0  # loop time of the last reply, in seconds
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """A client connects."""
+        """A client has connected."""
         super().connection_made(transport)
         if len(self.connections) > self.limits.connections:
             self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, f"{self.limits.connections} connections are open, the most")
@@ -53,18 +53,18 @@ class _BoundedProtocol(HttpToolsProtocol):
             self.timeout_keep_alive_task = self.loop.call_later(self.limits.idle_s, self.timeout_keep_alive_handler)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The connection is gone."""
+        """The connection is closed."""
         self._stop_reading_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Some bytes of requests."""
+        """Bytes have arrived."""
         if self._refused:
             return
         begins = not self._in_message and self._free()
         if begins and (known := self.heads.known(data)) is not None:
             head, body = known
-            exchange = Exchange(self.heads.route, self, head)
+            exchange = DirectCycle(self.heads.route, self, head)
             self.cycle = exchange
             exchange.answer(body)
             return
@@ -72,28 +72,28 @@ class _BoundedProtocol(HttpToolsProtocol):
         super().data_received(data)
         self._chunk = b""
         if self._in_head and not self._refused:
-            # The parser holds an unfinished header back without end, so bytes are counted too, not only what is parsed.
-            # The chunk in which a head begins does not count: a body may come before it.
+            # The parser buffers an unfinished header without a limit, so received bytes are counted as well as parsed
+            # ones. The chunk in which a head begins is not counted: it may begin with an earlier request's body.
             self._raw_bytes = 0 if self._raw_bytes is None else self._raw_bytes + len(data)
             self._check_head(self._raw_bytes)
-        if self._in_message and self._reading is None and not self._refused:  # nearly always it has come whole
+        if self._in_message and self._reading is None and not self._refused:  # rare: a request usually arrives whole
             self._start_reading_timer()
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """The client sends no more.
+        """The client has closed its sending side.
 
-        TCP does not tell a client that waits for its answer from one that is gone: both have sent their FIN. A whole
-        request is answered if that takes but a moment; longer, an abandoned one would cost what nobody wants.
+        TCP cannot tell a client that waits for its answer from one that is gone: both have sent their FIN. A complete
+        request is answered within `limits.half_closed_s`; working longer for an abandoned one would be a waste.
         """
         cycle = self.cycle
         if self._refused or self._in_head or cycle is None or cycle.more_body or cycle.response_complete:
             return False
-        cycle.keep_alive = False  # of requests in a row this is the last one, so the connection ends with its reply
+        cycle.keep_alive = False  # no request can follow: close after this reply
         self.loop.call_later(self.limits.half_closed_s, self.transport.close)
         return True
 
     def timeout_keep_alive_handler(self) -> None:
-        """Nothing came for too long, or since the timer was set."""
+        """The idle timer has expired: close the connection unless it was used since the timer was set."""
         rest = self._answered + self.timeout_keep_alive - self.loop.time()
         busy = self.cycle is not None and not self.cycle.response_complete
         if busy or (self._answered and rest > 0):
@@ -101,47 +101,47 @@ class _BoundedProtocol(HttpToolsProtocol):
                 self.timeout_keep_alive if busy else rest, self.timeout_keep_alive_handler
             )
         elif self.transport.get_write_buffer_size():
-            self.transport.abort()  # the client does not read its reply; close() would wait for it
+            self.transport.abort()  # the client does not read its reply, for which close() would wait
         else:
             super().timeout_keep_alive_handler()
 
     def on_message_begin(self) -> None:
-        """The parser: a request begins."""
+        """Parser callback: a request begins."""
         super().on_message_begin()
         self._in_head = self._in_message = True
         self._parsed_bytes, self._raw_bytes = 0, None
 
     def on_url(self, url: bytes) -> None:
-        """The parser: a part of the request's target."""
+        """Parser callback: a part of the request's target."""
         super().on_url(url)
         self._parsed(len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """The parser: one header."""
+        """Parser callback: one header."""
         super().on_header(name, value)
         self._parsed(len(name) + len(value))
 
     def on_headers_complete(self) -> None:
-        """The parser: all headers."""
+        """Parser callback: the headers are complete."""
         self._in_head = False
         chunk, self._chunk = self._chunk, b""
         if self._free() and self.parser.get_method() == b"POST" and self.parser.get_http_version() == "1.1":
             head = self.heads.read(chunk, self.url, self.headers, keep_alive=self.parser.should_keep_alive())
             if head is not None:
-                self._exchange = Exchange(self.heads.route, self, head)
+                self._exchange = DirectCycle(self.heads.route, self, head)
                 self.cycle = self._exchange
                 return
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        """The parser: a part of the body."""
+        """Parser callback: a part of the body."""
         if self._exchange is None:
             super().on_body(body)
         else:
             self._exchange.feed(body)
 
     def on_message_complete(self) -> None:
-        """The parser: the request is whole."""
+        """Parser callback: the request is complete."""
         self._in_message = False
         self._stop_reading_timer()
         if self._exchange is None:
@@ -151,15 +151,15 @@ class _BoundedProtocol(HttpToolsProtocol):
             exchange.end()
 
     def on_response_complete(self) -> None:
-        """A reply is written."""
+        """A reply has been written."""
         self._answered = self.loop.time()
-        if self.pipeline or self.timeout_keep_alive_task is None or not isinstance(self.cycle, Exchange):
+        if self.pipeline or self.timeout_keep_alive_task is None or not isinstance(self.cycle, DirectCycle):
             super().on_response_complete()
-        else:  # the idle timer is running already, and looks at the time of the last reply
+        else:  # the idle timer is running, and reads the time of the last reply
             self.server_state.total_requests += 1
 
     def _free(self) -> bool:
-        """Everything that came is answered, and the client reads its replies."""
+        """Whether every earlier request is answered and the client reads its replies."""
         return (
             (self.cycle is None or self.cycle.response_complete)
             and not self.flow.write_paused
@@ -167,15 +167,15 @@ class _BoundedProtocol(HttpToolsProtocol):
         )
 
     def send_400_response(self, msg: str) -> None:
-        """The parser gave up."""
+        """The parser has found a syntax error."""
         if not self._refused:
-            self._refuse(HTTPStatus.BAD_REQUEST, "the request is no HTTP")
+            self._refuse(HTTPStatus.BAD_REQUEST, "the request is not valid HTTP")
 
     def _parsed(self, size: int) -> None:
         self._parsed_bytes += size
         self._check_head(self._parsed_bytes)
         if self._refused:
-            raise httptools.HttpParserError("headers too large")  # ends the parsing
+            raise httptools.HttpParserError("headers too large")  # stops the parser
 
     def _check_head(self, size: int) -> None:
         limit = self.limits.header_bytes
@@ -192,13 +192,13 @@ class _BoundedProtocol(HttpToolsProtocol):
             self._reading = None
 
     def _read_too_slowly(self) -> None:
-        if self.flow.read_paused:  # it is us who do not read: an earlier request of this connection is being answered
+        if self.flow.read_paused:  # an earlier request of this connection is being answered, so we do not read
             self._start_reading_timer()
         else:
             self._refuse(HTTPStatus.REQUEST_TIMEOUT, f"the request took longer than {self.limits.read_s:g} s to come")
 
     def _refuse(self, status: HTTPStatus, message: str) -> None:
-        """Answer a request that has not come whole, unless it is answered already, and end the connection."""
+        """Answer an incomplete request with an error, unless it has a reply, and close the connection."""
         self._refused = True
         self._stop_reading_timer()
         cycle = self.cycle
@@ -210,6 +210,6 @@ class _BoundedProtocol(HttpToolsProtocol):
         lines = [b"HTTP/1.1 %d %s" % (status, status.phrase.encode())]
         lines += [b"%s: %s" % header for header in [*json_headers(body), (b"connection", b"close")]]
         self.transport.write(b"\r\n".join([*lines, b"", body]))
-        # Closed with bytes unread, the kernel resets the connection and the client may never see the answer.
+        # Closing with unread bytes makes the kernel reset the connection, and the client may never see the reply.
         self.transport.write_eof()
         self.loop.call_later(LINGER_S, self.transport.close)

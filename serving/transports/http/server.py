@@ -1,4 +1,4 @@
-"""The HTTP listener: uvicorn on a socket of ours, stopped and drained by us."""
+"""The HTTP listener: uvicorn, started, stopped and drained by this server."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ async def listen(plane: DataPlane, settings: Settings, address: str) -> AsyncIte
         http=bounded_protocol(settings.limits, app.infer),
         ws="websockets-sansio",
         ws_max_size=settings.limits.body_bytes,
-        ws_per_message_deflate=False,  # images are compressed already, and inflating has no bound
+        ws_per_message_deflate=False,  # images are compressed already, and decompression would have no limit
         interface="asgi3",
         lifespan="off",
         log_config=None,
-        access_log=False,  # the data plane keeps it, for all transports
+        access_log=False,  # the data plane writes it, for all transports
         proxy_headers=False,
         server_header=False,
         timeout_keep_alive=math.ceil(settings.limits.idle_s),
@@ -59,7 +59,7 @@ async def listen(plane: DataPlane, settings: Settings, address: str) -> AsyncIte
 
 
 class _Uvicorn(uvicorn.Server):
-    """Uvicorn, told to stop by us alone, and telling when it listens."""
+    """Uvicorn without its signal handlers, and with an event for having begun to listen."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -67,11 +67,11 @@ class _Uvicorn(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leave the signals alone; uvicorn would end the process by the signal it got, not with exit code 0."""
+        """Install no handlers: uvicorn would end the process by the signal, not with exit code 0."""
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to listen."""
+        """Begin to listen, and set `listening`."""
         await super().startup(sockets)
         self.listening.set()
 

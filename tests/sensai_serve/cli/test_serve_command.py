@@ -184,7 +184,7 @@ def test_a_damaged_bundle_is_never_ready(sensai, make_bundle, damage: Callable[[
     ],
 )
 def test_serve_with_wrong_arguments(sensai, tiny_bundle: Path, args: list[str], message: str) -> None:
-    code, out, err = sensai("serve", *(arg.format(bundle=tiny_bundle) for arg in args))
+    code, out, err = sensai("serve", "--http", "127.0.0.1:0", *(arg.format(bundle=tiny_bundle) for arg in args))
     assert (code, out) == (2, "")
     assert message in err
     assert err.startswith("sensai: error: ")

@@ -1,1 +1,1 @@
-"""Reads HTTP requests and writes replies and errors, for every route."""
+"""Plain ASGI, shared by all routes: request bodies, compression, errors, whole replies."""

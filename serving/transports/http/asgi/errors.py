@@ -1,4 +1,4 @@
-"""Errors over HTTP: every one of them, whoever finds it, is ``{"error": "one line"}``."""
+"""Error replies: every error over HTTP has the body ``{"error": "one line"}``."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from http import HTTPStatus
 import orjson
 
 from sensai_serve.errors import OverloadedError
-from serving.transports.http.asgi.requests import Headers
+from serving.transports.http.asgi.types import Headers, HttpReply
 from serving.v2.status import describe
 
 RETRY_AFTER_S = 1
+"""Seconds after which an overloaded server asks its clients to try again."""
 
 ERROR_RESPONSE = {
     "description": "What was wrong and what was expected",
@@ -20,11 +21,11 @@ ERROR_RESPONSE = {
         }
     },
 }
-"""For the OpenAPI document."""
+"""How the OpenAPI document describes an error."""
 
 
-def error_reply(error: Exception) -> tuple[int, Headers, bytes]:
-    """Status, headers and body of an error."""
+def error_reply(error: Exception) -> HttpReply:
+    """The reply that tells a client of `error`."""
     status, message = describe(error)
     body = error_body(message)
     headers = json_headers(body)
@@ -33,14 +34,14 @@ def error_reply(error: Exception) -> tuple[int, Headers, bytes]:
     return status.http, headers, body
 
 
-def http_error(status: HTTPStatus, more: Headers) -> tuple[int, Headers, bytes]:
-    """Status, headers and body of an error of HTTP itself."""
+def http_error(status: HTTPStatus, more: Headers) -> HttpReply:
+    """The reply for an error of HTTP itself, such as 405; `more` are further headers."""
     body = error_body(status.phrase)
     return status, [*json_headers(body), *more], body
 
 
 def error_body(message: str) -> bytes:
-    """The JSON of an error."""
+    """The JSON body of an error."""
     return orjson.dumps({"error": message})
 
 

@@ -1,4 +1,4 @@
-"""One input of a model from what a client of ``/v1`` sends: an image, a form with one, JSON, or FP32 numbers."""
+"""Decodes what clients of ``/v1`` send, an image, a form with one, JSON or FP32 numbers, to one input of a model."""
 
 from __future__ import annotations
 
@@ -11,18 +11,27 @@ from starlette.exceptions import HTTPException
 
 from sensai_serve.errors import RequestError
 from sensai_serve.preprocess import Floats, InputSpec, from_image, normalise
-from serving.transports.http.asgi.requests import Message, Receive
+from serving.transports.http.asgi.types import Message, Receive
 from serving.v2.tensors import from_bytes, numbers, shown
 
 FP32 = "application/x-fp32"
-"""Content type of raw numbers: little-endian FP32 in row-major order, not normalised."""
+"""Content type of raw values: little-endian FP32 in row-major order, not normalised."""
 
 
 async def from_body(request: Request, body: bytes, spec: InputSpec, max_pixels: int) -> Floats:
-    """FP32 [1, *shape], normalised, from a request's body, by its content type.
+    """Decode a request's body according to its content type.
+
+    Args:
+        request: the request whose body has been read.
+        body: that body.
+        spec: the model's input.
+        max_pixels: the largest image, in pixels.
+
+    Returns:
+        FP32 [1, *spec.shape], normalised.
 
     Raises:
-        RequestError: no readable image, or numbers that do not fit.
+        RequestError: an unreadable image, or numbers that do not fit.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
@@ -35,26 +44,26 @@ async def from_body(request: Request, body: bytes, spec: InputSpec, max_pixels: 
 
 
 async def from_picture(image: bytes, spec: InputSpec, max_pixels: int) -> Floats:
-    """FP32 [1, *shape] from an image file. Raises as `from_image`."""
+    """Decode an image file to FP32 [1, *spec.shape], normalised. Raises as `from_image`."""
     # Off the event loop: decoding a large photograph takes longer than many answers.
     tensor = await asyncio.to_thread(from_image, image, spec, max_pixels=max_pixels)
     return tensor.reshape(1, *spec.shape)
 
 
 def from_numbers(data: bytes, spec: InputSpec) -> Floats:
-    """FP32 [1, *shape], normalised, from little-endian FP32 raw values.
+    """Decode little-endian FP32 raw values to FP32 [1, *spec.shape], normalised.
 
     Raises:
-        RequestError: another number of bytes, NaN or infinity.
+        RequestError: the wrong number of bytes, or NaN or infinity among the values.
     """
     return normalise(from_bytes(data, spec.shape, spec), spec).reshape(1, *spec.shape)
 
 
 def from_json(body: bytes | str, spec: InputSpec) -> Floats:
-    """FP32 [1, *shape], normalised, from ``{"inputs": ...}`` with raw values.
+    """Decode ``{"inputs": [...]}`` with raw values to FP32 [1, *spec.shape], normalised.
 
     Raises:
-        RequestError: no such JSON, or numbers that do not fit.
+        RequestError: malformed JSON, or numbers that do not fit.
     """
     try:
         content = orjson.loads(body)

@@ -1,4 +1,4 @@
-"""``/v1``: an image, or raw numbers, in; the label out. For people and scripts that know no inference protocol."""
+"""``/v1``: an image or raw numbers in, a label out; needs no inference client."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from serving.transports.http.v1.inputs import FP32, from_body
 from serving.transports.http.v1.schema import (
     ModelSummary,
     ModelWorkers,
-    Prediction,
+    PredictionResponse,
     prediction_of,
     summary_of,
     workers_of,
@@ -76,7 +76,7 @@ def router(plane: DataPlane) -> APIRouter:
     @routes.post(
         PREDICT,
         summary="Classify one image, or one input of raw numbers",
-        response_model=Prediction,
+        response_model=PredictionResponse,
         openapi_extra=_BODY,
     )
     async def predict(
@@ -98,8 +98,19 @@ def router(plane: DataPlane) -> APIRouter:
 
 async def answer(
     plane: DataPlane, gateway: Gateway, inputs: Floats, wait: Wait | None, timeout_ms: float | None, started: float
-) -> Prediction:
-    """The prediction for FP32 [1, *shape] that came at `started`. Raises as `Gateway.infer`."""
+) -> PredictionResponse:
+    """Answer one input.
+
+    Args:
+        plane: the data plane.
+        gateway: the model.
+        inputs: FP32 [1, *shape], normalised.
+        wait: which copies to wait for; the server's setting where None.
+        timeout_ms: deadline in milliseconds; the server's setting where None.
+        started: `time.perf_counter` when the request came.
+
+    Raises as `Gateway.infer`.
+    """
     request = InferRequest(inputs, (), wait=wait, timeout_s=None if timeout_ms is None else timeout_ms / 1000)
     return await plane.infer(
         gateway, lambda: request, lambda _, reply: prediction_of(gateway, reply, time.perf_counter() - started)
@@ -107,11 +118,11 @@ async def answer(
 
 
 def chosen(repository: Repository, model: str) -> Gateway:
-    """The model of that name, or the only one where the name is empty.
+    """The model called `model`, or the only model where that is empty.
 
     Raises:
-        UnknownModelError: there is none of that name.
-        RequestError: no name, and not one model.
+        UnknownModelError: no model has that name.
+        RequestError: no name is given and the number of models is not one.
     """
     names = repository.names()
     if not model and len(names) != 1:

@@ -1,4 +1,4 @@
-"""What ``/v1`` answers, as the OpenAPI document describes it."""
+"""Response bodies of ``/v1``, as the OpenAPI document describes them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class _Described(BaseModel):
 
 
 class Milliseconds(_Described):
-    """Where the time went."""
+    """Times of one request, in milliseconds."""
 
     total: float
-    """From the first byte of the request to the answer."""
+    """Time from the request's first byte to the answer."""
     workers: dict[int, float]
-    """For each worker that arrived in time, inside its subnet."""
+    """Time inside its subnet of each worker that arrived in time."""
 
 
 EXAMPLE: JsonDict = {
@@ -41,36 +41,37 @@ EXAMPLE: JsonDict = {
 }
 
 
-class Prediction(_Described):
+class PredictionResponse(_Described):
     """The answer to one input."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
 
     model: str
+    """Name of the model that answered."""
     label: str | None
-    """The elected class; null where no copy of any class arrived, and where the server was told to abstain."""
+    """Label of the class; null where no copy of any class arrived, or where the server abstains."""
     class_id: int
-    """Its index; -1 where label is null."""
+    """Index of the class; -1 where label is null."""
     scores: dict[str, float]
-    """Mean score of the arrived copies of each class."""
+    """Mean score of each class over its arrived copies; 0 where none arrived."""
     votes: dict[str, int]
-    """Arrived copies of each class at or above the threshold."""
+    """Number of arrived copies of each class with a score at or above the threshold."""
     copies: dict[str, int]
-    """Arrived copies of each class."""
+    """Number of arrived copies of each class."""
     margin: float
-    """Best mean score minus second best."""
+    """Best mean score minus the second best."""
     arrived: list[int]
     """Workers whose scores were merged."""
     missing: list[int]
-    """The other workers."""
+    """Workers whose scores were not merged."""
     complete: bool
-    """No missing copy could have changed the class."""
+    """Whether no missing copy could have changed the class."""
     elected: bool
-    """More than half of the arrived copies of the class voted for it."""
+    """Whether more than half of the arrived copies of the class voted for it."""
     decided_early: bool
-    """Nothing that was still awaited could have changed the class."""
+    """Whether the answer came before all copies, because none of the others could have changed the class."""
     degraded: bool
-    """Some class had no copy left, or the reference network answered."""
+    """Whether some class had no copy left, or the reference network answered."""
     milliseconds: Milliseconds
 
 
@@ -80,34 +81,38 @@ class ModelSummary(_Described):
     name: str
     version: str
     ready: bool
+    """Whether every class has a live, checked worker."""
     labels: list[str]
     shape: list[int]
-    """Of one input."""
+    """Shape of one input."""
     takes_images: bool
+    """Whether an input may be an image file."""
     workers: int
+    """Number of workers."""
     redundancy: int
-    """Copies of every class."""
+    """Number of workers that cover each class."""
 
 
 class WorkerStatus(_Described):
-    """One worker: what it runs, where, and how it has done."""
+    """One worker: its device, its classes, its state and its counters."""
 
     worker: int
     state: State
-    """Requests go to live ones. Ejected: a straggler, probed. Quarantined: its scores are not its subnet's."""
+    """Only live workers get requests. An ejected one is a straggler that is being probed; a quarantined one gives
+    scores that are not its subnet's."""
     device: str
     labels: list[str]
-    """The classes that it knows."""
+    """Labels of the classes that the worker covers."""
     latency_ms: float | None
-    """Estimate of the time from hand-over to scores; null before the first."""
+    """Estimated milliseconds from handing a task over to its scores; null before the first."""
     runs: int
-    """Times that its scores came in time."""
+    """How often its scores arrived in time."""
     restarts: int
-    """Times that it came up again after it was dead."""
+    """How often the worker was started again after it died."""
     ejections: int
-    """Times that it was found a straggler since it came up."""
+    """How often the worker was ejected as a straggler since it was started."""
     cleared: int
-    """Times that it kept disagreeing and was found sound since it came up."""
+    """How often the worker disagreed with others and was found sound since it was started."""
 
 
 class ModelWorkers(_Described):
@@ -116,16 +121,16 @@ class ModelWorkers(_Described):
     model: str
     version: str
     ready: bool
-    """Every class has a live worker."""
+    """Whether every class has a live worker."""
     workers: list[WorkerStatus]
     """Empty until the model is loaded and checked."""
 
 
-def prediction_of(gateway: Gateway, reply: Reply, seconds: float) -> Prediction:
-    """The answer to the first input of a request that took so many seconds."""
+def prediction_of(gateway: Gateway, reply: Reply, seconds: float) -> PredictionResponse:
+    """Describe the answer to the first input of a request that took `seconds`."""
     answer, labels = reply.answer, gateway.manifest.labels
     class_id = int(answer.class_id[0])
-    return Prediction(
+    return PredictionResponse(
         model=gateway.name,
         label=labels[class_id] if class_id >= 0 else None,
         class_id=class_id,
@@ -147,7 +152,7 @@ def prediction_of(gateway: Gateway, reply: Reply, seconds: float) -> Prediction:
 
 
 def summary_of(gateway: Gateway) -> ModelSummary:
-    """What a client needs to know of a model."""
+    """Describe a model to clients."""
     manifest = gateway.manifest
     assignment = manifest.assignment
     return ModelSummary(
@@ -163,7 +168,7 @@ def summary_of(gateway: Gateway) -> ModelSummary:
 
 
 def workers_of(gateway: Gateway) -> ModelWorkers:
-    """What an operator needs to know of a model's workers."""
+    """Describe a model's workers to operators."""
     manifest, devices, runs = gateway.manifest, gateway.options.devices, gateway.counters.worker_runs
     workers = [
         WorkerStatus(

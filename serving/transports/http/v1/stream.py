@@ -1,4 +1,4 @@
-"""``WS /v1/stream``: frames in, answers out. Of frames that come faster than answers, the latest wins."""
+"""``WS /v1/stream``: frames in, answers out; where frames come faster than answers, only the latest is kept."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from serving.v2.status import describe
 POLICY_VIOLATION = 1008
 
 
-class _Latest:
-    """The newest frame that nobody has taken yet, and how many came before it."""
+class _LatestFrame:
+    """Holds the newest frame that has not been taken yet, and counts all frames."""
 
     def __init__(self) -> None:
         self._frame: tuple[int, bytes | str] | None = None
@@ -28,13 +28,13 @@ class _Latest:
         self.count = 0
 
     def put(self, frame: bytes | str) -> None:
-        """A frame has come; one still waiting is forgotten."""
+        """Keep a new frame in place of one that is still waiting."""
         self._frame = self.count, frame
         self.count += 1
         self._there.set()
 
     async def take(self) -> tuple[int, bytes | str]:
-        """Wait for a frame; its number, from 0, and the frame."""
+        """Wait for a frame; return its number, counted from 0, and the frame."""
         await self._there.wait()
         self._there.clear()
         assert self._frame is not None
@@ -56,7 +56,7 @@ def router(plane: DataPlane) -> APIRouter:
             await socket.send_text(orjson.dumps({"error": str(error)}).decode())
             await socket.close(POLICY_VIOLATION)
             return
-        latest = _Latest()
+        latest = _LatestFrame()
         answering = asyncio.create_task(_answer(plane, socket, latest, model, wait, timeout_ms))
         try:
             while True:
@@ -71,13 +71,13 @@ def router(plane: DataPlane) -> APIRouter:
 
 
 async def _answer(
-    plane: DataPlane, socket: WebSocket, latest: _Latest, model: str, wait: Waits, timeout_ms: TimeoutMs
+    plane: DataPlane, socket: WebSocket, latest: _LatestFrame, model: str, wait: Waits, timeout_ms: TimeoutMs
 ) -> None:
     while True:
         number, frame = await latest.take()
         started = time.perf_counter()
         try:
-            gateway = chosen(plane.repository, model)  # again for each frame: a model may be replaced in between
+            gateway = chosen(plane.repository, model)  # looked up for each frame: a model may be replaced in between
             inputs = await _inputs(frame, gateway.manifest.input, plane.limits.image_pixels)
             prediction = await answer(plane, gateway, inputs, wait, timeout_ms, started)
             reply, status = {"frame": number, **prediction.model_dump(mode="json")}, "200"
@@ -88,7 +88,7 @@ async def _answer(
         try:
             await socket.send_text(orjson.dumps(reply).decode())
         except (WebSocketDisconnect, RuntimeError):
-            return  # the client has left; the reader sees it too
+            return  # the client disconnected, as the reader sees too
 
 
 async def _inputs(frame: bytes | str, spec: InputSpec, max_pixels: int) -> Floats:

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol's extensions over HTTP: repository, statistics, trace and log settings, shared memory."""
+"""The Open Inference Protocol's extensions over HTTP: repository, statistics, tracing, logging, shared memory."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from serving.v2.shared_memory import Region
 from serving.v2.tensors import shown
 
 MAX_BODY = 1 << 20
+"""Largest body of these requests, in bytes."""
 
 
 async def _content(request: Request) -> dict[str, Any]:
-    """The JSON object that a request may hold; clients send no content type."""
+    """The JSON object in a request's body, {} where that is empty. Clients send no content type, so it is ignored."""
     body = await read_body(request.receive, dict(request.scope["headers"]), MAX_BODY)
     try:
         content = orjson.loads(body) if body else {}
@@ -34,7 +35,7 @@ Content = Annotated[dict[str, Any], Depends(_content)]
 
 
 def router(plane: DataPlane) -> APIRouter:
-    """The routes under ``/v2`` that operators ask."""
+    """Routes under ``/v2`` that are for operators."""
     routes = APIRouter(prefix="/v2", tags=["Control"], responses={"default": ERROR_RESPONSE})
 
     @routes.post("/repository/index", summary="Every model and its state")

@@ -1,4 +1,4 @@
-"""``POST /v2/models/NAME/infer``, the hot path as plain ASGI: read once, parsed once, answered in two sends."""
+"""``POST /v2/models/NAME/infer``: the hot path, answered on the connection (see `direct`) or over plain ASGI."""
 
 from __future__ import annotations
 
@@ -16,18 +16,10 @@ from serving.dataplane import DataPlane
 from serving.engine.gateway import Gateway
 from serving.engine.reply import Reply
 from serving.telemetry.logs import end_request
+from serving.transports.http.asgi.compression import deflate
 from serving.transports.http.asgi.errors import ERROR_RESPONSE, error_reply, http_error
-from serving.transports.http.asgi.requests import (
-    Receive,
-    Scope,
-    Send,
-    Whole,
-    deflate,
-    read_body,
-    request_id,
-    send_reply,
-    until_disconnected,
-)
+from serving.transports.http.asgi.requests import read_body, request_id, send_reply, until_disconnected
+from serving.transports.http.asgi.types import HttpReply, Receive, Scope, Send
 from serving.v2 import Decoder, InferRequest, encode_response
 from serving.v2.tensors import OUTPUTS
 
@@ -100,13 +92,13 @@ OPENAPI = {
     "/v2/models/{name}/infer": _operation("infer", "name"),
     "/v2/models/{name}/versions/{version}/infer": _operation("infer_version", "name", "version"),
 }
-"""For the OpenAPI document, which FastAPI writes without knowing of this route."""
+"""What the OpenAPI document says of the infer route, which FastAPI does not know."""
 
 _PREFIX, _SUFFIX = "/v2/models/", "/infer"
 
 
 class InferRoute:
-    """Answers infer requests for the models of a repository."""
+    """Answers infer requests for every model."""
 
     def __init__(self, plane: DataPlane) -> None:
         self._plane = plane
@@ -114,7 +106,7 @@ class InferRoute:
 
     @staticmethod
     def match(path: str) -> tuple[str, str] | None:
-        """The model and the version ("" where none is named) if the path is one to infer."""
+        """Name and version ("" where none is given) of the model in an infer path; None for any other path."""
         if not (path.endswith(_SUFFIX) and path.startswith(_PREFIX)):
             return None
         match path[len(_PREFIX) : -len(_SUFFIX)].split("/"):
@@ -125,7 +117,7 @@ class InferRoute:
         return None
 
     async def __call__(self, model: tuple[str, str], scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, whatever it holds."""
+        """Answer one request over ASGI, with an error where it is not valid."""
         started = perf_counter()
         given = dict(scope["headers"])
         name = request_id(given)
@@ -146,14 +138,17 @@ class InferRoute:
 
     def begin(
         self, model: tuple[str, str], given: Mapping[bytes, bytes], body: bytes | memoryview, target: str
-    ) -> Whole | Coroutine[Any, Any, Whole]:
-        """Answer one POST that has come whole, and not compressed: at once where that takes no waiting.
+    ) -> HttpReply | Coroutine[Any, Any, HttpReply]:
+        """Answer one complete, uncompressed POST.
 
         Args:
-            model: what `match` says.
-            given: the headers, their names in lower case.
-            body: of the request.
+            model: name and version; see `match`.
+            given: the request's headers, names in lower case.
+            body: the request's body.
             target: the path, for the log.
+
+        Returns:
+            The reply where it is available at once, else a coroutine that gives it.
         """
         started = perf_counter()
         name = request_id(given)
@@ -167,7 +162,9 @@ class InferRoute:
         end_request()
         return self._named(answer, name)
 
-    async def _finish(self, pending: Coroutine[Any, Any, Whole], name: bytes, target: str, started: float) -> Whole:
+    async def _finish(
+        self, pending: Coroutine[Any, Any, HttpReply], name: bytes, target: str, started: float
+    ) -> HttpReply:
         try:
             answer = await pending
         except Exception as error:
@@ -176,13 +173,13 @@ class InferRoute:
         return self._named(answer, name)
 
     @staticmethod
-    def _named(answer: Whole, name: bytes) -> Whole:
+    def _named(answer: HttpReply, name: bytes) -> HttpReply:
         answer[1].append((b"x-request-id", name))
         return answer
 
     def _begin(
         self, model: tuple[str, str], given: Mapping[bytes, bytes], body: bytes | memoryview
-    ) -> Whole | Coroutine[Any, Any, Whole]:
+    ) -> HttpReply | Coroutine[Any, Any, HttpReply]:
         plane = self._plane
         gateway = plane.repository.get(*model)
         decoder, labels = self._decoders.get(gateway), gateway.manifest.labels
@@ -193,7 +190,7 @@ class InferRoute:
         def decode() -> InferRequest:
             return decoder.decode(body, _header_length(given))
 
-        def encode(request: InferRequest, reply: Reply) -> Whole:
+        def encode(request: InferRequest, reply: Reply) -> HttpReply:
             data, length = encode_response(
                 request, reply.answer, name=gateway.name, version=gateway.version, labels=labels
             )
@@ -213,7 +210,7 @@ class InferRoute:
         return answer
 
 
-async def _compressed(answer: Whole | Coroutine[Any, Any, Whole], accepted: bytes | None) -> Whole:
+async def _compressed(answer: HttpReply | Coroutine[Any, Any, HttpReply], accepted: bytes | None) -> HttpReply:
     status, headers, data = answer if isinstance(answer, tuple) else await answer
     if accepted is not None:
         data, encoding = await deflate(data, accepted)

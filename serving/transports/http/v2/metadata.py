@@ -1,4 +1,4 @@
-"""The Open Inference Protocol over HTTP, all but infer: health, metadata, configuration."""
+"""The Open Inference Protocol over HTTP without inference: health, metadata, configuration."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _MODEL = ("/models/{name}", "/models/{name}/versions/{version}")
 
 
 def router(plane: DataPlane) -> APIRouter:
-    """The routes under ``/v2`` that every client asks."""
+    """Routes under ``/v2`` that are for every client."""
     repository = plane.repository
     routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"], responses={"default": ERROR_RESPONSE})
 
-    # The protocol describes these two bodies, and KServe's client reads them; Triton sends none.
+    # The protocol defines these two bodies, and KServe's client reads them; Triton sends none.
     @routes.get("/health/live", summary="Is the server running")
     def live() -> Response:
         return reply({"live": True})
@@ -36,7 +36,7 @@ def router(plane: DataPlane) -> APIRouter:
         return reply(metadata.server_metadata(shares_memory=plane.regions.allowed))
 
     def model_ready(name: str, version: str = "") -> Response:
-        # Unlike everywhere else an unknown model is no 404 here: clients of the protocol know 200 and 400 only.
+        # An unknown model is 400 here and 404 elsewhere: clients of the protocol expect 200 or 400 from this route.
         try:
             ready = repository.get(name, version).ready
         except UnknownModelError as error:
@@ -61,5 +61,5 @@ def router(plane: DataPlane) -> APIRouter:
 
 
 def reply(content: Any) -> Response:
-    """Any JSON."""
+    """A reply with `content` as JSON."""
     return Response(orjson.dumps(content), media_type="application/json")

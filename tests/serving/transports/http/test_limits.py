@@ -52,8 +52,8 @@ def refused(server: Any, request: bytes, status: int) -> str:
 
 
 def test_a_request_that_is_no_http(limited) -> None:
-    assert refused(limited, b"hello there\r\n\r\n", 400) == "the request is no HTTP"
-    assert refused(limited, b"POST / HTTP/1.1\r\nContent-Length: -5\r\n\r\n", 400) == "the request is no HTTP"
+    assert refused(limited, b"hello there\r\n\r\n", 400) == "the request is not valid HTTP"
+    assert refused(limited, b"POST / HTTP/1.1\r\nContent-Length: -5\r\n\r\n", 400) == "the request is not valid HTTP"
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from PIL import Image
 
 import sensai_serve
 from sensai_serve.preprocess import Normalisation
-from serving.transports.http.v1.schema import EXAMPLE, ModelSummary, Prediction
+from serving.transports.http.v1.schema import EXAMPLE, ModelSummary, PredictionResponse
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_a_picture_gets_the_label_that_it_gets_in_process(client, tiny_bundle, p
     }[how]
     response = client.post("/v1/predict", params={"model": "tiny", "wait": "all"}, **given)
     assert response.status_code == 200, response.text
-    prediction = Prediction.model_validate_json(response.content)
+    prediction = PredictionResponse.model_validate_json(response.content)
     expected = sensai_serve.load(tiny_bundle).predict(image)
     assert (prediction.label, prediction.class_id) == (expected.label, expected.class_id)
     assert prediction.scores == pytest.approx(expected.scores, abs=1e-5)
@@ -153,8 +153,8 @@ def test_the_openapi_document_describes_every_way_in(client) -> None:
         "application/json",
         "application/x-fp32",
     }
-    assert Prediction.model_validate(EXAMPLE).label == "cat"
-    assert "Prediction" in json.dumps(predict["responses"]["200"])
+    assert PredictionResponse.model_validate(EXAMPLE).label == "cat"
+    assert "PredictionResponse" in json.dumps(predict["responses"]["200"])
     assert {"/v2", "/v2/health/ready", "/v2/models/{name}/infer", "/v1/models", "/v1/workers"} <= set(document["paths"])
 
 
