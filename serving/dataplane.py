@@ -7,12 +7,12 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Mapping
 from time import perf_counter, perf_counter_ns
-from types import CoroutineType
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from sensai_serve.errors import BundleError, RequestError, UnknownModelError, UnsupportedError
 from serving.engine.deferred import Books
 from serving.engine.gateway import Gateway
+from serving.engine.pending import MaybePending, is_pending
 from serving.engine.reply import Reply
 from serving.engine.repository import Repository
 from serving.settings import Settings
@@ -83,12 +83,12 @@ class DataPlane:
         Raises:
             SensaiError: any error of `decode`, `Gateway.infer` or `encode`.
         """
-        answered = self.begin(gateway, decode, encode)
-        return cast("_T", await answered if isinstance(answered, CoroutineType) else answered)
+        answer = self.begin(gateway, decode, encode)
+        return await answer if is_pending(answer) else answer
 
     def begin(
         self, gateway: Gateway, decode: Callable[[], InferRequest], encode: Callable[[InferRequest, Reply], _T]
-    ) -> _T | Coroutine[Any, Any, _T]:
+    ) -> MaybePending[_T]:
         """Answer one request without waiting where that is possible; see `Gateway.begin`.
 
         Returns:
@@ -99,23 +99,23 @@ class DataPlane:
             request = decode()
             decoded = perf_counter_ns()
             reply = gateway.begin(request.inputs, wait=request.wait, timeout_s=request.timeout_s)
-            if isinstance(reply, Reply):
+            if not is_pending(reply):
                 return self._answered(gateway, request, reply, encode, (started, decoded))
         except BaseException:
             self._statistics[gateway.name, gateway.version].fail.add(perf_counter_ns() - started)
             raise
-        return self._await(gateway, request, reply, encode, (started, decoded))
+        return self._finish(gateway, request, reply, encode, (started, decoded))
 
-    async def _await(
+    async def _finish(
         self,
         gateway: Gateway,
         request: InferRequest,
-        pending: Coroutine[Any, Any, Reply],
+        reply: Coroutine[Any, Any, Reply],
         encode: Callable[[InferRequest, Reply], _T],
         times: tuple[int, int],
     ) -> _T:
         try:
-            return self._answered(gateway, request, await pending, encode, times)
+            return self._answered(gateway, request, await reply, encode, times)
         except BaseException:
             self._statistics[gateway.name, gateway.version].fail.add(perf_counter_ns() - times[0])
             raise

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +23,7 @@ from serving.engine.deferred import Books
 from serving.engine.fanout import Job, Outcome
 from serving.engine.health import FLOOR_S, Worker
 from serving.engine.options import GatewayOptions
+from serving.engine.pending import MaybePending, is_pending
 from serving.engine.reply import Counters, Reply, by_reference, uncovered
 from serving.engine.supervisor import Supervisor
 from serving.placement.place import Placement, describe, place
@@ -156,18 +155,18 @@ class Gateway:
             UncoveredError: a class has no copy left, and that is refused.
         """
         reply = self.begin(inputs, wait=wait, timeout_s=timeout_s)
-        if not isinstance(reply, Reply):
+        if is_pending(reply):
             return await reply
-        await asyncio.sleep(0)  # who asks again and again must not keep the event loop for itself
+        await asyncio.sleep(0)  # yield once: a tight loop of requests must not starve the event loop
         return reply
 
     def begin(
         self, inputs: npt.NDArray[np.float32], *, wait: str | None = None, timeout_s: float | None = None
-    ) -> Reply | Coroutine[Any, Any, Reply]:
-        """As `infer`, without waiting: the reply where it is there at once, else what is to be awaited for it.
+    ) -> MaybePending[Reply]:
+        """Answer one request, at once if its subnets run on this thread. Takes and raises what `infer` does.
 
-        It is there at once where the subnets run on this thread. What is returned else must be awaited, and not be
-        cancelled before: the request has its place already.
+        Returns:
+            The reply, or a coroutine for it, which must be awaited: the request has its place at the workers already.
         """
         options = self.options
         waits = options.wait if wait is None else parse_wait(wait)

@@ -12,7 +12,7 @@ import asyncio
 import json
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -25,6 +25,7 @@ from sensai_serve.plugins import find
 from serving.backends import Backend, Cause, Plan, Scores, Task
 from serving.dataplane import DataPlane
 from serving.engine.gateway import Gateway
+from serving.engine.pending import MaybePending
 from serving.engine.reply import Reply
 from serving.engine.repository import Repository
 from serving.server import listening
@@ -89,7 +90,7 @@ _recorder = _TraceState()
 class _TracedDataPlane(DataPlane):
     def begin(
         self, gateway: Gateway, decode: Callable[[], InferRequest], encode: Callable[[InferRequest, Reply], _T]
-    ) -> _T | Coroutine[Any, Any, _T]:
+    ) -> MaybePending[_T]:
         marks = _recorder.current = StepTimes(perf_counter())
 
         def timed_decode() -> InferRequest:

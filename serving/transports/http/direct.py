@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from uvicorn.server import ServerState
 
+from serving.engine.pending import is_pending
 from serving.transports.http.asgi.types import Headers, HttpReply
 from serving.transports.http.v2.infer import InferRoute
 
@@ -145,7 +146,7 @@ class DirectCycle:
         self.more_body = False
         head = self._head
         answer = self._route.begin(head.model, head.headers, body, head.target)
-        if isinstance(answer, tuple):
+        if not is_pending(answer):
             self._write(answer)
             return
         tasks = self._connection.server_state.tasks  # uvicorn awaits these before it stops

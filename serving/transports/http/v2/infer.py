@@ -14,6 +14,7 @@ from sensai_serve.errors import RequestError
 from sensai_serve.merge import WAITS
 from serving.dataplane import DataPlane
 from serving.engine.gateway import Gateway
+from serving.engine.pending import MaybePending, is_pending
 from serving.engine.reply import Reply
 from serving.telemetry.logs import end_request
 from serving.transports.http.asgi.compression import deflate
@@ -125,7 +126,7 @@ class InferRoute:
             if scope["method"] == "POST":
                 body = await read_body(receive, given, self._plane.limits.body_bytes)
                 answer = self._begin(model, given, body)
-                if not isinstance(answer, tuple):
+                if is_pending(answer):
                     answer = await until_disconnected(answer, receive)
             else:
                 answer = http_error(HTTPStatus.METHOD_NOT_ALLOWED, [(b"allow", b"POST")])
@@ -138,7 +139,7 @@ class InferRoute:
 
     def begin(
         self, model: tuple[str, str], given: Mapping[bytes, bytes], body: bytes | memoryview, target: str
-    ) -> HttpReply | Coroutine[Any, Any, HttpReply]:
+    ) -> MaybePending[HttpReply]:
         """Answer one complete, uncompressed POST.
 
         Args:
@@ -156,21 +157,21 @@ class InferRoute:
             answer = self._begin(model, given, body)
         except Exception as error:
             answer = error_reply(error)
-        if not isinstance(answer, tuple):
+        if is_pending(answer):
             return self._finish(answer, name, target, started)
         self._plane.observe("http", "infer", f"POST {target}", str(answer[0]), started)
         end_request()
         return self._named(answer, name)
 
     async def _finish(
-        self, pending: Coroutine[Any, Any, HttpReply], name: bytes, target: str, started: float
+        self, answer: Coroutine[Any, Any, HttpReply], name: bytes, target: str, started: float
     ) -> HttpReply:
         try:
-            answer = await pending
+            reply = await answer
         except Exception as error:
-            answer = error_reply(error)
-        self._plane.observe("http", "infer", f"POST {target}", str(answer[0]), started)
-        return self._named(answer, name)
+            reply = error_reply(error)
+        self._plane.observe("http", "infer", f"POST {target}", str(reply[0]), started)
+        return self._named(reply, name)
 
     @staticmethod
     def _named(answer: HttpReply, name: bytes) -> HttpReply:
@@ -179,7 +180,7 @@ class InferRoute:
 
     def _begin(
         self, model: tuple[str, str], given: Mapping[bytes, bytes], body: bytes | memoryview
-    ) -> HttpReply | Coroutine[Any, Any, HttpReply]:
+    ) -> MaybePending[HttpReply]:
         plane = self._plane
         gateway = plane.repository.get(*model)
         decoder, labels = self._decoders.get(gateway), gateway.manifest.labels
@@ -204,14 +205,14 @@ class InferRoute:
 
         answer = plane.begin(gateway, decode, encode)
         accepted = given.get(b"accept-encoding")
-        if not isinstance(answer, tuple) or accepted is not None:
+        if is_pending(answer) or accepted is not None:
             return _compressed(answer, accepted)
         answer[1].append((b"content-length", b"%d" % len(answer[2])))
         return answer
 
 
-async def _compressed(answer: HttpReply | Coroutine[Any, Any, HttpReply], accepted: bytes | None) -> HttpReply:
-    status, headers, data = answer if isinstance(answer, tuple) else await answer
+async def _compressed(answer: MaybePending[HttpReply], accepted: bytes | None) -> HttpReply:
+    status, headers, data = await answer if is_pending(answer) else answer
     if accepted is not None:
         data, encoding = await deflate(data, accepted)
         if encoding is not None:
