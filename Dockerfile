@@ -19,6 +19,8 @@ RUN python3 -m build --wheel --outdir /dist
 
 FROM ${BASE} AS base
 ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+# Libraries report nothing to their makers; sensai sets the same itself (sensai_serve/privacy.py).
+ENV ORT_DISABLE_TELEMETRY=1 RAY_USAGE_STATS_ENABLED=0 HF_HUB_DISABLE_TELEMETRY=1
 RUN python3 -m venv /opt/sensai && useradd --system --uid 10001 --create-home sensai
 ENV PATH=/opt/sensai/bin:$PATH
 COPY constraints.txt /tmp/constraints.txt

@@ -7,6 +7,7 @@ their folder. Triton 2.51 needs numpy < 2 there: with another it gives out empty
 # mypy: ignore-errors
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ FOLDER = Path(__file__).parent
 if (FOLDER / "site_packages").is_file():  # now, and first: the backend itself imports numpy right after this module
     sys.path.insert(0, (FOLDER / "site_packages").read_text().strip())
 
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read once, when ONNX Runtime is loaded
 import onnxruntime as ort  # noqa: E402
 import triton_python_backend_utils as pb_utils  # noqa: E402
 

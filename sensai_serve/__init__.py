@@ -3,6 +3,9 @@
 from sensai_serve.bundle import Bundle
 from sensai_serve.errors import SensaiError
 from sensai_serve.local import Classifier, Prediction, load
+from sensai_serve.privacy import turn_off_reports
 
 __version__ = "0.1.0"
 __all__ = ["Bundle", "Classifier", "Prediction", "SensaiError", "__version__", "load"]
+
+turn_off_reports()  # before any part of this project imports ONNX Runtime
