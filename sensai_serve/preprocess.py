@@ -6,7 +6,6 @@ tensor wherever it is read. Pillow is imported when the first image arrives.
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,7 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from sensai_serve.errors import ImageError, InputError, RequestError, TooLargeError
+from sensai_serve.errors import ImageError, InputError, RequestError
+from sensai_serve.images.decode import decode
+from sensai_serve.images.fit import fit, resized_size
+from sensai_serve.images.formats import ImageLimits
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -25,7 +27,7 @@ Floats = npt.NDArray[np.float32]
 Filter = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 FILTERS: tuple[Filter, ...] = ("nearest", "bilinear", "bicubic", "lanczos")
 MODES = {"RGB": 3, "L": 1}
-MAX_PIXELS = 50_000_000
+LIMITS = ImageLimits()
 
 
 @dataclass(frozen=True)
@@ -171,79 +173,42 @@ def normalise(raw: npt.ArrayLike, spec: InputSpec) -> Floats:
 
 
 def read_image(
-    source: bytes | bytearray | memoryview | str | Path | Image, spec: InputSpec, *, max_pixels: int = MAX_PIXELS
+    source: bytes | bytearray | memoryview | str | Path | Image, spec: InputSpec, *, limits: ImageLimits = LIMITS
 ) -> npt.NDArray[np.uint8]:
     """An image file to the pixels of one input: EXIF orientation, colour mode, resize, centre crop.
 
     Args:
         source: the bytes of an image file, a path to one, or an opened Pillow image.
         spec: what the network expects; `spec.image` says how to get there.
-        max_pixels: refuse images with more, before decoding them.
+        limits: which formats are read, and what a picture may cost; held before it is decoded and resized.
 
     Returns:
-        uint8 [channels, height, width], equal to `spec.shape`.
+        uint8 [channels, height, width], equal to `spec.shape`. Of several frames the first.
 
     Raises:
-        ImageError: no image that Pillow can read, or its size does not come out as `spec.shape`.
-        TooLargeError: more than `max_pixels`.
+        ImageError: no image of an allowed format, a damaged one, or its size does not come out as `spec.shape`.
+        TooLargeError: more than `limits.pixels`, in the file or on the way.
         RequestError: the network does not take pictures.
         OSError: the path cannot be opened.
     """
     if spec.image is None:
         raise RequestError(f"this model takes {list(spec.shape)} numbers, not images")
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
     if isinstance(source, str | Path):
         source = Path(source).read_bytes()
-    try:
-        image = Image.open(io.BytesIO(source)) if isinstance(source, bytes | bytearray | memoryview) else source
-        if image.width * image.height > max_pixels:
-            raise TooLargeError(f"image: {image.width}x{image.height} pixels, expected at most {max_pixels}")
-        image = ImageOps.exif_transpose(image)
-        if image.mode == "P":
-            image = image.convert("RGBA")  # a palette with transparency converts to RGB only this way without a warning
-        if image.mode.startswith("I;16"):
-            image = image.point(lambda value: value / 256).convert("L")  # convert() alone clips 16 bits to white
-        image = image.convert(spec.image.mode)
-        image = _fit(image, spec.image)
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError, EOFError) as error:
-        reason = "not a known image format" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise ImageError(f"image: {reason}; expected a readable JPEG, PNG or other image file") from None
-    pixels = np.asarray(image, dtype=np.uint8)
-    pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-    if pixels.shape != spec.shape:
-        raise ImageError(
-            f"image: {pixels.shape[2]}x{pixels.shape[1]} pixels after resizing, "
-            f"expected {spec.shape[2]}x{spec.shape[1]}"
-        )
-    return pixels
+    image = decode(source, spec.image.mode, limits)
+    width, height = spec.image.crop[::-1] if spec.image.crop else resized_size(image.size, spec.image.resize)
+    if (height, width) != spec.shape[1:]:
+        raise ImageError(f"image: {width}x{height} pixels after resizing, expected {spec.shape[2]}x{spec.shape[1]}")
+    fitted = fit(image, spec.image.resize, spec.image.crop, spec.image.filter, limits.pixels)
+    pixels = np.asarray(fitted, dtype=np.uint8)
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
 def from_image(
-    source: bytes | bytearray | memoryview | str | Path | Image, spec: InputSpec, *, max_pixels: int = MAX_PIXELS
+    source: bytes | bytearray | memoryview | str | Path | Image, spec: InputSpec, *, limits: ImageLimits = LIMITS
 ) -> Floats:
     """An image file to one network input: `read_image`, then `normalise`. FP32 of `spec.shape`."""
-    return normalise(read_image(source, spec, max_pixels=max_pixels), spec)
-
-
-def _fit(image: Image, spec: ImageSpec) -> Image:
-    from PIL.Image import Resampling
-
-    if spec.resize is not None:
-        if isinstance(spec.resize, int):
-            short = min(image.size)
-            width, height = (max(1, round(side * spec.resize / short)) for side in image.size)
-        else:
-            height, width = spec.resize
-        if (width, height) != image.size:
-            image = image.resize((width, height), Resampling[spec.filter.upper()])
-    if spec.crop is not None:
-        height, width = spec.crop
-        if height > image.height or width > image.width:
-            raise ValueError(f"{image.width}x{image.height} pixels is smaller than the crop {width}x{height}")
-        left, top = (image.width - width) // 2, (image.height - height) // 2
-        image = image.crop((left, top, left + width, top + height))
-    return image
+    return normalise(read_image(source, spec, limits=limits), spec)
 
 
 def _sizes(raw: Sequence[Any]) -> tuple[int, ...]:

@@ -15,8 +15,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, Validati
 from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict, SettingsError
 
 from sensai_serve.errors import InputError
+from sensai_serve.images.formats import FORMATS, MAX_PIXELS, ImageLimits, parse_formats
 from sensai_serve.options import Flag, Option, Prefix, Section, as_text, make_option, plain
-from sensai_serve.preprocess import MAX_PIXELS
 from serving.address import Address, OptionalAddress, parse_address
 from serving.engine.options import GatewayOptions, Group, Inference, parse_words
 from serving.placement.worker_map import WorkerMap, parse_workers
@@ -31,6 +31,13 @@ def _check_listeners(entries: tuple[str, ...]) -> tuple[str, ...]:
         if not name or not address:
             raise ValueError(f"{entry!r} is no listener, expected TRANSPORT=ADDRESS")
     return entries
+
+
+def _known_formats(names: tuple[str, ...]) -> tuple[str, ...]:
+    try:
+        return parse_formats(names)
+    except InputError as error:
+        raise ValueError(str(error)) from None
 
 
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(parse_words)]
@@ -75,7 +82,9 @@ class Limits(Group):
     batch: int = Field(default=64, ge=1)
     """Inputs in one request."""
     image_pixels: int = Field(default=MAX_PIXELS, ge=1)
-    """Pixels of one image, counted before it is decoded."""
+    """Pixels of one image, and of what is made of it on the way to the model; counted before each is made."""
+    image_formats: Annotated[Words, AfterValidator(_known_formats), Flag("--image-formats", "NAMES")] = tuple(FORMATS)
+    """Formats of images that are read."""
     connections: int = Field(default=2000, ge=1)
     """Open connections over HTTP."""
     read_s: float = Field(default=30.0, gt=0, allow_inf_nan=False)
@@ -86,6 +95,11 @@ class Limits(Group):
     """Seconds that an answer has once its client has closed its sending side, since the client may be gone."""
     in_flight: int = Field(default=64, ge=1)
     """Requests that a model answers or holds waiting at a time."""
+
+    @property
+    def images(self) -> ImageLimits:
+        """What one image may be and cost."""
+        return ImageLimits(self.image_pixels, self.image_formats)
 
 
 class Settings(BaseSettings):

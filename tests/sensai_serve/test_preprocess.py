@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from sensai_serve.errors import ImageError, InputError, RequestError, TooLargeError
+from sensai_serve.images.formats import ImageLimits
 from sensai_serve.preprocess import ImageSpec, InputSpec, Normalisation, from_image, normalise, read_image
 
 SPEC = InputSpec(
@@ -109,7 +110,7 @@ def test_bytes_that_are_no_image_are_refused(data: bytes) -> None:
 def test_too_many_pixels_are_refused_before_decoding() -> None:
     bomb = encoded(Image.new("1", (9000, 9000)))
     with pytest.raises(TooLargeError, match="expected at most 1000000"):
-        from_image(bomb, SPEC, max_pixels=1_000_000)
+        from_image(bomb, SPEC, limits=ImageLimits(1_000_000))
 
 
 def test_a_size_that_does_not_come_out_is_said() -> None:

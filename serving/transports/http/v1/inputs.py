@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import orjson
 from fastapi import Request
@@ -10,22 +13,25 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from sensai_serve.errors import RequestError
+from sensai_serve.images.formats import ImageLimits
 from sensai_serve.preprocess import Floats, InputSpec, from_image, normalise
 from serving.transports.http.asgi.types import Message, Receive
 from serving.v2.tensors import from_bytes, numbers, shown
 
 FP32 = "application/x-fp32"
 """Content type of raw values: little-endian FP32 in row-major order, not normalised."""
+_decoders = ThreadPoolExecutor(max(2, min(4, os.cpu_count() or 1)), thread_name_prefix="decoder")
+"""Threads that decode images, few because a large one takes hundreds of megabytes meanwhile."""
 
 
-async def from_body(request: Request, body: bytes, spec: InputSpec, max_pixels: int) -> Floats:
+async def from_body(request: Request, body: bytes, spec: InputSpec, limits: ImageLimits) -> Floats:
     """Decode a request's body according to its content type.
 
     Args:
         request: the request whose body has been read.
         body: that body.
         spec: the model's input.
-        max_pixels: the largest image, in pixels.
+        limits: what an image may be and cost.
 
     Returns:
         FP32 [1, *spec.shape], normalised.
@@ -38,15 +44,14 @@ async def from_body(request: Request, body: bytes, spec: InputSpec, max_pixels: 
         return from_json(body, spec)
     if kind == FP32:
         return from_numbers(body, spec)
-    return await from_picture(
-        await _uploaded(request, body) if kind == "multipart/form-data" else body, spec, max_pixels
-    )
+    return await from_picture(await _uploaded(request, body) if kind == "multipart/form-data" else body, spec, limits)
 
 
-async def from_picture(image: bytes, spec: InputSpec, max_pixels: int) -> Floats:
+async def from_picture(image: bytes, spec: InputSpec, limits: ImageLimits) -> Floats:
     """Decode an image file to FP32 [1, *spec.shape], normalised. Raises as `from_image`."""
     # Off the event loop: decoding a large photograph takes longer than many answers.
-    tensor = await asyncio.to_thread(from_image, image, spec, max_pixels=max_pixels)
+    decoded = partial(from_image, image, spec, limits=limits)
+    tensor = await asyncio.get_running_loop().run_in_executor(_decoders, decoded)
     return tensor.reshape(1, *spec.shape)
 
 

@@ -88,7 +88,7 @@ def router(plane: DataPlane) -> APIRouter:
         started = time.perf_counter()
         gateway = chosen(repository, model)
         body = await read_body(request.receive, dict(request.scope["headers"]), limits.body_bytes)
-        inputs = await from_body(request, body, gateway.manifest.input, limits.image_pixels)
+        inputs = await from_body(request, body, gateway.manifest.input, limits.images)
         work = answer(plane, gateway, inputs, wait, timeout_ms, started)
         prediction = await until_disconnected(work, request.receive)
         return Response(prediction.model_dump_json(), media_type="application/json")

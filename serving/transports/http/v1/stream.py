@@ -9,6 +9,7 @@ import orjson
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 
 from sensai_serve.errors import SensaiError
+from sensai_serve.images.formats import ImageLimits
 from sensai_serve.preprocess import Floats, InputSpec
 from serving.dataplane import DataPlane
 from serving.telemetry.logs import begin_request
@@ -78,7 +79,7 @@ async def _answer(
         started = time.perf_counter()
         try:
             gateway = chosen(plane.repository, model)  # looked up for each frame: a model may be replaced in between
-            inputs = await _inputs(frame, gateway.manifest.input, plane.limits.image_pixels)
+            inputs = await _inputs(frame, gateway.manifest.input, plane.limits.images)
             prediction = await answer(plane, gateway, inputs, wait, timeout_ms, started)
             reply, status = {"frame": number, **prediction.model_dump(mode="json")}, "200"
         except Exception as error:
@@ -91,7 +92,7 @@ async def _answer(
             return  # the client disconnected, as the reader sees too
 
 
-async def _inputs(frame: bytes | str, spec: InputSpec, max_pixels: int) -> Floats:
+async def _inputs(frame: bytes | str, spec: InputSpec, limits: ImageLimits) -> Floats:
     if isinstance(frame, str):
         return from_json(frame, spec)
-    return from_numbers(frame, spec) if spec.image is None else await from_picture(frame, spec, max_pixels)
+    return from_numbers(frame, spec) if spec.image is None else await from_picture(frame, spec, limits)

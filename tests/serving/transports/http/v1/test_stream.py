@@ -52,10 +52,9 @@ def test_every_frame_of_a_patient_client_is_answered(stream, tiny_bundle, frames
 
 
 def test_errors_come_among_the_answers(stream, frames) -> None:
-    assert ask(stream, b"no image") == {
-        "frame": 0,
-        "error": "image: not a known image format; expected a readable JPEG, PNG or other image file",
-    }
+    refused = ask(stream, b"no image")
+    assert refused["frame"] == 0
+    assert refused["error"].startswith("image: not a known image format; expected a readable JPEG, PNG")
     assert "not JSON" in ask(stream, "{")["error"]
     assert "label" in ask(stream, frames[0])
     assert "label" in ask(stream, json.dumps({"inputs": np.zeros((3, 8, 8)).tolist()}))

@@ -1,0 +1,76 @@
+"""A picture file to an upright Pillow image of 8 bits a channel, whatever the file holds."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+from sensai_serve.errors import ImageError, InputError, TooLargeError
+from sensai_serve.images.colours import as_mode
+from sensai_serve.images.formats import FORMATS, MAX_SIDE, ImageLimits, readable
+from sensai_serve.images.structure import MAX_METADATA, check_structure
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+def decode(source: bytes | bytearray | memoryview | Image, mode: str, limits: ImageLimits) -> Image:
+    """The first picture of a file, turned as its EXIF says.
+
+    Args:
+        source: the bytes of a file, or an image that Pillow opened, which is left as it was.
+        mode: ``RGB`` or ``L``.
+        limits: what is read, and what it may cost. All are held before pixels are decoded.
+
+    Raises:
+        ImageError: no picture of an allowed format, or a damaged one: whatever its decoder raises.
+        TooLargeError: more pixels than allowed, or structure that costs as much.
+    """
+    from PIL import ImageOps, UnidentifiedImageError
+
+    try:
+        if isinstance(source, bytes | bytearray | memoryview):
+            image = _open(bytes(source), limits)
+            _check_size(image, limits, len(source))
+            ImageOps.exif_transpose(image, in_place=True)
+        else:
+            _check_size(source, limits)
+            image, format_ = ImageOps.exif_transpose(source), source.format
+            image.format = format_
+        return as_mode(image, mode)
+    except InputError:
+        raise
+    except UnidentifiedImageError:
+        raise ImageError(f"image: not a known image format; {_expected(limits)}") from None
+    except Exception as error:  # decoders raise anything over a damaged file: KeyError, struct.error, RecursionError
+        raise ImageError(f"image: {_first_line(error)}; {_expected(limits)}") from None
+
+
+def _open(data: bytes, limits: ImageLimits) -> Image:
+    from PIL import Image as Pillow
+
+    check_structure(data, limits.pixels)
+    return Pillow.open(io.BytesIO(data), formats=[name for name in limits.formats if name in readable()])
+
+
+def _check_size(image: Image, limits: ImageLimits, file_bytes: int = 0) -> None:
+    cost = FORMATS[image.format].cost if image.format in FORMATS else 1
+    if cost > 1 and file_bytes * cost > limits.pixels:  # slow decoders take their time by the byte too
+        raise TooLargeError(f"image: {file_bytes} bytes, expected at most {limits.pixels // cost} of {image.format}")
+    if image.width * image.height * cost > limits.pixels:
+        of = f" of {image.format}" if cost > 1 else ""
+        raise TooLargeError(f"image: {image.width}x{image.height} pixels, expected at most {limits.pixels // cost}{of}")
+    if max(image.size) > MAX_SIDE:
+        raise TooLargeError(f"image: {image.width}x{image.height} pixels, expected at most {MAX_SIDE} a side")
+    if any(isinstance(value, bytes | str) and len(value) > 2 * MAX_METADATA for value in image.info.values()):
+        raise TooLargeError(f"image: more than {2 * MAX_METADATA} bytes of metadata")
+
+
+def _expected(limits: ImageLimits) -> str:
+    *names, last = [name for name in limits.formats if name in readable()] or ["image"]
+    return f"expected a readable {', '.join(names)}{' or ' if names else ''}{last} file"
+
+
+def _first_line(error: Exception) -> str:
+    text = (str(error).strip().splitlines() or [""])[0][:200]
+    return text if text and isinstance(error, OSError | ValueError) else "damaged, or of a kind that is not read"
