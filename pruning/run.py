@@ -3,7 +3,7 @@
 RUN/recipe.json             every option, and digests of the data and the weights: another recipe is refused
 RUN/task.json               labels, input, who covers what, and what the budget came to
 RUN/reference/              a network: network.json (what was cut, classes, head) and weights.safetensors
-RUN/answers/0.npy ...       the reference's answers to views of the training images (`pruning.pipeline.teacher`)
+RUN/teacher-logits/0.npy .. the reference's logits for views of the training images (`pruning.pipeline.teacher`)
 RUN/recovering/1/ ...       networks on the way to the next, where it is cut in steps (recovering-1/1/ to recovered-1/)
 RUN/recovered/              the compact network for all classes, where the recipe asks for one
 RUN/recovered-1/ ...        further ones, where it asks for several

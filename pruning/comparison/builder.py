@@ -13,12 +13,12 @@ from pruning.executors.local import execute
 from pruning.limits import enough_disk
 from pruning.pipeline.builder import network_task
 from pruning.pipeline.prune import check_cuts, prune_reference
-from pruning.pipeline.teacher import FOLDER, answer, take_over
-from pruning.planning.plan import Plan, groups_of
+from pruning.pipeline.teacher import FOLDER, compute_teacher_logits, reuse_teacher_logits
+from pruning.planning.plan import RunPlan, groups_of
 from pruning.planning.stages import recovered
 from pruning.progress import OnProgress
 from pruning.run import Run, finished
-from pruning.selection.choose import reference_base
+from pruning.selection.source import reference_source
 from sensai_serve import assignment, plugins
 from sensai_serve.bundle import atomic_directory
 
@@ -27,7 +27,7 @@ from sensai_serve.bundle import atomic_directory
 class PointBuilder:
     """Builds the networks of points, each point a run directory of its own."""
 
-    plan: Plan
+    plan: RunPlan
     """The plan of the recipe that all points have in common."""
     folder: Path
     """Holds one directory per point."""
@@ -42,9 +42,9 @@ class PointBuilder:
         smallest = min(every, key=lambda one: (one.amount, -one.workers))
         if not all(begun):
             plan = plans[smallest.name]
-            check_cuts(reference_base(plan, on_progress))
+            check_cuts(reference_source(plan, on_progress))
 
-    def plan_of(self, point: Point) -> Plan:
+    def plan_of(self, point: Point) -> RunPlan:
         """The point's own: same data, same reference."""
         recipe, dataset = point.recipe, self.plan.dataset
         groups = None
@@ -79,7 +79,7 @@ class PointBuilder:
             first = [run.folder(0)] if one.series == MONOLITH else _recoveries(one)
             for number, name in enumerate(first):
                 if not run.has(name) and (one.amount, shared, number) not in tasks:
-                    answer(self.plan_of(one), run.path / FOLDER, on_progress)
+                    compute_teacher_logits(self.plan_of(one), run.path / FOLDER, on_progress)
                     worker = None if shared else 0
                     tasks[one.amount, shared, number] = network_task(
                         run, self.plan.recipe.data, worker=worker, recovery=number, label=f"{one.name}:"
@@ -123,7 +123,7 @@ class PointBuilder:
             run = Run(path, plan.recipe, plan.digests, labels, spec, plan.assignment, plan.budget)
             run.create(plan.reference, plan.size)
         for other in others:
-            take_over(self.run_of(other) / FOLDER, path / FOLDER)
+            reuse_teacher_logits(self.run_of(other) / FOLDER, path / FOLDER)
         same = [o for o in others if (o.amount, o.recipe.recover_images) == (point.amount, point.recipe.recover_images)]
         for name in _recoveries(point):
             ready = next((there for o in same if finished(there := self.run_of(o) / name)), None)

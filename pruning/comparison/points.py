@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pruning.grouping import divisors
-from pruning.pipeline.teacher import MOST as MOST_VIEWS
+from pruning.pipeline.teacher import MAX_VIEWS
 from pruning.recipe import Recipe
 from sensai_serve.errors import InputError
 
@@ -112,7 +112,7 @@ def points(base: Recipe, n_classes: int, sweep: Sweep, n_train: int) -> list[Poi
     """
     found = []
     if base.views is None:  # by what does not change when sizes are added
-        base = replace(base, views=min(math.ceil(2 * sweep.passes / n_train), MOST_VIEWS))
+        base = replace(base, views=min(math.ceil(2 * sweep.passes / n_train), MAX_VIEWS))
     whole = round(sweep.share * sweep.passes)
     for amount in sweep.amounts:
         alone = replace(base, assignment="grouped", groups=1, grouping="random", redundancy=None, offsets=None,

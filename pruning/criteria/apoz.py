@@ -1,13 +1,14 @@
 """``apoz``: the average percentage of zeros after the activation function.
 
-Source: Hu et al., "Network Trimming: A Data-Driven Neuron Pruning Approach", 2016.
+Source: Hu et al., "Network Trimming: A Data-Driven Neuron Pruning Approach towards Efficient Deep Architectures", 2016,
+https://arxiv.org/abs/1607.03250.
 """
 
 from __future__ import annotations
 
-from pruning.criteria import Floats, Statistics, Thresholds
+from pruning.criteria import Floats, GroupEvidence, Thresholds
 
 
-def importance(statistics: Statistics, thresholds: Thresholds) -> Floats:
-    """One minus the fraction of zeros, in [0, 1]."""
-    return 1.0 - statistics.zeros
+def importance(evidence: GroupEvidence, thresholds: Thresholds) -> Floats:
+    """One minus the fraction of zeros, in [0, 1], of each channel [n_channels]."""
+    return evidence.over_activations(lambda statistics: 1.0 - statistics.zeros)

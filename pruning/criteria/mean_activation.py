@@ -1,15 +1,14 @@
 """``mean_activation``: the mean magnitude of a channel's activations.
 
-Source: Molchanov et al., "Pruning Convolutional Neural Networks for Resource Efficient Inference", 2017, section 2.2.
+Source: Molchanov et al., "Pruning Convolutional Neural Networks for Resource Efficient Inference", 2017, section 2.2,
+https://arxiv.org/abs/1611.06440.
 """
 
 from __future__ import annotations
 
-import numpy as np
-
-from pruning.criteria import Floats, Statistics, Thresholds
+from pruning.criteria import Floats, GroupEvidence, Thresholds, relative_to_mean
 
 
-def importance(statistics: Statistics, thresholds: Thresholds) -> Floats:
-    """Mean |activation|, relative to the layer's mean so that layers compare."""
-    return statistics.magnitude / max(float(statistics.magnitude.mean()), np.finfo(np.float64).tiny)
+def importance(evidence: GroupEvidence, thresholds: Thresholds) -> Floats:
+    """Mean |activation| of each channel [n_channels], relative to the layer's mean so that layers compare."""
+    return evidence.over_activations(lambda statistics: relative_to_mean(statistics.magnitude))

@@ -5,47 +5,40 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch_pruning as tp
 from torch import nn
 
-from pruning.criteria import Floats
+from pruning.criteria import Floats, Member
 from pruning.cutting.graph import dependency_graph, example, first_line, watching
 from pruning.cutting.profile import PRUNABLE
 from sensai_serve.errors import ModelError
 
 Cut = Mapping[str, tuple[int, ...]]
-"""For each unit, by its name: the output channels of that layer that stay, ascending."""
-BLOCKS = (1, 2, 3, 4, 6, 8, 12, 16)
-"""Numbers of equal parts, attention heads mostly, that channels are tried to be cut in."""
+"""For each channel group, by its name: the output channels of that layer that stay, ascending."""
+PART_COUNTS = (1, 2, 3, 4, 6, 8, 12, 16)
+"""Numbers of equal parts, attention heads mostly, that are tried for a group."""
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm)
 
 
 @dataclass(frozen=True)
-class Link:
-    """Which channels of a layer are a unit's."""
-
-    layer: str
-    at: npt.NDArray[np.int64]
-    """Positions among the layer's channels."""
-    source: npt.NDArray[np.int64]
-    """The unit's channel at each."""
-
-
-@dataclass(frozen=True)
-class Unit:
-    """Channels of several layers that come and go together, named after one of the layers that make them."""
+class ChannelGroup:
+    """Channels of several layers that can only be cut together, named after one of the layers that make them."""
 
     layer: str
     channels: int
-    blocks: int
-    """Equal parts that lose the same channels: groups of a convolution, heads of an attention. Else 1."""
-    writers: tuple[Link, ...]
-    """Layers that make the channels: links to their output channels."""
-    readers: tuple[Link, ...]
-    """Layers that are fed by the channels: links to their input channels."""
+    """Number of channels."""
+    parts: int
+    """Equal parts that lose the same channels: the groups of a convolution, the heads of an attention. Else 1."""
+    producers: tuple[Member, ...]
+    """Layers that make the channels, and which of their output channels these are."""
+    consumers: tuple[Member, ...]
+    """Layers that read the channels, and which of their input channels these are."""
+    norms: tuple[Member, ...] = ()
+    """Batch and layer normalisations that scale the channels."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +49,12 @@ class Size:
     parameters: int
 
 
-def find_units(model: nn.Module, input_shape: Sequence[int]) -> list[Unit]:
-    """All sets of coupled channels of `model`, the output layer's own excepted.
+def find_channel_groups(model: nn.Module, input_shape: Sequence[int]) -> list[ChannelGroup]:
+    """All groups of coupled channels of `model`, except the output layer's own.
+
+    Args:
+        model: inputs [N, *input_shape] to logits.
+        input_shape: shape of one input, without the batch axis.
 
     Raises:
         ModelError: torch-pruning cannot follow the network, or there is nothing to cut.
@@ -65,36 +62,49 @@ def find_units(model: nn.Module, input_shape: Sequence[int]) -> list[Unit]:
     graph = dependency_graph(model, input_shape)
     names = {module: name for name, module in model.named_modules()}
     output = model.get_submodule(output_layer(model, input_shape))
-    units = []
-    for group in graph.get_all_groups(ignored_layers=[output], root_module_types=PRUNABLE):
-        root = group[0].dep.target.module
-        writers, readers, blocks = [], [], 1
-        for item in group:
+    groups = []
+    for dependencies in graph.get_all_groups(ignored_layers=[output], root_module_types=PRUNABLE):
+        root = dependencies[0].dep.target.module
+        producers, consumers, norms, parts = [], [], [], 1
+        for item in dependencies:
             module = item.dep.target.module
+            if isinstance(module, NORMS) and None not in item.root_idxs:
+                norms.append(_member(names[module], item))
             if not isinstance(module, PRUNABLE):
                 continue
-            n_groups = getattr(module, "groups", 1)
-            depthwise = n_groups > 1 and n_groups == module.out_channels == module.in_channels
-            if n_groups > 1 and not depthwise:
-                blocks = max(blocks, n_groups)
-            link = Link(names[module], np.asarray(item.idxs, np.int64), np.asarray(item.root_idxs, np.int64))
+            depthwise = is_depthwise(module)
+            if not depthwise:
+                parts = max(parts, getattr(module, "groups", 1))
+            member = _member(names[module], item)
             if depthwise or graph.is_in_channel_pruning_fn(item.dep.handler):
-                readers.append(link)
+                consumers.append(member)
             if depthwise or graph.is_out_channel_pruning_fn(item.dep.handler):
-                writers.append(link)
-        if readers:
-            units.append(Unit(names[root], len(group[0].idxs), blocks, tuple(writers), tuple(readers)))
-    if not units:
+                producers.append(member)
+        if consumers:
+            channels = len(dependencies[0].idxs)
+            groups.append(ChannelGroup(names[root], channels, parts, tuple(producers), tuple(consumers), tuple(norms)))
+    if not groups:
         raise ModelError(
             f"model: torch-pruning finds no channels in {type(model).__name__} that could be cut, expected layers that "
             f"gradients pass: it sees none before {names[output]}"
         )
     order = list(names.values())
-    return _cuttable(model, sorted(units, key=lambda unit: order.index(unit.layer)), input_shape)
+    return _cuttable(model, sorted(groups, key=lambda group: order.index(group.layer)), input_shape)
 
 
-def _cuttable(model: nn.Module, units: list[Unit], input_shape: Sequence[int]) -> list[Unit]:
-    """Those of `units` that the network still runs without some channels of, in blocks of as many as it needs.
+def is_depthwise(layer: nn.Module) -> bool:
+    """Whether a layer is a depthwise convolution: each output channel is made from one input channel of its own."""
+    groups = getattr(layer, "groups", 1)
+    return groups > 1 and groups == layer.out_channels == layer.in_channels
+
+
+def _member(layer: str, item: Any) -> Member:
+    """What torch-pruning says of one layer in a group, an entry of its `Group`."""
+    return Member(layer, np.asarray(item.idxs, np.int64), np.asarray(item.root_idxs, np.int64))
+
+
+def _cuttable(model: nn.Module, groups: list[ChannelGroup], input_shape: Sequence[int]) -> list[ChannelGroup]:
+    """Those of `groups` that the network still runs without some channels of, in blocks of as many as it needs.
 
     What a network reshapes to sizes that are written in its code cannot be cut, or, as the heads of an attention, only
     by the same number in each of some equal parts. The graph does not show that, a trial does: on shapes alone, without
@@ -105,57 +115,57 @@ def _cuttable(model: nn.Module, units: list[Unit], input_shape: Sequence[int]) -
         bare.eval()(example(bare, input_shape))
     except Exception:  # a network that makes tensors of its own needs numbers after all
         bare = model
-    if not _trial(bare, units, input_shape):
-        return units
+    if not _trial(bare, groups, input_shape):
+        return groups
     for alike in (True, False):  # first one for all that look the same, as the blocks of a transformer do
-        blocks, reason = _blocks_of(bare, units, input_shape, alike=alike)
-        found = [replace(unit, blocks=n) for unit, n in zip(units, blocks, strict=True) if n]
+        parts, reason = _parts_of(bare, groups, input_shape, alike=alike)
+        found = [replace(group, parts=n) for group, n in zip(groups, parts, strict=True) if n]
         if found and not (reason := _trial(bare, found, input_shape)):
             return found
     raise ModelError(f"model: no channels of {type(model).__name__} can be cut: {reason}")
 
 
-def _blocks_of(
-    bare: nn.Module, units: Sequence[Unit], input_shape: Sequence[int], *, alike: bool
+def _parts_of(
+    bare: nn.Module, groups: Sequence[ChannelGroup], input_shape: Sequence[int], *, alike: bool
 ) -> tuple[list[int], str]:
-    """In how many equal parts each unit can be cut, 0 where it cannot, and the first reason for which one cannot."""
-    keys = [_looks(bare, unit) if alike else unit.layer for unit in units]
+    """In how many equal parts each group can be cut, 0 where it cannot, and the first reason for which one cannot."""
+    keys = [_looks(bare, group) if alike else group.layer for group in groups]
     known: dict[Hashable, int] = {}
     reason = ""
-    for unit, key in zip(units, keys, strict=True):
-        for factor in () if key in known else BLOCKS:
-            if unit.channels % (unit.blocks * factor) == 0:
-                failure = _trial(bare, [replace(unit, blocks=unit.blocks * factor)], input_shape)
+    for group, key in zip(groups, keys, strict=True):
+        for factor in () if key in known else PART_COUNTS:
+            if group.channels % (group.parts * factor) == 0:
+                failure = _trial(bare, [replace(group, parts=group.parts * factor)], input_shape)
                 reason = reason or failure
                 if not failure:
-                    known[key] = unit.blocks * factor
+                    known[key] = group.parts * factor
                     break
         known.setdefault(key, 0)
     return [known[key] for key in keys], reason
 
 
-def _looks(bare: nn.Module, unit: Unit) -> Hashable:
-    layers = [link.layer for link in (*unit.writers, *unit.readers)]
+def _looks(bare: nn.Module, group: ChannelGroup) -> Hashable:
+    layers = [member.layer for member in (*group.producers, *group.consumers)]
     shapes = [tuple(weight.shape) for name in layers for weight in bare.get_submodule(name).parameters()]
-    return unit.channels, unit.blocks, tuple(shapes)
+    return group.channels, group.parts, tuple(shapes)
 
 
-def _trial(bare: nn.Module, units: Sequence[Unit], input_shape: Sequence[int]) -> str:
-    """Why the network does not run without the first channel of each block of `units`; empty if it does."""
+def _trial(bare: nn.Module, groups: Sequence[ChannelGroup], input_shape: Sequence[int]) -> str:
+    """Why the network does not run without the first channel of each block of `groups`; empty if it does."""
     cut = {}
-    for unit in units:
-        channels = np.arange(unit.channels)
-        kept = channels[channels % (unit.channels // unit.blocks) > 0]
+    for group in groups:
+        channels = np.arange(group.channels)
+        kept = channels[channels % (group.channels // group.parts) > 0]
         if len(kept):
-            cut[unit.layer] = tuple(map(int, kept))
+            cut[group.layer] = tuple(map(int, kept))
     n_outputs = bare.eval()(example(bare, input_shape)).shape
     small = apply_cut(bare, cut, input_shape)
     with watching(small) as running:
         try:
             shape = small(example(small, input_shape)).shape
         except Exception as error:  # whatever code makes of a size that it does not expect
-            return f"{running()} does not run without some of what {units[0].layer} makes ({first_line(error)})"
-    return "" if shape == n_outputs else f"without some of what {units[0].layer} makes there are other outputs"
+            return f"{running()} does not run without some of what {groups[0].layer} makes ({first_line(error)})"
+    return "" if shape == n_outputs else f"without some of what {groups[0].layer} makes there are other outputs"
 
 
 def output_layer(model: nn.Module, input_shape: Sequence[int]) -> str:
@@ -181,34 +191,20 @@ def output_layer(model: nn.Module, input_shape: Sequence[int]) -> str:
     return ran[-1]
 
 
-def unit_importance(unit: Unit, by_layer: Callable[[str], Floats]) -> Floats:
-    """Importance of a unit's channels: the mean over the layers they feed (and over the positions of one channel).
-
-    Args:
-        unit: the coupled channels.
-        by_layer: importance [input channels] of a layer.
-
-    Returns:
-        [unit.channels].
-    """
-    rows = []
-    for link in unit.readers:
-        count = np.bincount(link.source, minlength=unit.channels)
-        total = np.bincount(link.source, by_layer(link.layer)[link.at], minlength=unit.channels)
-        rows.append(total / np.maximum(count, 1))
-    importance = np.mean(rows, axis=0)
-    if unit.blocks > 1:
-        importance = np.tile(importance.reshape(unit.blocks, -1).mean(axis=0), unit.blocks)
-    return np.asarray(importance, np.float64)
+def alike_in_parts(group: ChannelGroup, importance: Floats) -> Floats:
+    """Importance [group.channels], each channel's replaced by the mean over the group's parts, which lose the same."""
+    if group.parts == 1:
+        return importance
+    return np.tile(importance.reshape(group.parts, -1).mean(axis=0), group.parts)
 
 
-def kept_outputs(units: Sequence[Unit], cut: Cut) -> dict[str, list[int]]:
-    """For every layer that makes channels of a unit, the positions of the output channels that stay, ascending."""
+def kept_outputs(groups: Sequence[ChannelGroup], cut: Cut) -> dict[str, list[int]]:
+    """For every layer that makes channels of a group, the positions of the output channels that stay, ascending."""
     kept: dict[str, list[int]] = {}
-    for unit in units:
-        for link in unit.writers:
-            stays = link.at[np.isin(link.source, cut[unit.layer])]
-            kept[link.layer] = sorted({*kept.get(link.layer, ()), *map(int, stays)})
+    for group in groups:
+        for member in group.producers:
+            stays = member.positions[np.isin(member.channels, cut[group.layer])]
+            kept[member.layer] = sorted({*kept.get(member.layer, ()), *map(int, stays)})
     return kept
 
 
@@ -239,7 +235,7 @@ def compose(first: Mapping[str, Sequence[int]], second: Cut) -> Cut:
 
     Args:
         first: by layer, at least those of `second` that lost outputs: a cut, or its `kept_outputs`.
-        second: of all units that are left.
+        second: of all groups that are left.
     """
     return {name: tuple(first[name][i] for i in kept) if name in first else kept for name, kept in second.items()}
 

@@ -1,4 +1,4 @@
-"""How many channels go: the least important share of every unit, all below a threshold, or what a budget asks for."""
+"""How many channels are cut: a fraction of every group, all below a threshold, or what a budget asks for."""
 
 from __future__ import annotations
 
@@ -9,67 +9,75 @@ import numpy as np
 import numpy.typing as npt
 
 from pruning.criteria import Floats
-from pruning.cutting.channels import Cut, Unit
+from pruning.cutting.channels import ChannelGroup, Cut
 from sensai_serve.errors import ModelError
 
 
-def cut_share(units: Sequence[Unit], importance: Mapping[str, Floats], share: float, *, multiple: int = 1) -> Cut:
-    """Cut the least important `share` (0 to below 1) of the channels of every unit.
+def cut_to_ratio(
+    groups: Sequence[ChannelGroup], importance: Mapping[str, Floats], ratio: float, *, multiple: int = 1
+) -> Cut:
+    """Cut the least important channels of every group.
 
     Args:
-        units: of the network.
-        importance: of each unit's channels.
-        share: of every unit's channels.
-        multiple: of channels that stay, in units that have that many: rounded down, but at least one.
+        groups: the network's channel groups.
+        importance: importance [channels] of each group's channels, by the group's name.
+        ratio: fraction of every group's channels to cut (the pruning ratio), 0 to below 1.
+        multiple: the number of channels that stay is rounded down to a multiple of this, but to at least one, in groups
+            that have as many.
 
     Raises:
         ModelError: a layer would lose all its channels.
     """
     kept = {}
-    for unit in units:
-        per_block = unit.channels // unit.blocks
-        keep = per_block - round(per_block * share)
+    for group in groups:
+        per_part = group.channels // group.parts
+        keep = per_part - round(per_part * ratio)
         if keep < 1:
             raise ModelError(
-                f"cut: layer {unit.layer} would lose all {unit.channels} channels at a share of {share:.3g}, "
+                f"cut: layer {group.layer} would lose all {group.channels} channels at a pruning ratio of {ratio:.3g}, "
                 "expected a smaller cut"
             )
-        if keep < per_block >= multiple:
+        if keep < per_part >= multiple:
             keep = max(keep // multiple, 1) * multiple  # down: two cuts in a row then leave no more than one
-        order = np.argsort(-importance[unit.layer][:per_block], kind="stable")[:keep]
-        kept[unit.layer] = _spread(np.sort(order), unit)
+        order = np.argsort(-importance[group.layer][:per_part], kind="stable")[:keep]
+        kept[group.layer] = _in_all_parts(np.sort(order), group)
     return kept
 
 
-def cut_below(units: Sequence[Unit], importance: Mapping[str, Floats], threshold: float) -> Cut:
+def cut_below_threshold(groups: Sequence[ChannelGroup], importance: Mapping[str, Floats], threshold: float) -> Cut:
     """Cut every channel whose importance is below `threshold`.
+
+    Args:
+        groups: the network's channel groups.
+        importance: importance [channels] of each group's channels, by the group's name.
+        threshold: the least importance that stays.
 
     Raises:
         ModelError: a layer would lose all its channels.
     """
     kept = {}
-    for unit in units:
-        keep = np.flatnonzero(importance[unit.layer][: unit.channels // unit.blocks] >= threshold)
+    for group in groups:
+        keep = np.flatnonzero(importance[group.layer][: group.channels // group.parts] >= threshold)
         if not len(keep):
             raise ModelError(
-                f"cut: layer {unit.layer} would lose all {unit.channels} channels, none has an importance of "
-                f"{threshold:.3g} (its highest is {importance[unit.layer].max():.3g}), expected a lower threshold"
+                f"cut: layer {group.layer} would lose all {group.channels} channels, none has an importance of "
+                f"{threshold:.3g} (its highest is {importance[group.layer].max():.3g}), expected a lower threshold"
             )
-        kept[unit.layer] = _spread(keep, unit)
+        kept[group.layer] = _in_all_parts(keep, group)
     return kept
 
 
-def search_share(
+def search_ratio(
     size_at: Callable[[float], float], budget: float, *, steps: int = 12, at_least: float = 0.0, unit: str = "MACs"
 ) -> float:
-    """The smallest share to cut whose network is within `budget`, by bisection.
+    """The smallest pruning ratio whose network is within `budget`, by bisection.
 
     Args:
-        size_at: size (MACs, parameters, microseconds) of the network with that share of channels cut.
-        budget: the most that is allowed.
+        size_at: size (MACs, parameters, microseconds) of the network with that fraction of every group's channels cut.
+        budget: the largest size that is allowed.
         steps: halvings of the interval.
-        at_least: the smallest share to look at.
-        unit: of the size.
+        at_least: the smallest ratio to look at.
+        unit: what sizes are counted in, for the message.
 
     Raises:
         ModelError: even the largest cut is above the budget; says the smallest size that can be reached.
@@ -77,9 +85,9 @@ def search_share(
     if (smallest := size_at(at_least)) <= budget:
         return at_least
     low, high = at_least, at_least
-    for share in (numerator / 32 for numerator in range(31, 0, -1) if numerator / 32 > at_least):
+    for ratio in (numerator / 32 for numerator in range(31, 0, -1) if numerator / 32 > at_least):
         with suppress(ModelError):  # a layer would vanish
-            high, smallest = share, size_at(share)
+            high, smallest = ratio, size_at(ratio)
             break
     if smallest > budget:
         raise ModelError(
@@ -91,6 +99,7 @@ def search_share(
     return high
 
 
-def _spread(kept: npt.NDArray[np.int64], unit: Unit) -> tuple[int, ...]:
-    per_block = unit.channels // unit.blocks
-    return tuple(int(block * per_block + i) for block in range(unit.blocks) for i in kept)
+def _in_all_parts(kept: npt.NDArray[np.int64], group: ChannelGroup) -> tuple[int, ...]:
+    """Channels that stay in the first part of a group, as channels of the group: the same in every part."""
+    per_part = group.channels // group.parts
+    return tuple(int(part * per_part + i) for part in range(group.parts) for i in kept)

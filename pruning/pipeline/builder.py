@@ -13,12 +13,12 @@ from pruning.data import absolute
 from pruning.executors import ExecutorTask, Slot
 from pruning.limits import enough_memory
 from pruning.pipeline.subnet import make_network
-from pruning.pipeline.teacher import FOLDER, Answers, open_answers
-from pruning.planning.plan import Plan, plan_of
+from pruning.pipeline.teacher import FOLDER, TeacherLogits, open_teacher_logits
+from pruning.planning.plan import RunPlan, plan_of
 from pruning.planning.stages import Stage, origin, recovered, recovery_images, rounds, specialisation
 from pruning.progress import OnProgress
 from pruning.run import REFERENCE, Run
-from pruning.selection.choose import Base, reference_base
+from pruning.selection.source import SourceNetwork, reference_source
 from pruning.training.loop import require_device
 from pruning.training.snapshot import Snapshot
 
@@ -74,16 +74,16 @@ def build_network(
 class NetworkBuilder:
     """Builds networks of one run. What they are cut from, its profiles and its logits are loaded or taken once."""
 
-    plan: Plan
+    plan: RunPlan
     run: Run
     on_progress: OnProgress
-    reference: Base
-    _recovered: dict[str, Base] = field(default_factory=dict)
+    reference: SourceNetwork
+    _recovered: dict[str, SourceNetwork] = field(default_factory=dict)
 
     @cached_property
-    def answers(self) -> Answers | None:
+    def teacher_logits(self) -> TeacherLogits | None:
         """The reference's, to what networks are trained on; None: it is asked in every step."""
-        return open_answers(self.plan, self.run.path / FOLDER)
+        return open_teacher_logits(self.plan, self.run.path / FOLDER)
 
     def recover(self, number: int) -> None:
         """Build the compact network of that number, in as many steps as the recipe says.
@@ -112,17 +112,17 @@ class NetworkBuilder:
         snapshot = Snapshot(unfinished, {"name": name})  # the run knows the recipe
         if not self.run.has(name):
             with enough_memory(stage.name, self.plan.device):
-                self.run.save(name, *make_network(self._base(before), self.answers, stage, snapshot))
+                self.run.save(name, *make_network(self._source(before), self.teacher_logits, stage, snapshot))
         snapshot.clear()  # also where the process ended just after the network was written
 
-    def _base(self, name: str) -> Base:
+    def _source(self, name: str) -> SourceNetwork:
         """Read back even where it was just made: a resumed run must go on from the same numbers."""
         if name == REFERENCE:
             return self.reference
         if name not in self._recovered:
             made, network = self.run.network(name), self.run.load(name).network.to(self.plan.device)
-            base = Base(self.plan, network, made.cut, made.removed, self.on_progress, self.reference)
-            self._recovered[name] = base
+            source = SourceNetwork(self.plan, network, made.cut, made.removed, self.on_progress, self.reference)
+            self._recovered[name] = source
         return self._recovered[name]
 
 
@@ -135,7 +135,7 @@ def _open(path: str, data: str, label: str, slot: Slot, on_progress: OnProgress)
     run = dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, data=data))
     plan = plan_of(run, device=slot.device, threads=slot.threads)
     labelled = partial(_with_label, on_progress, label) if label else on_progress
-    return NetworkBuilder(plan, run, labelled, reference_base(plan, labelled))
+    return NetworkBuilder(plan, run, labelled, reference_source(plan, labelled))
 
 
 def _with_label(on_progress: OnProgress, label: str, stage: str, done: int, total: int) -> None:

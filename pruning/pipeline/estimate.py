@@ -18,12 +18,12 @@ from pruning.executors import Slot
 from pruning.heads import replace_output
 from pruning.limits import enough_memory
 from pruning.pipeline.subnet import cut_network, distillation
-from pruning.pipeline.teacher import BATCH, STAGE, Answers, asking, views_of
-from pruning.planning.plan import Plan
+from pruning.pipeline.teacher import BATCH, STAGE, TeacherLogits, make_teacher, views_of
+from pruning.planning.plan import RunPlan
 from pruning.planning.stages import Stage, recoveries_of, rounds, specialisation
 from pruning.progress import OnProgress, silent
-from pruning.selection.choose import Base, reference_base
 from pruning.selection.latency import Latency, meet_budget
+from pruning.selection.source import SourceNetwork, reference_source
 from pruning.training.augment import Views
 from pruning.training.loop import fit, threads_for
 from sensai_serve import plugins
@@ -51,7 +51,7 @@ class Estimate:
 
 
 def estimate(
-    plan: Plan, slots: Sequence[Slot] = (), *, latency: Latency | None = None, on_progress: OnProgress = silent
+    plan: RunPlan, slots: Sequence[Slot] = (), *, latency: Latency | None = None, on_progress: OnProgress = silent
 ) -> Estimate:
     """Cut every worker's network and train a few steps of the first; nothing is kept.
 
@@ -66,17 +66,17 @@ def estimate(
         WorkError: memory ran out.
     """
     plan = meet_budget(plan, latency, on_progress)
-    base = reference_base(plan, on_progress)
+    source = reference_source(plan, on_progress)
     workers = [whole(plan, worker) for worker in range(plan.assignment.n_workers)]
-    sizes = tuple(measure(cut_network(base, stage)[0], plan.shape) for stage in workers)
+    sizes = tuple(measure(cut_network(source, stage)[0], plan.shape) for stage in workers)
     jobs = max(1, len(slots))
-    seconds = math.ceil(len(workers) / jobs) * _seconds(base, workers[0], slots[0] if slots else HERE)
+    seconds = math.ceil(len(workers) / jobs) * _seconds(source, workers[0], slots[0] if slots else HERE)
     kept = [plan.size.parameters, *(size.parameters for size in sizes)]
     if recoveries := recoveries_of(plan):
         alone = recoveries == 1 or not slots  # more are made where workers are
         for stage in _from_the_reference(plan):
-            kept += recoveries * [measure(cut_network(base, stage)[0], plan.shape).parameters]
-            seconds += math.ceil(recoveries / jobs) * _seconds(base, stage, HERE if alone else slots[0])
+            kept += recoveries * [measure(cut_network(source, stage)[0], plan.shape).parameters]
+            seconds += math.ceil(recoveries / jobs) * _seconds(source, stage, HERE if alone else slots[0])
     answers = 0
     if (views := views_of(plan)) is not None:
         with enough_memory(STAGE, plan.device):
@@ -85,12 +85,12 @@ def estimate(
     return Estimate(sizes, seconds, answers + BYTES * (sum(kept) + jobs * SNAPSHOT * max(kept[1:])))
 
 
-def whole(plan: Plan, worker: int) -> Stage:
+def whole(plan: RunPlan, worker: int) -> Stage:
     """A worker's network as if it were cut from the reference at once."""
     return replace(specialisation(plan, worker), amount=plan.budget.amount)
 
 
-def _from_the_reference(plan: Plan) -> list[Stage]:
+def _from_the_reference(plan: RunPlan) -> list[Stage]:
     """The steps of a recovery, each as if it were cut from the reference at once."""
     stages = [stage for _, stage in rounds(plan)]
     if plan.budget.target != "channels":
@@ -99,17 +99,17 @@ def _from_the_reference(plan: Plan) -> list[Stage]:
     return [replace(stage, amount=1 - part) for stage, part in zip(stages, left, strict=True)]
 
 
-def _no_answers(plan: Plan) -> Answers | None:
+def _no_logits(plan: RunPlan) -> TeacherLogits | None:
     """What stands for the reference's answers while there are none: they take as long to look up."""
     views = views_of(plan)
     if views is None:
         return None
     nothing = np.broadcast_to(np.float16(0), (len(plan.train), plan.dataset.n_classes))
-    return Answers(views, views.count * (nothing,), plan.train)
+    return TeacherLogits(views, views.count * (nothing,), plan.train)
 
 
-def _seconds_to_answer(plan: Plan, views: Views) -> float:
-    ask, x = asking(plan), torch.zeros(BATCH, *plan.shape, device=plan.device)
+def _seconds_to_answer(plan: RunPlan, views: Views) -> float:
+    ask, x = make_teacher(plan), torch.zeros(BATCH, *plan.shape, device=plan.device)
     at = [time.perf_counter()]
     for _ in range(3):
         float(ask(x).sum())  # a number on the host: a GPU has to be through with it
@@ -117,11 +117,11 @@ def _seconds_to_answer(plan: Plan, views: Views) -> float:
     return float(np.median(np.diff(at))) * views.count * len(plan.train) / BATCH
 
 
-def _seconds(base: Base, stage: Stage, slot: Slot) -> float:
-    plan, head = base.plan, heads.find(stage.head)
-    answers = _no_answers(plan)
-    network = cut_network(base, stage)[0]
-    replace_output(network, output_layer(base.network, plan.shape), head, stage.classes)
+def _seconds(source: SourceNetwork, stage: Stage, slot: Slot) -> float:
+    plan, head = source.plan, heads.find(stage.head)
+    teacher_logits = _no_logits(plan)
+    network = cut_network(source, stage)[0]
+    replace_output(network, output_layer(source.network, plan.shape), head, stage.classes)
     network.requires_grad_(True)
     pays = threads_for(network, measure(network, plan.shape).macs)
     batches = plugins.find("pruning.sampling", stage.sampling, "batches")
@@ -139,11 +139,11 @@ def _seconds(base: Base, stage: Stage, slot: Slot) -> float:
             batches=batches(
                 plan.dataset.y, plan.train, stage.classes, stage.schedule.batch, np.random.default_rng(stage.seed)
             ),
-            loss=distillation(plan, head, stage.classes, answers),
+            loss=distillation(plan, head, stage.classes, teacher_logits),
             schedule=replace(stage.schedule, images=BURST * stage.schedule.batch),
             seed=stage.seed,
             precision=plan.recipe.precision,
-            views=None if answers is None else answers.views,
+            views=None if teacher_logits is None else teacher_logits.views,
             threads=slot.threads or plan.threads or min(pays, slot.cores or pays),
             on_step=note,
         )

@@ -10,20 +10,21 @@ from pruning import heads
 from pruning.executors import Execute, Slot
 from pruning.limits import enough_memory
 from pruning.pipeline.builder import NetworkBuilder, network_task
-from pruning.pipeline.teacher import FOLDER, answer
-from pruning.planning.plan import Plan
+from pruning.pipeline.teacher import FOLDER, compute_teacher_logits
+from pruning.planning.plan import RunPlan
 from pruning.planning.stages import recovered, recoveries_of, recovery, recovery_images, specialisation
 from pruning.progress import OnProgress, silent
 from pruning.run import Run
-from pruning.selection.choose import Base, choose_cut, reference_base
+from pruning.selection.choose import choose_cut
 from pruning.selection.latency import Latency, meet_budget
+from pruning.selection.source import SourceNetwork, reference_source
 from pruning.training.loop import infer
 from sensai_serve import plugins
 from sensai_serve.merge import MergePlan
 
 
 def prune_reference(
-    plan: Plan,
+    plan: RunPlan,
     out: str | Path,
     *,
     slots: Sequence[Slot] = (),
@@ -50,7 +51,7 @@ def prune_reference(
     execute: Execute = plugins.find("pruning.executors", executor, "execute")
     run = Run.resume(out, plan.recipe, plan.digests)
     plan = meet_budget(plan, latency, on_progress) if run is None else replace(plan, budget=run.budget)
-    reference = reference_base(plan, on_progress)
+    reference = reference_source(plan, on_progress)
     if run is None:
         with enough_memory("profile", plan.device):
             check_cuts(reference)
@@ -60,7 +61,7 @@ def prune_reference(
     recoveries = [number for number in range(recoveries_of(plan)) if not run.has(recovered(number))]
     workers = [worker for worker in range(run.assignment.n_workers) if not run.has(run.folder(worker))]
     if recoveries or workers:
-        answer(plan, run.path / FOLDER, on_progress)
+        compute_teacher_logits(plan, run.path / FOLDER, on_progress)
     builder, data = NetworkBuilder(plan, run, on_progress, reference), plan.recipe.data
     elsewhere = len(slots) > 1 or (slots and executor != "local")
     if elsewhere and recoveries_of(plan) > 1:  # also the last one of an unfinished run: where it was begun
@@ -76,21 +77,21 @@ def prune_reference(
     return run
 
 
-def check_cuts(base: Base) -> None:
+def check_cuts(source: SourceNetwork) -> None:
     """Raise what would be wrong with a cut of the reference before anything is written."""
-    plan = base.plan
+    plan = source.plan
     workers = [specialisation(plan, worker) for worker in range(plan.assignment.n_workers)]
     for stage in [recovery(plan)] if recovery_images(plan) else workers:
-        choose_cut(base, stage.amount, stage.depth, stage.classes)
+        choose_cut(source, stage.amount, stage.depth, stage.classes)
     if plan.budget.recover_amount is not None and plan.budget.target in ("macs", "parameters"):
         # Of the reference, for there is nothing else yet: what cannot be met now cannot be later.
-        choose_cut(base, plan.budget.amount, plan.recipe.depth, workers[0].classes)
+        choose_cut(source, plan.budget.amount, plan.recipe.depth, workers[0].classes)
     for stage in workers:
         heads.find(stage.head)
         plugins.find("pruning.sampling", stage.sampling, "batches")
 
 
-def validation_accuracy(plan: Plan, run: Run) -> float:
+def validation_accuracy(plan: RunPlan, run: Run) -> float:
     """Accuracy of the merged answer on the validation part, from the scores each worker kept."""
     collector = MergePlan(run.assignment, "majority", 0.5).collect(len(plan.validation), "all")
     for worker in range(run.assignment.n_workers):
@@ -98,7 +99,7 @@ def validation_accuracy(plan: Plan, run: Run) -> float:
     return float((collector.answer().class_id == plan.dataset.y[plan.validation]).mean())
 
 
-def reference_accuracy(plan: Plan) -> float:
+def reference_accuracy(plan: RunPlan) -> float:
     """Accuracy of the reference on the validation part; optimistic where its weights have seen all training images."""
     logits = infer(plan.reference, plan.dataset, plan.dataset.x[plan.validation])
     return float((logits.argmax(axis=1) == plan.dataset.y[plan.validation]).mean())

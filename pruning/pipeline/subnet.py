@@ -15,11 +15,12 @@ from pruning import heads
 from pruning.cutting.channels import Cut, apply_cut, compose, kept_outputs, measure, output_layer
 from pruning.cutting.reconstruct import reconstruct
 from pruning.heads import Head, Subnet, replace_output
-from pruning.pipeline.teacher import Answers, asking
-from pruning.planning.plan import Plan
+from pruning.pipeline.teacher import TeacherLogits, make_teacher
+from pruning.planning.plan import RunPlan
 from pruning.planning.stages import Stage
 from pruning.run import Network
-from pruning.selection.choose import Base, Trimmed, choose_cut
+from pruning.selection.choose import choose_cut
+from pruning.selection.source import SourceNetwork, Trimmed
 from pruning.training.calibrate import fit_scale, fold_scale
 from pruning.training.loop import Batch, Loss, fit, infer, threads_for
 from pruning.training.snapshot import Snapshot
@@ -31,13 +32,13 @@ CERTAIN = 50.0
 
 
 def make_network(
-    base: Base, answers: Answers | None, stage: Stage, snapshot: Snapshot
+    source: SourceNetwork, teacher_logits: TeacherLogits | None, stage: Stage, snapshot: Snapshot
 ) -> tuple[Network, nn.Module, Floats]:
     """Cut a network for some classes out of `base`, reconstruct what its layers made, give it a head, and retrain it.
 
     Args:
-        base: what it is cut out of.
-        answers: of the reference, to what it is trained on; None: it is asked in every step.
+        source: what it is cut out of.
+        teacher_logits: the reference's logits for what it is trained on; None: computed in every step.
         stage: what it is for.
         snapshot: where its retraining is kept while it is unfinished.
 
@@ -47,31 +48,31 @@ def make_network(
     Returns:
         How to rebuild it, the network, and its scores [V, k] of the validation part.
     """
-    plan, dataset, head = base.plan, base.plan.dataset, heads.find(stage.head)
-    network, trimmed, cut = cut_network(base, stage)
+    plan, dataset, head = source.plan, source.plan.dataset, heads.find(stage.head)
+    network, trimmed, cut = cut_network(source, stage)
     batches = plugins.find("pruning.sampling", stage.sampling, "batches")(
         dataset.y, plan.train, stage.classes, stage.schedule.batch, np.random.default_rng(stage.seed)
     )
-    smaller = trimmed.removed or any(len(cut[unit.layer]) < unit.channels for unit in trimmed.units)
+    smaller = trimmed.removed or any(len(cut[group.layer]) < group.channels for group in trimmed.groups)
     if plan.recipe.reconstruct_images and smaller:
         n_batches = math.ceil(plan.recipe.reconstruct_images / stage.schedule.batch)
         indices = np.concatenate(list(islice(batches, n_batches)))
         inputs = torch.from_numpy(normalise(dataset.x[indices], dataset.spec)).to(plan.device)
-        reconstruct(network, base.network, kept_outputs(trimmed.units, cut), inputs)
-    output = output_layer(base.network, plan.shape)
+        reconstruct(network, source.network, kept_outputs(trimmed.groups, cut), inputs)
+    output = output_layer(source.network, plan.shape)
     replace_output(network, output, head, stage.classes)
     network.requires_grad_(True)
     fit(
         network,
         dataset,
         batches=batches,
-        loss=distillation(plan, head, stage.classes, answers),
+        loss=distillation(plan, head, stage.classes, teacher_logits),
         schedule=stage.schedule,
         seed=stage.seed,
         precision=plan.recipe.precision,
-        views=None if answers is None else answers.views,
+        views=None if teacher_logits is None else teacher_logits.views,
         threads=plan.threads or threads_for(network, measure(network, plan.shape).macs),
-        on_step=lambda done, total: base.on_progress(stage.name, done, total),
+        on_step=lambda done, total: source.on_progress(stage.name, done, total),
         snapshot=snapshot,
     )
     unseen = dataset.x[plan.validation]
@@ -81,55 +82,55 @@ def make_network(
         fold_scale(network.get_submodule(output), scale)
     subnet = Subnet(network, head)
     size = measure(subnet, plan.shape)
-    cut, removed = compose(base.kept_outputs, cut), base.removed + trimmed.removed
+    cut, removed = compose(source.kept_outputs, cut), source.removed + trimmed.removed
     made = Network(stage.classes, stage.head, cut, size.macs, size.parameters, removed)
     return made, network, infer(subnet, dataset, unseen)
 
 
-def cut_network(base: Base, stage: Stage) -> tuple[nn.Module, Trimmed, Cut]:
+def cut_network(source: SourceNetwork, stage: Stage) -> tuple[nn.Module, Trimmed, Cut]:
     """What is left of `base` for a stage, its output layer still the base's, and how it came to it.
 
     Raises:
         ModelError: the cut cannot be made.
     """
-    trimmed, cut = choose_cut(base, stage.amount, stage.depth, stage.classes, exact=stage.further)
-    return apply_cut(trimmed.network, cut, base.plan.shape), trimmed, cut
+    trimmed, cut = choose_cut(source, stage.amount, stage.depth, stage.classes, exact=stage.further)
+    return apply_cut(trimmed.network, cut, source.plan.shape), trimmed, cut
 
 
-def labels_as(head: Head, plan: Plan, classes: Sequence[int]) -> Tensor:
+def labels_as(head: Head, plan: RunPlan, classes: Sequence[int]) -> Tensor:
     """The training part's labels as a head's probabilities [N, outputs]."""
     one_hot = F.one_hot(torch.from_numpy(plan.dataset.y), plan.dataset.n_classes).float()
     return head.probabilities(head.own_logits(CERTAIN * one_hot, classes))
 
 
-def distillation(plan: Plan, head: Head, classes: Sequence[int], answers: Answers | None) -> Loss:
-    """The loss of a network for `classes`: against the reference's answers to the same views, and against the labels.
+def distillation(plan: RunPlan, head: Head, classes: Sequence[int], teacher_logits: TeacherLogits | None) -> Loss:
+    """The loss of a network for `classes`: against the reference's logits for the same views, and against the labels.
 
     Args:
         plan: of the run.
         head: of the network.
         classes: that it scores.
-        answers: of the reference; None: it is asked in every step.
+        teacher_logits: the reference's logits; None: computed in every step.
 
     Source: Hinton et al., "Distilling the Knowledge in a Neural Network", 2015: both sides' logits are divided by a
-    temperature, so that what the reference holds possible counts beside what it holds true. The reference's answers
+    temperature, so that what the reference holds possible counts beside what it holds true. The reference's logits
     are turned into the head's own logits first, so that what is learnt are probabilities of the classes, comparable
     between workers.
     """
     weight, temperature, device = plan.recipe.distil, plan.recipe.temperature, plan.device
     hard = labels_as(head, plan, classes).to(device)
-    ask = asking(plan) if answers is None and weight > 0 else None
+    teacher = make_teacher(plan) if teacher_logits is None and weight > 0 else None
 
     def loss(batch: Batch, logits: Tensor) -> Tensor:
         total = logits.new_zeros(())
         if weight < 1:
             total = total + (1 - weight) * head.loss(logits, hard[batch.indices])
         if weight > 0:
-            if answers is not None and batch.views is not None:
-                known = answers.of(batch.indices, batch.views).to(device)
+            if teacher_logits is not None and batch.views is not None:
+                known = teacher_logits.of(batch.indices, batch.views).to(device)
             else:
-                assert ask is not None
-                known = ask(batch.x)
+                assert teacher is not None
+                known = teacher(batch.x)
             soft = head.probabilities(head.own_logits(known, classes) / temperature)
             total = total + weight * temperature**2 * head.loss(logits / temperature, soft)
         return total

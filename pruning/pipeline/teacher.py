@@ -1,9 +1,9 @@
-"""The reference's answers to a few views of every training image, computed once for all networks that learn from them.
+"""Teacher logits: the reference's logits for a few views of every training image, computed once for all networks.
 
-A small network's training costs less than the large one's answers to what it is trained on: without this, making ten
-subnets of a reference twenty times their size means running the reference most of the time.
+A step of training a small network costs less than one pass through the reference. Without this, making ten subnets of a
+reference twenty times their size would mean running the reference most of the time.
 
-RUN/answers/0.npy ...       logits [T, C] of the T images that are trained on, float16, a file a view
+RUN/teacher-logits/0.npy ...   logits [T, C] of the T images that are trained on, float16, one file per view
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from pruning.data import Labels
 from pruning.limits import enough_disk, enough_memory
-from pruning.planning.plan import Plan
+from pruning.planning.plan import RunPlan
 from pruning.planning.stages import recoveries_of, recovery_images, specialisation
 from pruning.progress import OnProgress
 from pruning.training.augment import Views, augment, changes
@@ -32,23 +32,26 @@ from sensai_serve.bundle import atomic_file
 from sensai_serve.errors import InputError
 from sensai_serve.preprocess import normalise
 
-FOLDER = "answers"
-STAGE = "answers of the reference"
+FOLDER = "teacher-logits"
+"""Name of the folder in a run directory."""
+STAGE = "teacher logits"
+"""Name of the progress stage."""
 BATCH = 256
-MOST = 8
-"""Views where the recipe does not say how many."""
+MAX_VIEWS = 8
+"""The most views where the recipe does not say how many."""
 LARGEST = float(np.finfo(np.float16).max)
+"""Logits are clipped to this magnitude."""
 
 
 @dataclass(frozen=True)
-class Answers:
-    """Opened answers."""
+class TeacherLogits:
+    """The teacher logits of a run, opened."""
 
     views: Views
     logits: tuple[npt.NDArray[np.float16], ...]
-    """[T, C] of each view, mapped from its file."""
+    """Logits [T, C] of each view, mapped from its file."""
     train: Labels
-    """[T], which image each row is of."""
+    """[T], index of the image that each row belongs to."""
     _row: Labels = field(init=False)
 
     def __post_init__(self) -> None:
@@ -57,7 +60,12 @@ class Answers:
         object.__setattr__(self, "_row", row)
 
     def of(self, indices: Labels, views: Tensor) -> Tensor:
-        """Logits FP32 [B, C] for the view [B] of each image [B]."""
+        """Logits FP32 [B, C] of one view of each image.
+
+        Args:
+            indices: [B] images of the training part.
+            views: [B] number of the view of each.
+        """
         rows, which = self._row[indices], views.numpy()
         found = np.empty((len(rows), self.logits[0].shape[1]), np.float32)
         for view in np.unique(which):
@@ -66,11 +74,11 @@ class Answers:
         return torch.from_numpy(found)
 
 
-def views_of(plan: Plan) -> Views | None:
-    """The views that networks of a plan are trained on; None where they are drawn anew each time.
+def views_of(plan: RunPlan) -> Views | None:
+    """The views that networks of a plan are trained on; None where they are drawn anew in every step.
 
-    As many as the recipe says, or up to `MOST` as long as answering them is no more work than answering what is trained
-    on; one where nothing is augmented.
+    There are as many as the recipe says. Where it does not say, there are at most `MAX_VIEWS`, and no more than the
+    passes through the reference pay for. Where nothing is augmented there is one.
     """
     recipe, dataset = plan.recipe, plan.dataset
     if recipe.views == 0 or recipe.distil == 0:
@@ -78,24 +86,24 @@ def views_of(plan: Plan) -> Views | None:
     count = recipe.views
     if count is None:
         own = sum(specialisation(plan, worker).schedule.images for worker in range(plan.assignment.n_workers))
-        count = min((recoveries_of(plan) * recovery_images(plan) + own) // len(plan.train), MOST)
+        count = min((recoveries_of(plan) * recovery_images(plan) + own) // len(plan.train), MAX_VIEWS)
     if not changes(dataset.augmentation, plan.shape):
         count = min(count, 1)
     return Views(count, len(dataset.y), dataset.augmentation, recipe.seed) if count else None
 
 
 def file_of(folder: Path, view: int) -> Path:
-    """Where a view's answers are kept."""
+    """Path of the file with a view's logits."""
     return folder / f"{view}.npy"
 
 
-def answer(plan: Plan, folder: Path, on_progress: OnProgress) -> None:
-    """Have the reference answer the views that `folder` does not hold yet.
+def compute_teacher_logits(plan: RunPlan, folder: Path, on_progress: OnProgress) -> None:
+    """Compute the logits of the views that `folder` does not hold yet.
 
     Args:
-        plan: whose views.
-        folder: for the answers; a view's file appears whole or not at all.
-        on_progress: hears of it.
+        plan: says which views there are.
+        folder: where the logits go; a view's file appears whole or not at all.
+        on_progress: called with images done and images in all, in the stage `STAGE`.
 
     Raises:
         WorkError: memory ran out, or the disk is full.
@@ -105,7 +113,7 @@ def answer(plan: Plan, folder: Path, on_progress: OnProgress) -> None:
         return
     missing = [view for view in range(views.count) if not file_of(folder, view).exists()]
     folder.mkdir(exist_ok=True)
-    ask, dataset = asking(plan), plan.dataset
+    teacher, dataset = make_teacher(plan), plan.dataset
     for done, view in enumerate(missing):
         logits = np.empty((len(plan.train), plan.dataset.n_classes), np.float16)
         for start in range(0, len(plan.train), BATCH):
@@ -113,7 +121,7 @@ def answer(plan: Plan, folder: Path, on_progress: OnProgress) -> None:
             x = torch.from_numpy(normalise(dataset.x[indices], dataset.spec))
             x = augment(x, dataset.augmentation, views.of(indices, torch.tensor(view)))
             with enough_memory(STAGE, plan.device):
-                found = ask(x.to(plan.device))
+                found = teacher(x.to(plan.device))
             logits[start : start + BATCH] = found.clamp(-LARGEST, LARGEST).cpu().numpy()
             on_progress(STAGE, done * len(plan.train) + start, len(missing) * len(plan.train))
         buffer = io.BytesIO()  # numpy loses the reason for which a file cannot be written
@@ -124,35 +132,43 @@ def answer(plan: Plan, folder: Path, on_progress: OnProgress) -> None:
         on_progress(STAGE, len(missing) * len(plan.train), len(missing) * len(plan.train))
 
 
-def take_over(there: Path, here: Path) -> None:
-    """Have the answers of another run of the same reference, data and seed in `here` too, without computing them."""
+def reuse_teacher_logits(there: Path, here: Path) -> None:
+    """Link or copy the teacher logits of another run of the same reference, data and seed, rather than compute them.
+
+    Args:
+        there: folder of the other run's logits; it may be missing.
+        here: folder of this run's; files that it holds stay as they are.
+
+    Raises:
+        WorkError: the disk is full.
+    """
     for path in there.glob("*.npy"):
         if (to := here / path.name).exists():
             continue
         here.mkdir(exist_ok=True)
         try:
-            os.link(path, to)  # answers are never written to again
+            os.link(path, to)  # never written to again
         except OSError:  # not on this filesystem
             with enough_disk(to), atomic_file(to) as temporary:
                 shutil.copyfile(path, temporary)
 
 
-def asking(plan: Plan) -> Callable[[Tensor], Tensor]:
-    """A function from inputs [B, *shape] to the reference's logits FP32 [B, C]."""
+def make_teacher(plan: RunPlan) -> Callable[[Tensor], Tensor]:
+    """The reference as a function from inputs [B, *shape] to logits FP32 [B, C], in the precision of the recipe."""
     reference = copy.deepcopy(plan.reference).eval()
     faster = use_bf16(plan.recipe.precision, plan.shape, plan.device)
     if len(plan.shape) == 3:
         reference.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def ask(x: Tensor) -> Tensor:
+    def teacher(x: Tensor) -> Tensor:
         with torch.no_grad(), autocast(plan.device, enabled=faster):
             return reference(x).float()  # type: ignore[no-any-return]
 
-    return ask
+    return teacher
 
 
-def open_answers(plan: Plan, folder: Path) -> Answers | None:
-    """What `answer` left there; None where networks of the plan are trained without.
+def open_teacher_logits(plan: RunPlan, folder: Path) -> TeacherLogits | None:
+    """Open what `compute_teacher_logits` wrote; None where networks of the plan are trained without.
 
     Raises:
         InputError: a file is missing or damaged.
@@ -169,4 +185,4 @@ def open_answers(plan: Plan, folder: Path) -> Answers | None:
             raise InputError(f"{path} cannot be read ({error}); remove it, and it is made again") from None
         if logits[-1].shape != expected:
             raise InputError(f"{path} holds {list(logits[-1].shape)}, expected {list(expected)}; remove it")
-    return Answers(views, tuple(logits), plan.train)
+    return TeacherLogits(views, tuple(logits), plan.train)

@@ -23,7 +23,7 @@ from sensai_serve.errors import InputError
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """A recipe with what it names loaded: all that is known before the work starts."""
 
     recipe: Recipe
@@ -53,7 +53,7 @@ class Plan:
         return next(self.reference.parameters()).device
 
 
-def make_plan(recipe: Recipe, weights: str | Path, *, device: str = "cpu", threads: int | None = None) -> Plan:
+def make_plan(recipe: Recipe, weights: str | Path, *, device: str = "cpu", threads: int | None = None) -> RunPlan:
     """Load data and reference, group the classes where the recipe says so, and assign them to workers.
 
     Args:
@@ -85,10 +85,10 @@ def make_plan(recipe: Recipe, weights: str | Path, *, device: str = "cpu", threa
         raise InputError(f"recoveries is {recipe.recoveries}, expected at most as many, {most}, {why}")
     digests = {"data": dataset.digest(), "weights": sha256_of(Path(weights))}
     size = measure(model, dataset.spec.shape)
-    return Plan(recipe, dataset, model, matrix, digests, train, validation, size, recipe.budget, threads)
+    return RunPlan(recipe, dataset, model, matrix, digests, train, validation, size, recipe.budget, threads)
 
 
-def plan_of(run: Run, *, device: str = "cpu", threads: int | None = None) -> Plan:
+def plan_of(run: Run, *, device: str = "cpu", threads: int | None = None) -> RunPlan:
     """The plan that a run directory was made for, from what is kept there and the data of its recipe.
 
     Raises:
@@ -97,7 +97,7 @@ def plan_of(run: Run, *, device: str = "cpu", threads: int | None = None) -> Pla
     use_threads(threads, run.spec.shape)
     train, validation = run.split
     reference, kept = run.load(REFERENCE).network, run.network(REFERENCE)
-    return Plan(
+    return RunPlan(
         run.recipe,
         run.dataset,
         reference.to(device).eval(),

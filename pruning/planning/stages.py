@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from pruning.planning.plan import Plan
+from pruning.planning.plan import RunPlan
 from pruning.run import RECOVERED
 from pruning.training.loop import Schedule
 
@@ -34,13 +34,13 @@ class Stage:
     """It is on the way to a smaller one: rounding at every step would go further than was asked for."""
 
 
-def recovery_images(plan: Plan) -> int:
+def recovery_images(plan: RunPlan) -> int:
     """Image passes of the shared compact network; 0 where there is none."""
     given = plan.recipe.recover_images
     return max(12 * len(plan.train), 40_000) if given is None else given
 
 
-def recoveries_of(plan: Plan) -> int:
+def recoveries_of(plan: RunPlan) -> int:
     """How many compact networks there are."""
     return plan.recipe.recoveries if recovery_images(plan) else 0
 
@@ -50,13 +50,13 @@ def recovered(number: int) -> str:
     return f"{RECOVERED}-{number}" if number else RECOVERED
 
 
-def origin(plan: Plan, worker: int) -> int:
+def origin(plan: RunPlan, worker: int) -> int:
     """Number of the compact network that a worker's is made of."""
-    return deal_origins(plan.assignment.rows, plan.recipe.recoveries)[worker]
+    return assign_origins(plan.assignment.rows, plan.recipe.recoveries)[worker]
 
 
 @lru_cache(maxsize=64)
-def deal_origins(rows: tuple[tuple[int, ...], ...], count: int) -> tuple[int, ...]:
+def assign_origins(rows: tuple[tuple[int, ...], ...], count: int) -> tuple[int, ...]:
     """Deal `count` networks out to workers so that the copies of a class come from different ones as far as that goes.
 
     Args:
@@ -89,7 +89,7 @@ def deal_origins(rows: tuple[tuple[int, ...], ...], count: int) -> tuple[int, ..
         in_order.append(min(range(count), key=lambda number: price(in_order, worker, number)))
     deals: list[Sequence[int]] = [improved(in_order)]
     if count > 1:
-        deals.append(improved(list(deal_origins(rows, count - 1))))
+        deals.append(improved(list(assign_origins(rows, count - 1))))
 
     def total(dealt: Sequence[int]) -> tuple[int, int]:
         prices = [price(dealt, worker, number) for worker, number in enumerate(dealt)]
@@ -99,7 +99,7 @@ def deal_origins(rows: tuple[tuple[int, ...], ...], count: int) -> tuple[int, ..
     return tuple(best)
 
 
-def recovery(plan: Plan, number: int = 0) -> Stage:
+def recovery(plan: RunPlan, number: int = 0) -> Stage:
     """The compact network of that number, for all classes, that workers are then made of."""
     recipe, budget = plan.recipe, plan.budget
     return Stage(
@@ -114,7 +114,7 @@ def recovery(plan: Plan, number: int = 0) -> Stage:
     )
 
 
-def rounds(plan: Plan, number: int = 0) -> list[tuple[str, Stage]]:
+def rounds(plan: RunPlan, number: int = 0) -> list[tuple[str, Stage]]:
     """A recovery in as many steps as the recipe says, each a network of the run by that name: a part of the cut, then
     a part of the retraining. Each step cuts the same fraction of what it is given.
     """
@@ -141,7 +141,7 @@ def rounds(plan: Plan, number: int = 0) -> list[tuple[str, Stage]]:
     return found
 
 
-def specialisation(plan: Plan, worker: int) -> Stage:
+def specialisation(plan: RunPlan, worker: int) -> Stage:
     """One worker's own network. Its seed is its own, so the order in which workers are made does not matter."""
     recipe, budget = plan.recipe, plan.budget
     images = max(len(plan.train), 8_000) if recipe.images is None else recipe.images

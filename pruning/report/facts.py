@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pruning.cutting.blocks import remove_blocks
-from pruning.cutting.channels import Unit, find_units, kept_outputs
+from pruning.cutting.channels import ChannelGroup, find_channel_groups, kept_outputs
 from pruning.data import Labels
 from pruning.grouping import Features
 from pruning.grouping.tsne import embed
@@ -117,14 +117,16 @@ def kept_channels(run: Run) -> Kept:
     """Which channels each worker kept, and layers of blocks that it went without."""
     reference, made = run.load(REFERENCE).network, networks(run)
     totals = {
-        link.layer: int(link.at.max()) + 1 for unit in find_units(reference, run.spec.shape) for link in unit.writers
+        member.layer: int(member.positions.max()) + 1
+        for group in find_channel_groups(reference, run.spec.shape)
+        for member in group.producers
     }
-    trimmed = {removed: _units_without(run, removed) for removed in {network.removed for network in made}}
+    trimmed = {removed: _groups_without(run, removed) for removed in {network.removed for network in made}}
     masks = {layer: np.zeros((len(made), total), np.bool_) for layer, total in totals.items()}
     for worker, network in enumerate(made):
-        units = trimmed[network.removed]
-        every = {unit.layer: network.cut.get(unit.layer, range(unit.channels)) for unit in units}
-        for layer, kept in kept_outputs(units, {name: tuple(cut) for name, cut in every.items()}).items():
+        groups = trimmed[network.removed]
+        every = {group.layer: network.cut.get(group.layer, range(group.channels)) for group in groups}
+        for layer, kept in kept_outputs(groups, {name: tuple(cut) for name, cut in every.items()}).items():
             if layer in masks:
                 masks[layer][worker, kept] = True
     lost = [layer for layer, mask in masks.items() if not mask.all()] or list(masks)
@@ -133,9 +135,11 @@ def kept_channels(run: Run) -> Kept:
     return Kept(tuple(lost), tuple(masks[layer] for layer in lost))
 
 
-def _units_without(run: Run, removed: Sequence[str]) -> list[Unit]:
+def _groups_without(run: Run, removed: Sequence[str]) -> list[ChannelGroup]:
     reference = run.load(REFERENCE).network
-    return find_units(remove_blocks(reference, removed, run.spec.shape) if removed else reference, run.spec.shape)
+    return find_channel_groups(
+        remove_blocks(reference, removed, run.spec.shape) if removed else reference, run.spec.shape
+    )
 
 
 def class_map(run: Run) -> Features | None:

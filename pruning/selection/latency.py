@@ -14,23 +14,23 @@ from torch import nn
 from pruning import heads
 from pruning.cutting.blocks import find_blocks, trace
 from pruning.cutting.channels import apply_cut, output_layer
-from pruning.cutting.ratios import cut_share, search_share
+from pruning.cutting.ratios import cut_to_ratio, search_ratio
 from pruning.heads import Subnet, replace_output
-from pruning.planning.plan import Plan
+from pruning.planning.plan import RunPlan
 from pruning.planning.stages import Stage, recovery, specialisation
 from pruning.progress import OnProgress
 from pruning.recipe import Budget
-from pruning.selection.choose import Base, Trimmed, anything, reference_base
+from pruning.selection.source import SourceNetwork, Trimmed, equal_importance, reference_source
 from sensai_serve.errors import InputError, ModelError
 
 Latency = Callable[[nn.Module], float]
 """Microseconds that one input takes in a subnet, exported, where it is going to run."""
 
 STEPS = 6
-"""Halvings of the share: a sixty-fourth of the channels is finer than a noisy clock can tell apart."""
+"""Halvings of the ratio: a sixty-fourth of the channels is finer than a noisy clock can tell apart."""
 
 
-def meet_budget(plan: Plan, latency: Latency | None, on_progress: OnProgress) -> Plan:
+def meet_budget(plan: RunPlan, latency: Latency | None, on_progress: OnProgress) -> RunPlan:
     """The plan with a budget in microseconds as the share of channels to cut; any other plan as it is.
 
     Networks are cut from the reference for this, with untrained weights, which take as long as trained ones. Workers
@@ -50,33 +50,33 @@ def meet_budget(plan: Plan, latency: Latency | None, on_progress: OnProgress) ->
         return plan
     if latency is None:
         raise InputError("target is 'microseconds', expected a way to measure them")
-    base, measured = reference_base(plan, on_progress), 0
+    source, measured = reference_source(plan, on_progress), 0
 
-    def least_share(stages: Sequence[Stage], microseconds: float) -> float:
+    def least_ratio(stages: Sequence[Stage], microseconds: float) -> float:
         least = 0.0
-        for trimmed, stage in _kinds(base, stages):
+        for trimmed, stage in _kinds(source, stages):
 
-            def size_at(share: float, trimmed: Trimmed = trimmed, stage: Stage = stage) -> float:
+            def size_at(ratio: float, trimmed: Trimmed = trimmed, stage: Stage = stage) -> float:
                 nonlocal measured
-                subnet = _subnet_at(base, trimmed, stage, share)
+                subnet = _subnet_at(source, trimmed, stage, ratio)
                 measured += 1
                 on_progress("measure", measured, measured + 1)
                 return latency(subnet)
 
-            least = search_share(size_at, microseconds, steps=STEPS, at_least=least, unit="microseconds")
+            least = search_ratio(size_at, microseconds, steps=STEPS, at_least=least, unit="microseconds")
         on_progress("measure", measured, measured)
         return least
 
     workers = [specialisation(plan, worker) for worker in range(plan.assignment.n_workers)]
     try:
-        share = least_share(workers, budget.amount)
-        recovered = None if budget.recover_amount is None else least_share([recovery(plan)], budget.recover_amount)
+        ratio = least_ratio(workers, budget.amount)
+        recovered = None if budget.recover_amount is None else least_ratio([recovery(plan)], budget.recover_amount)
     except ModelError as error:
         raise ModelError(f"{error}{_further(plan)}") from None
-    return replace(plan, budget=Budget("channels", share, recovered if recovered is None else min(recovered, share)))
+    return replace(plan, budget=Budget("channels", ratio, recovered if recovered is None else min(recovered, ratio)))
 
 
-def _further(plan: Plan) -> str:
+def _further(plan: RunPlan) -> str:
     """What might help where width alone does not."""
     multiple = plan.recipe.multiple
     finer = f"; --multiple 1 leaves layers fewer than {multiple} channels" if multiple > 1 else ""
@@ -87,18 +87,18 @@ def _further(plan: Plan) -> str:
     return f"{finer}; --depth, which drops whole blocks, may go further" if more else finer
 
 
-def _kinds(base: Base, stages: Sequence[Stage]) -> list[tuple[Trimmed, Stage]]:
+def _kinds(source: SourceNetwork, stages: Sequence[Stage]) -> list[tuple[Trimmed, Stage]]:
     """One stage for each set of blocks and number of outputs that stages have: others take as long."""
     kinds = {}
     for stage in stages:
-        trimmed = base.without(base.dispensable(stage.depth, stage.classes))
+        trimmed = source.without(source.dispensable(stage.depth, stage.classes))
         kinds[trimmed.removed, len(stage.classes)] = trimmed, stage
     return list(kinds.values())
 
 
-def _subnet_at(base: Base, trimmed: Trimmed, stage: Stage, share: float) -> nn.Module:
-    shape, head = base.plan.shape, heads.find(stage.head)
-    cut = cut_share(trimmed.units, anything(trimmed.units), share, multiple=base.plan.recipe.multiple)
+def _subnet_at(source: SourceNetwork, trimmed: Trimmed, stage: Stage, ratio: float) -> nn.Module:
+    shape, head = source.plan.shape, heads.find(stage.head)
+    cut = cut_to_ratio(trimmed.groups, equal_importance(trimmed.groups), ratio, multiple=source.plan.recipe.multiple)
     network = apply_cut(trimmed.network, cut, shape)
-    replace_output(network, output_layer(base.network, shape), head, stage.classes)
+    replace_output(network, output_layer(source.network, shape), head, stage.classes)
     return Subnet(network, head).eval()

@@ -14,7 +14,7 @@ from sensai_serve.errors import InputError
 
 if TYPE_CHECKING:
     from pruning.pipeline.estimate import Estimate
-    from pruning.planning.plan import Plan
+    from pruning.planning.plan import RunPlan
     from pruning.selection.latency import Latency
     from sensai_serve.options import Option
 
@@ -89,7 +89,7 @@ def prune(
     )
 
 
-def _latency(plan: Plan) -> Latency:
+def _latency(plan: RunPlan) -> Latency:
     """Measures a subnet as it will be served: an ONNX file, one input at a time, one core."""
     import numpy as np
 
@@ -100,7 +100,7 @@ def _latency(plan: Plan) -> Latency:
     return lambda subnet: microseconds({"subnet": to_onnx(subnet, plan.dataset.spec.name, plan.shape)}, one)["subnet"]
 
 
-def _print_plan(plan: Plan, found: Estimate, jobs: int) -> None:
+def _print_plan(plan: RunPlan, found: Estimate, jobs: int) -> None:
     from rich.console import Console
     from rich.table import Table
 

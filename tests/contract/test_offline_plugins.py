@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pruning import data, heads, models
-from pruning.criteria import Statistics, Thresholds
+from pruning.criteria import GroupEvidence, Member, MemberWeights, Statistics, Thresholds
 from pruning.cutting.profile import profile
 from pruning.data import Dataset
 from pruning.grouping import Classes, class_confusion, class_features
@@ -35,18 +35,27 @@ def statistics(sparsity, magnitude) -> Statistics:
     return Statistics(sparsity=sparsity, zeros=sparsity, magnitude=magnitude, taylor=magnitude)
 
 
+def evidence(seen: Statistics) -> GroupEvidence:
+    """A group whose channels have the statistics that are given, and weights as strong as their activations."""
+    channels = np.arange(len(seen.magnitude))
+    member = Member("layer", channels, channels)
+    weights = tuple(MemberWeights(member, role, seen.magnitude[:, None]) for role in ("producer", "batch_norm"))
+    return GroupEvidence("layer", len(channels), (member,), weights, lambda layer: seen)
+
+
 @pytest.mark.parametrize("name", CRITERIA)
 def test_a_criterion_ranks_silent_channels_below_busy_ones(name):
     importance = plugins.find("pruning.criteria", name, "importance")
-    ranked = importance(statistics([1, 0.9, 0.5, 0], [0, 0.1, 0.5, 0.9]), Thresholds())
+    ranked = importance(evidence(statistics([1, 0.9, 0.5, 0], [0, 0.1, 0.5, 0.9])), Thresholds())
     assert ranked.shape == (4,)
     assert (np.diff(ranked) > 0).all()
-    assert np.isfinite(importance(statistics([1, 1], [0, 0]), Thresholds())).all()
+    assert np.isfinite(importance(evidence(statistics([1, 1], [0, 0])), Thresholds())).all()
 
 
 def test_hybrid_keeps_a_rarely_active_channel_that_is_strong_when_it_is():
     importance = plugins.find("pruning.criteria", "hybrid", "importance")
-    rare_and_strong, often_and_weak = importance(statistics([0.95, 0.1], [2.0, 0.2]), Thresholds(theta2=1.0))
+    seen = statistics([0.95, 0.1], [2.0, 0.2])
+    rare_and_strong, often_and_weak = importance(evidence(seen), Thresholds(theta2=1.0))
     assert rare_and_strong > 1 > often_and_weak
 
 

@@ -12,7 +12,7 @@ from export.assemble import export
 from export.networks import Exporter
 from export.padding import padded
 from pruning import heads, models
-from pruning.cutting.channels import apply_cut, find_units, measure, output_layer
+from pruning.cutting.channels import apply_cut, find_channel_groups, measure, output_layer
 from pruning.heads import replace_output
 from pruning.recipe import Budget, Recipe
 from pruning.run import Network, Run
@@ -71,8 +71,8 @@ def make_run(path, model_name: str, shape: tuple[int, ...], head: str) -> Run:
     run.create(model, measure(model, shape))
     random = np.random.default_rng(0)
     cut = {
-        unit.layer: tuple(sorted(random.permutation(unit.channels)[: -(-unit.channels * 2 // 5)].tolist()))
-        for unit in find_units(model, shape)
+        group.layer: tuple(sorted(random.permutation(group.channels)[: -(-group.channels * 2 // 5)].tolist()))
+        for group in find_channel_groups(model, shape)
     }
     small = apply_cut(model, cut, shape)
     replace_output(small, output_layer(model, shape), heads.find(head), (0, 2))

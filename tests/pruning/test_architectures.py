@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pruning.cutting.parts import find_blocks, trace
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from export.parity import check_parity
 from export.to_onnx import to_onnx
 from pruning import models
-from pruning.cutting.blocks import find_blocks, trace
-from pruning.cutting.channels import apply_cut, find_units
-from pruning.cutting.ratios import cut_share
+from pruning.cutting.channels import apply_cut, find_channel_groups
+from pruning.cutting.ratios import cut_to_ratio
 from pruning.pipeline.prune import prune_reference
 from pruning.planning.plan import make_plan
 from pruning.recipe import Recipe
@@ -73,19 +73,21 @@ def test_pruned_exported_and_the_same_in_onnx_runtime(name, tmp_path):
 @pytest.mark.parametrize("name", BLOCKS)
 def test_any_share_leaves_a_network_that_runs(name):
     network = models.create(f"architectures:{name}", 10, SHAPE)
-    units = find_units(network, SHAPE)
+    groups = find_channel_groups(network, SHAPE)
     generator = np.random.default_rng(0)
-    importance = {unit.layer: np.tile(generator.random(unit.channels // unit.blocks), unit.blocks) for unit in units}
-    for share in (0.05, 0.3, 0.6):
-        cut = cut_share(units, importance, share)
+    importance = {
+        group.layer: np.tile(generator.random(group.channels // group.parts), group.parts) for group in groups
+    }
+    for ratio in (0.05, 0.3, 0.6):
+        cut = cut_to_ratio(groups, importance, ratio)
         assert apply_cut(network, cut, SHAPE)(torch.randn(2, *SHAPE)).shape == (2, 10)
 
 
 def test_what_the_code_of_a_network_fixes_stays_whole_and_heads_lose_the_same():
-    written_out = find_units(models.create("architectures:transformer", 10, SHAPE), SHAPE)
-    assert not any("qkv" in unit.layer for unit in written_out)
-    of_modules = find_units(models.create("architectures:transformer_of_modules", 10, SHAPE), SHAPE)
-    assert {unit.blocks for unit in of_modules if unit.channels == 32} == {4}
+    written_out = find_channel_groups(models.create("architectures:transformer", 10, SHAPE), SHAPE)
+    assert not any("qkv" in group.layer for group in written_out)
+    of_modules = find_channel_groups(models.create("architectures:transformer_of_modules", 10, SHAPE), SHAPE)
+    assert {group.parts for group in of_modules if group.channels == 32} == {4}
 
 
 class Fixed(nn.Module):
@@ -122,12 +124,12 @@ class Odd(nn.Module):
 
 
 def test_a_network_that_makes_tensors_of_its_own():
-    assert [unit.layer for unit in find_units(Own(), (4,))] == ["first"]
+    assert [group.layer for group in find_channel_groups(Own(), (4,))] == ["first"]
 
 
 def test_what_cannot_be_cut_or_followed_names_the_module():
     with pytest.raises(ModelError, match=r"no channels of Fixed can be cut: Fixed does not run without some of what f"):
-        find_units(Fixed(), (4,))
+        find_channel_groups(Fixed(), (4,))
     with pytest.raises(ModelError, match=r"cannot follow Odd in layers\.2 \(The size of tensor a \(8\)") as caught:
-        find_units(Odd(), (4,))
+        find_channel_groups(Odd(), (4,))
     assert "\n" not in str(caught.value)

@@ -9,16 +9,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pruning import models
+from pruning.criteria import Statistics
 from pruning.cutting.channels import (
-    Unit,
+    ChannelGroup,
     apply_cut,
     compose,
-    find_units,
+    find_channel_groups,
     measure,
     output_layer,
-    unit_importance,
 )
-from pruning.cutting.ratios import cut_below, cut_share, search_share
+from pruning.cutting.evidence import gather_evidence
+from pruning.cutting.ratios import cut_below_threshold, cut_to_ratio, search_ratio
 from sensai_serve.errors import ModelError
 
 IMAGE = (3, 32, 32)
@@ -92,34 +93,34 @@ def network(request) -> nn.Module:
     return NETWORKS[request.param]().eval()
 
 
-def some_importance(units):
+def some_importance(groups):
     generator = np.random.default_rng(0)
     importance = {}
-    for unit in units:
-        per_block = generator.random(unit.channels // unit.blocks)
-        importance[unit.layer] = np.tile(per_block, unit.blocks)
+    for group in groups:
+        per_part = generator.random(group.channels // group.parts)
+        importance[group.layer] = np.tile(per_part, group.parts)
     return importance
 
 
 @pytest.mark.parametrize(
-    ("channels", "share", "kept"),
+    ("channels", "ratio", "kept"),
     [(64, 0.55, 24), (64, 0.98, 8), (20, 0.05, 16), (20, 0.0, 20), (12, 0.1, 8), (6, 0.5, 3)],
 )
-def test_layers_keep_a_multiple_where_they_have_that_many(channels, share, kept):
-    unit = Unit("1", channels, 1, (), ())
+def test_layers_keep_a_multiple_where_they_have_that_many(channels, ratio, kept):
+    group = ChannelGroup("1", channels, 1, (), ())
     importance = {"1": np.arange(channels)}
-    assert cut_share([unit], importance, share, multiple=8)["1"] == tuple(range(channels - kept, channels))
+    assert cut_to_ratio([group], importance, ratio, multiple=8)["1"] == tuple(range(channels - kept, channels))
 
 
 def test_a_cut_network_computes_what_the_whole_one_does_with_those_channels_unread(network):
-    units = find_units(network, IMAGE)
-    kept = cut_share(units, some_importance(units), 0.5)
+    groups = find_channel_groups(network, IMAGE)
+    kept = cut_to_ratio(groups, some_importance(groups), 0.5)
     small = apply_cut(network, kept, IMAGE)
     with torch.no_grad():
-        for unit in units:
-            for link in unit.readers:
-                layer = network.get_submodule(link.layer)
-                gone = link.at[~np.isin(link.source, kept[unit.layer])]
+        for group in groups:
+            for member in group.consumers:
+                layer = network.get_submodule(member.layer)
+                gone = member.positions[~np.isin(member.channels, kept[group.layer])]
                 if getattr(layer, "groups", 1) == 1:
                     layer.weight[:, gone] = 0
     if any(
@@ -134,18 +135,18 @@ def test_a_cut_network_computes_what_the_whole_one_does_with_those_channels_unre
 
 def test_the_whole_network_is_untouched(network):
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    units = find_units(network, IMAGE)
-    apply_cut(network, cut_share(units, some_importance(units), 0.5), IMAGE)
+    groups = find_channel_groups(network, IMAGE)
+    apply_cut(network, cut_to_ratio(groups, some_importance(groups), 0.5), IMAGE)
     for name, value in network.state_dict().items():
         torch.testing.assert_close(value, before[name])
 
 
 def test_two_cuts_are_one(network):
-    units = find_units(network, IMAGE)
-    first = cut_share(units, some_importance(units), 0.25)
+    groups = find_channel_groups(network, IMAGE)
+    first = cut_to_ratio(groups, some_importance(groups), 0.25)
     once = apply_cut(network, first, IMAGE)
-    later = find_units(once, IMAGE)
-    second = cut_share(later, some_importance(later), 0.25)
+    later = find_channel_groups(once, IMAGE)
+    second = cut_to_ratio(later, some_importance(later), 0.25)
     twice = apply_cut(once, second, IMAGE)
     x = torch.randn(2, *IMAGE)
     torch.testing.assert_close(apply_cut(network, compose(first, second), IMAGE)(x), twice(x))
@@ -153,17 +154,19 @@ def test_two_cuts_are_one(network):
 
 def test_the_least_important_channels_go():
     network = models.create("mlp", 5, (4,))
-    units = find_units(network, (4,))
-    importance = {unit.layer: np.arange(unit.channels, dtype=float) for unit in units}
-    assert [unit.layer for unit in units] == ["1", "3"]
-    assert cut_share(units, importance, 0.75)["1"] == tuple(range(48, 64))
-    assert cut_below(units, importance, 60)["3"] == (60, 61, 62, 63)
+    groups = find_channel_groups(network, (4,))
+    importance = {group.layer: np.arange(group.channels, dtype=float) for group in groups}
+    assert [group.layer for group in groups] == ["1", "3"]
+    assert cut_to_ratio(groups, importance, 0.75)["1"] == tuple(range(48, 64))
+    assert cut_below_threshold(groups, importance, 60)["3"] == (60, 61, 62, 63)
 
 
 def test_importance_of_a_flattened_channel_is_the_mean_over_its_positions():
     network = flattened()
-    (unit,) = find_units(network, IMAGE)
-    importance = unit_importance(unit, lambda layer: np.arange(8 * 16, dtype=float))
+    (group,) = find_channel_groups(network, IMAGE)
+    values = np.arange(8 * 16, dtype=float)
+    evidence = gather_evidence(group, network, lambda layer: Statistics(values, values, values, values))
+    importance = evidence.over_activations(lambda statistics: statistics.magnitude)
     np.testing.assert_allclose(importance, np.arange(8 * 16).reshape(8, 16).mean(axis=1))
 
 
@@ -173,12 +176,12 @@ def test_the_output_layer_is_the_last_that_runs(network):
 
 def test_a_layer_is_never_cut_away():
     network = models.create("cnn", 5, IMAGE)
-    units = find_units(network, IMAGE)
-    importance = {unit.layer: np.zeros(unit.channels) for unit in units}
+    groups = find_channel_groups(network, IMAGE)
+    importance = {group.layer: np.zeros(group.channels) for group in groups}
     with pytest.raises(ModelError, match=r"layer conv1 would lose all 32 channels.*expected a lower threshold"):
-        cut_below(units, importance, 0.1)
-    with pytest.raises(ModelError, match=r"layer conv1 would lose all 32 channels at a share of 1"):
-        cut_share(units, importance, 1.0)
+        cut_below_threshold(groups, importance, 0.1)
+    with pytest.raises(ModelError, match=r"layer conv1 would lose all 32 channels at a pruning ratio of 1"):
+        cut_to_ratio(groups, importance, 1.0)
 
 
 def test_a_cut_of_another_network_is_refused():
@@ -192,18 +195,18 @@ def test_a_cut_of_another_network_is_refused():
 
 def test_the_cut_meets_a_budget_closely_and_says_the_smallest_where_it_cannot():
     network = models.create("cnn", 5, IMAGE)
-    units = find_units(network, IMAGE)
-    importance = some_importance(units)
+    groups = find_channel_groups(network, IMAGE)
+    importance = some_importance(groups)
 
-    def macs(share: float) -> int:
-        return measure(apply_cut(network, cut_share(units, importance, share), IMAGE), IMAGE).macs
+    def macs(ratio: float) -> int:
+        return measure(apply_cut(network, cut_to_ratio(groups, importance, ratio), IMAGE), IMAGE).macs
 
     whole = macs(0)
-    share = search_share(macs, whole // 4)
-    assert 0.8 * whole / 4 < macs(share) <= whole // 4
-    assert search_share(macs, whole) == 0
+    ratio = search_ratio(macs, whole // 4)
+    assert 0.8 * whole / 4 < macs(ratio) <= whole // 4
+    assert search_ratio(macs, whole) == 0
     with pytest.raises(ModelError, match="the smallest network that can be reached has"):
-        search_share(macs, 10)
+        search_ratio(macs, 10)
 
 
 class Untraceable(nn.Module):
@@ -220,7 +223,7 @@ class Untraceable(nn.Module):
 
 def test_a_network_that_cannot_be_followed():
     with pytest.raises(ModelError, match="torch-pruning finds no channels in Untraceable"):
-        find_units(Untraceable(), (4,))
+        find_channel_groups(Untraceable(), (4,))
 
 
 def test_a_network_without_layers():

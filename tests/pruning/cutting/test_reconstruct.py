@@ -9,16 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from pruning import models
-from pruning.cutting.channels import apply_cut, find_units, kept_outputs
-from pruning.cutting.ratios import cut_share
+from pruning.cutting.channels import apply_cut, find_channel_groups, kept_outputs
+from pruning.cutting.ratios import cut_to_ratio
 from pruning.cutting.reconstruct import reconstruct
 
 
-def cut(network: nn.Module, shape: tuple[int, ...], share: float) -> tuple[nn.Module, dict[str, list[int]]]:
-    units = find_units(network, shape)
+def cut(network: nn.Module, shape: tuple[int, ...], ratio: float) -> tuple[nn.Module, dict[str, list[int]]]:
+    groups = find_channel_groups(network, shape)
     generator = np.random.default_rng(0)
-    chosen = cut_share(units, {unit.layer: generator.random(unit.channels) for unit in units}, share)
-    return apply_cut(network, chosen, shape), kept_outputs(units, chosen)
+    chosen = cut_to_ratio(groups, {group.layer: generator.random(group.channels) for group in groups}, ratio)
+    return apply_cut(network, chosen, shape), kept_outputs(groups, chosen)
 
 
 def error(network: nn.Module, whole: nn.Module, x: Tensor) -> float:

@@ -23,7 +23,7 @@ from pruning.executors import Slot
 from pruning.pipeline.estimate import estimate
 from pruning.pipeline.prune import prune_reference, reference_accuracy, validation_accuracy
 from pruning.planning.plan import make_plan
-from pruning.planning.stages import deal_origins, origin
+from pruning.planning.stages import assign_origins, origin
 from pruning.recipe import Recipe
 from pruning.run import RECOVERED, Run
 from pruning.training.reference import train
@@ -131,7 +131,7 @@ def test_copies_of_a_class_come_from_different_recoveries_as_far_as_that_goes(n,
     assume(redundancy < n)
     assume(count <= n)
     matrix = assignment.build("cyclic", n, redundancy=redundancy)
-    dealt, fewer = deal_origins(matrix.rows, count), deal_origins(matrix.rows, count - 1)
+    dealt, fewer = assign_origins(matrix.rows, count), assign_origins(matrix.rows, count - 1)
 
     def together(deal: tuple[int, ...]) -> int:  # pairs of copies of a class that come from one recovery
         return sum(deal[a] == deal[b] for ws in matrix.workers_of for a, b in itertools.combinations(ws, 2))
@@ -145,7 +145,7 @@ def test_copies_of_a_class_come_from_different_recoveries_as_far_as_that_goes(n,
 @pytest.mark.parametrize(("n", "count"), [(10, 5), (12, 4), (20, 4), (3, 3), (100, 4)])
 def test_with_enough_recoveries_every_copy_has_its_own(n, count):
     matrix = assignment.build("cyclic", n, redundancy=3)
-    dealt = deal_origins(matrix.rows, count)
+    dealt = assign_origins(matrix.rows, count)
     assert all(len({dealt[worker] for worker in workers}) == 3 for workers in matrix.workers_of)
 
 

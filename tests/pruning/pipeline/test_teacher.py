@@ -8,8 +8,16 @@ import torch
 
 from pruning.data import Augmentation
 from pruning.pipeline.prune import prune_reference
-from pruning.pipeline.teacher import FOLDER, Answers, answer, asking, open_answers, take_over, views_of
-from pruning.planning.plan import Plan, make_plan
+from pruning.pipeline.teacher import (
+    FOLDER,
+    TeacherLogits,
+    compute_teacher_logits,
+    make_teacher,
+    open_teacher_logits,
+    reuse_teacher_logits,
+    views_of,
+)
+from pruning.planning.plan import RunPlan, make_plan
 from pruning.progress import silent
 from pruning.recipe import Recipe
 from pruning.run import Run
@@ -28,7 +36,7 @@ def weights(tmp_path_factory) -> Path:
     return path
 
 
-def plan_for(weights: Path, **changes) -> Plan:
+def plan_for(weights: Path, **changes) -> RunPlan:
     options = {"recover_images": 2_400, "images": 800, "assignment": "grouped", "groups": 2, "grouping": "random"}
     return make_plan(Recipe("digits", "cnn", **(options | changes)), weights, threads=1)
 
@@ -67,14 +75,14 @@ def test_a_view_is_the_same_in_whatever_company():
 
 def test_kept_answers_are_those_of_the_reference_to_the_same_views(weights, tmp_path):
     plan = plan_for(weights, views=3)
-    answer(plan, tmp_path / FOLDER, silent)
-    answers = open_answers(plan, tmp_path / FOLDER)
-    assert isinstance(answers, Answers)
+    compute_teacher_logits(plan, tmp_path / FOLDER, silent)
+    kept = open_teacher_logits(plan, tmp_path / FOLDER)
+    assert isinstance(kept, TeacherLogits)
     indices = np.random.default_rng(0).choice(plan.train, 100)
-    which = torch.from_numpy(np.random.default_rng(1).integers(0, answers.views.count, 100))
+    which = torch.from_numpy(np.random.default_rng(1).integers(0, kept.views.count, 100))
     x = torch.from_numpy(normalise(plan.dataset.x[indices], plan.dataset.spec))
-    expected = asking(plan)(augment(x, plan.dataset.augmentation, answers.views.of(indices, which)))
-    torch.testing.assert_close(answers.of(indices, which), expected, rtol=2e-3, atol=1e-2)
+    expected = make_teacher(plan)(augment(x, plan.dataset.augmentation, kept.views.of(indices, which)))
+    torch.testing.assert_close(kept.of(indices, which), expected, rtol=2e-3, atol=1e-2)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +108,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(weights, tmp_path):
         pass
 
     def kill(stage: str, done: int, total: int) -> None:
-        if stage.startswith("answers") and done > total / 2:
+        if stage.startswith("teacher logits") and done > total / 2:
             raise KilledError
 
     plan = plan_for(weights)
@@ -109,9 +117,9 @@ def test_a_killed_run_goes_on_to_the_same_weights(weights, tmp_path):
         prune_reference(plan, tmp_path / "killed", on_progress=kill)
     assert sorted(path.name for path in (tmp_path / "killed" / FOLDER).iterdir()) == ["0.npy"]
     runs: list[Run] = [prune_reference(plan, tmp_path / "killed")]
-    take_over(tmp_path / "whole" / FOLDER, tmp_path / "copied")
+    reuse_teacher_logits(tmp_path / "whole" / FOLDER, tmp_path / "copied")
     heard: list[str] = []
-    answer(plan, tmp_path / "copied", lambda stage, done, total: heard.append(stage))
+    compute_teacher_logits(plan, tmp_path / "copied", lambda stage, done, total: heard.append(stage))
     assert heard == []
     for run in runs:
         for worker in range(2):
@@ -121,19 +129,19 @@ def test_a_killed_run_goes_on_to_the_same_weights(weights, tmp_path):
 
 def test_damaged_answers_are_refused_by_name(weights, tmp_path):
     plan = plan_for(weights)
-    answer(plan, tmp_path / FOLDER, silent)
+    compute_teacher_logits(plan, tmp_path / FOLDER, silent)
     path = tmp_path / FOLDER / "1.npy"
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(InputError, match=r"1\.npy cannot be read .* remove it"):
-        open_answers(plan, tmp_path / FOLDER)
+        open_teacher_logits(plan, tmp_path / FOLDER)
     np.save(path, np.zeros((3, 10), np.float16))
     with pytest.raises(InputError, match=r"1\.npy holds \[3, 10\], expected"):
-        open_answers(plan, tmp_path / FOLDER)
+        open_teacher_logits(plan, tmp_path / FOLDER)
 
 
 def test_networks_are_trained_without_asking_the_reference_again(weights, tmp_path, monkeypatch):
     plan = plan_for(weights)
-    monkeypatch.delattr("pruning.pipeline.subnet.asking")
+    monkeypatch.delattr("pruning.pipeline.subnet.make_teacher")
     prune_reference(plan, tmp_path / "run")
-    with pytest.raises(NameError, match="asking"):
+    with pytest.raises(NameError, match="make_teacher"):
         prune_reference(plan_for(weights, views=0), tmp_path / "asked")

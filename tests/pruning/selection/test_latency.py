@@ -13,7 +13,7 @@ from torch import nn
 from pruning import models
 from pruning.cutting.channels import measure
 from pruning.pipeline.prune import prune_reference
-from pruning.planning.plan import Plan, make_plan
+from pruning.planning.plan import RunPlan, make_plan
 from pruning.recipe import Recipe
 from pruning.run import RECOVERED, Run
 from pruning.selection.latency import meet_budget
@@ -36,7 +36,7 @@ def clock(subnet: nn.Module) -> float:
     return 20 * layers + measure(subnet, (1, 8, 8)).macs / 1000
 
 
-def plan_for(weights: Path, **changes) -> Plan:
+def plan_for(weights: Path, **changes) -> RunPlan:
     return make_plan(replace(DIGITS, **changes), weights, threads=1)
 
 
