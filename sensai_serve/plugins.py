@@ -7,12 +7,14 @@ again only when `sys.path` has changed: reading the metadata of every installed 
 
 from __future__ import annotations
 
+import ast
 import importlib
 import pkgutil
 import sys
 from functools import lru_cache
 from importlib.metadata import EntryPoint, distributions
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from sensai_serve.errors import PluginError
@@ -48,6 +50,25 @@ def find(package: str, name: str, attribute: str) -> Any:
         f"{kind}: nothing is called {name!r}, "
         f"expected one of {', '.join(available(package))} or package.module:callable"
     )
+
+
+def summary(package: str, name: str) -> str:
+    """The first line of the docstring of a plugin's module, read from its source: the module is not imported.
+
+    Args:
+        package: where our own plugins of this kind live.
+        name: one of `available`.
+
+    Returns:
+        The line; empty where the module has none, or no readable source.
+    """
+    entry = _installed(package, tuple(sys.path)).get(name)
+    try:
+        found = find_spec(entry.module if entry else f"{package}.{name.replace('-', '_')}")
+        source = Path(found.origin).read_text(encoding="utf-8") if found and found.origin else ""
+        return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
+    except (ImportError, OSError, ValueError, SyntaxError):
+        return ""
 
 
 @lru_cache

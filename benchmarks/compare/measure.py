@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.harness import machine
-from benchmarks.harness.interleave import Rounds, in_turns
+from benchmarks.harness.interleave import RoundTimes, in_turns
 from benchmarks.harness.stats import IntervalEstimate, Seconds, Summary, ratio, summarise
 from benchmarks.subjects.networks import OnnxNetwork, direct
 from sensai_serve.errors import InputError
@@ -59,11 +59,11 @@ class Timed:
     """An entry and how long its networks take."""
 
     entry: Candidate
-    each: tuple[Rounds, ...]
+    each: tuple[RoundTimes, ...]
     """Of each network."""
 
     @property
-    def slowest(self) -> Rounds:
+    def slowest(self) -> RoundTimes:
         """Of the network with the longest median: what an answer of all workers waits for."""
         return max(self.each, key=lambda rounds: float(np.median(np.concatenate(rounds))))
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.harness.stats import Seconds
 
-Rounds = list[Seconds]
+RoundTimes = list[Seconds]
 """For each round, latencies [n]; round i of all subjects was measured one right after the other."""
 _Key = TypeVar("_Key", bound=Hashable)
 OnRound = Callable[[int, int], None]
@@ -56,7 +56,7 @@ def in_turns(
     warm_up: int | None = None,
     seed: int = 0,
     on_round: OnRound = lambda done, total: None,
-) -> dict[_Key, Rounds]:
+) -> dict[_Key, RoundTimes]:
     """Measure all subjects, round by round, in another order each round.
 
     Args:
@@ -75,7 +75,7 @@ def in_turns(
         ServingError: a sample was not answered.
     """
     random = np.random.default_rng(seed)
-    times: dict[_Key, Rounds] = {key: [] for key in subjects}
+    times: dict[_Key, RoundTimes] = {key: [] for key in subjects}
     keys = list(subjects)
     for subject in subjects.values():
         subject.time(_drawn(random, warm_up or max(rounds * per_round // 5, 1), n_samples))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import venv
 from collections.abc import Sequence
+from importlib.metadata import distributions
 from pathlib import Path
 
 from sensai_serve.errors import ServingError
@@ -33,8 +35,9 @@ def environment(name: str, requirements: Sequence[str]) -> tuple[Path, dict[str,
     """The Python of an environment that has these packages, made if it is not there.
 
     Args:
-        name: of the peer.
-        requirements: as pip takes them. Other ones, or another Python, are another environment.
+        name: begins the name of the environment's folder.
+        requirements: packages as pip takes them; with none there is nothing to install, and this Python will do.
+            Other ones, or another Python, are another environment.
 
     Returns:
         The interpreter, and the versions of all packages by their names.
@@ -42,8 +45,11 @@ def environment(name: str, requirements: Sequence[str]) -> tuple[Path, dict[str,
     Raises:
         ServingError: they cannot be installed; the message has what pip said last.
     """
+    if not requirements:
+        return Path(sys.executable), {package.metadata["Name"].lower(): package.version for package in distributions()}
     key = json.dumps([sys.version_info[:2], *requirements])
-    folder = cache_directory() / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    file_name = re.sub(r"[^\w.-]+", "-", name)
+    folder = cache_directory() / f"{file_name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     python = folder / "bin" / "python"
     if not (folder / _DONE).exists():
         shutil.rmtree(folder, ignore_errors=True)

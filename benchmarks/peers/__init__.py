@@ -20,7 +20,6 @@ from benchmarks.harness.servers import HOST, ServerSpec
 from sensai_serve.preprocess import Floats
 
 LEAN = "lean client"
-FOLDER = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class Peer:
 
     name: str
     requirements: tuple[str, ...]
-    """As pip takes them."""
+    """Packages as pip takes them, installed into an environment of the peer's own. With none, this Python runs it."""
     setups: tuple[Setup, ...]
     version_of: str
     """The package whose version is shown."""
@@ -82,8 +81,8 @@ def lean(codec: Callable[[PeerWorkload], Codec]) -> Clients:
 class StartApp:
     """Starts the ``app.py`` of a peer."""
 
-    peer: str
-    """Its folder's name."""
+    app: Path
+    """The ``app.py``: what a user of that server writes. It is copied and imports nothing of ours."""
     health: str
     """Path that answers 200 once the app is ready."""
     mode: str = ""
@@ -94,7 +93,7 @@ class StartApp:
 
     def __call__(self, work: PeerWorkload) -> ServerSpec:
         """See `Setup.start`."""
-        shutil.copy(FOLDER / self.peer / "app.py", work.folder / "app.py")
+        shutil.copy(self.app, work.folder / "app.py")
         files = write_networks(work, work.folder)
         settings = {
             "networks": files,
@@ -107,7 +106,7 @@ class StartApp:
         }
         (work.folder / "settings.json").write_text(json.dumps(settings))
         command = [str(work.python), *(part.format(port=work.port) for part in self.command)]
-        return spec(work, self.peer, command, self.health, self.environment)
+        return spec(work, self.app.parent.name, command, self.health, self.environment)
 
 
 def write_networks(work: PeerWorkload, folder: Path) -> list[str]:

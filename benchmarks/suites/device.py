@@ -1,6 +1,6 @@
-"""``sensai bench device``: what one device does with a bundle's networks, by precision and by the way they are run.
+"""Latency of every network of a bundle on one device: run plainly, through bound buffers, and as CUDA graphs.
 
-Made for a GPU (bound buffers, CUDA graphs, half precision, what a dispatch costs); runs on a CPU core as well.
+Made for a GPU (bound buffers, CUDA graphs, half precision, the cost of a dispatch); a CPU core will do as well.
 """
 
 from __future__ import annotations
@@ -9,16 +9,21 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
 
 from benchmarks.harness import machine
-from benchmarks.harness.interleave import Rounds, Subject, TimedCalls, in_turns
+from benchmarks.harness.interleave import RoundTimes, Subject, TimedCalls, in_turns
 from benchmarks.harness.stats import Summary, summarise
+from benchmarks.options import Data, Out, Quiet, Rounds, labelled_inputs, open_bundle, publish
 from benchmarks.reporting.cells import microseconds
 from benchmarks.reporting.report import BenchmarkReport, without_paths
 from benchmarks.subjects.in_process import in_process
 from benchmarks.subjects.networks import monolith
 from sensai_serve.bundle import Bundle
+from sensai_serve.cli.progress import progress
 from sensai_serve.errors import InputError
 from sensai_serve.onnxfuse import fuse
 from sensai_serve.preprocess import Floats
@@ -53,9 +58,30 @@ class DeviceResult:
     machine: dict[str, Any]
     bundles: dict[str, str]
     """The precision of each."""
-    times: dict[Key, Rounds] = field(default_factory=dict)
+    times: dict[Key, RoundTimes] = field(default_factory=dict)
     missing: dict[Key, str] = field(default_factory=dict)
     """What could not be run, and why."""
+
+
+def command(
+    bundles: Annotated[
+        list[Path],
+        typer.Argument(metavar="BUNDLE...", help="Directories of bundles of the same input, say one per precision."),
+    ],
+    *,
+    on: Annotated[str, typer.Option("--device", help="Device to run on: cuda:CARD, or cpu:CORE.")] = "cuda:0",
+    data: Data = None,
+    requests: Annotated[int, typer.Option(min=20, help="Requests of each network in each way of running it.")] = 2000,
+    rounds: Rounds = 20,
+    out: Out = None,
+    quiet: Quiet = False,
+) -> None:
+    """Measure every network of a bundle on one device: run plainly, through bound buffers, and as CUDA graphs."""
+    opened = [open_bundle(path) for path in bundles]
+    samples = labelled_inputs(opened[0], data).samples()
+    with progress(quiet=quiet) as on_step:
+        measured = measure(opened, samples, DeviceOptions(on, requests, rounds), on_step)
+    publish(report(measured), out)
 
 
 def measure(

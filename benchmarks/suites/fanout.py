@@ -1,38 +1,38 @@
-"""Own time of the remote backend: ten no-op workers on three nodes against one unary call of tritonclient, in turns.
+"""Own time of the remote backend: ten no-op workers on three nodes, beside one unary call of tritonclient.
 
-    python -m benchmarks.suites.fanout [--out DIR]
-
-Nodes are processes on loopback; nothing computes, so what is left is serialising, sending, waiting and merging. The
-fan-out is measured twice: over each node's stream, on which an input travels once, and with a stream to each worker, as
-to any other server.
+Nodes are processes on loopback. Their networks compute nothing, so what is left is serialising, sending, waiting and
+merging. The fan-out is measured twice: over one stream to each node, on which an input travels once, and over one
+stream to each worker, as to any other server.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
-import json
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import typer
 import uvloop
 
 from benchmarks.harness import machine
 from benchmarks.harness.interleave import Subject, TimedCalls, in_turns
-from benchmarks.harness.stats import ratio, summarise
+from benchmarks.harness.stats import IntervalEstimate, ratio, summarise
 from benchmarks.harness.triton_client import TritonClient
+from benchmarks.options import Out, Quiet, Rounds, publish
+from benchmarks.reporting.cells import microseconds, times
+from benchmarks.reporting.report import BenchmarkReport
+from benchmarks.subjects.nodes import NodeProcess
 from benchmarks.subjects.noop import noop_bundle
-from sensai_serve.bundle import Bundle, atomic_file
-from sensai_serve.errors import ServingError
+from sensai_serve.bundle import Bundle
+from sensai_serve.cli.progress import Report as OnStep
+from sensai_serve.cli.progress import progress
 from sensai_serve.preprocess import Floats
 from sensai_serve.remote import model_name
+from sensai_serve.report import Row, Table
 from serving.engine.gateway import Gateway
 from serving.engine.options import GatewayOptions
 from serving.placement.worker_map import parse_workers
@@ -40,17 +40,38 @@ from serving.runtime.endpoint import Security
 
 WORKERS, HOSTS = 10, 3
 SAMPLES = 16
+UNARY = "tritonclient, one worker"
 AIM = 2.5
-"""The fan-out's median, times the unary call's, at most."""
+"""The fan-out's median is to be at most this many times the unary call's."""
 
 
-def measure(bundle: Bundle, *, rounds: int, per_round: int) -> dict[str, Any]:
-    """Start the nodes, measure in turns, end them.
+def command(
+    *,
+    requests: Annotated[int, typer.Option(min=20, help="Requests of each kind.")] = 2000,
+    rounds: Rounds = 20,
+    out: Out = None,
+    quiet: Quiet = False,
+) -> None:
+    """Measure the remote backend's own time: ten no-op workers on three nodes, beside one unary tritonclient call."""
+    with tempfile.TemporaryDirectory() as folder, progress(quiet=quiet) as on_step:
+        bundle = noop_bundle(Path(folder) / "noop", n_workers=WORKERS)
+        found = measure(bundle, rounds=rounds, per_round=max(requests // rounds, 1), on_step=on_step)
+    publish(report(found), out)
+
+
+def measure(
+    bundle: Bundle, *, rounds: int, per_round: int, on_step: OnStep = lambda stage, done, total: None
+) -> dict[str, Any]:
+    """Start the nodes, measure all subjects in turns, and end the nodes.
 
     Args:
-        bundle: of no-op workers.
-        rounds: of each subject.
-        per_round: requests of each round.
+        bundle: a bundle of no-op workers.
+        rounds: rounds of each subject.
+        per_round: requests of each subject in a round.
+        on_step: hears of progress.
+
+    Returns:
+        The machine, what was run, and for each subject its latencies as plain data.
 
     Raises:
         ServingError: a node or a request failed.
@@ -58,9 +79,11 @@ def measure(bundle: Bundle, *, rounds: int, per_round: int) -> dict[str, Any]:
     random = np.random.default_rng(0)
     samples = [random.normal(size=(1, *bundle.manifest.input.shape)).astype(np.float32) for _ in range(SAMPLES)]
     loop = uvloop.new_event_loop()
+    described = machine.describe()
     with contextlib.ExitStack() as stack:
+        stack.callback(loop.close)
         parts = [tuple(range(host, WORKERS, HOSTS)) for host in range(HOSTS)]
-        urls = [stack.enter_context(_node(bundle.path, part)) for part in parts]
+        urls = [stack.enter_context(NodeProcess(bundle.path, part).running()).url for part in parts]
         host, _, port = urls[0].removeprefix("grpc://").rpartition(":")
         model = model_name(bundle.manifest, parts[0][0])
         unary = TritonClient("grpc", host, int(port), model, samples, outputs=("scores",))
@@ -69,21 +92,48 @@ def measure(bundle: Bundle, *, rounds: int, per_round: int) -> dict[str, Any]:
         each = [
             f"{w}={url}/{model_name(bundle.manifest, w)}" for part, url in zip(parts, urls, strict=True) for w in part
         ]
-        subjects: dict[str, Subject] = {"tritonclient, one worker": TimedCalls(unary.exchange)}
+        subjects: dict[str, Subject] = {UNARY: TimedCalls(unary.exchange)}
         for name, places in (("a stream per node", together), ("a stream per worker", each)):
             gateway = _gateway(bundle, places)
             loop.run_until_complete(gateway.start())
             stack.callback(_stop, loop, gateway)
-            subjects[name] = TimedCalls(partial(_answer, loop, gateway, samples))
-        found = in_turns(subjects, rounds=rounds, per_round=per_round, n_samples=SAMPLES)
-    base = found["tritonclient, one worker"]
+            subjects[name] = TimedCalls(partial(_infer, loop, gateway, samples))
+        found = in_turns(
+            subjects,
+            rounds=rounds,
+            per_round=per_round,
+            n_samples=SAMPLES,
+            on_round=lambda done, total: on_step("fan-out", done, total),
+        )
     figures: dict[str, Any] = {}
     for name, measured in found.items():
-        times = ratio(measured, base, 0.5)
+        times_unary = ratio(measured, found[UNARY], 0.5)
         figures[name] = summarise(np.concatenate(measured)).to_json() | {
-            "p50_ratio": [times.low, times.value, times.high]
+            "p50_ratio": [times_unary.low, times_unary.value, times_unary.high]
         }
-    return {"machine": machine.describe(), "workers": WORKERS, "hosts": HOSTS, "aim": AIM, "figures": figures}
+    return {"machine": described, "workers": WORKERS, "hosts": HOSTS, "aim": AIM, "figures": figures}
+
+
+def report(found: dict[str, Any]) -> BenchmarkReport:
+    """The report of what `measure` found."""
+    rows: list[Row] = []
+    for name, figures in found["figures"].items():
+        p50, p99 = (_seconds(figures["quantiles_us"][q]) for q in ("p50", "p99"))
+        low, value, high = figures["p50_ratio"]
+        compared = times(IntervalEstimate(value, low, high)) if name != UNARY else ""
+        rows.append((name, microseconds(p50), microseconds(p99), compared))
+    note = (
+        f"Microseconds, 95% intervals. Ten no-op workers on {found['hosts']} nodes on loopback, all waited for; one "
+        f"request at a time, in turns. At most {found['aim']:g} times the unary call is aimed at."
+    )
+    table = Table("Fan-out over nodes", ("", "p50", "p99", "times the unary call, p50"), rows, note)
+    settings = {key: found[key] for key in ("workers", "hosts", "aim")}
+    return BenchmarkReport("fanout", "noop", found["machine"], settings, found["figures"], [table])
+
+
+def _seconds(quantile: dict[str, float | None]) -> IntervalEstimate:
+    low, high = (None if quantile[side] is None else float(quantile[side] or 0) / 1e6 for side in ("low", "high"))
+    return IntervalEstimate(float(quantile["value"] or 0) / 1e6, low, high)
 
 
 def _gateway(bundle: Bundle, places: list[str]) -> Gateway:
@@ -91,45 +141,9 @@ def _gateway(bundle: Bundle, places: list[str]) -> Gateway:
     return Gateway(bundle, GatewayOptions(devices=workers.devices, workers=workers, backend="remote", wait="all"))
 
 
-def _answer(loop: asyncio.AbstractEventLoop, gateway: Gateway, samples: list[Floats], index: int) -> None:
+def _infer(loop: asyncio.AbstractEventLoop, gateway: Gateway, samples: list[Floats], index: int) -> None:
     loop.run_until_complete(gateway.infer(samples[index]))
 
 
 def _stop(loop: asyncio.AbstractEventLoop, gateway: Gateway) -> None:
     loop.run_until_complete(gateway.stop(0))
-
-
-@contextlib.contextmanager
-def _node(bundle: Path, workers: tuple[int, ...]) -> Iterator[str]:
-    ids = ",".join(map(str, workers))
-    command = [sys.executable, "-m", "sensai_serve", "node", str(bundle), "--workers", ids, "--grpc", "127.0.0.1:0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            said = process.stdout.readline().split()
-            if said[:1] != ["ready:"]:
-                raise ServingError(f"a node ended with exit code {process.wait()}")
-            yield said[1]
-        finally:
-            process.terminate()
-
-
-def main() -> None:
-    """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/fanout.json"), help="for the figures")
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--per-round", type=int, default=100)
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        bundle = noop_bundle(Path(folder) / "noop", n_workers=WORKERS)
-        found = measure(bundle, rounds=options.rounds, per_round=options.per_round)
-    with atomic_file(options.out) as temporary:
-        temporary.write_text(json.dumps(found, indent=1) + "\n")
-    for name, figures in found["figures"].items():
-        low, value, high = figures["p50_ratio"]
-        print(f"{name}: p50 {figures['quantiles_us']['p50']} us, {value:.2f}x ({low:.2f} to {high:.2f})")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,33 +1,34 @@
-"""One of three hosts killed, cut off or slowed under load: requests that fail, the tail after patience, the way back.
+"""One of three hosts killed, cut off or slowed under load: failed requests, the tail, and the time until it is back.
 
-    python -m benchmarks.suites.hosts BUNDLE [--seconds 5] [--out FILE]
-
-Hosts are processes of `sensai node`, each behind a relay that stands for its network. One client asks the gateway, in
-process, one input after the other. A third of the time all is well; then it happens; then it is healed.
+Hosts are processes of ``sensai node``, each behind a relay that stands for its network. One client asks a gateway in
+this process, one input after the other: first while all hosts are well, then while one is not, then while it recovers.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
-import json
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import typer
 import uvloop
 
 from benchmarks.harness import machine
-from benchmarks.harness.relay import HOST, Relay, relay
-from benchmarks.harness.servers import free_port
-from sensai_serve.bundle import Bundle, atomic_file
+from benchmarks.harness.relay import Relay, relay
+from benchmarks.harness.servers import HOST, free_port
+from benchmarks.options import BundleDirectory, Out, Quiet, open_bundle, publish
+from benchmarks.reporting.cells import number
+from benchmarks.reporting.report import BenchmarkReport
+from benchmarks.subjects.nodes import NodeProcess
+from sensai_serve.bundle import Bundle
+from sensai_serve.cli.progress import Report as OnStep
+from sensai_serve.cli.progress import progress
 from sensai_serve.errors import SensaiError, ServingError
+from sensai_serve.report import Row, Table
 from serving.engine.gateway import Gateway
 from serving.engine.health import State
 from serving.engine.options import GatewayOptions
@@ -39,84 +40,126 @@ from serving.runtime.endpoint import Endpoint, Security
 HOSTS = 3
 CASES = ("killed", "cut off", "slowed by 50 ms")
 SETTLED_S = 2.5
-"""After so long the lost host is known to be lost: what patience and the heartbeat need."""
+"""Seconds after which a lost host is known to be lost: patience and the heartbeat need them."""
 BACK_S = 30.0
-"""How long the way back may take before it is given up."""
+"""Seconds after which a host that has not come back is given up."""
 
 
 class SimulatedHost:
-    """One host: its node, started again where it was killed, and the way to it."""
+    """One host: a node process, and the relay that stands for the network to it."""
 
-    def __init__(self, bundle: Path, workers: list[int]) -> None:
+    def __init__(self, node: NodeProcess, workers: Sequence[int], relay: Relay) -> None:
+        """Take a node that runs and the relay in front of it.
+
+        Args:
+            node: the node; it can be killed and started again.
+            workers: ids of its workers.
+            relay: passes, delays or drops what is sent to the node.
+        """
+        self.node = node
         self.workers = workers
-        self._port = free_port()
-        self._command = [sys.executable, "-m", "sensai_serve", "node", str(bundle), "--workers",
-                         ",".join(map(str, workers)), "--grpc", f"{HOST}:{self._port}"]  # fmt: skip
-        self._process: subprocess.Popen[str] | None = None
-        self.way: Relay | None = None
-
-    @contextlib.contextmanager
-    def running(self) -> Iterator[SimulatedHost]:
-        """Run it until the block ends."""
-        self.start()
-        try:
-            with relay(HOST, self._port) as self.way:
-                yield self
-        finally:
-            self.kill()
-
-    def start(self) -> None:
-        """Start the node and wait until it is ready."""
-        self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE, text=True)
-        assert self._process.stdout is not None
-        if not self._process.stdout.readline().startswith("ready:"):
-            raise ServingError(f"a node ended with exit code {self._process.wait()}")
-
-    def kill(self) -> None:
-        """End the node at once."""
-        if self._process is not None:
-            self._process.send_signal(signal.SIGKILL)
-            self._process.communicate()
+        self.relay = relay
 
 
-def measure(bundle: Bundle, seconds: float, cases: Sequence[str] = CASES) -> dict[str, Any]:
-    """One case after the other.
+@contextlib.contextmanager
+def _host(bundle: Path, workers: Sequence[int]) -> Iterator[SimulatedHost]:
+    port = free_port()
+    with NodeProcess(bundle, workers, port).running() as node, relay(HOST, port) as network:
+        yield SimulatedHost(node, workers, network)
+
+
+def command(
+    bundle: BundleDirectory,
+    *,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Seconds of each phase of each case.")] = 5.0,
+    out: Out = None,
+    quiet: Quiet = False,
+) -> None:
+    """Kill, cut off and slow down one of three hosts under load, and count the requests that fail.
+
+    The bundle must survive the loss of any one of three hosts.
+    """
+    opened = open_bundle(bundle)
+    with progress(quiet=quiet) as on_step:
+        found = measure(opened, seconds, on_step=on_step)
+    publish(report(found), out)
+
+
+def measure(
+    bundle: Bundle,
+    seconds: float,
+    cases: Sequence[str] = CASES,
+    on_step: OnStep = lambda stage, done, total: None,
+) -> dict[str, Any]:
+    """Run the cases one after the other.
 
     Args:
-        bundle: whose code survives the loss of any one of three hosts.
-        seconds: of each phase of each case.
-        cases: which.
+        bundle: a bundle whose code survives the loss of any one of three hosts.
+        seconds: length of each phase of each case.
+        cases: some of `CASES`.
+        on_step: hears of progress.
+
+    Returns:
+        The machine, what was run, and the figures of each case as plain data.
 
     Raises:
-        ServingError: the bundle does not survive it, or a node cannot start.
+        ServingError: the bundle does not survive such a loss, or a node cannot start.
     """
     costs = [float(subnet.macs) for subnet in bundle.manifest.subnets]
     places = [Device("remote", endpoint=Endpoint("grpc", f"host-{i}", 1)) for i in range(HOSTS)]
     parts = list(spread(bundle.assignment, costs, places).values())
     if losses_covered(bundle.assignment, {str(i): set(part) for i, part in enumerate(parts)}) < 1:
         raise ServingError(f"{bundle.path} does not survive the loss of one of {HOSTS} hosts, expected one that does")
+    described = machine.describe()
     figures: dict[str, Any] = {}
-    for case in cases:
+    for done, case in enumerate(cases):
+        on_step("hosts", done, len(cases))
         with contextlib.ExitStack() as stack:
-            nodes = [stack.enter_context(SimulatedHost(bundle.path, part).running()) for part in parts]
-            figures[case] = uvloop.run(_case(bundle, nodes, case, seconds))
-    return {"machine": machine.describe(), "hosts": HOSTS, "workers": len(costs), "seconds": seconds, "cases": figures}
+            hosts = [stack.enter_context(_host(bundle.path, part)) for part in parts]
+            figures[case] = uvloop.run(_case(bundle, hosts, case, seconds))
+    on_step("hosts", len(cases), len(cases))
+    return {"subject": bundle.manifest.name, "machine": described, "hosts": HOSTS, "workers": len(costs),
+            "seconds": seconds, "cases": figures}  # fmt: skip
 
 
-async def _case(bundle: Bundle, nodes: list[SimulatedHost], case: str, seconds: float) -> dict[str, Any]:
-    async with _gateway(bundle, nodes) as gateway:
-        load, hit = _GatewayClient(gateway, bundle.golden().inputs), nodes[0]
-        assert hit.way is not None
+def report(found: dict[str, Any]) -> BenchmarkReport:
+    """The report of what `measure` found."""
+    rows: list[Row] = []
+    for case, figures in found["cases"].items():
+        p99 = [number(figures["p99_us"][phase] / 1e3) for phase in ("before", "until it is known", "after")]
+        failed = f"{figures['failed']} of {figures['requests']:,}"
+        rows.append((f"one host {case}", failed, *p99, f"{figures['p99_ratio']:.2f}x", f"{figures['back_s']:.2f}"))
+    columns = (
+        "",
+        "failed",
+        "p99 before, ms",
+        f"first {SETTLED_S:g} s, ms",
+        "then, ms",
+        "ratio",
+        "back, s",
+    )
+    note = (
+        f"{found['workers']} workers on {found['hosts']} hosts, one request at a time, {found['seconds']:g} s a phase. "
+        "Ratio: p99 then / before. Back: from the host's recovery until all of its workers are live."
+    )
+    settings = {key: found[key] for key in ("hosts", "workers", "seconds")}
+    table = Table("One of three hosts lost under load", columns, rows, note)
+    return BenchmarkReport("hosts", found["subject"], found["machine"], settings, found["cases"], [table])
+
+
+async def _case(bundle: Bundle, hosts: list[SimulatedHost], case: str, seconds: float) -> dict[str, Any]:
+    async with _gateway(bundle, hosts) as gateway:
+        load, hit = _GatewayClient(gateway, bundle.golden().inputs), hosts[0]
         before = await load.run(seconds)
         if case == "killed":
-            await asyncio.to_thread(hit.kill)
+            await asyncio.to_thread(hit.node.kill)
         else:
-            hit.way.tell("cut" if case == "cut off" else "delay 0.05")
+            hit.relay.tell("cut" if case == "cut off" else "delay 0.05")
         meanwhile = await load.run(SETTLED_S)
         after = await load.run(seconds)
         if case == "killed":
-            await asyncio.to_thread(hit.start)
-        hit.way.tell("pass")
+            await asyncio.to_thread(hit.node.start)
+        hit.relay.tell("pass")
         healed = time.perf_counter()
         await load.run(BACK_S, lambda: all(gateway.workers[w].state is State.LIVE for w in hit.workers))
         return {
@@ -130,8 +173,8 @@ async def _case(bundle: Bundle, nodes: list[SimulatedHost], case: str, seconds: 
 
 
 @contextlib.asynccontextmanager
-async def _gateway(bundle: Bundle, nodes: list[SimulatedHost]) -> AsyncIterator[Gateway]:
-    lines = [f"{','.join(map(str, n.workers))}=grpc://{HOST}:{n.way.port}" for n in nodes if n.way is not None]
+async def _gateway(bundle: Bundle, hosts: list[SimulatedHost]) -> AsyncIterator[Gateway]:
+    lines = [f"{','.join(map(str, host.workers))}=grpc://{HOST}:{host.relay.port}" for host in hosts]
     workers = parse_workers(lines, None, Security())
     gateway = Gateway(bundle, GatewayOptions(devices=workers.devices, workers=workers, backend="remote"))
     await gateway.start()
@@ -142,7 +185,7 @@ async def _gateway(bundle: Bundle, nodes: list[SimulatedHost]) -> AsyncIterator[
 
 
 class _GatewayClient:
-    """One client that asks one input after the other."""
+    """One client that sends one input after the other to a gateway in this process."""
 
     def __init__(self, gateway: Gateway, inputs: np.ndarray) -> None:
         self.answered = self.failed = 0
@@ -150,7 +193,7 @@ class _GatewayClient:
         self._inputs = inputs
 
     async def run(self, seconds: float, enough: Callable[[], bool] = lambda: False) -> list[float]:
-        """Latencies, in seconds, of the requests that were answered."""
+        """Send inputs until the time is over or `enough` is true; the latencies in seconds of those answered."""
         stop, found = time.perf_counter() + seconds, []
         while time.perf_counter() < stop and not enough():
             at = (self.answered + self.failed) % len(self._inputs)
@@ -163,22 +206,3 @@ class _GatewayClient:
                 self.answered += 1
                 found.append(time.perf_counter() - started)
         return found
-
-
-def main() -> None:
-    """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each phase of each case")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/hosts.json"), help="for the figures")
-    options = parser.parse_args()
-    found = measure(Bundle.open(options.bundle), options.seconds)
-    with atomic_file(options.out) as temporary:
-        temporary.write_text(json.dumps(found, indent=1) + "\n")
-    for case, figures in found["cases"].items():
-        failed, ratio, back = figures["failed"], figures["p99_ratio"], figures["back_s"]
-        print(f"{case}: {failed} of {figures['requests']} failed, p99 {ratio:.2f}x, back in {back:.2f} s")
-
-
-if __name__ == "__main__":
-    main()

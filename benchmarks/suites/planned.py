@@ -1,27 +1,28 @@
-"""`sensai plan` against a measured run: the same latencies drawn for a real gateway, its timers, threads and merge.
+"""`sensai plan` beside a measured run: the same latencies drawn for a real gateway, with its timers and its merge.
 
-    python -m benchmarks.suites.planned BUNDLE [--latency p50=5ms,p99=20ms] [--requests 2000] [--out FILE]
-
-Every worker of the run answers after a time drawn from the distribution that the plan assumes, so what is compared is
-the simulation of the fan-out, not a guess of a network. The gateway's own time is measured first, without delays.
+Every worker of the run answers after a time drawn from the distribution that the plan assumes. So the simulation of the
+fan-out is what is compared, not a guess of a network. The gateway's own time is measured first, without delays.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import typer
 import uvloop
 
 from benchmarks.harness import machine
-from sensai_serve.bundle import Bundle, atomic_file
+from benchmarks.options import BundleDirectory, Out, Quiet, open_bundle, publish
+from benchmarks.reporting.report import BenchmarkReport
+from sensai_serve.bundle import Bundle
+from sensai_serve.cli.progress import Report as OnStep
+from sensai_serve.cli.progress import progress
+from sensai_serve.report import Row, Table
 from serving.backends import Cause, Plan, Scores, Task
 from serving.engine.gateway import Gateway
 from serving.engine.options import GatewayOptions
@@ -30,15 +31,15 @@ from serving.runtime.devices import Device
 from serving.runtime.session import Session
 
 AIM = 0.2
-"""How far p50 and p99 may be from the plan's."""
-_drawn: Latency | None = None  # of the backend below, which the gateway makes by its name
+"""The share by which p50 and p99 may differ from the plan's."""
+_delay: Latency | None = None  # the backend below takes it from here: the gateway makes it by its name
 
 
 class DelayedBackend:
-    """Workers of this process whose answers come when they are drawn to come. See `serving.backends.Backend`."""
+    """Workers in this process that answer after delays drawn at random. See `serving.backends.Backend`."""
 
     def __init__(self, plan: Plan) -> None:
-        """Nothing is loaded yet."""
+        """Keep what the workers run; `start` loads it."""
         self._plan = plan
         self._loop = asyncio.get_running_loop()
         self._random = np.random.default_rng(1)
@@ -52,14 +53,14 @@ class DelayedBackend:
             self._plan.on_up(worker)
 
     def submit(self, task: Task, workers: Sequence[int]) -> None:
-        """Fan a task out."""
-        delays = np.zeros(len(workers)) if _drawn is None else _drawn.draw(self._random, (len(workers),))
+        """Run the workers at once, and deliver each one's scores after its delay."""
+        delays = np.zeros(len(workers)) if _delay is None else _delay.draw(self._random, (len(workers),))
         for worker, delay in zip(workers, delays.tolist(), strict=True):
             scores = self._sessions[worker].run(task.inputs)
             self._loop.call_later(delay, self._deliver, task, worker, scores, delay)
 
     def stop(self) -> None:
-        """What has not come does not come any more."""
+        """Fail what has not been delivered yet."""
         self._stopped = True
 
     def _deliver(self, task: Task, worker: int, scores: Scores, seconds: float) -> None:
@@ -69,16 +70,43 @@ class DelayedBackend:
             task.deliver(worker, scores, seconds)
 
 
-def compare(bundle: Bundle, latency: Latency, requests: int) -> dict[str, Any]:
-    """Simulate and measure.
+def command(
+    bundle: BundleDirectory,
+    *,
+    latency: Annotated[
+        str, typer.Option(metavar="p50=MS,p99=MS", help="Latency of every worker, as `sensai plan` takes it.")
+    ] = "p50=5ms,p99=20ms",
+    requests: Annotated[int, typer.Option(min=20, help="Requests of the simulation and of the run each.")] = 2000,
+    out: Out = None,
+    quiet: Quiet = False,
+) -> None:
+    """Compare what `sensai plan` simulates with a run of the gateway with the same worker latencies."""
+    opened, assumed = open_bundle(bundle), parse_latency(latency)
+    with progress(quiet=quiet) as on_step:
+        found = compare(opened, assumed, requests, on_step)
+    publish(report(found), out)
+
+
+def compare(
+    bundle: Bundle, latency: Latency, requests: int, on_step: OnStep = lambda stage, done, total: None
+) -> dict[str, Any]:
+    """Simulate requests, and measure as many.
 
     Args:
-        bundle: whose code and golden samples.
-        latency: of every worker.
-        requests: of each.
+        bundle: the code to simulate, and the golden samples to send.
+        latency: how long every worker takes.
+        requests: requests of each.
+        on_step: hears of progress.
+
+    Returns:
+        The machine, what was run, and the planned and the measured p50 and p99 as plain data.
     """
+    described = machine.describe()
+    on_step("planned", 0, 3)
     own = float(np.median(uvloop.run(_measure(bundle, None, 200))))
+    on_step("planned", 1, 3)
     measured = uvloop.run(_measure(bundle, latency, requests))
+    on_step("planned", 2, 3)
     simulation = Simulation(bundle, replace(latency, own=own), hosts=bundle.assignment.n_workers, loss=0)
     planned = simulation.run(bundle.assignment.redundancy, requests)
     assert planned is not None  # the bundle's own redundancy is one that it has
@@ -87,18 +115,34 @@ def compare(bundle: Bundle, latency: Latency, requests: int) -> dict[str, Any]:
         found = float(np.quantile(measured, q))
         figures[name] = {"planned_ms": round(1e3 * expected, 3), "measured_ms": round(1e3 * found, 3),
                          "off": round(expected / found - 1, 3)}  # fmt: skip
-    return {"machine": machine.describe(), "requests": requests, "own_us": round(1e6 * own, 1), "aim": AIM,
-            "figures": figures}  # fmt: skip
+    on_step("planned", 3, 3)
+    return {"subject": bundle.manifest.name, "machine": described, "requests": requests, "own_us": round(1e6 * own, 1),
+            "aim": AIM, "figures": figures}  # fmt: skip
+
+
+def report(found: dict[str, Any]) -> BenchmarkReport:
+    """The report of what `compare` found."""
+    rows: list[Row] = [
+        (name, f"{one['planned_ms']:.2f}", f"{one['measured_ms']:.2f}", f"{one['off']:+.1%}")
+        for name, one in found["figures"].items()
+    ]
+    note = (
+        f"Milliseconds, {found['requests']:,} requests. The gateway itself takes {found['own_us']:,.0f} microseconds. "
+        f"A difference of at most {found['aim']:.0%} is aimed at."
+    )
+    table = Table("Simulated and measured latency", ("", "planned", "measured", "plan is off by"), rows, note)
+    settings = {key: found[key] for key in ("requests", "own_us", "aim")}
+    return BenchmarkReport("planned", found["subject"], found["machine"], settings, found["figures"], [table])
 
 
 async def _measure(bundle: Bundle, latency: Latency | None, requests: int) -> list[float]:
-    global _drawn  # noqa: PLW0603
+    global _delay  # noqa: PLW0603
     inputs = bundle.golden().inputs
     options = GatewayOptions(devices=(Device("cpu"),), backend=f"{__name__}:DelayedBackend")
     gateway = Gateway(bundle, options)
-    _drawn = None  # the golden check is not what is measured
+    _delay = None  # the golden check is not what is measured
     await gateway.start()
-    _drawn = latency
+    _delay = latency
     try:
         found = []
         for at in range(requests):
@@ -108,23 +152,3 @@ async def _measure(bundle: Bundle, latency: Latency | None, requests: int) -> li
         return found
     finally:
         await gateway.stop(0)
-
-
-def main() -> None:
-    """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("--latency", default="p50=5ms,p99=20ms", help="as of `sensai plan`")
-    parser.add_argument("--requests", type=int, default=2000)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/planned.json"), help="for the figures")
-    options = parser.parse_args()
-    found = compare(Bundle.open(options.bundle), parse_latency(options.latency), options.requests)
-    with atomic_file(options.out) as temporary:
-        temporary.write_text(json.dumps(found, indent=1) + "\n")
-    for name, figures in found["figures"].items():
-        planned, measured, off = figures["planned_ms"], figures["measured_ms"], figures["off"]
-        print(f"{name}: planned {planned:.2f} ms, measured {measured:.2f} ms, {off:+.1%}")
-
-
-if __name__ == "__main__":
-    main()

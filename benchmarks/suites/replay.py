@@ -1,7 +1,7 @@
-"""Send a whole labelled set to a served bundle, one input at a time, and hold each label against the one expected.
+"""A whole labelled set sent to a served bundle; every label is compared with the one that the bundle's maker kept.
 
-Expected is what the bundle's maker got for that input, from the same ONNX files through the same merge but
-without a server: ``evaluation.npz`` of the bundle.
+The maker's labels are in the bundle's ``evaluation.npz``. They come from the same ONNX files through the same merge,
+but without a server.
 """
 
 from __future__ import annotations
@@ -9,26 +9,31 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
+import typer
 
 from benchmarks.harness import machine, servers
 from benchmarks.harness.client import Client, RawClient
 from benchmarks.harness.codecs import V2Binary
 from benchmarks.harness.stats import Summary, summarise
 from benchmarks.harness.triton_client import TritonClient
+from benchmarks.options import BundleDirectory, Out, Quiet, labelled_inputs, open_bundle, publish
 from benchmarks.reporting.cells import milliseconds
 from benchmarks.reporting.report import BenchmarkReport
 from benchmarks.subjects import our_server
 from benchmarks.subjects.inputs import LabelledInputs, kept_labels
 from sensai_serve.bundle import Bundle
-from sensai_serve.errors import DataError
+from sensai_serve.cli.progress import progress
+from sensai_serve.errors import DataError, InputError, WorkerError
 from sensai_serve.report import Table
 
 WARM_UP = 50
-# Patience off: on a busy machine a straggler would be given up, and then an answer may be another one.
+CLIENTS = ("lean", "tritonclient")
 ARGUMENTS = ("--patience", "0")
+"""Patience is off: on a busy machine it would give up a straggler, and the label might then differ."""
 OnStep = Callable[[str, int, int], None]
 
 
@@ -56,6 +61,32 @@ class Replay:
     def different(self) -> int | None:
         """Inputs whose label is not the one that was kept; None where none was."""
         return None if self.kept is None else int(np.sum(self.class_id != self.kept))
+
+
+def command(
+    bundle: BundleDirectory,
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE|SOURCE", help="Labelled inputs: a file that `sensai bench data` wrote, or a data source."
+        ),
+    ],
+    client: Annotated[str, typer.Option(help="lean | tritonclient")] = "tritonclient",
+    out: Out = None,
+    quiet: Quiet = False,
+) -> None:
+    """Send a whole labelled set to a served bundle, and compare every label with the one that its maker kept.
+
+    Exits with code 1 where a label differs.
+    """
+    if client not in CLIENTS:
+        raise InputError(f"--client is {client!r}, expected one of {', '.join(CLIENTS)}")
+    opened = open_bundle(bundle)
+    with progress(quiet=quiet) as on_step:
+        done = replay(opened, labelled_inputs(opened, data), client=client, on_step=on_step)
+    publish(report(done, client), out)
+    if done.different:
+        raise WorkerError(f"{done.different} labels differ from those that the bundle's maker kept, expected none")
 
 
 def replay(

@@ -1,4 +1,4 @@
-"""``sensai bench speed``: what the kept runs say about the speed that is promised, figure by figure."""
+"""The promised figures of speed, each out of the latest kept run of scale, peers or latency that has it."""
 
 from __future__ import annotations
 
@@ -6,14 +6,19 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from benchmarks.harness import machine as machines
+from benchmarks.options import RESULTS
 from sensai_serve.bundle import atomic_file
 from sensai_serve.errors import DataError
 
 FILE = "speed.md"
 BEGIN, END = "<!-- begin of what `sensai bench speed --readme` writes -->\n", "<!-- end of it -->\n"
+QUOTED = ("scale", "peers", "latency")
+"""Benchmarks whose runs the figures come from."""
 TINY = "noop"
 """The subject of runs with networks that compute nothing."""
 
@@ -64,8 +69,27 @@ class KeptRuns:
                 yield run["results"]
 
     def machine(self) -> str:
-        """The machine of the latest run."""
-        return machines.in_words(max((run["machine"] for run in self._runs), key=lambda m: str(m["date"])))
+        """The machine of the latest run that figures come from."""
+        quoted = [run["machine"] for run in self._runs if run["bench"] in QUOTED]
+        return machines.in_words(max(quoted, key=lambda m: str(m["date"]))) if quoted else ""
+
+
+def command(
+    results: Annotated[Path, typer.Argument(metavar="DIR", help="Directory with the kept runs.")] = RESULTS,
+    *,
+    readme: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Page that quotes the table: its copy is replaced.")
+    ] = None,
+) -> None:
+    """Print the promised figures of speed out of the kept runs, and write them to speed.md beside the runs."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("figure", "aim", "measured", "holds")
+    for figure in write(KeptRuns(results), results, readme):
+        table.add_row(*figure.cells())
+    Console().print(table)
+    typer.echo(f"{results / FILE}")
 
 
 def figures(runs: KeptRuns) -> list[SpeedFigure]:

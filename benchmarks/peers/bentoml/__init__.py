@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from benchmarks.harness.codecs import Raw
 from benchmarks.peers import Peer, Setup, StartApp, lean
 
 _COMMAND = ("-m", "bentoml", "serve", "app:Networks", "--port", "{port}", "--host", "127.0.0.1")
-_START = StartApp("bentoml", "/readyz", command=_COMMAND, environment={"BENTOML_DO_NOT_TRACK": "true"})
+_START = StartApp(
+    Path(__file__).with_name("app.py"), "/readyz", command=_COMMAND, environment={"BENTOML_DO_NOT_TRACK": "true"}
+)
 
 PEER = Peer(
     name="BentoML",

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from benchmarks.harness.codecs import PlainJson, Raw
 from benchmarks.peers import Peer, Setup, StartApp, lean
 
-_READY = "/ready"
+_APP, _READY = Path(__file__).with_name("app.py"), "/ready"
 
 PEER = Peer(
     name="FastAPI",
     requirements=("fastapi", "uvicorn", "uvloop", "httptools", "numpy", "onnxruntime"),
     version_of="fastapi",
     setups=(
-        Setup("raw body", False, StartApp("fastapi", _READY), lean(lambda _: Raw("/raw"))),
-        Setup("pydantic JSON", False, StartApp("fastapi", _READY), lean(lambda _: PlainJson("/json"))),
-        Setup("raw body, in a loop", True, StartApp("fastapi", _READY), lean(lambda _: Raw("/raw"))),
-        Setup("raw body, a thread each", True, StartApp("fastapi", _READY, "threads"), lean(lambda _: Raw("/raw"))),
+        Setup("raw body", False, StartApp(_APP, _READY), lean(lambda _: Raw("/raw"))),
+        Setup("pydantic JSON", False, StartApp(_APP, _READY), lean(lambda _: PlainJson("/json"))),
+        Setup("raw body, in a loop", True, StartApp(_APP, _READY), lean(lambda _: Raw("/raw"))),
+        Setup("raw body, a thread each", True, StartApp(_APP, _READY, "threads"), lean(lambda _: Raw("/raw"))),
     ),
 )

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from benchmarks.harness.codecs import V2Json
 from benchmarks.harness.servers import ServerSpec
 from benchmarks.peers import Peer, PeerWorkload, Setup, StartApp, lean
 
 _MODEL = "networks"
-_APP = StartApp(
-    "mlserver", f"/v2/models/{_MODEL}/ready", command=("-c", "from mlserver.cli import main; main()", "start", ".")
+_START_APP = StartApp(
+    Path(__file__).with_name("app.py"),
+    f"/v2/models/{_MODEL}/ready",
+    command=("-c", "from mlserver.cli import main; main()", "start", "."),
 )
 
 
@@ -26,7 +29,7 @@ def _start(work: PeerWorkload) -> ServerSpec:
         "debug": False,  # no access log
     }
     (work.folder / "settings.json").unlink(missing_ok=True)
-    spec = _APP(work)
+    spec = _START_APP(work)
     (work.folder / "settings.json").rename(work.folder / "networks.json")
     (work.folder / "settings.json").write_text(json.dumps(server))
     model = {"name": _MODEL, "implementation": "app.Networks", "parameters": {"uri": "."}}

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from benchmarks.harness.codecs import Raw
 from benchmarks.peers import Peer, Setup, StartApp, lean
 
-_START = StartApp("ray_serve", "/ready", environment={"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0"})
+_START = StartApp(
+    Path(__file__).with_name("app.py"), "/ready", environment={"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0"}
+)
 
 PEER = Peer(
     name="Ray Serve",

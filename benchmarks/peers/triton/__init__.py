@@ -18,7 +18,7 @@ from benchmarks.harness.client import Client, RawClient
 from benchmarks.harness.codecs import V2Binary
 from benchmarks.harness.servers import HOST, ServerSpec
 from benchmarks.harness.triton_client import TritonClient
-from benchmarks.peers import FOLDER, LEAN, Peer, PeerWorkload, Setup, lean, spec, write_networks
+from benchmarks.peers import LEAN, Peer, PeerWorkload, Setup, lean, spec, write_networks
 from sensai_serve.preprocess import Floats
 
 _MODEL = "networks"
@@ -57,7 +57,7 @@ def _start(work: PeerWorkload, ensemble: bool, mode: str) -> ServerSpec:
 def _write_model(work: PeerWorkload, folder: Path, networks: Sequence[int], mode: str) -> None:
     """A model of the Python backend that runs some of the networks."""
     (folder / "1").mkdir(parents=True)
-    shutil.copy(FOLDER / "triton" / "app.py", folder / "1" / "model.py")
+    shutil.copy(Path(__file__).with_name("app.py"), folder / "1" / "model.py")
     files = write_networks(work, folder / "1")
     settings = {
         "site_packages": str(_site_packages(work)),

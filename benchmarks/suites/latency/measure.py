@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.harness import machine, servers
 from benchmarks.harness.client import Client
 from benchmarks.harness.codecs import V2Binary
-from benchmarks.harness.interleave import Rounds, Subject, TimedCalls, in_turns
+from benchmarks.harness.interleave import RoundTimes, Subject, TimedCalls, in_turns
 from benchmarks.harness.stats import summarise
 from benchmarks.reporting.report import without_paths
 from benchmarks.subjects import our_server
@@ -75,7 +75,7 @@ class LatencyResult:
     machine: dict[str, Any]
     threads: dict[str, Fastest]
     """Of each whole network."""
-    times: dict[Key, Rounds]
+    times: dict[Key, RoundTimes]
     missing: dict[Key, str] = field(default_factory=dict)
     """What could not be measured, and why."""
     ready_s: dict[str, float] = field(default_factory=dict)

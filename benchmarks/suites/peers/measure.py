@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.harness import machine, servers
 from benchmarks.harness.client import Client
-from benchmarks.harness.interleave import Rounds, Subject, TimedCalls, in_turns
+from benchmarks.harness.interleave import RoundTimes, Subject, TimedCalls, in_turns
 from benchmarks.harness.venvs import environment
 from benchmarks.peers import LEAN, Peer, PeerWorkload, Setup
 from benchmarks.reporting.report import without_paths
@@ -55,12 +55,12 @@ class Compared:
     setup: str
     client: str
     fan_out: bool
-    theirs: Rounds
-    ours: Rounds
+    theirs: RoundTimes
+    ours: RoundTimes
     ready_s: float
     memory: int
     version: str
-    monolith: Rounds | None = None
+    monolith: RoundTimes | None = None
     """Our server of the bundle's monolith, in turns with both; None where it has none, and beside a whole network."""
 
 

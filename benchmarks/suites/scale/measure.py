@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks.harness import machine, servers
 from benchmarks.harness.client import RawClient
 from benchmarks.harness.codecs import Empty, V2Binary
-from benchmarks.harness.interleave import Rounds, Subject, TimedCalls, in_turns
+from benchmarks.harness.interleave import RoundTimes, Subject, TimedCalls, in_turns
 from benchmarks.harness.load_generator import closed_loop, latencies
 from benchmarks.harness.stats import Summary, summarise
 from benchmarks.subjects import our_server
@@ -59,12 +59,12 @@ class ScaleResult:
 
     options: ScaleOptions
     machine: dict[str, Any]
-    floor: dict[str, Rounds] = field(default_factory=dict)
+    floor: dict[str, RoundTimes] = field(default_factory=dict)
     """One no-op worker against a server that does nothing at all."""
-    workers: dict[tuple[int, str], Rounds] = field(default_factory=dict)
+    workers: dict[tuple[int, str], RoundTimes] = field(default_factory=dict)
     """By number of workers, over HTTP and in process; (0, `NETWORK`) is one subnet's run alone."""
-    inputs: dict[tuple[int, ...], Rounds] = field(default_factory=dict)
-    classes: dict[int, Rounds] = field(default_factory=dict)
+    inputs: dict[tuple[int, ...], RoundTimes] = field(default_factory=dict)
+    classes: dict[int, RoundTimes] = field(default_factory=dict)
     clients: dict[int, tuple[Summary, float]] = field(default_factory=dict)
     """By number of clients, latency and answers per second."""
 
@@ -145,7 +145,7 @@ def _clients(measured: ScaleResult, folder: Path) -> None:
             measured.clients[clients] = summarise(answered), len(answered) / seconds
 
 
-def _bundles(options: ScaleOptions, folder: Path, sizes: Mapping[Any, dict[str, Any]]) -> dict[Any, Rounds]:
+def _bundles(options: ScaleOptions, folder: Path, sizes: Mapping[Any, dict[str, Any]]) -> dict[Any, RoundTimes]:
     """One server per size, all up at a time, measured in turns over HTTP."""
     with ExitStack() as stack:
         subjects: dict[Any, Subject] = {}
@@ -172,7 +172,7 @@ def _over_http(stack: ExitStack, client: RawClient) -> Subject:
     return TimedCalls(client.exchange)
 
 
-def _in_turns(options: ScaleOptions, subjects: Mapping[Any, Subject]) -> dict[Any, Rounds]:
+def _in_turns(options: ScaleOptions, subjects: Mapping[Any, Subject]) -> dict[Any, RoundTimes]:
     per_round = max(options.requests // options.rounds, 1)
     return in_turns(subjects, rounds=options.rounds, per_round=per_round, n_samples=SAMPLES)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from benchmarks.harness.interleave import Rounds
+from benchmarks.harness.interleave import RoundTimes
 from benchmarks.harness.stats import IntervalEstimate, Summary, ratio, summarise
 from benchmarks.reporting.cells import microseconds, number, times
 from benchmarks.reporting.report import BenchmarkReport
@@ -90,7 +90,7 @@ def _clients(measured: ScaleResult) -> Iterator[Table | Picture]:
     yield Picture("clients", "Time of one request by number of clients", _lines(latency, "clients"))
 
 
-def _row(name: str, rounds: Rounds) -> Row:
+def _row(name: str, rounds: RoundTimes) -> Row:
     summary = summarise(rounds)
     return (name, *(microseconds(summary.quantiles[q]) for q in SHOWN))
 

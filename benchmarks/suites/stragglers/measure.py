@@ -20,22 +20,25 @@ def measure(context: Context, cases: Sequence[str], on_step: OnStep) -> Benchmar
 
     Args:
         context: what they work with.
-        cases: their names; all where empty.
+        cases: names of cases, or ``package.module:callable``; all where empty.
         on_step: hears of progress.
 
     Raises:
         InputError: there is no such case.
+        PluginError: a case of another package cannot be imported.
         ServingError: a server does not start.
     """
     known = [*CASES, *(name for name in available(PACKAGE) if name not in CASES)]
-    if unknown := set(cases) - set(known):
-        raise InputError(f"--case is {min(unknown)!r}, expected {', '.join(known)}")
+    elsewhere = [name for name in cases if ":" in name]
+    if unknown := set(cases) - {*known, *elsewhere}:
+        raise InputError(f"--case is {min(unknown)!r}, expected {', '.join(known)} or package.module:callable")
     described, findings = machine.describe(), {}
-    chosen = [name for name in known if not cases or name in cases]
-    for done, name in enumerate(chosen):
+    chosen = [name for name in known if not cases or name in cases] + elsewhere
+    runs = {name: find(PACKAGE, name, "run") for name in chosen}
+    for done, (name, run) in enumerate(runs.items()):
         on_step(f"stragglers: {name}", 0, 1)
         try:
-            findings[name] = find(PACKAGE, name, "run")(context)
+            findings[name] = run(context)
         except ServingError as error:
             raise ServingError(f"case {name}: {error}") from None
         on_step(f"stragglers: {name}", 1, 1)

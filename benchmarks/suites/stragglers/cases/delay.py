@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.harness.client import RawConnection, exchange
-from benchmarks.harness.interleave import Rounds, TimedCalls, in_turns
+from benchmarks.harness.interleave import RoundTimes, TimedCalls, in_turns
 from benchmarks.harness.load_generator import closed_loop
 from benchmarks.harness.stats import ratio, summarise
 from benchmarks.reporting import plots
@@ -33,7 +33,7 @@ def run(context: Context) -> CaseResult:
         def ask(name: str) -> TimedCalls:
             return TimedCalls(lambda index: exchange(connections[name], requests[index]))
 
-        def measure(*names: str, per_round: int, warm_up: int | None = None) -> dict[str, Rounds]:
+        def measure(*names: str, per_round: int, warm_up: int | None = None) -> dict[str, RoundTimes]:
             asked = {name: ask(name) for name in names}
             return in_turns(asked, rounds=ROUNDS, per_round=per_round, n_samples=len(requests), warm_up=warm_up)
 
