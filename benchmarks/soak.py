@@ -17,7 +17,7 @@ from benchmarks import demo
 from sensai_serve.errors import InputError, SensaiError
 
 SECONDS = 60.0
-"""Of each case that counts time, in a whole run."""
+"""Seconds of each case that counts time, in a whole run."""
 REQUESTS, LEAST_REQUESTS = 2000, 100
 SWAPS, LEAST_SWAPS = 200, 2
 RESULTS, TRIED = Path("benchmarks/results"), Path("runs/soak")
@@ -31,16 +31,16 @@ CODES = (
 
 @dataclass(frozen=True)
 class Length:
-    """How much is run."""
+    """Length of the run, and what is scaled by it."""
 
     seconds: float = SECONDS
 
     @classmethod
     def from_environment(cls) -> Length:
-        """What ``SOAK_SECONDS`` says.
+        """The length that ``SOAK_SECONDS`` asks for.
 
         Raises:
-            InputError: no number of seconds from 1 to 60.
+            InputError: it is no number of seconds from 1 to 60.
         """
         text = os.environ.get("SOAK_SECONDS", str(SECONDS))
         try:
@@ -52,12 +52,12 @@ class Length:
         return cls(seconds)
 
     def of(self, whole: int, least: int = 1) -> int:
-        """So many of what a whole run has `whole` of."""
+        """A count scaled down from that of a whole run, at least `least`."""
         return max(least, round(whole * self.seconds / SECONDS))
 
     @property
     def results(self) -> Path:
-        """Where figures go."""
+        """Folder of the figures: the kept results for a whole run, ``runs/soak`` for a shorter one."""
         return RESULTS if self.seconds == SECONDS else TRIED
 
 

@@ -1,4 +1,4 @@
-"""``sensai compare``: latencies of many networks, measured in turns, beside the accuracy that each has."""
+"""Measures the latencies of many networks in turns, and puts them beside the accuracy of each."""
 
 from __future__ import annotations
 
@@ -27,30 +27,30 @@ ALIKE = 1.1
 
 @dataclass(frozen=True)
 class Candidate:
-    """One point: one network, or several that run side by side, one core each."""
+    """One network, or several that run side by side on one core each, and their accuracy."""
 
     name: str
     series: str
     """`REFERENCE`, `GIVEN`, a monolith or a kind of class parallelism."""
     size: str
-    """What it is called beside the others of its series."""
+    """Label that tells it from the others of its series."""
     budget: str
-    """Under which image passes were counted; empty where that makes no difference."""
+    """The budget that its image passes were counted under; empty where that makes no difference."""
     test: float
-    """Accuracy."""
+    """Accuracy in the test part."""
     validation: float
     macs: Sequence[int]
-    """Of each network; 0 where nobody knows."""
+    """Multiply-accumulates of each network; 0 where not known."""
     parameters: Sequence[int]
     passes: int
-    """Of all its networks; 0 where nobody knows."""
+    """Image passes of all its networks together; 0 where not known."""
     files: Sequence[Path]
     worst: float | None = None
     """Accuracy without the worker that can be spared least; None for a single network."""
 
     @property
     def alone(self) -> bool:
-        """One network for all classes."""
+        """True for one network for all classes."""
         return len(self.files) == 1
 
 
@@ -60,16 +60,16 @@ class Timed:
 
     entry: Candidate
     each: tuple[RoundTimes, ...]
-    """Of each network."""
+    """Latencies of each network."""
 
     @property
     def slowest(self) -> RoundTimes:
-        """Of the network with the longest median: what an answer of all workers waits for."""
+        """Latencies of the network with the longest median; an answer of all workers waits for it."""
         return max(self.each, key=lambda rounds: float(np.median(np.concatenate(rounds))))
 
     @property
     def latency(self) -> Summary:
-        """Of the slowest network."""
+        """Summary of the slowest network's latencies."""
         return summarise(self.slowest)
 
     @property
@@ -78,16 +78,16 @@ class Timed:
         return float(sum(np.median(np.concatenate(rounds)) for rounds in self.each))
 
     def faster_than(self, other: Timed) -> IntervalEstimate:
-        """How many times less its slowest network takes."""
+        """Ratio of the slowest networks' medians, `other` over this one: above 1 this one is faster."""
         return ratio(other.slowest, self.slowest)
 
 
 @dataclass(frozen=True)
 class ComparisonOptions:
-    """How much is measured."""
+    """Amount of measuring."""
 
     requests: int = 200
-    """Of each network."""
+    """Requests of each network."""
     rounds: int = 20
 
 
@@ -101,11 +101,11 @@ class ComparisonResult:
     timed: Sequence[Timed]
     """The reference first."""
     test_inputs: int
-    """That accuracies are of."""
+    """Number of test inputs that accuracies are measured on."""
 
     @property
     def reference(self) -> Timed:
-        """What all others are made from or measured against."""
+        """The reference, which all others are made from or measured against."""
         return self.timed[0]
 
 
@@ -121,10 +121,10 @@ def measure(
 
     Args:
         subject: name of the data.
-        entries: the reference first.
+        entries: the candidates, the reference first.
         samples: FP32 [1, *shape] each.
-        test_inputs: that accuracies are of.
-        options: how much.
+        test_inputs: number of inputs that accuracies are measured on.
+        options: amount of measuring.
         on_step: hears of progress.
 
     Raises:
@@ -147,7 +147,7 @@ def measure(
 
 
 def frontier(timed: Sequence[Timed]) -> tuple[Seconds, npt.NDArray[np.float64]]:
-    """What single networks reach: latencies and accuracies, ascending, of those that no faster one is as good as."""
+    """Pareto front of the single networks: their latencies in seconds and accuracies, both ascending."""
     alone = sorted((one.latency.p50, one.entry.test) for one in timed if one.entry.alone)
     best: list[tuple[float, float]] = []
     for seconds, accuracy in alone:

@@ -1,4 +1,4 @@
-"""What `benchmarks.compare.measure` measured, as tables, pictures and plain data."""
+"""Tables, pictures and plain data of ``sensai compare``."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _budgets(measured: ComparisonResult) -> list[str]:
 
 
 def _shown(measured: ComparisonResult, budget: str) -> list[Timed]:
-    """What a budget's picture shows: single networks are the same under each."""
+    """The candidates that a budget's picture shows: those of the budget, and all single networks."""
     return [one for one in measured.timed if one.entry.budget in ("", budget)]
 
 

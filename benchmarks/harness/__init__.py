@@ -1,1 +1,1 @@
-"""Measures: clients, clocks, statistics, and processes that are started and ended."""
+"""Measuring tools: clients, load, rounds, statistics, and processes that are started and ended."""

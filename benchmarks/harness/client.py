@@ -1,8 +1,9 @@
 """The lean client: HTTP/1.1 over a raw socket, with next to nothing between the clock and the kernel.
 
-A convenient client costs more than a fast server: tritonclient alone takes about 130 us a request, which makes servers
-look alike. Here a request is bytes that were built before, one system call sends it, and of the reply only the status
-and the length are looked at. `benchmarks.harness.triton_client` has tritonclient behind the same interface.
+A general client costs more than a fast server: tritonclient alone takes about 130 us a request, which hides the
+differences between servers. Here a request is bytes that were built before, one system call sends it, and only the
+status and the length of the reply are looked at. `benchmarks.harness.triton_client` has tritonclient behind the same
+interface.
 """
 
 from __future__ import annotations
@@ -23,35 +24,35 @@ _LAST_CHUNK = b"\r\n0\r\n\r\n"
 
 
 class Client(Protocol):
-    """Asks one server the same few questions again and again."""
+    """Sends one server the same few requests again and again."""
 
     def exchange(self, index: int) -> None:
-        """Send request `index` and take its reply whole: what is timed.
+        """Send request `index` and receive its whole reply. This is what is timed.
 
         Raises:
             ServingError: the server refused it, failed, or is gone.
         """
 
     def answer(self) -> ParsedReply:
-        """What the last reply says."""
+        """Parse the last reply."""
 
     def close(self) -> None:
         """Close the connection."""
 
 
 class RawConnection:
-    """One connection and the reply that is coming in on it; blocking or not, as its socket is."""
+    """One connection and the reply that is arriving on it; blocking or not, as its socket is."""
 
     __slots__ = ("_body_at", "_buffer", "_chunked", "_end", "_filled", "_to_send", "_view", "socket", "status")
 
     def __init__(self, connected: socket.socket) -> None:
-        """Take over a connected socket."""
+        """Use a connected socket from now on."""
         self.socket = connected
         self._buffer = bytearray(1 << 16)
         self._view = memoryview(self._buffer)
         self._to_send = memoryview(b"")
         self.status = 0
-        """Of the last reply that came in whole."""
+        """HTTP status of the last reply that came in whole."""
         self._reset()
 
     @classmethod
@@ -145,9 +146,9 @@ class RawClient:
         """Connect, and build every request.
 
         Args:
-            host: of the server.
-            port: of the server.
-            wire: how it is asked.
+            host: the server's host.
+            port: the server's port.
+            codec: how requests are encoded and replies decoded.
             samples: FP32 [1, *shape] each; request i asks about sample i.
 
         Raises:

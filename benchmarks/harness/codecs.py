@@ -1,6 +1,6 @@
-"""What a server is sent and how its replies are read: Open Inference Protocol, binary and JSON, and plain tensors.
+"""Codecs of requests and replies: Open Inference Protocol, binary and JSON, and plain tensors.
 
-A wire is chosen once per server. Requests are built before anything is timed and replies are read after, so a client
+A codec is chosen once per server. Requests are built before anything is timed and replies are read after, so a client
 sends ready bytes and takes bytes back.
 """
 
@@ -23,27 +23,27 @@ _DTYPES = {"FP32": np.float32, "INT32": np.int32, "INT64": np.int64}
 
 @dataclass(frozen=True)
 class ParsedReply:
-    """What a reply says about one input."""
+    """The content of a reply about one input."""
 
     class_id: int
     scores: Floats | None = None
-    """[C], where the reply holds them."""
+    """FP32 [C]; None where the reply has none."""
     parameters: Mapping[str, Any] = field(default_factory=dict)
-    """What the merge did, as our server's replies say it."""
+    """Reply parameters, in which our server says how it merged."""
 
 
 class Codec(Protocol):
-    """One way of asking one server."""
+    """Encodes requests to one server, and decodes its replies."""
 
     def request(self, inputs: Floats) -> bytes:
-        """The whole HTTP request for inputs FP32 [1, *shape]."""
+        """The bytes of the whole HTTP request for inputs FP32 [1, *shape]."""
 
     def answer(self, headers: bytes, body: bytes) -> ParsedReply:
-        """What a reply with status 200 says; header names are in lower case."""
+        """Parse a reply with status 200; header names are in lower case."""
 
 
 def http_request(path: str, body: bytes, headers: Mapping[str, str]) -> bytes:
-    """A POST on a connection that stays open."""
+    """The bytes of a POST request on a connection that stays open."""
     lines = [f"POST {path} HTTP/1.1", "host: 127.0.0.1", f"content-length: {len(body)}"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
     return "\r\n".join([*lines, "", ""]).encode() + body
@@ -57,7 +57,7 @@ class V2Binary:
     input: str = "input"
     outputs: tuple[str, ...] = OUTPUTS
     parameters: Mapping[str, Any] = field(default_factory=dict)
-    """Of the request, say ``{"wait": "all"}``."""
+    """Request parameters, say ``{"wait": "all"}``."""
 
     def request(self, inputs: Floats) -> bytes:
         """See `Codec`."""
@@ -123,7 +123,7 @@ class V2Json:
 
 @dataclass(frozen=True)
 class Raw:
-    """The tensor's bytes in, the bytes of FP32 scores [C] out: a route that a peer's own users would write."""
+    """The tensor's bytes in, the bytes of FP32 scores [C] out: a route that users of another server would write."""
 
     path: str
     headers: Mapping[str, str] = field(default_factory=lambda: {"content-type": "application/octet-stream"})

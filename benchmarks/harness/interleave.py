@@ -1,4 +1,4 @@
-"""Several things measured in turns, so that what the machine does meanwhile hits all of them alike."""
+"""Interleaved measurement: subjects take turns round by round, so that the machine's noise affects all of them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import numpy as np
 from benchmarks.harness.stats import Seconds
 
 RoundTimes = list[Seconds]
-"""For each round, latencies [n]; round i of all subjects was measured one right after the other."""
+"""Latencies [n] in seconds of each round; round i of all subjects was measured one right after the other."""
 _Key = TypeVar("_Key", bound=Hashable)
 OnRound = Callable[[int, int], None]
 
 
 class Subject(Protocol):
-    """Something with a latency."""
+    """Something whose latency is measured."""
 
     def time(self, indices: Sequence[int]) -> Seconds:
         """Latencies [n] in seconds of these samples, one after the other.
@@ -60,16 +60,16 @@ def in_turns(
     """Measure all subjects, round by round, in another order each round.
 
     Args:
-        subjects: by whatever they are called.
-        rounds: how many.
+        subjects: the subjects by name.
+        rounds: number of rounds.
         per_round: samples of each subject in one round.
         n_samples: sample indices are drawn below this, the same ones for all subjects.
         warm_up: samples before the first round, a fifth of all where None.
-        seed: of order and samples.
-        on_round: hears of progress.
+        seed: seed of the order and the samples.
+        on_round: called after each round with the rounds done and their total.
 
     Returns:
-        For each subject its rounds.
+        The latencies of each subject, round by round.
 
     Raises:
         ServingError: a sample was not answered.
@@ -90,7 +90,7 @@ def in_turns(
 
 @contextlib.contextmanager
 def quiet_collector() -> Iterator[None]:
-    """No garbage collection of ours inside a timed exchange."""
+    """Disable garbage collection while the block runs, so that none falls inside a timed request."""
     gc.collect()
     enabled = gc.isenabled()
     gc.disable()

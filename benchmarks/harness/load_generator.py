@@ -1,4 +1,4 @@
-"""Load from one thread: a closed loop of any number of clients, and an open loop whose arrivals wait for nobody.
+"""Generates load from one thread: a closed loop of any number of clients, and an open loop of Poisson arrivals.
 
 In a closed loop a client sends when its last reply is in, so a server that stalls is asked less just then, and the
 stall counts once. In an open loop requests are due at Poisson arrivals whatever the server does, and a latency counts
@@ -24,7 +24,7 @@ OK = 200
 LOST = 0
 """The status of a request whose connection broke."""
 GRACE_S = 10.0
-"""How long the replies that are out when a load ends are waited for."""
+"""Seconds that outstanding replies are waited for when a load ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,17 +32,17 @@ class TimedRequest:
     """One request and its reply. Times on the clock of `time.perf_counter`."""
 
     request: int
-    """Which of the requests it was."""
+    """Index of the request."""
     due: float
     sent: float
     done: float
     status: int
     reply: tuple[bytes, bytes]
-    """Headers and body; empty where they are not kept."""
+    """Headers and body; both empty where replies are not kept."""
 
     @property
     def latency(self) -> float:
-        """Seconds from when it was due."""
+        """Seconds from when it was due until its reply was whole."""
         return self.done - self.due
 
 
@@ -56,7 +56,7 @@ def closed_loop(
     keep_replies: bool = False,
     until: Callable[[], bool] = lambda: False,
 ) -> list[TimedRequest]:
-    """Clients that each send as soon as their last reply is in.
+    """Run clients that each send as soon as their last reply is in.
 
     Args:
         address: host and port.
@@ -92,15 +92,15 @@ def open_loop(
     seed: int = 0,
     keep_replies: bool = False,
 ) -> list[TimedRequest]:
-    """Poisson arrivals.
+    """Send requests at Poisson arrivals, whatever the server does.
 
     Args:
         address: host and port.
         requests: sent in turn.
         rate: arrivals per second.
-        seconds: how long they go on.
-        connections: that many requests can be out at a time; those due beyond that wait here, their clock running.
-        seed: of the arrivals.
+        seconds: how long requests arrive.
+        connections: requests that can be outstanding at a time; further ones wait here while their clock runs.
+        seed: seed of the arrivals.
         keep_replies: keep headers and bodies.
     """
     arrivals = deque(poisson_arrivals(rate, seconds, seed) + time.perf_counter())
@@ -130,7 +130,7 @@ def poisson_arrivals(rate: float, seconds: float, seed: int) -> npt.NDArray[np.f
 
 
 def latencies(exchanges: Sequence[TimedRequest], status: int = OK) -> Seconds:
-    """Latencies [n] in seconds of the exchanges that ended so."""
+    """Latencies [n] in seconds of the requests that ended with this status."""
     return np.array([e.latency for e in exchanges if e.status == status])
 
 

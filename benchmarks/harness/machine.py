@@ -1,4 +1,4 @@
-"""What a run was measured on: processor, cores, versions, date. Nothing that names the machine or its user."""
+"""Describes the machine that a run was measured on: processor, cores, versions, date. Names neither host nor user."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def describe(packages: Iterable[str] = PACKAGES) -> dict[str, Any]:
 
 
 def in_words(machine: dict[str, Any]) -> str:
-    """One line for a table's caption."""
+    """The description as one line, for a table's caption."""
     runtime = next((f"onnxruntime {v}" for k, v in machine["versions"].items() if k.startswith("onnxruntime")), "")
     return (
         f"{machine['cores']} cores of {machine['cpu']}, Linux {machine['kernel']}, Python {machine['python']}, "

@@ -1,9 +1,9 @@
-"""A TCP relay in a process of its own that stands for the network to one host: it passes, delays, or drops everything.
+"""A TCP relay in a process of its own that stands for the network to one host: it passes, delays or holds back bytes.
 
     python -m benchmarks.harness.relay HOST PORT
 
-prints the port that it listens on, then takes lines on stdin: ``pass``, ``cut``, ``delay SECONDS``. While it is cut it
-tells nobody: connections stay open, new ones are not answered. It ends with stdin.
+prints the port that it listens on, then takes lines on stdin: ``pass``, ``cut``, ``delay SECONDS``. While it is cut,
+connections stay open and new ones are not answered, as on a network that drops packets. It ends with stdin.
 """
 
 from __future__ import annotations
@@ -63,14 +63,14 @@ class _Relay:
 
 
 class Relay:
-    """A relay, as whoever has started it sees it."""
+    """The port of a relay process, and the way to command it."""
 
     def __init__(self, process: subprocess.Popen[str], port: int) -> None:
         self.port = port
         self._process = process
 
     def tell(self, line: str) -> None:
-        """``pass``, ``cut`` or ``delay SECONDS``."""
+        """Send a command: ``pass``, ``cut`` or ``delay SECONDS``."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{line}\n")
         self._process.stdin.flush()
@@ -78,7 +78,7 @@ class Relay:
 
 @contextlib.contextmanager
 def relay(host: str, port: int) -> Iterator[Relay]:
-    """A relay to that address, as long as the block runs."""
+    """Run a relay to that address while the block runs."""
     command = [sys.executable, "-m", "benchmarks.harness.relay", host, str(port)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -1,8 +1,8 @@
-"""Start a server as a process of its own, wait until it is ready, weigh it, and end all of it.
+"""Starts a server as a process of its own, waits until it is ready, measures its memory, and ends all of it.
 
 Some servers leave their process group, their session, or their parent. So each is started with a mark in its
-environment, and whatever carries the mark, or descends from what does, is its: that is what is weighed, and what is
-ended, process by process.
+environment. Every process that carries the mark, or descends from one that does, belongs to the server: its memory
+counts, and it is ended.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ HOST = "127.0.0.1"
 _MARK = "SENSAI_BENCH_MARK"
 _PORTS = 20_000, 32_000
 _TERM_S = 10.0
-"""How long a server may take to end by itself."""
+"""Seconds that a server may take to end after SIGTERM."""
 _LEFT_S = 2.0
-"""How long what it leaves behind may take."""
+"""Seconds that processes which it leaves behind may take to end after SIGTERM."""
 _TAIL = 2000
 
 
 @dataclass(frozen=True)
 class ServerSpec:
-    """How to start a server."""
+    """Command, port and environment of a server to start."""
 
     name: str
     command: Sequence[str]
@@ -46,9 +46,9 @@ class ServerSpec:
     """Path that answers 200 once the server is ready."""
     environment: Mapping[str, str] = field(default_factory=dict)
     cores: frozenset[int] | None = None
-    """What all of its threads may run on, None for all cores."""
+    """Cores that all of its threads may run on; None for all."""
     ready_s: float = 120.0
-    """How long it may take to become ready."""
+    """Seconds that it may take to become ready."""
     directory: Path | None = None
     """Its working directory."""
 
@@ -63,7 +63,7 @@ class RunningServer:
     process: subprocess.Popen[bytes]
     mark: str
     ready_s: float
-    """From its start to its first healthy answer."""
+    """Seconds from its start to its first healthy answer."""
 
     @property
     def address(self) -> tuple[str, int]:
@@ -71,11 +71,11 @@ class RunningServer:
         return self.host, self.port
 
     def pids(self) -> list[int]:
-        """All of its processes."""
+        """Ids of all of its processes."""
         return _processes(self.mark)
 
     def memory_bytes(self) -> int:
-        """What its processes hold, pages that several share counted once in all (PSS)."""
+        """Bytes of memory that its processes hold; pages that several share count once in all (PSS)."""
         return sum(_pss(pid) for pid in self.pids())
 
 
@@ -119,7 +119,7 @@ def running(spec: ServerSpec) -> Iterator[RunningServer]:
 
 @contextlib.contextmanager
 def on_cores(cores: frozenset[int] | None) -> Iterator[None]:
-    """Run the block on these cores; what it starts inherits them."""
+    """Run the block on these cores; processes that it starts inherit them."""
     before = os.sched_getaffinity(0)
     try:
         if cores:
@@ -155,7 +155,7 @@ def _healthy(spec: ServerSpec) -> bool:
 
 
 def _end(process: subprocess.Popen[bytes], mark: str) -> None:
-    """Ask the first process to end, which mostly ends all; then all that are left; then make them."""
+    """Send SIGTERM to the first process, which mostly ends all; then to all that are left; then SIGKILL."""
     handles: dict[int, int] = {}
     _hold(mark, handles)  # before any ends: what loses its parent cannot be traced to it any more
     _signal(handles, [process.pid], signal.SIGTERM, _TERM_S)

@@ -24,7 +24,7 @@ CURVE_POINTS = 201
 
 @dataclass(frozen=True)
 class IntervalEstimate:
-    """A figure and the interval that holds the true one with 95% confidence."""
+    """An estimate and its 95% confidence interval."""
 
     value: float
     low: float | None
@@ -34,14 +34,14 @@ class IntervalEstimate:
 
 @dataclass(frozen=True)
 class Summary:
-    """What many latencies come to. Times in seconds."""
+    """Mean, extremes and quantiles of many latencies, in seconds."""
 
     count: int
     mean: float
     least: float
     most: float
     quantiles: dict[str, IntervalEstimate]
-    """By name: p50, p90, p99, p99.9."""
+    """Estimates by name: p50, p90, p99, p99.9."""
     curve: tuple[float, ...]
     """Latency at equally spaced points of -log10(1 - quantile), 0 to 4: the plot with nines on its axis."""
 
@@ -52,7 +52,7 @@ class Summary:
 
     @property
     def p99(self) -> float:
-        """In seconds."""
+        """The 99th percentile, in seconds."""
         return self.quantiles["p99"].value
 
     def to_json(self) -> dict[str, Any]:
@@ -92,8 +92,8 @@ def quantile(ordered: Seconds, q: float, confidence: float = CONFIDENCE) -> Inte
 
     Args:
         ordered: [n] ascending.
-        q: in (0, 1).
-        confidence: of the interval.
+        q: the quantile, in (0, 1).
+        confidence: the confidence level of the interval.
 
     Returns:
         The estimate; a side is None where no sample lies far enough out for it.
@@ -111,13 +111,13 @@ def quantile(ordered: Seconds, q: float, confidence: float = CONFIDENCE) -> Inte
 
 
 def ratio(slow: Sequence[Seconds], fast: Sequence[Seconds], q: float = 0.5, *, seed: int = 0) -> IntervalEstimate:
-    """How many times longer `slow` takes than `fast`, at a quantile.
+    """The ratio of two latencies at a quantile: `slow` over `fast`.
 
     Args:
         slow: one array of latencies per round, all of one length.
-        fast: as many; round i of both was measured one right after the other.
-        q: which quantile is compared.
-        seed: of the resampling.
+        fast: latencies of as many rounds; round i of both was measured one right after the other.
+        q: the quantile to compare, in (0, 1).
+        seed: seed of the resampling.
 
     Returns:
         The ratio of the quantiles over all rounds; its interval is that of the ratios over rounds drawn with

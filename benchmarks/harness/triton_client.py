@@ -1,4 +1,4 @@
-"""tritonclient behind the interface of the lean client: what most users of the protocol will really run."""
+"""tritonclient behind the interface of the lean client. Most users of the protocol run it."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class TritonClient:
 
         Args:
             protocol: ``http`` or ``grpc``.
-            host: of the server.
-            port: of the server's `protocol`.
-            model: its name.
+            host: the server's host.
+            port: the port of that protocol.
+            model: the model's name.
             samples: FP32 [1, *shape] each; request i asks about sample i.
-            input_name: of the model's input.
-            outputs: to ask for.
+            input_name: the name of the model's input.
+            outputs: the names of the outputs to request.
         """
         if protocol == "http":
             import tritonclient.http as module

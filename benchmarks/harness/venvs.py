@@ -1,4 +1,4 @@
-"""A virtual environment for each other server, made once and kept in the user's cache directory."""
+"""Virtual environments for other servers, each made once and kept in the user's cache directory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from sensai_serve.errors import ServingError
 
 INSTALL_S = 1800.0
-"""How long an installation may take."""
+"""Seconds that an installation may take."""
 _DONE = "installed.json"
 _VERSIONS = (
     "import json; from importlib.metadata import distributions as d; "
@@ -26,13 +26,13 @@ _VERSIONS = (
 
 
 def cache_directory() -> Path:
-    """Where environments are kept; ``XDG_CACHE_HOME`` says otherwise."""
+    """The folder of all environments, in ``XDG_CACHE_HOME`` where that is set, else in ``~/.cache``."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "sensai-serve" / "peers"
 
 
 def environment(name: str, requirements: Sequence[str]) -> tuple[Path, dict[str, str]]:
-    """The Python of an environment that has these packages, made if it is not there.
+    """The Python of an environment that has these packages; the environment is made if it is not there.
 
     Args:
         name: begins the name of the environment's folder.

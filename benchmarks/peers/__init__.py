@@ -1,4 +1,4 @@
-"""Other servers, each serving the same ONNX files in the way that its own users would. A peer is a folder here.
+"""Other servers, each serving the same ONNX files as its own users would. Each is a folder here.
 
 ``__init__.py`` has a `PEER`: what to install, and its setups, which start a server and say how it is asked. ``app.py``
 is what a user of that server writes; it is copied to a scratch directory and run by the peer's own Python, and imports
@@ -24,24 +24,24 @@ LEAN = "lean client"
 
 @dataclass(frozen=True)
 class PeerWorkload:
-    """What a peer is to serve, and where."""
+    """The networks that a peer serves, its folder and its ports."""
 
     folder: Path
-    """Empty, for the server's files and its working directory."""
+    """An empty folder for the server's files; its working directory."""
     python: Path
-    """The interpreter that has the peer installed."""
+    """Interpreter that has the peer's packages."""
     networks: Sequence[bytes]
     """ONNX files; several are a fan-out: every one sees every input, and their scores go back side by side."""
     input: str
     """Name of their one input."""
     shape: Sequence[int]
     widths: Sequence[int]
-    """How many scores each network gives."""
+    """Number of scores of each network."""
     threads: int
     """ONNX Runtime threads of one network."""
     port: int
     more_ports: tuple[int, int]
-    """Two others that are free."""
+    """Two further free ports."""
 
 
 Clients = Callable[[PeerWorkload, Sequence[Floats]], Mapping[str, Client]]
@@ -54,14 +54,14 @@ class Setup:
     name: str
     fan_out: bool
     start: Callable[[PeerWorkload], ServerSpec]
-    """Write what is needed to the folder, and say how to start."""
+    """Writes the server's files to the folder, and returns the command that starts it."""
     clients: Clients
-    """Connect once the server is ready, each client by its name."""
+    """Connects the clients once the server is ready; by name."""
 
 
 @dataclass(frozen=True)
 class Peer:
-    """One other server."""
+    """Another server: its packages and its setups."""
 
     name: str
     requirements: tuple[str, ...]
@@ -73,7 +73,7 @@ class Peer:
 
 
 def lean(codec: Callable[[PeerWorkload], Codec]) -> Clients:
-    """The lean client alone."""
+    """Clients of a setup that only the lean client is used with."""
     return lambda work, samples: {LEAN: RawClient(HOST, work.port, codec(work), samples)}
 
 
@@ -86,7 +86,7 @@ class StartApp:
     health: str
     """Path that answers 200 once the app is ready."""
     mode: str = ""
-    """What the app is to do, where it can do more than one thing."""
+    """Mode of an app that has several."""
     command: Sequence[str] = ("app.py",)
     """Arguments of the peer's Python; ``{port}`` stands for the port."""
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -110,7 +110,7 @@ class StartApp:
 
 
 def write_networks(work: PeerWorkload, folder: Path) -> list[str]:
-    """Write the ONNX files to a folder; their names."""
+    """Write the ONNX files to a folder, and return their names."""
     names = [f"{at:02}.onnx" for at in range(len(work.networks))]
     for name, data in zip(names, work.networks, strict=True):
         (folder / name).write_bytes(data)
@@ -120,7 +120,7 @@ def write_networks(work: PeerWorkload, folder: Path) -> list[str]:
 def spec(
     work: PeerWorkload, name: str, command: Sequence[str], health: str, environment: Mapping[str, Any]
 ) -> ServerSpec:
-    """How to start a command in the work's folder, with nothing of our own environment's Python."""
+    """A server that runs a command in the workload's folder, without any of this Python's environment."""
     path = f"{work.python.parent}:/usr/local/bin:/usr/bin:/bin"
     clean = {"PYTHONPATH": "", "VIRTUAL_ENV": str(work.python.parent.parent), "PATH": path}
     return ServerSpec(name, command, work.port, health, {**clean, **environment}, directory=work.folder)

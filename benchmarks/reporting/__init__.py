@@ -1,1 +1,1 @@
-"""Writes results: tables, plots, and one HTML page."""
+"""Reports: tables, plots, and one HTML page for each run."""

@@ -1,4 +1,4 @@
-"""Figures as the cells of tables."""
+"""Estimates as cells of tables."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from sensai_serve.report import Cell
 
 
 def microseconds(estimate: IntervalEstimate | None) -> Cell:
-    """Seconds as microseconds; nothing where there is no figure."""
+    """A cell in microseconds, from an estimate in seconds; empty where there is none."""
     return _scaled(estimate, 1e6)
 
 
 def milliseconds(estimate: IntervalEstimate | None) -> Cell:
-    """Seconds as milliseconds; nothing where there is no figure."""
+    """A cell in milliseconds, from an estimate in seconds; empty where there is none."""
     return _scaled(estimate, 1e3)
 
 
 def times(estimate: IntervalEstimate | None) -> Cell:
-    """A ratio; nothing where there is none."""
+    """A cell for a ratio, say ``2.13x``; empty where there is none."""
     if estimate is None:
         return Cell("")
     low, high = estimate.low, estimate.high
@@ -25,7 +25,7 @@ def times(estimate: IntervalEstimate | None) -> Cell:
 
 
 def number(value: float) -> str:
-    """Three digits, or all before the point."""
+    """A number with three significant digits, or with all digits before the decimal point."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 

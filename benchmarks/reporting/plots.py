@@ -1,4 +1,4 @@
-"""The kinds of pictures of latency. Times come in seconds and are drawn in micro- or milliseconds."""
+"""Plots of latency: bars, quantiles, histograms and stacks. Times in seconds, drawn in micro- or milliseconds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def bars(groups: Mapping[str, Mapping[str, IntervalEstimate]], first: Sequence[s
     """Horizontal bars with intervals.
 
     Args:
-        groups: for each group along the axis, for each series its figure in seconds.
+        groups: figures in seconds, by group along the axis and then by series.
         first: series that get the first colours.
     """
 
@@ -122,7 +122,7 @@ def _unit(seconds: Iterable[float]) -> tuple[str, float]:
 
 
 def _error(estimate: IntervalEstimate) -> tuple[float, float]:
-    """How far the interval reaches below and above; 0 on a side that is not known."""
+    """Lengths of the error bar below and above the value; 0 on a side that is not known."""
     value = estimate.value
     low, high = (value if bound is None else bound for bound in (estimate.low, estimate.high))
     return max(value - low, 0.0), max(high - value, 0.0)

@@ -1,4 +1,4 @@
-"""What a run leaves: tables in the terminal, JSON, PNG pictures, and one HTML page that holds all of it."""
+"""Reports of runs: tables in the terminal, JSON, PNG pictures, and one HTML page that holds all of it."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class BenchmarkReport:
 
     bench: str
     subject: str
-    """What was measured."""
+    """Name of the bundle or network that was measured."""
     machine: dict[str, Any]
     settings: dict[str, Any]
     results: Any
     """Plain data, as JSON holds it."""
     parts: Sequence[Table | Picture]
     command: str = ""
-    """That made it; ``sensai bench`` with the bench's name where empty."""
+    """Command line for the title; ``sensai bench`` and the benchmark's name where empty."""
 
     @property
     def title(self) -> str:
@@ -42,7 +42,7 @@ class BenchmarkReport:
 
 
 def without_paths(message: str) -> str:
-    """A reason for a report: of a path, which is nobody's business, only the last part."""
+    """A message fit for a report: every path in it is cut to its last part, since a report may be published."""
     return re.sub(r"(?:/[\w.+~-]+){2,}", lambda path: path[0].rpartition("/")[2], message)
 
 
@@ -53,7 +53,7 @@ def show(report: BenchmarkReport, console: Console) -> None:
 
 
 def write(report: BenchmarkReport, out: Path) -> None:
-    """Write ``result.json``, the pictures and ``report.html`` to a directory; what was there of the same name goes."""
+    """Write ``result.json``, the pictures and ``report.html`` to a directory, replacing files of those names."""
     content = {
         "schema": SCHEMA,
         "bench": report.bench,

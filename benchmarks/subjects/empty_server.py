@@ -1,4 +1,4 @@
-"""An HTTP server that reads a request and answers nothing: uvloop and httptools alone, the floor under every server.
+"""An HTTP server that reads a request and sends an empty reply: a lower bound of uvloop and httptools alone.
 
 Run as ``python -m benchmarks.subjects.empty_server PORT``.
 """
@@ -26,11 +26,11 @@ class _Empty(asyncio.Protocol):
         self._parser.feed_data(data)
 
     def on_body(self, body: bytes) -> None:
-        """Take a part of a body, as a server that used it would."""
+        """Keep a part of the body, as a server that uses it would."""
         self._body = body
 
     def on_message_complete(self) -> None:
-        """A request is whole."""
+        """Reply: the request is whole."""
         self._transport.write(_REPLY)
 
 

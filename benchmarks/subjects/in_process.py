@@ -1,4 +1,4 @@
-"""Our gateway without any transport: the fan-out, the vote and the merge alone, in this process."""
+"""Our gateway without a transport: fan-out, vote and merge in this process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from serving.engine.options import GatewayOptions
 
 
 class InProcess:
-    """A gateway on an event loop that runs while it is measured. See `benchmarks.harness.interleave.Subject`."""
+    """A gateway on an event loop of this process. See `benchmarks.harness.interleave.Subject`."""
 
     def __init__(self, gateway: Gateway, loop: asyncio.AbstractEventLoop, samples: Sequence[Floats]) -> None:
         self.gateway = gateway

@@ -1,4 +1,4 @@
-"""Labelled inputs that benchmarks send: from an .npz file, or the golden samples of a bundle where there are none."""
+"""Labelled inputs that benchmarks send: those of an .npz file, or a bundle's golden samples, which have no labels."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from sensai_serve.errors import DataError
 from sensai_serve.preprocess import Floats, InputSpec, normalise
 
 EVALUATION = "evaluation.npz"
-"""In a bundle: the label that each test input got when the bundle was made, and the true one."""
+"""File in a bundle: the label that each test input got when the bundle was made, and its true label."""
 
 
 @dataclass(frozen=True)
 class LabelledInputs:
-    """Inputs ready for the network, and what is right."""
+    """Inputs ready for the network, and their true labels."""
 
     inputs: Floats
     """[N, *shape], normalised."""
     labels: npt.NDArray[np.int64] | None
-    """[N]; None where nobody knows."""
+    """[N]; None where they are not known."""
 
     def samples(self, limit: int | None = None) -> list[Floats]:
-        """One by one, FP32 [1, *shape] each."""
+        """The inputs one by one, FP32 [1, *shape] each."""
         return [np.ascontiguousarray(one[None]) for one in self.inputs[:limit]]
 
     def head(self, count: int) -> LabelledInputs:
@@ -72,14 +72,14 @@ def labelled_from_arrays(
 
 
 def golden_inputs(bundle: Bundle) -> LabelledInputs:
-    """The bundle's golden samples, whose true labels nobody wrote down."""
+    """The bundle's golden samples, whose true labels are not known."""
     return LabelledInputs(bundle.golden().inputs, None)
 
 
 def kept_labels(bundle: Bundle) -> dict[str, npt.NDArray[np.int64]] | None:
-    """What the bundle's maker got for each test input: ``class_id``, ``reference`` and the true ``label``, [N] each.
+    """Labels of the test inputs that the bundle's maker kept: ``class_id``, ``reference`` and the true ``label``, [N].
 
-    None where the bundle does not say.
+    Returns None where the bundle has none.
 
     Raises:
         DataError: the file is damaged.

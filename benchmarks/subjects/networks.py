@@ -1,4 +1,4 @@
-"""Whole networks beside a bundle's subnets: the reference, and the monolith where there is one, at their fastest."""
+"""Whole networks to compare a bundle with, run at their fastest: the reference, and the monolith where there is one."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from serving.runtime.devices import Device, Threads, require
 from serving.runtime.session import Session
 
 MONOLITH = "monolith"
-"""In a manifest's provenance: the file, inside the bundle, of one pruned network for all classes, what a user would run
-in place of the subnets; its SHA-256 stands with the other checksums."""
+"""Key in a manifest's provenance. It names a file of the bundle: one pruned network for all classes, which a user would
+run in place of the subnets. Its SHA-256 is among the manifest's checksums."""
 SEARCH_ROUNDS, SEARCH_RUNS = 10, 30
 
 
@@ -34,9 +34,9 @@ class OnnxNetwork:
 
         Args:
             data: the ONNX file.
-            input_name: of its one input.
-            threads: on the CPU.
-            device: where it runs; any core where None.
+            input_name: the name of its one input.
+            threads: threads on the CPU.
+            device: the device to run on; any core where None.
 
         Raises:
             DeviceError: this machine does not have the device.
@@ -69,7 +69,7 @@ def monolith(bundle: Bundle, file: Path | None = None) -> bytes | None:
         file: this one instead.
 
     Raises:
-        BundleError: missing, damaged, or no network for the bundle's input and classes.
+        BundleError: the file is missing, damaged, or no network for the bundle's input and classes.
     """
     manifest, name = bundle.manifest, bundle.manifest.provenance.get(MONOLITH)
     if file is None and not isinstance(name, str):
@@ -100,9 +100,9 @@ def fastest(data: bytes, input_name: str, samples: Sequence[Floats], device: Dev
 
     Args:
         data: the ONNX file.
-        input_name: of its input.
+        input_name: the name of its input.
         samples: FP32 [1, *shape] each.
-        device: on a card there is nothing to search.
+        device: the device to run on; on a GPU there is nothing to search.
     """
     cores = 1 if device is not None and device.kind == "cuda" else len(os.sched_getaffinity(0))
     counts = sorted({1, cores, *(2**i for i in range(1, cores.bit_length()) if 2**i < cores)})
@@ -125,7 +125,7 @@ def as_bundle(data: bytes, bundle: Bundle, folder: Path, name: str) -> Bundle:
         data: its ONNX file, from the bundle's input to scores of all its classes.
         bundle: whose input, labels and golden inputs it takes.
         folder: a new directory.
-        name: of the model.
+        name: the model's name.
 
     Raises:
         InputError: its scores are not in [0, 1], which subnets' are.

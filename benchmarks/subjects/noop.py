@@ -1,4 +1,4 @@
-"""Networks that compute next to nothing, and bundles of them of any size: what is left is the server's own time.
+"""Networks that compute next to nothing, and bundles of them of any size, to measure the server's own time.
 
 The ONNX files are written byte by byte, as Protocol Buffers lay them out, so that the serving machine needs no onnx
 package. Field numbers: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto
@@ -63,10 +63,10 @@ def noop_bundle(
 
     Args:
         folder: a new directory.
-        n_workers: at most `n_classes`.
-        n_classes: in all.
-        shape: of one input.
-        name: of the model.
+        n_workers: number of workers, at most `n_classes`.
+        n_classes: number of classes.
+        shape: shape of one input.
+        name: the model's name.
     """
     assignment: Assignment = grouped([part.tolist() for part in np.array_split(np.arange(n_classes), n_workers)])
     (folder / "subnets").mkdir(parents=True)

@@ -13,7 +13,7 @@ def spec(*arguments: str, port: int, **options: object) -> ServerSpec:
 
     Args:
         arguments: bundles and flags.
-        port: where HTTP listens.
+        port: the port of HTTP.
         options: further fields of the `ServerSpec`.
     """
     command = [sys.executable, "-m", "sensai_serve", "serve", *arguments, "--http", f"{HOST}:{port}"]
@@ -22,7 +22,7 @@ def spec(*arguments: str, port: int, **options: object) -> ServerSpec:
 
 
 def thread_settings(wanted: Threads) -> dict[str, str]:
-    """What tells our server how ONNX Runtime is to run each network."""
+    """Environment variables that tell our server how many ONNX Runtime threads to run each network with."""
     return {
         "SENSAI_INFERENCE__THREADS": str(wanted.count),
         "SENSAI_INFERENCE__SPINNING": str(wanted.spinning).lower(),

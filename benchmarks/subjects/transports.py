@@ -1,4 +1,4 @@
-"""Every way in which our server can be asked, by name, each as a client that asks about the same samples."""
+"""Clients of our server over each of its transports, by name."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _ALIGNMENT = 64
 
 @dataclass(frozen=True)
 class ServedModel:
-    """One served model."""
+    """The address of a served model, and the names and sizes that its requests need."""
 
     host: str
     http: int
-    """Port."""
+    """Port of HTTP."""
     grpc: int
-    """Port."""
+    """Port of gRPC."""
     model: str
     input: str
     """Name of its input."""
@@ -168,14 +168,14 @@ TRANSPORTS: Mapping[str, Connect] = {
     "tritonclient HTTP": _triton("http"),
     "tritonclient gRPC": _triton("grpc"),
 }
-"""The first four through lean clients."""
+"""Clients by transport; the first four are lean clients."""
 
 
 def uses_grpc(transport: str) -> bool:
-    """Whether the server must listen for gRPC for it."""
+    """True where the transport needs a server that listens for gRPC."""
     return transport.endswith("gRPC")
 
 
 def is_lean(transport: str) -> bool:
-    """Whether its client is one of ours."""
+    """True where the transport's client is one of ours, not tritonclient."""
     return not transport.startswith("tritonclient")

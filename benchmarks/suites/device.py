@@ -41,11 +41,11 @@ Key = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class DeviceOptions:
-    """How much is measured, and where."""
+    """Device, and amount of measuring."""
 
     device: str = "cuda:0"
     requests: int = 2000
-    """Of each network in each way."""
+    """Requests of each network in each way of running it."""
     rounds: int = 20
     samples: int = 64
 
@@ -57,10 +57,10 @@ class DeviceResult:
     options: DeviceOptions
     machine: dict[str, Any]
     bundles: dict[str, str]
-    """The precision of each."""
+    """Precision by bundle; empty where its maker does not say."""
     times: dict[Key, RoundTimes] = field(default_factory=dict)
     missing: dict[Key, str] = field(default_factory=dict)
-    """What could not be run, and why."""
+    """Reasons why networks could not be run in some way."""
 
 
 def command(
@@ -90,9 +90,9 @@ def measure(
     """Run the benchmark.
 
     Args:
-        bundles: of one input, say of the same run in several precisions.
+        bundles: bundles of the same input, say one run in several precisions.
         samples: FP32 [1, *shape] each.
-        options: where and how much.
+        options: device, and amount of measuring.
         on_step: hears of progress.
 
     Raises:
@@ -138,7 +138,7 @@ def _name(bundle: Bundle, taken: dict[str, str]) -> str:
 def _subjects(
     stack: ExitStack, bundle: Bundle, way: str, device: Device, samples: Sequence[Floats]
 ) -> Iterator[tuple[str, Subject | str]]:
-    """Every network of one bundle run in one way; or why it cannot be."""
+    """Every network of one bundle, ready to run in one way, or the reason why it cannot be."""
     spec, workers = bundle.manifest.input, range(bundle.assignment.n_workers)
     subnets = [bundle.subnet(worker) for worker in workers]
     largest = max(workers, key=lambda worker: (bundle.manifest.subnets[worker].macs, len(subnets[worker])))

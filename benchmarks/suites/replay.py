@@ -39,22 +39,22 @@ OnStep = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Replay:
-    """What sending a labelled set to one bundle gave."""
+    """The labels and latencies of a labelled set that was sent to a served bundle."""
 
     bundle: Bundle
     class_id: npt.NDArray[np.int64]
-    """[N], as the server said."""
+    """[N], labels that the server gave."""
     label: npt.NDArray[np.int64]
-    """[N], what is right."""
+    """[N], true labels."""
     kept: npt.NDArray[np.int64] | None
-    """[N], what the bundle's maker got; None where the bundle does not say, or says it of other inputs."""
+    """[N], labels that the bundle's maker kept; None where it kept none, or of other inputs."""
     decided_early: int
     incomplete: int
     latency: Summary
 
     @property
     def accuracy(self) -> float:
-        """Of the served answers."""
+        """Share of served labels that are right."""
         return float(np.mean(self.class_id == self.label))
 
     @property
@@ -95,13 +95,13 @@ def replay(
     """Serve a bundle and send it labelled inputs over HTTP, one at a time.
 
     Args:
-        bundle: what is served.
-        test: with labels.
+        bundle: the bundle to serve.
+        test: the inputs to send, with labels.
         client: ``lean``, or ``tritonclient``.
         on_step: hears of progress.
 
     Raises:
-        DataError: inputs without labels.
+        DataError: the inputs have no labels.
         ServingError: the server does not start, or a request fails.
     """
     if test.labels is None:

@@ -25,19 +25,19 @@ TINY = "noop"
 
 @dataclass(frozen=True)
 class SpeedFigure:
-    """One line of the table."""
+    """One figure that is promised: its aim, and what was measured."""
 
     what: str
     aim: str
     value: float | None
-    """None: not measured."""
+    """None where no kept run has it."""
     unit: str
     low: float | None
     high: float | None
     holds: bool | None
 
     def cells(self) -> tuple[str, str, str, str]:
-        """Figure, aim, measured, whether it holds."""
+        """The cells of a table: figure, aim, measured value, whether the aim holds."""
         if self.value is None:
             return self.what, self.aim, "not measured", ""
         interval = "" if self.low is None or self.high is None else f" ({self.low:.2f}-{self.high:.2f})"
@@ -48,7 +48,7 @@ class KeptRuns:
     """The ``result.json`` files under a directory."""
 
     def __init__(self, directory: Path) -> None:
-        """Read them.
+        """Read all runs.
 
         Raises:
             DataError: there are none, or one is damaged.
@@ -93,7 +93,7 @@ def command(
 
 
 def figures(runs: KeptRuns) -> list[SpeedFigure]:
-    """Every promised figure."""
+    """All promised figures, in the order of the table."""
     scale = next(runs.of("scale", tiny=True), {}).get("ratios", {})
     tiny = next(runs.of("peers", tiny=True), {})
     real = next(runs.of("peers", tiny=False), {})
@@ -126,8 +126,8 @@ def write(runs: KeptRuns, directory: Path, quoted_in: Path | None = None) -> lis
     """Write the table as Markdown beside the runs.
 
     Args:
-        runs: that the figures are of.
-        directory: where the runs are.
+        runs: the kept runs.
+        directory: the directory of the runs; the table becomes ``speed.md`` in it.
         quoted_in: a page that quotes the table, between two comments that say so; what stands there is replaced.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Where a request's time goes, from the client's send to its last byte of reply, in parts that add up to the whole."""
+"""Divides a request's time, from the client's send to the last byte of the reply, into steps that add up to it."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ PARTS = {
 
 @dataclass(frozen=True)
 class Breakdown:
-    """One transport's requests."""
+    """The steps of one transport's requests."""
 
     transport: str
     parts: dict[str, Seconds]
-    """For each part its time in each request [n]."""
+    """Seconds of each step in each request [n]."""
     total: Seconds
     """[n], as the client saw it: the sum of the parts."""
     dropped: int
-    """Requests that no single worker decided: a straggler was given up."""
+    """Number of requests left out, which no single worker decided: a straggler was given up."""
 
     def mean(self, low: float, high: float) -> dict[str, float]:
         """Each part's mean over the requests whose total is between two quantiles; they sum to their mean total."""

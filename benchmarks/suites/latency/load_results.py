@@ -1,4 +1,4 @@
-"""Servers under more than one client: throughput in a closed loop, latency at given rates in an open one."""
+"""Sums up loads of several clients: throughput of a closed loop, latency at given rates of an open loop."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ class LoadResult:
     loop: str
     """``closed`` or ``open``."""
     clients: int | None
-    """Of a closed loop."""
+    """Number of clients of a closed loop; None for an open one."""
     rate: float | None
-    """Of an open loop, arrivals per second."""
+    """Arrivals per second of an open loop; None for a closed one."""
     throughput: float
     """Answers with status 200 per second."""
     latency: Summary | None
-    """Of those answers; from when each request was due. None without any."""
+    """Latency of those answers, counted from when each request was due; None where there are none."""
     statuses: dict[int, int]
-    """How many replies had each status; 0 for none at all."""
+    """Number of requests by HTTP status; status 0 means that no reply came."""
     lag_p99: float
     """Seconds by which 99% of the requests were sent late at most: what the load generator itself adds."""
 
@@ -48,7 +48,7 @@ class LoadResult:
 def closed(
     subject: str, address: tuple[str, int], requests: Sequence[bytes], *, clients: int, count: int, seconds: float
 ) -> LoadResult:
-    """`clients` that each wait for their reply; at most `count` requests or `seconds`. See `closed_loop`."""
+    """Run a closed loop of `clients` for `count` requests or `seconds`, whichever ends first. See `closed_loop`."""
     closed_loop(address, requests, clients=clients, count=4 * clients)
     exchanges = closed_loop(address, requests, clients=clients, count=count, seconds=seconds)
     return _load(subject, "closed", clients, None, exchanges)
@@ -57,7 +57,7 @@ def closed(
 def opened(
     subject: str, address: tuple[str, int], requests: Sequence[bytes], *, rate: float, seconds: float, seed: int = 0
 ) -> LoadResult:
-    """Poisson arrivals at `rate` per second for `seconds`. See `open_loop`."""
+    """Run an open loop of Poisson arrivals at `rate` per second for `seconds`. See `open_loop`."""
     return _load(subject, "open", None, rate, open_loop(address, requests, rate=rate, seconds=seconds, seed=seed))
 
 

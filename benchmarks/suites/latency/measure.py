@@ -1,4 +1,4 @@
-"""``sensai bench latency``: reference, monolith and class-parallel on the same cores, over every transport."""
+"""Measures reference, monolith and class-parallel networks on the same cores, in process and over every transport."""
 
 from __future__ import annotations
 
@@ -38,28 +38,28 @@ OnStep = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class LatencyOptions:
-    """How much is measured."""
+    """Networks and transports to measure, and how much."""
 
     requests: int = 2000
-    """Of each network over each transport."""
+    """Requests of each network over each transport."""
     rounds: int = 20
-    """In which all take their turns."""
+    """Rounds that the requests are divided into; in each, all networks take their turns."""
     transports: tuple[str, ...] = tuple(TRANSPORTS)
     samples: int = 64
-    """Different inputs that are sent."""
+    """Number of different inputs that are sent."""
     devices: tuple[str, ...] = ()
-    """Where workers run; every core where empty."""
+    """Devices that workers run on; every core where empty."""
     backend: str = "ort"
     monolith: Path | None = None
     """One pruned network for all classes; what the bundle names where None."""
     clients: tuple[int, ...] = (1, 2, 4, 8, 16)
-    """Of the closed loops."""
+    """Numbers of clients of the closed loops."""
     rates: tuple[float, ...] = (0.25, 0.5, 0.75)
-    """Of the open loops, as fractions of what one client gets out of the fastest network."""
+    """Arrival rates of the open loops, as fractions of one client's closed-loop rate on the fastest network."""
     seconds: float = 3.0
-    """Of each loop with several clients; 0 leaves them out."""
+    """Length of each loop with several clients; 0 leaves them out."""
     steps: int = 500
-    """Requests that are divided into steps, over each transport; 0: none."""
+    """Requests over each transport that are divided into steps; 0 leaves them out."""
 
 
 Key = tuple[str, str]
@@ -74,16 +74,16 @@ class LatencyResult:
     options: LatencyOptions
     machine: dict[str, Any]
     threads: dict[str, Fastest]
-    """Of each whole network."""
+    """The fastest thread count of each whole network."""
     times: dict[Key, RoundTimes]
     missing: dict[Key, str] = field(default_factory=dict)
-    """What could not be measured, and why."""
+    """Reasons why networks could not be measured over some transport."""
     ready_s: dict[str, float] = field(default_factory=dict)
-    """From a server's start until it is ready."""
+    """Seconds from each server's start until it was ready."""
     memory: dict[str, int] = field(default_factory=dict)
-    """Bytes of a server's processes."""
+    """Bytes that each server's processes hold."""
     labels: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """Over each transport: answers that were complete, and how many of those had another label than in this process."""
+    """Number of complete answers over each transport, and of those with another label than in this process."""
     loads: list[LoadResult] = field(default_factory=list)
     steps: list[Breakdown] = field(default_factory=list)
 
@@ -141,7 +141,7 @@ def measure(bundle: Bundle, data: LabelledInputs, options: LatencyOptions, on_st
 
 
 def _slowest_subnet(bundle: Bundle, samples: Sequence[Floats], device: Device | None) -> Subject:
-    """The subnet that takes longest alone: what no fan-out can beat."""
+    """The subnet that takes longest when run alone: a lower bound for every fan-out."""
     name, one = bundle.manifest.input.name, Threads(1, spinning=False)
     workers = range(bundle.assignment.n_workers)
     alone = {w: direct(OnnxNetwork(bundle.subnet(w), name, one, device), samples) for w in workers}
@@ -194,7 +194,7 @@ def _time(subjects: dict[Key, Subject], measured: LatencyResult, n_samples: int,
 
 
 def _check_labels(clients: dict[Key, Client], samples: Sequence[Floats], measured: LatencyResult) -> None:
-    """A fast answer that is another one would be no feat."""
+    """Count the complete answers whose label is not the one that the bundle gives in this process."""
     classifier = load(measured.bundle)
     expected = [int(classifier.predict_tensor(sample).class_id[0]) for sample in samples]
     for (kind, transport), client in clients.items():

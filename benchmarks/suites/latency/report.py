@@ -1,4 +1,4 @@
-"""What `benchmarks.suites.latency.measure` measured, as tables, pictures and plain data."""
+"""Tables, pictures and plain data of a bundle's latency."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from benchmarks.suites.latency.measure import IN_PROCESS, LOADED, MONOLITH, PARA
 from sensai_serve.report import Cell, Picture, Row, Table, drawing
 
 MIDDLE, TAIL = (0.25, 0.75), (0.99, 1.0)
-"""Of the requests that are divided into steps: the middle half by their total, and the slowest of a hundred."""
+"""Shares of the requests that are divided into steps: the middle half by total time, and the slowest hundredth."""
 
 
 def report(measured: LatencyResult) -> BenchmarkReport:

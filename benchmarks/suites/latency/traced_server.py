@@ -1,9 +1,8 @@
-"""Our server with a stopwatch: the same transports, gateway and workers, and a note of when each step ends.
+"""Our server with a stopwatch: the same transports, gateway and workers, which note when each step of a request ends.
 
-It stands at the two seams that the server has: the data plane, which every transport calls, and the backend, which the
-gateway gives its tasks to. `benchmarks.suites.latency.breakdown` runs it as a process, for one client that asks one
-thing at a time.
-All times are of `time.perf_counter`, which is one clock for all processes of a machine.
+It wraps the data plane, which every transport calls, and the backend, which the gateway gives its tasks to.
+`benchmarks.suites.latency.breakdown` runs it as a process, for one client that sends one request at a time. All times
+are of `time.perf_counter`, which is one clock for all processes of a machine.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ CODE = "from benchmarks.suites.latency.traced_server import main; main()"
 
 @dataclass(frozen=True)
 class TracedServerConfig:
-    """What the process is to serve."""
+    """The bundle, addresses and backend that the traced server runs with."""
 
     bundle: str
     http: str
@@ -47,7 +46,7 @@ class TracedServerConfig:
     grpc: str
     """HOST:PORT."""
     backend: str
-    """The backend that really runs the workers."""
+    """Backend that runs the workers."""
     devices: Sequence[str]
     marks: str
     """The file that the marks are written to in the end: a JSON list of `StepTimes`."""
@@ -55,7 +54,7 @@ class TracedServerConfig:
 
 @dataclass
 class StepTimes:
-    """When each step of one request began or ended."""
+    """Times on the clock of `time.perf_counter` at which the steps of one request began or ended."""
 
     asked: float
     """The data plane has the request's bytes."""
@@ -65,9 +64,9 @@ class StepTimes:
     first_started: float = float("inf")
     """The first worker begins its subnet."""
     started: float = 0.0
-    """... and the one that decided the vote."""
+    """The worker that decided the vote begins its subnet."""
     ran: float = 0.0
-    """... which ends it."""
+    """The deciding worker ends its subnet."""
     merged: float = 0.0
     """The vote is decided and the answer is made."""
     answered: float = 0.0
@@ -77,7 +76,7 @@ class StepTimes:
 
 @dataclass
 class _TraceState:
-    """Of this process: the request that is under way, and those that are over."""
+    """The step times of the request in progress, and of those that are over."""
 
     backend: str = "ort"
     current: StepTimes | None = None
@@ -112,7 +111,7 @@ class _TracedDataPlane(DataPlane):
 
 
 class TracingBackend:
-    """The configured backend, its tasks watched. See `serving.backends.Backend`."""
+    """The configured backend, with tasks that note when scores arrive. See `serving.backends.Backend`."""
 
     def __init__(self, plan: Plan) -> None:
         self._inner: Backend = find("serving.backends", _recorder.backend, "Backend")(plan)

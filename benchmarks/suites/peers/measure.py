@@ -1,4 +1,4 @@
-"""``sensai bench peers``: the same ONNX files behind other servers, in turns with ours, through the same client."""
+"""Measures other servers with the same ONNX files as ours, in turns with ours, through the same client."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from serving.runtime.devices import Threads
 PACKAGE = "benchmarks.peers"
 TOLERANCE = 1e-4
 _OURS = {LEAN: "HTTP binary", "tritonclient HTTP": "tritonclient HTTP", "tritonclient gRPC": "tritonclient gRPC"}
-"""For each client of a peer, the transport of ours that it is compared with."""
+"""The transport of our server that each client of a peer is compared with."""
 OnStep = Callable[[str, int, int], None]
 Install = Callable[[str, Sequence[str]], tuple[Path, dict[str, str]]]
 """Gives the Python that has some requirements, and the versions of its packages."""
@@ -37,10 +37,10 @@ Install = Callable[[str, Sequence[str]], tuple[Path, dict[str, str]]]
 
 @dataclass(frozen=True)
 class PeersOptions:
-    """How much is measured."""
+    """Amount of measuring, and where our workers run."""
 
     requests: int = 2000
-    """Of each setup, and as many of ours beside it."""
+    """Requests of each setup, and as many of ours beside it."""
     rounds: int = 20
     devices: tuple[str, ...] = ()
     backend: str = "ort"
@@ -77,13 +77,13 @@ class PeersResult:
     """Setups that could not be measured, by peer and setup, and why."""
     notes: dict[str, str] = field(default_factory=dict)
     ready_s: dict[str, float] = field(default_factory=dict)
-    """Of our servers, by what they serve."""
+    """Seconds from start to ready of our servers, by what they serve."""
     memory: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class _ServedWorkload:
-    """The reference, or the fan-out: the networks, what they must answer, and our server of it."""
+    """The reference or the fan-out: its networks, the scores they must give, and our server of it."""
 
     name: str
     networks: Sequence[bytes]
@@ -112,10 +112,10 @@ def measure(
     """Run the benchmark.
 
     Args:
-        bundle: with a reference.
+        bundle: a bundle that has a reference.
         samples: FP32 [1, *shape] each.
-        chosen: names of peers; all where empty.
-        options: how much.
+        chosen: names of peers, or ``package.module:PEER``; all of ours where empty.
+        options: amount of measuring.
         on_step: hears of progress.
         install: makes the environment of a peer.
 
@@ -252,12 +252,12 @@ def _measure_setup(
 
 
 def _to(ours: ServedModel, clients: Iterable[str], samples: Sequence[Floats]) -> dict[str, Client]:
-    """The same kinds of clients to a server of ours."""
+    """Clients of the same kinds, connected to a server of ours."""
     return {client: TRANSPORTS[_OURS[client]](ours, samples) for client in clients}
 
 
 def _check(client: Client, workload: _ServedWorkload) -> None:
-    """A server that answers something else is not fast but wrong."""
+    """Refuse a server whose scores are not those of the networks: its latency would mean nothing."""
     for index, expected in enumerate(workload.expected):
         client.exchange(index)
         scores = client.answer().scores

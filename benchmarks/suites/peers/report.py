@@ -1,4 +1,4 @@
-"""What `benchmarks.suites.peers.measure` measured, as tables, pictures and plain data."""
+"""Tables, pictures and plain data of a comparison with other servers."""
 
 from __future__ import annotations
 

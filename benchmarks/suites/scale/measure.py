@@ -1,4 +1,4 @@
-"""``sensai bench scale``: the server's own time, by workers that compute nothing, as sizes grow."""
+"""Measures the server's own time with workers that compute nothing, as workers, inputs, classes and clients grow."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ OnStep = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class ScaleOptions:
-    """How much is measured."""
+    """Sizes to measure, and how much."""
 
     requests: int = 1000
-    """At each point."""
+    """Requests at each point."""
     rounds: int = 20
     workers: tuple[int, ...] = (1, 2, 4, 8, 10, 16, 32, 64)
-    """All of them share 64 classes."""
+    """Numbers of workers; they share 64 classes."""
     inputs: tuple[tuple[int, ...], ...] = ((3, 32, 32), (3, 64, 64), (3, 128, 128), (3, 224, 224), (3, 480, 640))
     clients: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
     classes: tuple[int, ...] = (10, 100, 1000)
@@ -60,13 +60,13 @@ class ScaleResult:
     options: ScaleOptions
     machine: dict[str, Any]
     floor: dict[str, RoundTimes] = field(default_factory=dict)
-    """One no-op worker against a server that does nothing at all."""
+    """Latencies of one no-op worker, and of a server that does nothing at all."""
     workers: dict[tuple[int, str], RoundTimes] = field(default_factory=dict)
-    """By number of workers, over HTTP and in process; (0, `NETWORK`) is one subnet's run alone."""
+    """Latencies by number of workers, over HTTP and in process; (0, `NETWORK`) is one subnet run alone."""
     inputs: dict[tuple[int, ...], RoundTimes] = field(default_factory=dict)
     classes: dict[int, RoundTimes] = field(default_factory=dict)
     clients: dict[int, tuple[Summary, float]] = field(default_factory=dict)
-    """By number of clients, latency and answers per second."""
+    """Latency and answers per second, by number of clients."""
 
 
 def measure(options: ScaleOptions, on_step: OnStep) -> ScaleResult:

@@ -1,4 +1,4 @@
-"""What `benchmarks.suites.scale.measure` measured, as tables, pictures and plain data."""
+"""Tables, pictures and plain data of the server's own time as sizes grow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs the cases of `benchmarks.suites.stragglers.cases` and reports them."""
+"""Runs the cases of `benchmarks.suites.stragglers.cases` one after the other, and reports what they found."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a server must answer when given copies arrive: every worker's scores, from this process, merged offline."""
+"""The label that a server must give when certain copies arrive: every worker's scores, merged in this process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Oracle:
         """Run every subnet on every input.
 
         Args:
-            bundle: whose subnets.
+            bundle: the bundle whose subnets are run.
             inputs: FP32 [N, *shape].
 
         Raises:
@@ -30,12 +30,12 @@ class Oracle:
         self.assignment = bundle.assignment
         per_input = [classifier.scores(np.ascontiguousarray(one[None])) for one in inputs]
         self.scores: list[Floats] = [np.concatenate(worker) for worker in zip(*per_input, strict=True)]
-        """For each worker FP32 [N, k]."""
+        """Scores of each worker, FP32 [N, its classes]."""
         self._labels: dict[tuple[int, tuple[int, ...]], int] = {}
 
     @property
     def everyone(self) -> tuple[int, ...]:
-        """All workers."""
+        """Ids of all workers."""
         return tuple(range(self.assignment.n_workers))
 
     def label(self, index: int, arrived: tuple[int, ...]) -> int:
@@ -47,10 +47,10 @@ class Oracle:
         return self._labels[key]
 
     def labels(self) -> npt.NDArray[np.int64]:
-        """[N], with all workers."""
+        """[N], labels when the copies of all workers arrive."""
         return np.array([self.label(i, self.everyone) for i in range(len(self.scores[0]))])
 
     def copies(self, replaced: dict[int, Floats] | None = None) -> Copies:
-        """All copies; `replaced` are other scores of some workers."""
+        """All copies, with some workers' scores replaced by those in `replaced`."""
         scores = [(replaced or {}).get(worker, own) for worker, own in enumerate(self.scores)]
         return copies_of(self.assignment, scores)

@@ -1,6 +1,6 @@
-"""``sensai bench stragglers``: slow, dead, killed and wrong workers, and too many requests. A case is a file here.
+"""Cases of slow, dead, killed and wrong workers, and of too many requests. Each is a file here.
 
-Each case has a function ``run(context) -> Finding``: it starts the servers that it needs with faults on purpose, asks
+A case has a function ``run(context) -> Finding``: it starts the servers that it needs with faults on purpose, asks
 them, and holds every answer against the offline merge of the copies that the answer itself lists.
 """
 
@@ -25,54 +25,54 @@ from sensai_serve.bundle import Bundle
 from sensai_serve.report import Picture
 
 CASES = ("delay", "dead", "killed", "stopped", "hung", "memory", "curve", "wrong", "overload", "swaps")
-"""In this order."""
+"""Our own cases, in the order that they are run."""
 OnStep = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class StragglersOptions:
-    """How much is measured."""
+    """Amount of measuring, and how the workers are run."""
 
     requests: int = 1000
-    """Of each measurement that counts requests."""
+    """Requests of each measurement that counts requests."""
     seconds: float = 10.0
-    """Of each that counts time."""
+    """Length of each measurement that counts time."""
     swaps: int = 20
     """Replacements of a model under load."""
     backend: str = "ort"
-    """Where a case does not need processes."""
+    """Backend of cases that do not need processes."""
     devices: tuple[str, ...] = ()
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Aim:
-    """One thing that is to hold."""
+    """One statement that is to hold, and what was found."""
 
     wanted: str
     found: str
     holds: bool | None
-    """None: only reported."""
+    """None where the finding is only reported."""
 
 
 @dataclass(frozen=True)
 class CaseResult:
-    """What one case found."""
+    """The outcome of one case."""
 
     case: str
-    """In words."""
+    """Title of the case in the table."""
     aims: Sequence[Aim]
     results: dict[str, Any]
-    """Plain data."""
+    """Figures as plain data, for ``result.json``."""
     pictures: Sequence[Picture] = ()
 
 
 @dataclass(frozen=True)
 class CheckedReply:
-    """One answered request."""
+    """A request that was answered, and what its reply says about the copies."""
 
     input: int
-    """Which of the inputs."""
+    """Index of the input that it is about."""
     exchange: TimedRequest
     answer: ParsedReply
     arrived: tuple[int, ...]
@@ -82,7 +82,7 @@ class CheckedReply:
 
 @dataclass(frozen=True)
 class Context:
-    """What every case works with."""
+    """The bundle, the inputs and the options that every case works with."""
 
     bundle: Bundle
     data: LabelledInputs
@@ -92,30 +92,30 @@ class Context:
 
     @cached_property
     def oracle(self) -> Oracle:
-        """What answers must be."""
+        """Expected labels, computed in this process when first asked for."""
         return Oracle(self.bundle, self.data.inputs)
 
     @cached_property
     def labels(self) -> npt.NDArray[np.int64]:
-        """[N], with all workers."""
+        """[N], labels when the copies of all workers arrive."""
         return self.oracle.labels()
 
     @property
     def n_golden(self) -> int:
-        """Runs of each worker before it is ready: faults begin after them."""
+        """Number of golden samples: each worker runs them before it is ready, and faults begin after them."""
         return len(self.bundle.golden().inputs)
 
     def codec(self, **parameters: str) -> V2Binary:
-        """How requests are asked; `parameters` say for example what to wait for."""
+        """The codec of requests with these parameters, say ``wait="all"``."""
         return V2Binary(self.bundle.manifest.name, self.bundle.manifest.input.name, parameters=parameters)
 
     def requests(self, **parameters: str) -> list[bytes]:
-        """One for each input."""
+        """The bytes of one request for each input."""
         codec = self.codec(**parameters)
         return [codec.request(sample) for sample in self.data.samples()]
 
     def serve(self, *flags: str, backend: str | None = None) -> AbstractContextManager[servers.RunningServer]:
-        """Our server of the bundle, with more flags."""
+        """Serve the bundle with our server and these further flags while the block runs."""
         return self._serve(flags, backend or self.options.backend)
 
     @contextmanager
@@ -128,7 +128,7 @@ class Context:
     def read(
         self, exchanges: Sequence[TimedRequest], input_of: Callable[[int], int] = lambda request: request
     ) -> list[CheckedReply]:
-        """What the answered ones among exchanges say; `input_of` tells which input a request was about."""
+        """The replies of the requests that were answered; `input_of` gives the input that a request was about."""
         codec, replies = self.codec(), []
         for exchange in exchanges:
             if exchange.status != OK:
@@ -147,32 +147,32 @@ class Context:
         return replies
 
     def wrongly_merged(self, replies: Sequence[CheckedReply]) -> int:
-        """Answers that are not the offline merge of the copies that they list."""
+        """Number of replies whose label is not the offline merge of the copies that they list."""
         return sum(reply.answer.class_id != self.oracle.label(reply.input, reply.arrived) for reply in replies)
 
     def changed(self, replies: Sequence[CheckedReply]) -> list[CheckedReply]:
-        """Answers with another label than all workers together give."""
+        """Replies whose label is not the one that all workers together give."""
         return [reply for reply in replies if reply.answer.class_id != self.labels[reply.input]]
 
     def accuracy(self, replies: Sequence[CheckedReply]) -> float | None:
-        """The share of right answers; None where nobody knows what is right."""
+        """Share of replies whose label is right; None where the inputs have no labels."""
         if self.data.labels is None or not replies:
             return None
         return float(np.mean([reply.answer.class_id == self.data.labels[reply.input] for reply in replies]))
 
 
 def percent(share: float | None) -> str:
-    """A share in words."""
+    """A share as text, or that there are no labels."""
     return "no labels given" if share is None else f"{share:.2%}"
 
 
 def none_failed(exchanges: Sequence[TimedRequest]) -> Aim:
-    """The aim that nearly every case has."""
+    """The aim that every request was answered."""
     failed = sum(exchange.status != OK for exchange in exchanges)
     return Aim("no failed request", f"{failed} of {len(exchanges)}", failed == 0)
 
 
 def as_merged(context: Context, replies: Sequence[CheckedReply]) -> Aim:
-    """The other one."""
+    """The aim that every label is the offline merge of the copies that its reply lists."""
     wrong = context.wrongly_merged(replies)
     return Aim("every label is the offline merge of the copies listed", f"{wrong} of {len(replies)} differ", wrong == 0)

@@ -17,28 +17,28 @@ from serving.runtime.devices import default_devices
 
 CLIENTS = 2
 SOUND_RUNS = 200
-"""Of each life of the worker, after the check that it begins with."""
+"""Runs that succeed each time the worker has started, after its golden check."""
 BACK_S = 30.0
-"""How long it is waited for at the end."""
+"""Seconds that the worker may take to come back at the end."""
 
 
 @dataclass(frozen=True)
 class WorkerMode:
-    """How the workers are run."""
+    """One way of running the workers: in the server's process, or in processes of their own."""
 
     name: str
     flags: Sequence[str]
     comes_back: bool
-    """Whether a worker that is gone is started again."""
+    """True where a worker that has ended is started again."""
 
 
 def run(context: Context, fault: str, what: str) -> CaseResult:
     """Serve the bundle in each way, and hold every answer against the merge.
 
     Args:
-        context: of all cases.
-        fault: what goes wrong, as ``--fault`` takes it.
-        what: the case, in words.
+        context: what every case works with.
+        fault: the fault, as ``--fault`` takes it.
+        what: the case in words, for the table.
     """
     broken = context.bundle.assignment.n_workers // 2
     flag = f"--fault={broken}:{fault},after={context.n_golden + SOUND_RUNS}"
@@ -70,7 +70,7 @@ def run(context: Context, fault: str, what: str) -> CaseResult:
 
 
 def _ways(context: Context) -> list[WorkerMode]:
-    """In this process, in a process each, and in one per device where losing one device loses no class."""
+    """Threads, a process per worker, and a process per device where losing one device uncovers no class."""
     ways = [
         WorkerMode("in the server's process", (), comes_back=False),
         WorkerMode("a process per worker", (), comes_back=True),

@@ -27,7 +27,7 @@ class SentSignal:
     """One process that was sent a signal."""
 
     at: float
-    """On the clock of `time.perf_counter`."""
+    """Time on the clock of `time.perf_counter`."""
     worker: int | None
     """None where its command line does not say."""
 
@@ -36,14 +36,14 @@ def run(context: Context, number: signal.Signals, every_s: float, settle_s: floa
     """Send a signal to random children while clients ask, and hold every answer against the merge.
 
     Args:
-        context: of all cases.
+        context: what every case works with.
         number: the signal.
-        every_s: seconds between two.
-        settle_s: seconds in which the last one that was hit is back for sure.
-        what: the case, in words.
+        every_s: seconds between two signals.
+        settle_s: seconds after which the last worker that was hit is back for certain.
+        what: the case in words, for the table.
     """
     requests, everyone = context.requests(), context.requests(wait="all")
-    # In turns: as the server is set, and waiting for all, which tells in every reply who is there.
+    # Requests as the server is set alternate with requests that wait for all: those list every live worker.
     mixed = [one for pair in zip(requests, everyone, strict=True) for one in pair]
     hits: list[SentSignal] = []
     over = threading.Event()

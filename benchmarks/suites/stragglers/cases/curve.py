@@ -14,7 +14,7 @@ from sensai_serve.report import Picture, drawing
 
 
 def run(context: Context) -> CaseResult:
-    """In this process, from the scores of the bundle's own ONNX files."""
+    """Compute the curve in this process, from the scores of the bundle's own ONNX files."""
     truth, name = context.data.labels, context.bundle.manifest.name
     case = "accuracy with workers lost, by redundancy"
     if truth is None:

@@ -1,4 +1,4 @@
-"""Two workers dead: what the guarantee says, and what the answers are worth."""
+"""Two workers that give no scores: the guarantee, and the accuracy that is left."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SERVED_PAIRS = 6
 
 
 def run(context: Context) -> CaseResult:
-    """Every pair offline, and some of them, the worst among them, over HTTP."""
+    """Merge every pair's loss offline, and serve some of the pairs, the worst among them, over HTTP."""
     oracle, workers = context.oracle, context.oracle.everyone
     survived = guarantees(context.bundle.assignment).losses_covered
     pairs = list(itertools.combinations(workers, LOST))

@@ -1,4 +1,4 @@
-"""One worker takes 50 ms longer on every request: what patience off and patience on make of it."""
+"""One worker takes 50 ms longer on every request: latency and labels with patience off and on."""
 
 from __future__ import annotations
 

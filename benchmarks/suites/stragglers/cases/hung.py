@@ -7,5 +7,5 @@ from benchmarks.suites.stragglers.cases import _broken as broken
 
 
 def run(context: Context) -> CaseResult:
-    """See the file."""
+    """Let one worker hang again and again under load."""
     return broken.run(context, "hang", "hangs inside a run")

@@ -9,5 +9,5 @@ from benchmarks.suites.stragglers.cases import _signals as signals
 
 
 def run(context: Context) -> CaseResult:
-    """See the file."""
+    """Kill a random worker process every second, under load."""
     return signals.run(context, signal.SIGKILL, 1.0, 1.5, "kill -9 of a random worker")

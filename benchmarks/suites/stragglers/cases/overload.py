@@ -1,4 +1,4 @@
-"""Ten times as many requests as can be answered: who is answered soon, and who is refused at once."""
+"""Ten times as many requests as can be answered: some are answered soon, the rest refused at once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from benchmarks.harness.stats import summarise
 from benchmarks.suites.stragglers.cases import Aim, CaseResult, Context, as_merged
 
 RUN_MS = 10
-"""Every worker is made to take so long, so that ten times its capacity is still few enough for one client to send."""
+"""Milliseconds that every worker is made to take: one client must be able to send ten times the capacity."""
 IN_FLIGHT = 3
 TIMES = 10
 P99_LIMIT = 3.0

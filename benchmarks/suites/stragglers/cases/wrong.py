@@ -1,4 +1,4 @@
-"""One worker that answers at once, and random scores: how soon it is found out, and what it costs before and after."""
+"""One worker that gives random scores: how soon it is quarantined, and the accuracy before and after."""
 
 from __future__ import annotations
 
