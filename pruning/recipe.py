@@ -45,10 +45,12 @@ class Recipe:
     A field is an option of the command line, of a recipe file and of the documentation, described only here.
     """
 
-    data: Annotated[str, Section("What is pruned"), Flag(metavar="SOURCE")]
+    data: Annotated[
+        str, Section("What is pruned"), Flag(metavar="SOURCE"), Plugins("pruning.data", "load", others=True)
+    ]
     """Training data: ``digits``, ``wine``, ``breast_cancer``, ``cifar10:DIR``, ``cifar100:DIR``,
     ``folder:DIR[?size=64]``, ``npz:FILE`` or ``package.module:callable``."""
-    model: Annotated[str, Flag(metavar="NAME")]
+    model: Annotated[str, Plugins("pruning.models", "build", others=True)]
     """The reference's network: ``cnn``, ``mlp``, ``resnet20``, ``vgg16`` and the like, or
     ``package.module:callable``."""
 
@@ -60,12 +62,12 @@ class Recipe:
     """Number of groups that the classes are put into first; without it every class is a symbol of its own."""
     offsets: tuple[int, ...] | None = None
     """Offsets of the cyclic code, searched for where not given."""
-    grouping: Annotated[str, Plugins("pruning.grouping")] = "tsne"
+    grouping: Annotated[str, Plugins("pruning.grouping", "group")] = "tsne"
     """How classes are put into groups."""
     uneven: bool = False
     """Groups may differ by one class where the classes do not divide evenly."""
 
-    criterion: Annotated[str, Section("How much is cut"), Plugins("pruning.criteria")] = "taylor"
+    criterion: Annotated[str, Section("How much is cut"), Plugins("pruning.criteria", "importance")] = "taylor"
     """What makes a channel important."""
     theta1: float = Thresholds.theta1
     """Activations below this count as none in the criterion ``hybrid``, and when images are profiled."""
@@ -86,9 +88,9 @@ class Recipe:
     reconstruct_images: Annotated[int, Range(0)] = 512
     """Images that the layers of a cut network are fitted to before it is retrained; 0: layers stay as they were cut."""
 
-    head: Annotated[str, Section("Retraining"), Plugins("pruning.heads")] = "sigmoid"
+    head: Annotated[str, Section("Retraining"), Plugins("pruning.heads", "head")] = "sigmoid"
     """Output layer and loss of a worker's network."""
-    sampling: Annotated[str, Plugins("pruning.sampling")] = "balanced"
+    sampling: Annotated[str, Plugins("pruning.sampling", "batches")] = "balanced"
     """How training batches are drawn."""
     distil: Annotated[float, Range(0, 1)] = 1.0
     """Weight of the reference's answers in the loss; the labels have the rest."""

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from sensai_serve import plugins
+
 _Kind = type[bool] | type[int] | type[float] | type[str] | type[Path]
 
 
@@ -68,6 +70,10 @@ class Plugins:
     """An option that names a plugin: its values are the files of a package, entry points, and callables."""
 
     package: str
+    attribute: str
+    """What a plugin's file calls the thing."""
+    others: bool = False
+    """It takes other names too, which only the plugins know."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +147,8 @@ def make_option(
         elif isinstance(mark, Section):
             section = mark.title
         elif isinstance(mark, Plugins):
-            metavar, package = "NAME", mark.package
+            metavar = metavar or "NAME"
+            package = "" if mark.others else mark.package
     text, shown = " ".join(text.split()), as_text(default)
     return Option(name, text, kind, several, shown, flag=flag, metavar=metavar, section=section, plugins=package)
 
@@ -201,6 +208,22 @@ def check_ranges(declared: Any, fail: type[Exception]) -> None:
         for mark in marks:
             if isinstance(mark, Range) and value is not None and not mark.least <= value <= mark.most:
                 raise fail(f"{field.name} is {value}, expected {mark.expected()}")
+
+
+def import_plugins(declared: Any) -> None:
+    """Import the plugins that the fields of a dataclass instance name, so that what is wrong with one is said early.
+
+    Raises:
+        PluginError: one that there is not, or that cannot be imported.
+    """
+    hints = get_type_hints(type(declared), include_extras=True)
+    for field in dataclasses.fields(declared):
+        for mark in split(hints[field.name])[1]:
+            if isinstance(mark, Plugins):
+                name = str(getattr(declared, field.name)).partition("?")[0]
+                callable_given = ":" in name and name.partition(":")[0] not in plugins.available(mark.package)
+                if callable_given or not mark.others:
+                    plugins.find(mark.package, name, mark.attribute)
 
 
 def _value(annotation: Any) -> tuple[_Kind, bool, tuple[str, ...]]:

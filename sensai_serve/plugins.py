@@ -2,7 +2,8 @@
 
 Every kind of plugin (criterion, grouping, model, data source, merge rule, transport, backend) is found here, so a new
 one is one new file and no list needs editing. What is installed is looked up once in a process for each kind, and
-again only when `sys.path` has changed: reading the metadata of every installed package takes tens of milliseconds.
+again only when `sys.path` has changed: reading the metadata of every installed package takes tens of milliseconds. A
+``package.module:callable`` may lie in the current directory; it is found after everything that is installed.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from sensai_serve import user_code
 from sensai_serve.errors import PluginError
 
 
@@ -38,6 +40,7 @@ def find(package: str, name: str, attribute: str) -> Any:
         PluginError: nothing answers to that name, or what does cannot be imported.
     """
     if ":" in name:
+        user_code.find_in_current_directory()
         return _import(*name.split(":", 1))
     entry = _installed(package, tuple(sys.path)).get(name)
     if entry is not None:
@@ -93,10 +96,14 @@ def _all_installed(path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
 
 
 def _import(module: str, path: str) -> Any:
+    user_code.note(module)
     try:
         found: Any = importlib.import_module(module)
     except ImportError as error:
-        raise PluginError(f"{module}:{path}: cannot import {module} ({error})") from error
+        reason = f"{error}{user_code.clash(module)}"
+        if place := user_code.place_of(error):
+            reason = f"{place}: {reason}"
+        raise PluginError(f"{module}:{path}: cannot import {module} ({reason})") from error
     for part in path.split("."):
         try:
             found = getattr(found, part)

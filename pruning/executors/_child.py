@@ -10,7 +10,8 @@ from queue import SimpleQueue
 
 from pruning.executors import ExecutorTask, Slot, carry_out
 from pruning.executors.local import describe
-from sensai_serve.errors import SensaiError
+from sensai_serve import user_code
+from sensai_serve.errors import PluginError, SensaiError
 
 
 def main() -> None:
@@ -33,6 +34,10 @@ def main() -> None:
             carry_out(task, slot, on_progress)
         except SensaiError as error:
             say(dict(describe(error)))
+        except Exception as error:
+            if not (theirs := user_code.describe(error)):
+                raise
+            say(dict(describe(PluginError(theirs))))
         else:
             say({"finished": str(task)})
 

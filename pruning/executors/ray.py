@@ -21,8 +21,8 @@ from typing import Any
 from pruning.executors import ExecutorTask, Slot, carry_out
 from pruning.executors.local import describe
 from pruning.progress import OnProgress
-from sensai_serve import errors
-from sensai_serve.errors import InputError, SensaiError, WorkError
+from sensai_serve import errors, user_code
+from sensai_serve.errors import InputError, PluginError, SensaiError, WorkError
 
 RETRIES = 10
 """How often a lost task is carried out again."""
@@ -164,4 +164,8 @@ def _perform(task: ExecutorTask, slot: Slot, board: Any) -> dict[str, str]:
         carry_out(task, slot, _reporter)
     except SensaiError as error:
         return describe(error)
+    except Exception as error:
+        if not (theirs := user_code.describe(error)):
+            raise
+        return describe(PluginError(theirs))
     return {}

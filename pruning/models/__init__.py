@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sensai_serve import plugins
+from sensai_serve import plugins, user_code
 from sensai_serve.errors import ModelError
 
 
@@ -148,4 +148,6 @@ def _mismatch(model: nn.Module, state: Mapping[str, Tensor], error: Exception) -
 
 
 def _first_line(error: BaseException | None) -> str:
+    if error is not None and (theirs := user_code.describe(error)):
+        return theirs[:400]
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -82,9 +82,11 @@ def compare(
     from pruning.planning.plan import make_plan
     from pruning.recipe import Recipe
     from pruning.training.loop import require_device
+    from sensai_serve.options import import_plugins
     from sensai_serve.preprocess import normalise
 
     base = Recipe(**options | {"data": absolute(options["data"])})
+    import_plugins(base)
     require_device(device)
     plan = make_plan(base, weights, device=device, threads=threads)
     amounts = _numbers(macs)

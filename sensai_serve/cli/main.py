@@ -7,14 +7,18 @@ commands runs, so `sensai serve` never imports torch and `sensai --help` imports
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any
+import traceback
+from typing import Annotated, Any, NoReturn
 
 import typer
 
-from sensai_serve import __version__
+from sensai_serve import __version__, user_code
 from sensai_serve.cli import bench, cluster, compare, inspect, offline, online, report
 from sensai_serve.cli.options import Commands
 from sensai_serve.errors import InputError, SensaiError
+
+TRACEBACK = "--traceback"
+"""The option that prints all of an error; taken out wherever it stands."""
 
 app = typer.Typer(
     name="sensai",
@@ -40,25 +44,40 @@ def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
+    traceback: Annotated[
+        bool, typer.Option(TRACEBACK, help="Print the whole traceback of an error; may stand anywhere.")
+    ] = False,
 ) -> None:
     pass
 
 
 def main(args: list[str] | None = None) -> Any:
     """Run the command line; errors that are the user's to mend are one line on stderr."""
+    given = list(sys.argv[1:] if args is None else args)
+    whole = TRACEBACK in given
     try:
-        return app(args=args)
-    except SensaiError as error:
-        _fail_if_missing(error.__cause__)  # a plugin of ours whose libraries are another extra
-        _fail(str(error), 2 if isinstance(error, InputError) else 1)
-    except ModuleNotFoundError as error:
-        _fail_if_missing(error)
-        raise
-    except OSError as error:  # a path that cannot be read or written, a port that is taken, a disk that is full
-        where = f"{error.filename}: " if error.filename else ""
-        _fail(f"{where}{error.strerror or error}", 2 if error.filename else 1)
+        user_code.refuse_hidden_packages()
+        return app(args=[argument for argument in given if argument != TRACEBACK])
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        if whole:
+            traceback.print_exception(error)
+        _say(error)
+
+
+def _say(error: Exception) -> NoReturn:
+    """End with one line about an error; raise it again where it is nobody's but ours."""
+    if isinstance(error, SensaiError):
+        _fail_if_missing(error.__cause__)  # a plugin of ours whose libraries are another extra
+        _fail(str(error), 2 if isinstance(error, InputError) else 1)
+    _fail_if_missing(error)
+    if theirs := user_code.describe(error):
+        _fail(f"{theirs}; {TRACEBACK} prints the rest", 2)
+    if isinstance(error, OSError):  # a path that cannot be read or written, a port that is taken, a disk that is full
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(f"{where}{error.strerror or error}", 2 if error.filename else 1)
+    raise error
 
 
 _EXTRA_OF = {
@@ -94,6 +113,6 @@ def _fail_if_missing(error: BaseException | None) -> None:
         _fail(f"{missing} is not installed, expected it for this command: pip install 'sensai-serve[{extra}]'", 2)
 
 
-def _fail(message: str, code: int) -> None:
+def _fail(message: str, code: int) -> NoReturn:
     sys.stderr.write(f"sensai: error: {' '.join(message.split())}\n")
     sys.exit(code)

@@ -45,10 +45,12 @@ def train(
     from pruning.training.loop import require_device
     from pruning.training.reference import train as train_reference
     from sensai_serve.bundle import atomic_file
+    from sensai_serve.options import import_plugins
 
     if out.suffix != ".safetensors" or out.exists():
         raise InputError(f"--out is {out}, expected a new file that ends in .safetensors")
     recipe = Recipe(**options)
+    import_plugins(recipe)
     require_device(device)
     with progress(quiet=quiet) as report:
         trained = train_reference(

@@ -62,6 +62,7 @@ def prune(
     from pruning.planning.plan import make_plan
     from pruning.recipe import Recipe, from_flags, read_recipe
     from pruning.training.loop import require_device
+    from sensai_serve.options import import_plugins
 
     if address is not None:
         if executor != "ray":
@@ -71,6 +72,7 @@ def prune(
         raise InputError("--out is missing, expected a directory for the run (or --dry-run)")
     chosen = Recipe.from_json((read_recipe(recipe) if recipe else {}) | from_flags(options))
     chosen = replace(chosen, data=absolute(chosen.data))
+    import_plugins(chosen)
     for name in device:
         require_device(name)
     slots = make_slots(jobs, device, threads)

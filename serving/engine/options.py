@@ -43,7 +43,7 @@ class Inference(Group):
         tuple[InstanceOf[Device], ...], NoDecode, BeforeValidator(_parse_devices), Flag(metavar="cpu:CORE|cuda:CARD")
     ] = ()
     """Devices that workers are placed on: ``cpu``, ``cpu:CORE`` or ``cuda:CARD``; every core where none is given."""
-    backend: Annotated[str, Plugins("serving.backends")] = "ort"
+    backend: Annotated[str, Plugins("serving.backends", "Backend")] = "ort"
     """What runs the workers."""
     processes: Processes = "worker"
     """What has a process of its own in the backend ``process``: every worker, or every device."""
