@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import orjson
 
 from sensai_serve.errors import RequestError
 from sensai_serve.preprocess import Floats, InputSpec
+from serving.v2.json_object import parse_object
 from serving.v2.request import (
     InferRequest,
     RequestedOutput,
@@ -91,29 +91,19 @@ def decode_request(
         return InferRequest(from_bytes(view, (1, *spec.shape), spec), every_output(binary=True))
     else:
         header, tail = view[:header_length], view[header_length:]
-    request = _parse(header)
+    request = parse_object(header)
     parameters = _object(request, "parameters", "")
     wait, timeout_s = parse_options(parameters)
-    request_id = request.get("id", "")
-    if not isinstance(request_id, str):
+    request_id = request.get("id")
+    if not isinstance(request_id, str | None):
         raise RequestError(f"id is {shown(request_id)}, expected text")
     return InferRequest(
         inputs=_input(request.get("inputs"), tail, spec, max_batch, regions),
         outputs=_outputs(request.get("outputs"), regions, binary=binary_by_default(parameters)),
-        id=request_id,
+        id=request_id or "",
         wait=wait,
         timeout_s=timeout_s,
     )
-
-
-def _parse(header: memoryview) -> dict[str, Any]:
-    try:
-        request = orjson.loads(header)
-    except orjson.JSONDecodeError as error:
-        raise RequestError(f"the request is not JSON: {error}") from None
-    if not isinstance(request, dict):
-        raise RequestError(f"the request is {shown(request)}, expected a JSON object")
-    return request
 
 
 def _input(inputs: object, tail: memoryview | None, spec: InputSpec, max_batch: int, regions: Regions) -> Floats:
@@ -128,7 +118,7 @@ def _input(inputs: object, tail: memoryview | None, spec: InputSpec, max_batch: 
     ways = [
         way
         for way, given in (
-            ("data", "data" in tensor),
+            ("data", tensor.get("data") is not None),
             ("binary_data_size", size is not None),
             ("shared_memory_region", region is not None),
         )
@@ -168,7 +158,10 @@ def _outputs(outputs: object, regions: Regions, *, binary: bool) -> tuple[Reques
 
 
 def _object(raw: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
-    value = raw.get(key, _NOTHING)
+    """The object `raw[key]` without its null members: some clients send every field, null where it is not given."""
+    value = raw.get(key)
+    if value is None:
+        return _NOTHING
     if not isinstance(value, Mapping):
         raise RequestError(f"{where}{key} is {shown(value)}, expected an object")
-    return value
+    return {name: member for name, member in value.items() if member is not None}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from sensai_serve.merge import Answer
 from sensai_serve.preprocess import Floats, InputSpec
 
 _LITTLE_ENDIAN_FP32 = np.dtype("<f4")
+_WHOLE = re.compile(r"-?[0-9]{1,18}")
 _SHORT = reprlib.Repr()
 _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlist, _SHORT.maxdict, _SHORT.maxlevel = 60, 60, 8, 4, 2
 
@@ -57,7 +59,7 @@ def check_input(name: object, datatype: object, shape: object, spec: InputSpec, 
     Args:
         name: the input's name.
         datatype: its datatype.
-        shape: its shape.
+        shape: its shape; sizes may be text, which is how Protocol Buffers write 64-bit integers in JSON.
         spec: the model's input.
         max_batch: the largest N.
 
@@ -71,6 +73,8 @@ def check_input(name: object, datatype: object, shape: object, spec: InputSpec, 
         raise RequestError(f"input name is {shown(name)}, expected {spec.name!r}")
     if datatype != spec.dtype:
         raise RequestError(f"input {spec.name!r}: datatype is {shown(datatype)}, expected {spec.dtype!r}")
+    if isinstance(shape, list) and any(isinstance(size, str) for size in shape):
+        shape = [int(size) if isinstance(size, str) and _WHOLE.fullmatch(size) else size for size in shape]
     if not isinstance(shape, list | tuple) or not all(type(size) is int for size in shape):
         raise RequestError(f"input {spec.name!r}: shape is {shown(shape)}, expected whole numbers {_expected(spec)}")
     if tuple(shape[1:]) != spec.shape:

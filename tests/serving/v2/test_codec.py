@@ -338,3 +338,47 @@ def test_no_json_does_harm(data: st.DataObject, tail: bytes) -> None:
         except RequestError as error:
             assert "\n" not in str(error)
             assert len(str(error)) < 1000
+
+
+OPTIONAL = [
+    ("id",), ("parameters",), ("parameters", "wait"), ("parameters", "timeout"), ("parameters", "binary_data_output"),
+    ("parameters", "mine"), ("inputs", 0, "parameters"), ("inputs", 0, "parameters", "binary_data_size"),
+    ("inputs", 0, "parameters", "shared_memory_region"), ("outputs",), ("outputs", 0, "parameters"),
+    ("outputs", 0, "parameters", "binary_data"), ("outputs", 0, "parameters", "classification"),
+    ("outputs", 0, "parameters", "shared_memory_region"), ("outputs", 0, "parameters", "shared_memory_offset"),
+]  # fmt: skip
+
+
+@given(st.sets(st.sampled_from(OPTIONAL)))
+def test_null_is_a_member_that_is_not_given(paths: set[tuple[str | int, ...]]) -> None:
+    request: dict[str, Any] = {"inputs": [tensor()], "outputs": [{"name": "scores"}]}
+    expected = decode(orjson.dumps(request), None)
+    for *parents, last in sorted(paths, key=len):  # an object that is null has no members
+        inner: Any = request
+        for key in parents:
+            inner = inner[key] if isinstance(inner, list) else inner.setdefault(key, {})
+            inner = {} if inner is None else inner
+        inner[last] = None
+    if request["outputs"] is None:
+        del request["outputs"]
+        expected = decode(orjson.dumps({"inputs": [tensor()]}), None)
+    given_null = decode(orjson.dumps(request), None)
+    assert dataclasses.replace(given_null, inputs=expected.inputs) == expected
+    assert (given_null.inputs == expected.inputs).all()
+
+
+def test_values_that_are_null_where_the_tensor_is_binary() -> None:
+    binary = BINARY | {"data": None, "parameters": {"binary_data_size": 24, "shared_memory_region": None}}
+    header = orjson.dumps({"inputs": [binary]})
+    assert decode(header + ZEROS, len(header)).inputs.shape == (1, 2, 3)
+
+
+@pytest.mark.parametrize("shape", [["1", "2", "3"], [1, "2", 3]])
+def test_sizes_of_a_shape_may_be_text(shape: list[Any]) -> None:
+    assert decode(orjson.dumps({"inputs": [tensor(shape=shape)]}), None).inputs.shape == (1, 2, 3)
+
+
+@pytest.mark.parametrize("size", ["", "one", "1.0", "²", "1" * 30, None, 1.5, True])
+def test_a_size_that_is_no_whole_number(size: Any) -> None:
+    with pytest.raises(RequestError, match=r"shape is .*, expected whole numbers \[N, 2, 3\]"):
+        decode(orjson.dumps({"inputs": [tensor(shape=[size, 2, 3])]}), None)

@@ -10,7 +10,7 @@ from starlette.requests import ClientDisconnect
 
 from sensai_serve.errors import TooLargeError
 from serving.telemetry.logs import begin_request
-from serving.transports.http.asgi.compression import inflate
+from serving.transports.http.asgi.compression import IDENTITY, inflate
 from serving.transports.http.asgi.types import Headers, Receive, Send
 
 _T = TypeVar("_T")
@@ -44,7 +44,7 @@ async def read_body(receive: Receive, headers: Mapping[bytes, bytes], limit: int
         raise TooLargeError(f"the body has {int(length)} bytes, expected at most {limit}")
     body = await _read(receive, limit)
     encoding = headers.get(b"content-encoding", b"").strip().lower()
-    if encoding in (b"", b"identity"):
+    if encoding in IDENTITY:
         return body
     # Off the event loop: 64 MiB take a tenth of a second to inflate, and zlib releases the GIL.
     return await asyncio.to_thread(inflate, body, encoding, limit)

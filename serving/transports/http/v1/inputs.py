@@ -7,7 +7,6 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-import orjson
 from fastapi import Request
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
@@ -16,6 +15,7 @@ from sensai_serve.errors import RequestError
 from sensai_serve.images.formats import ImageLimits
 from sensai_serve.preprocess import Floats, InputSpec, from_image, normalise
 from serving.transports.http.asgi.types import Message, Receive
+from serving.v2.json_object import parse_object
 from serving.v2.tensors import from_bytes, numbers, shown
 
 FP32 = "application/x-fp32"
@@ -70,11 +70,8 @@ def from_json(body: bytes | str, spec: InputSpec) -> Floats:
     Raises:
         RequestError: malformed JSON, or numbers that do not fit.
     """
-    try:
-        content = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise RequestError(f"the request is not JSON: {error}") from None
-    if not isinstance(content, dict) or "inputs" not in content:
+    content = parse_object(body, expected='{"inputs": [...]}')
+    if content.get("inputs") is None:
         raise RequestError(f'the request is {shown(content)}, expected {{"inputs": [...]}}')
     raw = numbers(content["inputs"], spec)
     if raw.shape not in (spec.shape, (1, *spec.shape)):

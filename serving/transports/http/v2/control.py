@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import orjson
 from fastapi import APIRouter, Depends, Request, Response
 
 from sensai_serve.errors import RequestError
@@ -12,6 +11,7 @@ from serving.dataplane import DataPlane, cuda_memory
 from serving.transports.http.asgi.errors import ERROR_RESPONSE
 from serving.transports.http.asgi.requests import read_body
 from serving.transports.http.v2.metadata import reply
+from serving.v2.json_object import parse_object
 from serving.v2.shared_memory import Region
 from serving.v2.tensors import shown
 
@@ -22,13 +22,7 @@ MAX_BODY = 1 << 20
 async def _content(request: Request) -> dict[str, Any]:
     """The JSON object in a request's body, {} where that is empty. Clients send no content type, so it is ignored."""
     body = await read_body(request.receive, dict(request.scope["headers"]), MAX_BODY)
-    try:
-        content = orjson.loads(body) if body else {}
-    except orjson.JSONDecodeError as error:
-        raise RequestError(f"the request is not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise RequestError(f"the request is {shown(content)}, expected a JSON object")
-    return content
+    return parse_object(body) if body else {}
 
 
 Content = Annotated[dict[str, Any], Depends(_content)]
@@ -94,7 +88,8 @@ def _memory(routes: APIRouter, plane: DataPlane) -> None:
 
     @routes.post(f"{system}/region/{{name}}/register", summary="Register shared memory", response_class=Response)
     async def register(name: str, content: Content) -> Response:
-        key, offset, size = content.get("key"), content.get("offset", 0), content.get("byte_size")
+        key, offset, size = content.get("key"), content.get("offset"), content.get("byte_size")
+        offset = 0 if offset is None else offset
         if not isinstance(key, str) or type(offset) is not int or type(size) is not int:
             raise RequestError(
                 f"key, offset and byte_size are {shown(key)}, {shown(offset)} and {shown(size)}, "

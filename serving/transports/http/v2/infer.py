@@ -24,7 +24,8 @@ from serving.transports.http.asgi.types import HttpReply, Receive, Scope, Send
 from serving.v2 import Decoder, InferRequest, encode_response
 from serving.v2.tensors import OUTPUTS
 
-_PARAMETERS = {"type": "object", "additionalProperties": {"type": ["string", "number", "boolean"]}}
+# Null stands for a member that is not given, except where a value is required.
+_PARAMETERS = {"type": ["object", "null"], "additionalProperties": {"type": ["string", "number", "boolean", "null"]}}
 _INPUT = {
     "type": "object",
     "required": ["name", "datatype", "shape"],
@@ -32,7 +33,7 @@ _INPUT = {
         "name": {"type": "string"},
         "datatype": {"const": "FP32"},
         "shape": {"type": "array", "items": {"type": "integer", "minimum": 1}},
-        "data": {"type": "array", "description": "Numbers, flat or nested", "items": {}},
+        "data": {"type": ["array", "null"], "description": "Numbers, flat or nested", "items": {}},
         "parameters": _PARAMETERS,
     },
 }
@@ -45,13 +46,13 @@ _REQUEST = {
     "type": "object",
     "required": ["inputs"],
     "properties": {
-        "id": {"type": "string"},
+        "id": {"type": ["string", "null"]},
         "parameters": {
-            "type": "object",
-            "properties": {"wait": {"enum": list(WAITS)}, "timeout": {"type": "integer", "minimum": 0}},
+            "type": ["object", "null"],
+            "properties": {"wait": {"enum": [*WAITS, None]}, "timeout": {"type": ["integer", "null"], "minimum": 0}},
         },
         "inputs": {"type": "array", "minItems": 1, "maxItems": 1, "items": _INPUT},
-        "outputs": {"type": "array", "items": _OUTPUT},
+        "outputs": {"type": ["array", "null"], "items": _OUTPUT},
     },
 }
 _OPERATION = {

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import http.client
 import json
 import socket
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from sensai_serve import errors
+from serving.transports.http.asgi.compression import MAX_MEMBERS, inflate
 from serving.v2.status import status_of
 
 INFER = "/v2/models/tiny/infer"
@@ -143,19 +145,63 @@ def test_chunked_body_past_the_limit(limited) -> None:
 @pytest.mark.parametrize(
     ("encoding", "body", "message"),
     [
-        ("gzip", b"plain", "no gzip data"),
-        ("deflate", b"plain", "no deflate data"),
-        ("gzip", gzip.compress(b"{}" * 500, mtime=0)[:-9], "not all of it"),
-        ("gzip", gzip.compress(b"{}", mtime=0) + b"more", "more than it"),
+        ("gzip", b"plain", "not valid gzip data"),
+        ("deflate", b"plain", "not valid deflate data"),
+        ("gzip", gzip.compress(b"{}" * 500, mtime=0)[:-9], "gzip data is incomplete"),
+        ("gzip", gzip.compress(b"{}", mtime=0) + b"more", "not valid gzip data"),
+        ("deflate", zlib.compress(b"{}") + b"more", "4 bytes follow"),
+        ("gzip, gzip", gzip.compress(b"{}", mtime=0), "not valid gzip data"),
     ],
 )
 def test_damaged_compression(limited, encoding: str, body: bytes, message: str) -> None:
     assert message in error_of(limited, 400, "POST", INFER, body, {"Content-Encoding": encoding})
 
 
-def test_compression_that_is_not_done(limited) -> None:
-    message = error_of(limited, 501, "POST", INFER, b"{}", {"Content-Encoding": "br"})
-    assert message == "Content-Encoding is 'br', expected gzip, deflate or none"
+@pytest.mark.parametrize("encoding", ["br", "gzip, br", "gzip,gzip,gzip,gzip,gzip"])
+def test_compression_that_is_not_done(limited, encoding: str) -> None:
+    message = error_of(limited, 501, "POST", INFER, b"{}", {"Content-Encoding": encoding})
+    assert message == f"Content-Encoding is {encoding!r}, expected gzip, deflate or none"
+
+
+def raw_deflate(body: bytes) -> bytes:
+    stream = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    return stream.compress(body) + stream.flush()
+
+
+def members(body: bytes) -> bytes:
+    return b"".join(gzip.compress(body[at : at + 7], mtime=0) for at in range(0, len(body), 7))
+
+
+@pytest.mark.parametrize(
+    ("encoding", "compress"),
+    [
+        ("gzip", members),
+        ("gzip", lambda body: gzip.compress(body) + bytes(512)),
+        ("gzip, identity", gzip.compress),
+        ("identity", bytes),
+        ("deflate, GZIP", lambda body: gzip.compress(zlib.compress(body))),
+        ("deflate", raw_deflate),
+        ("x-gzip", gzip.compress),
+    ],
+)
+def test_compression_as_clients_send_it(limited, encoding: str, compress: Callable[[bytes], bytes]) -> None:
+    body = b'{"inputs": 3}' + b" " * 200
+    message = error_of(limited, 400, "POST", INFER, compress(body), {"Content-Encoding": encoding})
+    assert message == "inputs is 3, expected a list of one object, the input 'input'"
+
+
+def test_members_without_end_are_refused() -> None:
+    with pytest.raises(errors.RequestError, match=f"more than {MAX_MEMBERS} gzip members"):
+        inflate(gzip.compress(b"", mtime=0) * (MAX_MEMBERS + 1), b"gzip", LIMIT)
+
+
+@pytest.mark.parametrize("path", [INFER, "/v1/predict?model=tiny", "/v2/systemsharedmemory/region/a/register"])
+def test_a_byte_order_mark_is_skipped(limited, path: str) -> None:
+    headers = {"Content-Type": "application/json"}
+    body = b'{"inputs": "3"}'
+    marked = error_of(limited, 400, "POST", path, codecs.BOM_UTF8 + body, headers)
+    assert marked == error_of(limited, 400, "POST", path, body, headers)
+    assert "JSON" not in marked
 
 
 @pytest.mark.parametrize(
