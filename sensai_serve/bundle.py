@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from sensai_serve.assignment import Assignment
 from sensai_serve.errors import BundleError, ChecksumError, OutputExistsError
+from sensai_serve.examples import bundle_path
 from sensai_serve.manifest import Manifest
 from sensai_serve.onnxfile import OnnxSignature, read_signature
 
@@ -85,10 +86,13 @@ class Bundle:
     def open(cls, path: str | Path) -> Bundle:
         """Read the manifest of the bundle at `path`; `verify` looks at the other files.
 
+        Args:
+            path: the bundle's directory, or `example:NAME` for one that comes with the package.
+
         Raises:
             BundleError: no bundle there, or a manifest that cannot be accepted.
         """
-        path = Path(path)
+        path = bundle_path(path)
         try:
             with (path / MANIFEST).open("rb") as file:
                 text = file.read(MAX_MANIFEST_BYTES + 1)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from sensai_serve.bundle import Bundle
 from sensai_serve.errors import BundleError, WorkerError
+from sensai_serve.examples import file_path
 from sensai_serve.manifest import Manifest
 from sensai_serve.merge import Answer, MergePlan
 from sensai_serve.preprocess import Floats, from_image, normalise
@@ -90,15 +91,18 @@ class Classifier:
 
         Args:
             x: an image (path, bytes of the file, or a Pillow image) where the model takes pictures; else the raw
-                numbers of one input, of the model's shape: pixels, readings.
+                numbers of one input, of the model's shape: pixels, readings. `example:NAME` is a path too: it names
+                a picture that comes with the package.
             normalised: `x` holds numbers that are ready for the network, as the prediction endpoint takes them.
 
         Raises:
             RequestError: another shape, no numbers, no readable image.
+            DataError: no picture of that name comes with the package.
             WorkerError: every subnet's scores were NaN, infinite or out of range.
         """
         if isinstance(x, bytes | str | Path) or hasattr(x, "exif_transpose") or hasattr(x, "getexif"):
-            tensor = from_image(x, self.manifest.input)  # type: ignore[arg-type]
+            image = file_path(x) if isinstance(x, str | Path) else x
+            tensor = from_image(image, self.manifest.input)  # type: ignore[arg-type]
         elif normalised:
             tensor = np.ascontiguousarray(x, dtype=np.float32)
         else:
@@ -124,7 +128,7 @@ def load(bundle: str | Path | Bundle, *, threads: int = 1) -> Classifier:
     """Open a bundle for prediction in this process.
 
     Args:
-        bundle: its directory.
+        bundle: its directory, or `example:NAME` for one that comes with the package.
         threads: ONNX Runtime threads per subnet.
 
     Raises:

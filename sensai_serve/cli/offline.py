@@ -118,7 +118,9 @@ def export(
     """
     from sensai_serve.bundle import MANIFEST, Bundle
     from sensai_serve.cli.triton import write_triton
+    from sensai_serve.examples import bundle_path
 
+    run = bundle_path(run)
     if (run / MANIFEST).is_file():
         if triton is None or out is not None:
             raise InputError(f"{run} is a bundle already, expected --triton, and no --out")

@@ -75,7 +75,7 @@ def serve(
 
 @app.command()
 def predict(
-    target: Annotated[str, typer.Argument(metavar="BUNDLE|URL", help="A bundle's directory, or a running server.")],
+    target: Annotated[str, typer.Argument(metavar="BUNDLE|URL", help="A bundle's directory, example:cifar10, or a running server.")],
     files: Annotated[list[Path], typer.Argument(help="Images; or numbers as .npy, .npz, .json or .csv rows.")],
     model: Annotated[str | None, typer.Option(help="Which model, where a server has several.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per input instead.")] = False,

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sensai_serve.errors import DataError
+from sensai_serve.examples import file_path
 
 Numbers = npt.NDArray[np.float64]
 
@@ -32,7 +33,7 @@ def read_samples(path: Path, shape: tuple[int, ...]) -> Iterator[Sample]:
     """The inputs in one file; what is no .npy, .npz, .json or .csv is an image.
 
     Args:
-        path: the file.
+        path: the file, or `example:NAME` for a picture that comes with the package.
         shape: of one input of the model.
 
     Raises:
@@ -41,7 +42,7 @@ def read_samples(path: Path, shape: tuple[int, ...]) -> Iterator[Sample]:
     """
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
-        yield Sample(str(path), path.read_bytes())
+        yield Sample(str(path), file_path(path).read_bytes())
         return
     try:
         array = np.asarray(reader(path), np.float64)
