@@ -34,6 +34,21 @@ def test_it_holds_every_package_and_no_tests(wheel: Path) -> None:
     assert "sensai_serve/py.typed" in names
 
 
+def test_it_brings_the_examples_and_stays_small(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    for file in (
+        "manifest.json",
+        "reference.onnx",
+        "monolith.onnx",
+        "golden.npz",
+        "LICENSE-weights",
+        "subnets/09.onnx",
+    ):
+        assert f"sensai_serve/examples/cifar10/{file}" in names
+    assert "sensai_serve/examples/pictures/ship.png" in names
+    assert wheel.stat().st_size < 6 * 2**20
+
+
 def test_it_works_from_another_folder(wheel: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     code = (
@@ -42,10 +57,12 @@ def test_it_works_from_another_folder(wheel: Path, tiny_bundle: Path, tmp_path: 
         f"print(sensai_serve.load({str(tiny_bundle)!r}).predict(numpy.zeros((3, 8, 8))).label)"
     )
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
-    for arguments in (["-c", code], ["-m", "sensai_serve", "inspect", str(tiny_bundle)]):
+    example = ["-m", "sensai_serve", "predict", "example:cifar10", "example:ship.png"]
+    commands = {"class-": ["-c", code], "workers": ["-m", "sensai_serve", "inspect", str(tiny_bundle)], "ship": example}
+    for expected, arguments in commands.items():
         done = subprocess.run(
             [sys.executable, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60,
             check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        assert "class-" in done.stdout
+        assert expected in done.stdout

@@ -38,7 +38,9 @@ def _settings_options() -> tuple[Option, ...]:
 @app.command()
 @takes(_settings_options)
 def serve(
-    bundles: Annotated[list[Path] | None, typer.Argument(metavar="BUNDLE...", help="Directories of bundles.")] = None,
+    bundles: Annotated[
+        list[Path] | None, typer.Argument(metavar="BUNDLE...", help="Bundles: directories, or example:cifar10.")
+    ] = None,
     *,
     settings_file: Annotated[
         Path | None, typer.Option("--settings", help="A TOML file of settings; flags and the environment win over it.")
@@ -75,7 +77,10 @@ def serve(
 
 @app.command()
 def predict(
-    target: Annotated[str, typer.Argument(metavar="BUNDLE|URL", help="A bundle's directory, example:cifar10, or a running server.")],
+    target: Annotated[
+        str,
+        typer.Argument(metavar="BUNDLE|URL", help="A bundle: a directory, or example:cifar10; or a running server."),
+    ],
     files: Annotated[list[Path], typer.Argument(help="Images; or numbers as .npy, .npz, .json or .csv rows.")],
     model: Annotated[str | None, typer.Option(help="Which model, where a server has several.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per input instead.")] = False,
