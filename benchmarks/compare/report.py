@@ -12,7 +12,7 @@ from benchmarks.compare.measure import GIVEN, REFERENCE, ComparisonResult, Timed
 from benchmarks.reporting.cells import microseconds, times
 from benchmarks.reporting.report import BenchmarkReport
 from sensai_serve.report import NARROW, Picture, Row, Table
-from sensai_serve.report.drawing import colour, finish, log_scale
+from sensai_serve.report.drawing import colour, finish, log_scale, paper
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -81,18 +81,23 @@ def _pictures(measured: ComparisonResult, budget: str) -> Iterator[Picture]:
 
 def _scatter(axes: Axes, shown: Sequence[Timed], x_of: Any) -> None:
     """One colour a series, its points joined from small to large."""
+    from matplotlib.patheffects import withStroke
+
+    outline = withStroke(linewidth=2.5, foreground=paper())  # keeps a label legible where a line crosses it
     for at, series in enumerate(_series(shown)):
         of = sorted((one for one in shown if one.entry.series == series), key=x_of)
         x, y = [x_of(one) for one in of], [100 * one.entry.test for one in of]
         hue, marker, line = _style(series, at)
-        axes.plot(x, y, marker=marker, markersize=9 if series == REFERENCE else 6, color=colour(hue), label=series,
+        size = 11 if series == REFERENCE else 7
+        axes.plot(x, y, marker=marker, markersize=size, markeredgecolor=paper(), markeredgewidth=0.8,
+                  color=colour(hue), label=series, zorder=3,
                   linestyle="-" if line and len(of) > 1 else "none", linewidth=1.2)  # fmt: skip
         for one, a, b in zip(of, x, y, strict=True):
             if one.entry.size and (one.entry.alone or not any(other.entry.alone and other.entry.size == one.entry.size
                                                               for other in shown)):  # fmt: skip
                 place, side = ((0, 7), "center") if series == GIVEN else ((8, -10), "left")
-                axes.annotate(one.entry.size, (a, b), place, textcoords="offset points", ha=side, fontsize=7,
-                              color=colour(hue))  # fmt: skip
+                axes.annotate(one.entry.size, (a, b), place, textcoords="offset points", ha=side, fontsize=8,
+                              color=colour(hue), path_effects=[outline])  # fmt: skip
 
 
 def _series(shown: Sequence[Timed]) -> list[str]:

@@ -29,6 +29,7 @@ def bars(groups: Mapping[str, Mapping[str, IntervalEstimate]], first: Sequence[s
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
         series = list(dict.fromkeys([*first, *(name for group in groups.values() for name in group)]))
+        shown = {name for group in groups.values() for name in group}
         unit, scale = _unit(e.value for group in groups.values() for e in group.values())
         row, ticks = 0.0, []
         for group in groups.values():
@@ -46,26 +47,36 @@ def bars(groups: Mapping[str, Mapping[str, IntervalEstimate]], first: Sequence[s
         axes.set_yticks(ticks, list(groups))
         axes.invert_yaxis()
         axes.margins(x=0.1, y=0.02)
+        axes.xaxis.set_major_formatter("{x:,g}")
         axes.set_xlabel(f"{unit}, 95% interval")
         finish(axes)
-        if len(series) > 1:
-            handles = [Patch(color=colour(at), label=name) for at, name in enumerate(series)]
+        if len(shown) > 1:
+            handles = [Patch(color=colour(at), label=name) for at, name in enumerate(series) if name in shown]
             figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
 
     return draw
 
 
-def nines(summaries: Mapping[str, Summary]) -> Draw:
-    """Latency against quantile, with as much room for the tail as for the body."""
+def nines(summaries: Mapping[str, Summary], first: Sequence[str] = ()) -> Draw:
+    """Latency against quantile, on an axis with as much room for the tail as for the body.
+
+    Args:
+        summaries: a curve for each name.
+        first: names that get the first colours, whether there is a curve of theirs or not.
+    """
+    names = list(dict.fromkeys([*first, *summaries]))
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()
         unit, scale = _unit(s.p50 for s in summaries.values())
-        for at, (name, summary) in enumerate(summaries.items()):
+        end = 1.0
+        for name, summary in summaries.items():
             x = np.linspace(0, 4, len(summary.curve))
             seen = x <= np.log10(summary.count)  # beyond, the plot would only repeat the largest
-            axes.plot(x[seen], np.array(summary.curve)[seen] * scale, color=colour(at), label=name)
+            axes.plot(x[seen], np.array(summary.curve)[seen] * scale, color=colour(names.index(name)), label=name)
+            end = max(end, float(x[seen][-1]))
         axes.set_xticks(range(5), ["0", "p90", "p99", "p99.9", "p99.99"])
+        axes.set_xlim(-0.05, end + 0.05)
         log_scale(axes, "y")
         axes.set_xlabel("quantile")
         axes.set_ylabel(unit)
@@ -74,15 +85,21 @@ def nines(summaries: Mapping[str, Summary]) -> Draw:
     return draw
 
 
-def histograms(samples: Mapping[str, npt.ArrayLike]) -> Draw:
-    """One row of counts per name, on one logarithmic axis of time."""
+def histograms(samples: Mapping[str, npt.ArrayLike], first: Sequence[str] = ()) -> Draw:
+    """One row of counts per name, on one logarithmic axis of time.
+
+    Args:
+        samples: latencies in seconds for each name.
+        first: names that get the first colours, whether there is a row of theirs or not.
+    """
+    names = list(dict.fromkeys([*first, *samples]))
 
     def draw(figure: Figure) -> None:
         rows = figure.subplots(len(samples), 1, sharex=True, squeeze=False)[:, 0]
         unit, scale = _unit(np.median(np.asarray(s)) for s in samples.values())
-        for at, (axes, (name, seconds)) in enumerate(zip(rows, samples.items(), strict=True)):
+        for axes, (name, seconds) in zip(rows, samples.items(), strict=True):
             counts, edges = histogram(seconds)
-            axes.stairs(counts / counts.sum(), edges * scale, fill=True, color=colour(at))
+            axes.stairs(counts / counts.sum(), edges * scale, fill=True, color=colour(names.index(name)))
             log_scale(axes, "x")
             axes.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
             axes.set_yticks([])
@@ -110,6 +127,7 @@ def stacks(rows: Mapping[str, Mapping[str, float]]) -> Draw:
             left += widths
         axes.set_yticks(range(len(rows)), list(rows))
         axes.invert_yaxis()
+        axes.xaxis.set_major_formatter("{x:,g}")
         axes.set_xlabel(unit)
         finish(axes)
         figure.legend(loc="outside lower center", ncols=5, frameon=False)

@@ -21,7 +21,6 @@ from benchmarks.harness import machine
 from benchmarks.harness.relay import Relay, relay
 from benchmarks.harness.servers import HOST, free_port
 from benchmarks.options import BundleDirectory, Out, Quiet, open_bundle, publish
-from benchmarks.reporting.cells import number
 from benchmarks.reporting.report import BenchmarkReport
 from benchmarks.subjects.nodes import NodeProcess
 from sensai_serve.bundle import Bundle
@@ -126,21 +125,21 @@ def report(found: dict[str, Any]) -> BenchmarkReport:
     """The report of what `measure` found."""
     rows: list[Row] = []
     for case, figures in found["cases"].items():
-        p99 = [number(figures["p99_us"][phase] / 1e3) for phase in ("before", "until it is known", "after")]
+        p99 = [f"{figures['p99_us'][phase] / 1e3:,.1f}" for phase in ("before", "until it is known", "after")]
         failed = f"{figures['failed']} of {figures['requests']:,}"
         rows.append((f"one host {case}", failed, *p99, f"{figures['p99_ratio']:.2f}x", f"{figures['back_s']:.2f}"))
     columns = (
         "",
         "failed",
-        "p99 before, ms",
-        f"first {SETTLED_S:g} s, ms",
-        "then, ms",
-        "ratio",
+        "p99 before",
+        f"p99 first {SETTLED_S:g} s",
+        "p99 then",
+        "then / before",
         "back, s",
     )
     note = (
         f"{found['workers']} workers on {found['hosts']} hosts, one request at a time, {found['seconds']:g} s a phase. "
-        "Ratio: p99 then / before. Back: from the host's recovery until all of its workers are live."
+        "p99 in milliseconds. Back: from the host's recovery until all of its workers are live."
     )
     settings = {key: found[key] for key in ("hosts", "workers", "seconds")}
     table = Table("One of three hosts lost under load", columns, rows, note)

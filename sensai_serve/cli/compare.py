@@ -36,15 +36,26 @@ def _shared_options() -> tuple[Option, ...]:
 def compare(
     *,
     weights: Annotated[Path, typer.Option(help="The reference's weights, as for prune.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="For all networks and the report; run again, it goes on.")],
-    macs: Annotated[str, typer.Option(help="Sizes: fractions of the reference's MACs.")] = "0.05,0.1,0.25",
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="DIR", help="Directory for all networks and the report. A run that was ended goes on there."
+        ),
+    ],
+    macs: Annotated[str, typer.Option(help="Sizes to compare: fractions of the reference's MACs.")] = "0.05,0.1,0.25",
     passes: Annotated[int, typer.Option(min=1, help="Image passes of a network, or of all networks of a point.")],
     budget: Annotated[str, typer.Option(help="per-network | total | both")] = "both",
-    share: Annotated[float, typer.Option(help="Of the passes, for the network that all workers start from.")] = 0.75,
+    share: Annotated[
+        float, typer.Option(help="Share of the image passes for the network that all workers start from.")
+    ] = 0.75,
     workers: Annotated[
-        int | None, typer.Option(help="Of r = 1 and r = 3; as many as divide the classes, at most 10.")
+        int | None,
+        typer.Option(help="Workers of r = 1 and r = 3.", show_default="as many as divide the classes, at most 10"),
     ] = None,
-    groups: Annotated[int | None, typer.Option(help="Of the grouped point; the next fewer that do.")] = None,
+    groups: Annotated[
+        int | None,
+        typer.Option(help="Groups of the grouped point.", show_default="the next fewer that divide the classes"),
+    ] = None,
     recoveries: Annotated[
         int,
         typer.Option(min=1, help="Add a cyclic point whose workers start from so many shared networks, not from one."),
@@ -53,22 +64,24 @@ def compare(
         list[str] | None,
         typer.Option(
             metavar="NAME=MODEL:WEIGHTS|NAME=FILE.onnx",
-            help="A network to beat; several times for several. ?mean=..&std=.. where it has its own.",
+            help="Network to compare with; repeat for several. Add ?mean=..&std=.. where it has its own normalisation.",
         ),
     ] = None,
-    requests: Annotated[int, typer.Option(min=20, help="Timed on each network, a whole number in each round.")] = 200,
-    rounds: Annotated[int, typer.Option(min=3, help="In which all networks take their turns.")] = 20,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Subnets made at a time, as for prune.")] = None,
-    device: Annotated[str, typer.Option(help="Where torch computes.")] = "cpu",
+    requests: Annotated[
+        int, typer.Option(min=20, help="Requests timed on each network, equally many in each round.")
+    ] = 200,
+    rounds: Annotated[int, typer.Option(min=3, help="Rounds; in each, all networks take their turns.")] = 20,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Subnets to make at a time, as for prune.")] = None,
+    device: Annotated[str, typer.Option(help="Device that torch computes on.")] = "cpu",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of torch.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the points and their passes; make none.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
     **options: Any,
 ) -> None:
-    """Reference, monoliths and class-parallel networks of several sizes: accuracy against per-device latency.
+    """Compare a reference with monoliths and class-parallel networks: accuracy against per-device latency.
 
     All are pruned and distilled by one recipe, for equal image passes. Choices are the recipe's; the test part is
-    looked at once for each point, after all are made.
+    used once for each point, after all are made.
     """
     from rich.console import Console
 

@@ -147,7 +147,7 @@ def lines(
         if log_x:
             ticks = sorted({x for line in given for x in line.x})
             axes.set_xscale("log", base=2)
-            axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
+            axes.set_xticks(ticks, [f"{t:,g}" for t in ticks])
             axes.minorticks_off()
         if log_y:
             log_scale(axes, "y")

@@ -93,7 +93,7 @@ def breakdown(
                 seen.append(_ask(client, count + count // 5, len(samples)))
                 client.close()
         if not marks.exists():
-            raise ServingError("the server with a stopwatch left no marks")
+            raise ServingError("the server with a stopwatch wrote no times of steps")
         noted: list[dict[str, float]] = json.loads(marks.read_text())
     result, at = [], 0
     for transport, times in zip(transports, seen, strict=True):

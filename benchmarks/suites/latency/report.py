@@ -13,9 +13,11 @@ from benchmarks.reporting import plots
 from benchmarks.reporting.cells import microseconds, milliseconds, number, times
 from benchmarks.reporting.report import BenchmarkReport
 from benchmarks.suites.latency.breakdown import PARTS
-from benchmarks.suites.latency.measure import IN_PROCESS, LOADED, MONOLITH, PARALLEL, REFERENCE, LatencyResult
+from benchmarks.suites.latency.measure import IN_PROCESS, LOADED, MONOLITH, PARALLEL, REFERENCE, SUBNET, LatencyResult
 from sensai_serve.report import Cell, Picture, Row, Table, drawing
 
+NETWORKS = (REFERENCE, MONOLITH, PARALLEL, SUBNET)
+"""Networks in the order of their colours, which are the same in all pictures."""
 MIDDLE, TAIL = (0.25, 0.75), (0.99, 1.0)
 """Shares of the requests that are divided into steps: the middle half by total time, and the slowest hundredth."""
 
@@ -44,15 +46,17 @@ def _latency(measured: LatencyResult, summaries: dict[tuple[str, str], Summary])
         place: {kind: summaries[kind, place].quantiles["p50"] for kind, where in summaries if where == place}
         for place in places
     }
-    yield Picture("latency", "Median latency of one request", plots.bars(medians), size=(9, 1.5 + len(rows) * 0.33))
+    yield Picture(
+        "latency", "Median latency of one request", plots.bars(medians, NETWORKS), size=(9, 1.5 + len(rows) * 0.33)
+    )
     for place in (IN_PROCESS, LOADED):
         seen = {kind: rounds for (kind, where), rounds in measured.times.items() if where == place}
         if seen:
             name = place.lower().replace(" ", "-")
             lines = {kind: summaries[kind, place] for kind in seen}
-            yield Picture(f"tail-{name}", f"Latency by quantile, {place}", plots.nines(lines))
+            yield Picture(f"tail-{name}", f"Latency by quantile, {place}", plots.nines(lines, NETWORKS))
             samples = {kind: np.concatenate(rounds) for kind, rounds in seen.items()}
-            yield Picture(f"histogram-{name}", f"Latency, {place}", plots.histograms(samples))
+            yield Picture(f"histogram-{name}", f"Latency, {place}", plots.histograms(samples, NETWORKS))
 
 
 def _speed(measured: LatencyResult) -> Iterator[Table]:
@@ -119,12 +123,12 @@ def _loads(measured: LatencyResult) -> Iterator[Table | Picture]:
     kinds = list(dict.fromkeys(one.subject for one in measured.loads))
     for loop, x_label in (("closed", "clients"), ("open", "arrivals per second")):
         lines = []
-        for colour, kind in enumerate(kinds):
+        for kind in kinds:
             chosen = [one for one in measured.loads if (one.subject, one.loop) == (kind, loop) and one.latency]
             x = [float(one.clients or one.rate or 0) for one in chosen]
             for name in ("p50", "p99"):
                 y = [one.latency.quantiles[name].value * 1e3 for one in chosen if one.latency]
-                lines.append(drawing.Line(f"{kind}, {name}", x, y, colour, dashed=name == "p99"))
+                lines.append(drawing.Line(f"{kind}, {name}", x, y, NETWORKS.index(kind), dashed=name == "p99"))
         draw = drawing.lines(lines, x_label=x_label, y_label="milliseconds", log_x=loop == "closed", log_y=True)
         yield Picture(f"load-{loop}", f"Latency under load, {loop} loop, {LOADED}", draw)
 

@@ -44,7 +44,7 @@ def run(context: Context) -> CaseResult:
         whole = accuracy(context.labels[asked], context.data.labels[asked])
     values = list(offline.values())
     spread = f"; all {len(pairs)} pairs offline: {min(values):.2%} to {max(values):.2%}" if values else ""
-    promised = f"any {survived} of {len(workers)} may be lost and every class keeps a copy"
+    promised = f"tolerates any {survived} of {len(workers)} workers lost" if survived else "tolerates no lost worker"
     return CaseResult(
         f"two workers dead ({', '.join(str(list(p)) for p in served)} over HTTP)",
         [

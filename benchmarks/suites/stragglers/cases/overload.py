@@ -38,7 +38,7 @@ def run(context: Context) -> CaseResult:
         f"{TIMES}x overload for {seconds:g} s: {TIMES * capacity:,.0f} requests per second at a capacity of "
         f"{capacity:,.0f} (workers made {RUN_MS} ms long, {IN_FLIGHT} requests in flight)",
         [
-            Aim("no crash", "it answers after it" if answered else "it does not answer any more", answered),
+            Aim("no crash", f"the server {'answers' if answered else 'does not answer'} afterwards", answered),
             Aim("nothing but answers and 503", f"{statuses[OK]:,} answered, {statuses[503]:,} refused, "
                 f"{sum(other.values())} other", not other),
             Aim(f"accepted requests: p99 at most {P99_LIMIT:g}x", f"{p99:.2f}x of {calm.p99 * 1e3:.1f} ms",

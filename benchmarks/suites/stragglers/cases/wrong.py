@@ -37,7 +37,7 @@ def run(context: Context) -> CaseResult:
         f"worker {liar} gives random scores",
         [
             none_failed([*exchanges, *after]),
-            Aim(f"quarantined within {FOUND_WITHIN} requests", f"believed up to request {found} of {count}",
+            Aim(f"quarantined within {FOUND_WITHIN} requests", f"its scores counted up to request {found} of {count}",
                 found <= FOUND_WITHIN),
             Aim(f"accuracy within {LOSS_LIMIT:.1%} after", f"{percent(honest)}, {percent(lost)} lost; before it was "
                 f"found out {percent(before)} lost", None if lost is None else lost <= LOSS_LIMIT),
