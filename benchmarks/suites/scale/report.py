@@ -52,7 +52,7 @@ def _floor(measured: ScaleResult) -> Iterator[Table]:
     rows: list[Row] = [_row(name, rounds) for name, rounds in measured.floor.items()]
     yield Table("One no-op worker, 12 KB in, HTTP binary", ("", *SHOWN), rows, "Microseconds, 95% intervals.")
     yield Table("Ratios", ("", "p50"), [(name, times(estimate)) for name, estimate in ratios(measured).items()],
-                "Of medians; intervals from rounds in which both took their turns.")  # fmt: skip
+                "Ratios of medians; intervals come from rounds in which both took their turns.")  # fmt: skip
 
 
 def _workers(measured: ScaleResult) -> Iterator[Table | Picture]:
