@@ -10,7 +10,7 @@ from time import perf_counter, perf_counter_ns
 from typing import Any, TypeVar
 
 from sensai_serve.errors import BundleError, RequestError, UnknownModelError, UnsupportedError
-from serving.engine.deferred import Books
+from serving.engine.deferred import DeferredWrites
 from serving.engine.gateway import Gateway
 from serving.engine.pending import MaybePending, is_pending
 from serving.engine.reply import Reply
@@ -44,14 +44,14 @@ class DataPlane:
         self.tracing = Tracing()
         self.logs = LogFilter()
         self._metrics = Metrics(repository)
-        self._books: Books[_Entry] = Books(self._book)
+        self._deferred: DeferredWrites[_Entry] = DeferredWrites(self._record)
         self._access_log = settings.access_log
         self._directory = settings.repository
         self._statistics: defaultdict[tuple[str, str], ModelStatistics] = defaultdict(ModelStatistics)
 
     def metrics(self) -> bytes:
         """The metrics in Prometheus' text format."""
-        self._books.keep()
+        self._deferred.flush()
         return self._metrics.text()
 
     def observe(self, transport: str, call: str, target: str, status: str, started: float) -> None:
@@ -130,10 +130,10 @@ class DataPlane:
     ) -> _T:
         answered = perf_counter_ns()
         encoded = encode(request, reply)
-        self._books.note((gateway, request, reply, (*times, answered, perf_counter_ns())))
+        self._deferred.add((gateway, request, reply, (*times, answered, perf_counter_ns())))
         return encoded
 
-    def _book(self, entries: list[_Entry]) -> None:
+    def _record(self, entries: list[_Entry]) -> None:
         for gateway, request, reply, (started, decoded, answered, ended) in entries:
             queue = min(int(reply.queue_s * 1e9), answered - decoded)  # the two clocks differ by nanoseconds
             stages = Stages(decoded - started, queue, answered - decoded - queue, ended - answered)
@@ -149,7 +149,7 @@ class DataPlane:
         Raises:
             RequestError: no model of that name and version. Clients of the protocol expect 400 here and not 404.
         """
-        self._books.keep()
+        self._deferred.flush()
         try:
             gateways = [self.repository.get(n, version) for n in ([name] if name else self.repository.names())]
         except UnknownModelError as error:

@@ -30,7 +30,7 @@ from sensai_serve.preprocess import Floats
 from sensai_serve.report import Row, Table
 from serving.engine.options import GatewayOptions
 from serving.runtime.devices import Device, card_name, parse_device, providers, require, session_options
-from serving.runtime.io_binding import Bound, Plain, Runner
+from serving.runtime.io_binding import BoundRunner, PlainRunner, Runner
 
 PLAIN, BOUND, GRAPH = "plain", "bound", "CUDA graph"
 ONE_BY_ONE, FUSED, PARALLEL = "all subnets, one after another", "all subnets, one graph", "class-parallel"
@@ -179,9 +179,9 @@ def _open(data: bytes, device: Device, way: str, input_name: str, shape: Sequenc
     session = ort.InferenceSession(data, session_options(), providers=providers(device))
     session.disable_fallback()
     if way == PLAIN:
-        runner: Runner = Plain(session, input_name, shape)
+        runner: Runner = PlainRunner(session, input_name, shape)
     else:
-        runner = Bound(session, device, input_name, shape)
+        runner = BoundRunner(session, device, input_name, shape)
     runner.warm()
     return runner
 

@@ -34,7 +34,7 @@ from serving.engine.options import GatewayOptions
 from serving.placement.domains import losses_covered, spread
 from serving.placement.worker_map import parse_workers
 from serving.runtime.devices import Device
-from serving.runtime.endpoint import Endpoint, Security
+from serving.runtime.endpoint import Security, WorkerEndpoint
 
 HOSTS = 3
 CASES = ("killed", "cut off", "slowed by 50 ms")
@@ -105,7 +105,7 @@ def measure(
         ServingError: the bundle does not survive such a loss, or a node cannot start.
     """
     costs = [float(subnet.macs) for subnet in bundle.manifest.subnets]
-    places = [Device("remote", endpoint=Endpoint("grpc", f"host-{i}", 1)) for i in range(HOSTS)]
+    places = [Device("remote", endpoint=WorkerEndpoint("grpc", f"host-{i}", 1)) for i in range(HOSTS)]
     parts = list(spread(bundle.assignment, costs, places).values())
     if losses_covered(bundle.assignment, {str(i): set(part) for i, part in enumerate(parts)}) < 1:
         raise ServingError(f"{bundle.path} does not survive the loss of one of {HOSTS} hosts, expected one that does")

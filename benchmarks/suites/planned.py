@@ -23,7 +23,7 @@ from sensai_serve.bundle import Bundle
 from sensai_serve.cli.progress import Report as OnStep
 from sensai_serve.cli.progress import progress
 from sensai_serve.report import Row, Table
-from serving.backends import Cause, Plan, Scores, Task
+from serving.backends import BackendPlan, Cause, Scores, Task
 from serving.engine.gateway import Gateway
 from serving.engine.options import GatewayOptions
 from serving.planning import Latency, Simulation, parse_latency
@@ -38,7 +38,7 @@ _delay: Latency | None = None  # the backend below takes it from here: the gatew
 class DelayedBackend:
     """Workers in this process that answer after delays drawn at random. See `serving.backends.Backend`."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: BackendPlan) -> None:
         """Keep what the workers run; `start` loads it."""
         self._plan = plan
         self._loop = asyncio.get_running_loop()

@@ -1,6 +1,6 @@
 """Where subnets run: the contract between what answers requests and what runs workers.
 
-A backend is a file or a folder here with a class ``Backend``. It is constructed with a `Plan` and takes each `Task`.
+A backend is a file or a folder here with a class ``Backend``. It is constructed with a `BackendPlan` and takes `Task`s.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Task(Protocol):
 
 
 @dataclass(frozen=True)
-class Plan:
+class BackendPlan:
     """Which workers a backend runs, where, and who is told when one comes or goes. All ids are the bundle's own."""
 
     bundle: Bundle
@@ -96,7 +96,7 @@ class Plan:
         """The device that a worker runs on."""
         return self.devices[self.device_of[worker]]
 
-    def only(self, workers: Sequence[int]) -> Plan:
+    def only(self, workers: Sequence[int]) -> BackendPlan:
         """The same plan for some of its workers, with no devices but theirs."""
         kept = sorted({self.device_of[worker] for worker in workers})
         return replace(
@@ -108,13 +108,13 @@ class Plan:
 
 
 class Backend(Protocol):
-    """Runs workers of one bundle. Constructed with a `Plan`, on the event loop's thread.
+    """Runs workers of one bundle. Constructed with a `BackendPlan`, on the event loop's thread.
 
     Each worker holds `HOLDS` open tasks at most. A task that is closed when its turn comes is dropped unrun, and takes
     no place before; so a straggler's backlog cannot grow.
     """
 
-    def __init__(self, plan: Plan) -> None: ...
+    def __init__(self, plan: BackendPlan) -> None: ...
 
     def start(self) -> None:
         """Load and warm every worker of the plan and report each as up; blocks. Called once, off the event loop.

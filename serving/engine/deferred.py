@@ -1,4 +1,4 @@
-"""Books that are kept after the reply: nobody waits for them, and a few at a time cost less than one by one."""
+"""Bookkeeping that is put off until after the reply: nobody waits for it, and a few entries at a time cost less."""
 
 from __future__ import annotations
 
@@ -7,44 +7,44 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 from weakref import WeakMethod
 
-LATER_S = 0.002
-"""How long an entry may wait."""
-MOST = 64
-"""Entries that may wait."""
+DELAY_S = 0.002
+"""The longest that an entry waits to be written, in seconds."""
+BATCH = 64
+"""Entries that are written at once when so many wait."""
 _T = TypeVar("_T")
 
 
-class Books(Generic[_T]):
-    """Entries that are noted now and kept a little later. All calls from the event loop's thread.
+class DeferredWrites(Generic[_T]):
+    """Entries that are written a little later, several at a time. All calls on the event loop's thread.
 
-    Whoever reads what they are kept in calls `keep` before.
+    Whatever reads what the entries are written to calls `flush` first.
     """
 
     def __init__(self, write: Callable[[list[_T]], None]) -> None:
-        """Empty.
+        """Start without entries.
 
         Args:
-            write: a method that keeps entries, in their order.
+            write: a bound method that writes entries, in their order.
         """
-        self._write = WeakMethod(write)  # a cycle would keep a replaced model until the garbage collector comes by
-        self._noted: list[_T] = []
-        self._due = False
+        self._write = WeakMethod(write)  # a cycle would keep a replaced model until the garbage collector runs
+        self._waiting: list[_T] = []
+        self._scheduled = False
 
-    def note(self, entry: _T) -> None:
-        """Keep this entry soon."""
-        self._noted.append(entry)
-        if len(self._noted) >= MOST:
-            self.keep()
-        elif not self._due:
-            self._due = True
-            asyncio.get_running_loop().call_later(LATER_S, self._keep_due)
+    def add(self, entry: _T) -> None:
+        """Write this entry within `DELAY_S`."""
+        self._waiting.append(entry)
+        if len(self._waiting) >= BATCH:
+            self.flush()
+        elif not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_later(DELAY_S, self._flush_scheduled)
 
-    def keep(self) -> None:
-        """Keep what is noted now."""
-        noted, self._noted = self._noted, []
-        if noted and (write := self._write()) is not None:
-            write(noted)
+    def flush(self) -> None:
+        """Write what is waiting now."""
+        entries, self._waiting = self._waiting, []
+        if entries and (write := self._write()) is not None:
+            write(entries)
 
-    def _keep_due(self) -> None:
-        self._due = False
-        self.keep()
+    def _flush_scheduled(self) -> None:
+        self._scheduled = False
+        self.flush()

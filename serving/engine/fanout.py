@@ -27,8 +27,8 @@ class Arrival(NamedTuple):
 
 
 @dataclass(slots=True)
-class Outcome:
-    """What became of a job."""
+class FanOutResult:
+    """The merged answer of a fan-out, and which copies it was made of."""
 
     inputs: npt.NDArray[np.float32]
     answer: Answer
@@ -45,22 +45,22 @@ class Outcome:
         return max((a.elapsed_s - a.run_s for a in self.arrivals.values()), default=self.elapsed_s)
 
 
-class Job:
+class FanOut:
     """A request's inputs and its collector, filled by worker threads, finished once.
 
     Workers that run on the event loop's own thread finish it before anybody waits; only then is there no future.
     """
 
     __slots__ = ("_arrivals", "_collector", "_erasures", "_future", "_impatient", "_lock", "_on_late", "_started",
-                 "closed", "expires", "inputs", "outcome")  # fmt: skip
+                 "closed", "expires", "inputs", "result")  # fmt: skip
 
     def __init__(
         self,
         inputs: npt.NDArray[np.float32],
         collector: Collector,
-        on_late: Callable[[Job, int, Arrival], None],
+        on_late: Callable[[FanOut, int, Arrival], None],
     ) -> None:
-        """Make a job.
+        """Start the clock; `serving.backends.Backend.submit` fans it out.
 
         Args:
             inputs: FP32 [N, *shape].
@@ -70,10 +70,10 @@ class Job:
         self.inputs = inputs
         self.closed = False
         self.expires: float | None = None
-        self.outcome: Outcome | None = None
+        self.result: FanOutResult | None = None
         """What became of it; None while it is waited for."""
         self._collector = collector
-        self._future: Future[Outcome] | None = None
+        self._future: Future[FanOutResult] | None = None
         self._lock = threading.Lock()
         self._arrivals: dict[int, Arrival] = {}
         self._erasures: dict[int, Cause] = {}
@@ -84,15 +84,15 @@ class Job:
     @property
     def answer(self) -> Answer | None:
         """The merged answer; None while it is waited for, and where nobody waited to the end."""
-        return None if self.outcome is None else self.outcome.answer
+        return None if self.result is None else self.result.answer
 
-    def wait(self) -> Future[Outcome]:
-        """Resolves to the outcome. Called once, on the event loop's thread."""
-        future: Future[Outcome] = get_running_loop().create_future()
+    def wait(self) -> Future[FanOutResult]:
+        """Resolves to the result. Called once, on the event loop's thread."""
+        future: Future[FanOutResult] = get_running_loop().create_future()
         with self._lock:
             self._future = future
-            if self.outcome is not None:
-                future.set_result(self.outcome)
+            if self.result is not None:
+                future.set_result(self.result)
         return future
 
     def deliver(self, worker: int, scores: Scores, seconds: float) -> None:
@@ -130,7 +130,7 @@ class Job:
                 self._look()
 
     def abandon(self) -> None:
-        """Nobody wants the answer any more; workers drop the job."""
+        """Nobody wants the answer any more; workers drop the task."""
         self.closed = True
 
     def _look(self) -> None:
@@ -148,7 +148,7 @@ class Job:
     def _close(self) -> None:
         self.closed = True
         collector, elapsed = self._collector, time.perf_counter() - self._started
-        self.outcome = Outcome(
+        self.result = FanOutResult(
             self.inputs, collector.answer(), collector.uncovered, self._arrivals, self._erasures, elapsed
         )
         if self._future is not None:
@@ -156,9 +156,9 @@ class Job:
 
     def _finish(self) -> None:
         assert self._future is not None
-        assert self.outcome is not None
+        assert self.result is not None
         if not self._future.done():
-            self._future.set_result(self.outcome)
+            self._future.set_result(self.result)
 
 
 class Probe:

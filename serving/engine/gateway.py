@@ -17,11 +17,11 @@ from sensai_serve.errors import BundleError, NotReadyError, OverloadedError, Req
 from sensai_serve.manifest import Manifest
 from sensai_serve.merge import Answer, MergePlan, Wait, parse_wait
 from sensai_serve.plugins import find
-from serving.backends import Backend, Cause, Plan
+from serving.backends import Backend, BackendPlan, Cause
 from serving.engine.admission import Admission
-from serving.engine.deferred import Books
-from serving.engine.fanout import Job, Outcome
-from serving.engine.health import FLOOR_S, Worker
+from serving.engine.deferred import DeferredWrites
+from serving.engine.fanout import FanOut, FanOutResult
+from serving.engine.health import FLOOR_S, WorkerHealth
 from serving.engine.options import GatewayOptions
 from serving.engine.pending import MaybePending, is_pending
 from serving.engine.reply import Counters, Reply, by_reference, uncovered
@@ -58,7 +58,7 @@ class Gateway:
             given = options.workers.device_of(n_workers)
             self.placement = describe(bundle.assignment, given, len(options.devices))
         self.admission = Admission(options.max_in_flight)
-        self._books: Books[Outcome] = Books(self._book)
+        self._deferred: DeferredWrites[FanOutResult] = DeferredWrites(self._record)
         self._supervisor: Supervisor | None = None
         self._backend: Backend | None = None
         self._reference: Session | None = None
@@ -73,19 +73,19 @@ class Gateway:
     @property
     def counters(self) -> Counters:
         """What has been done, up to the last reply."""
-        self._books.keep()
+        self._deferred.flush()
         return self._counters
 
     @property
-    def workers(self) -> list[Worker]:
+    def workers(self) -> list[WorkerHealth]:
         """What is known of each worker; nothing before `start`."""
-        self._books.keep()
+        self._deferred.flush()
         return [] if self._supervisor is None else self._supervisor.health.workers
 
     @property
     def late_copies(self) -> int:
         """Copies that came after their request's answer."""
-        self._books.keep()
+        self._deferred.flush()
         return 0 if self._supervisor is None else self._supervisor.late_copies
 
     async def start(self) -> None:
@@ -98,7 +98,7 @@ class Gateway:
         options = self.options
         supervisor = Supervisor(self.bundle, self.plan, eject=options.patience > 0)
         backend: Backend = find("serving.backends", options.backend, "Backend")(
-            Plan(
+            BackendPlan(
                 bundle=self.bundle,
                 workers=tuple(range(self.bundle.assignment.n_workers)),
                 devices=options.devices,
@@ -134,7 +134,7 @@ class Gateway:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.admission.drained(), drain_s)
         if self._supervisor is not None and self._backend is not None:
-            self._books.keep()
+            self._deferred.flush()
             await self._supervisor.stop()
             await asyncio.to_thread(self._backend.stop)
 
@@ -188,12 +188,12 @@ class Gateway:
         expires = None if deadline_s is None else asyncio.get_running_loop().time() + deadline_s
         if not self.admission.turn_now():
             return self._queue(inputs, waits, expires)
-        job = self._submit(inputs, waits, expires)
-        if job.outcome is None or (job.outcome.uncovered and self._reference is not None):
-            return self._finish(job, 0.0)
+        fan_out = self._submit(inputs, waits, expires)
+        if fan_out.result is None or (fan_out.result.uncovered and self._reference is not None):
+            return self._finish(fan_out, 0.0)
         self.admission.release()
         self.admission.leave()
-        return self._reply(job.outcome, 0.0)
+        return self._reply(fan_out.result, 0.0)
 
     async def _queue(self, inputs: npt.NDArray[np.float32], wait: Wait, expires: float | None) -> Reply:
         """Stand in line, then go to the workers."""
@@ -206,87 +206,87 @@ class Gateway:
         if placed:
             return await self._finish(self._submit(inputs, wait, expires), perf_counter() - admitted)
         self.admission.leave()
-        job = self._job(inputs, wait)
-        job.expire(Cause.DEADLINE)  # it never came to the workers: every copy is an erasure
-        assert job.outcome is not None
-        return await self._answered(job.outcome, perf_counter() - admitted)
+        fan_out = self._new_fan_out(inputs, wait)
+        fan_out.expire(Cause.DEADLINE)  # it never came to the workers: every copy is an erasure
+        assert fan_out.result is not None
+        return await self._answered(fan_out.result, perf_counter() - admitted)
 
-    def _job(self, inputs: npt.NDArray[np.float32], wait: Wait) -> Job:
+    def _new_fan_out(self, inputs: npt.NDArray[np.float32], wait: Wait) -> FanOut:
         assert self._supervisor is not None
-        return Job(inputs, self.plan.collect(len(inputs), wait), self._supervisor.late)
+        return FanOut(inputs, self.plan.collect(len(inputs), wait), self._supervisor.late)
 
-    def _submit(self, inputs: npt.NDArray[np.float32], wait: Wait, expires: float | None) -> Job:
+    def _submit(self, inputs: npt.NDArray[np.float32], wait: Wait, expires: float | None) -> FanOut:
         """Fan a request out. It has its place at the workers."""
         assert self._backend is not None
         assert self._supervisor is not None
-        job = self._job(inputs, wait)
-        job.expires = expires
+        fan_out = self._new_fan_out(inputs, wait)
+        fan_out.expires = expires
         for worker, cause in self._supervisor.unwaited():
-            job.fail(worker, cause)
-        self._backend.submit(job, self._supervisor.health.admitted())
-        return job
+            fan_out.fail(worker, cause)
+        self._backend.submit(fan_out, self._supervisor.health.admitted())
+        return fan_out
 
-    async def _finish(self, job: Job, line_s: float) -> Reply:
+    async def _finish(self, fan_out: FanOut, line_s: float) -> Reply:
         """Wait for what was fanned out, and leave."""
         assert self._supervisor is not None
         loop, typical_s = asyncio.get_running_loop(), self._supervisor.health.typical_s
         timers = []
         try:
             try:
-                if job.expires is not None:
-                    timers.append(loop.call_at(job.expires, job.expire, Cause.DEADLINE))
+                if fan_out.expires is not None:
+                    timers.append(loop.call_at(fan_out.expires, fan_out.expire, Cause.DEADLINE))
                 if self.options.patience and typical_s is not None:
-                    timers.append(loop.call_later(self.options.patience * typical_s + FLOOR_S, job.lose_patience))
-                outcome = await job.wait()
+                    timers.append(loop.call_later(self.options.patience * typical_s + FLOOR_S, fan_out.lose_patience))
+                result = await fan_out.wait()
             finally:
-                job.abandon()
+                fan_out.abandon()
                 for timer in timers:
                     timer.cancel()
                 self.admission.release()
-            return await self._answered(outcome, line_s)
+            return await self._answered(result, line_s)
         finally:
             self.admission.leave()
 
-    async def _answered(self, outcome: Outcome, line_s: float) -> Reply:
-        if not outcome.uncovered or self._reference is None:
-            return self._reply(outcome, line_s)
-        self._books.note(outcome)
-        answer = by_reference(outcome.answer, await asyncio.to_thread(self._reference.run, outcome.inputs))
+    async def _answered(self, result: FanOutResult, line_s: float) -> Reply:
+        if not result.uncovered or self._reference is None:
+            return self._reply(result, line_s)
+        self._deferred.add(result)
+        answer = by_reference(result.answer, await asyncio.to_thread(self._reference.run, result.inputs))
         self._counters.degraded += 1
-        return self._counted(answer, outcome, line_s, unelected=False)  # nobody votes where the reference answers
+        return self._counted(answer, result, line_s, unelected=False)  # nobody votes where the reference answers
 
-    def _reply(self, outcome: Outcome, line_s: float) -> Reply:
+    def _reply(self, result: FanOutResult, line_s: float) -> Reply:
         """What the workers say. Raises UncoveredError."""
-        self._books.note(outcome)
-        answer = outcome.answer
-        if outcome.uncovered:
+        self._deferred.add(result)
+        answer = result.answer
+        if result.uncovered:
             if self.options.on_missing == "refuse":
                 self._counters.uncovered += 1
-                raise uncovered(outcome, self.manifest.labels)
+                raise uncovered(result, self.manifest.labels)
             self._counters.degraded += 1
             answer = answer.with_rows(answer.rows, degraded=True)
-        return self._counted(answer, outcome, line_s, unelected=self.options.abstain_unelected)
+        return self._counted(answer, result, line_s, unelected=self.options.abstain_unelected)
 
-    def _counted(self, answer: Answer, outcome: Outcome, line_s: float, *, unelected: bool) -> Reply:
+    def _counted(self, answer: Answer, result: FanOutResult, line_s: float, *, unelected: bool) -> Reply:
         margin = self.options.abstain_margin
         if (unelected and not answer.elected) or margin:
             answer = answer.abstaining(unelected=unelected, margin=margin)
             self._counters.abstained += bool((answer.class_id < 0).any())
         self._counters.succeeded += 1
-        return Reply(answer, outcome, line_s)
+        return Reply(answer, result, line_s)
 
-    def _book(self, outcomes: list[Outcome]) -> None:
+    def _record(self, results: list[FanOutResult]) -> None:
         assert self._supervisor is not None
         counters = self._counters
-        for outcome in outcomes:
-            counters.decided_early += outcome.answer.decided_early
-            counters.incomplete += not outcome.answer.complete
-            if outcome.erasures:
-                counters.erasures.update(cause.value for cause in outcome.erasures.values())
-            for worker, arrival in outcome.arrivals.items():
+        for result in results:
+            counters.decided_early += result.answer.decided_early
+            counters.incomplete += not result.answer.complete
+            if result.erasures:
+                counters.erasures.update(cause.value for cause in result.erasures.values())
+            for worker, arrival in result.arrivals.items():
                 counters.worker_seconds[worker] += arrival.run_s
                 counters.worker_runs[worker] += 1
-        self._supervisor.book(outcomes)
+        self._supervisor.record(results)
 
     def _open_reference(self) -> Session:
         data = self.bundle.reference()

@@ -53,7 +53,7 @@ class State(StrEnum):
 
 
 @dataclass
-class Worker:
+class WorkerHealth:
     """What is known of one worker."""
 
     state: State = State.STARTING
@@ -83,7 +83,7 @@ class Health:
             assignment: who covers what.
             eject: whether stragglers are ejected; without patience every copy is waited for.
         """
-        self.workers = [Worker() for _ in range(assignment.n_workers)]
+        self.workers = [WorkerHealth() for _ in range(assignment.n_workers)]
         self.typical_s: float | None = None
         """How long the slowest healthy worker takes, in seconds; None before anything is known."""
         self._failed: dict[int, int] = {}  # runs in a row without usable scores
@@ -107,7 +107,7 @@ class Health:
     def came_up(self, worker: int) -> None:
         """A worker is loaded and checked; what was known of an earlier life is forgotten."""
         restarts = self.workers[worker].restarts + 1
-        self.workers[worker] = Worker(state=State.LIVE, restarts=restarts)
+        self.workers[worker] = WorkerHealth(state=State.LIVE, restarts=restarts)
         self._failed.pop(worker, None)
 
     def came_up_wrong(self, worker: int) -> None:
@@ -118,7 +118,7 @@ class Health:
         """A worker's thread or process is gone."""
         self.workers[worker].state = State.DEAD
 
-    def took(self, samples: Sequence[tuple[int, float]]) -> None:
+    def record_latencies(self, samples: Sequence[tuple[int, float]]) -> None:
         """So many seconds after they were asked for the scores of these workers came, or had not come yet."""
         workers = self.workers
         for worker, seconds in samples:
@@ -139,7 +139,7 @@ class Health:
             elif workers[worker].slow:
                 workers[worker].slow = 0
 
-    def failed(self, worker: int) -> None:
+    def record_failure(self, worker: int) -> None:
         """A run gave no usable scores."""
         w = self.workers[worker]
         self._failed[worker] = self._failed.get(worker, 0) + 1
@@ -147,12 +147,12 @@ class Health:
             w.state, w.fast_probes = State.EJECTED, 0
             w.ejections += 1
 
-    def arrived(self, workers: Collection[int]) -> None:
+    def record_scores(self, workers: Collection[int]) -> None:
         """These gave scores."""
         for worker in self._failed.keys() & workers if self._failed else ():
             del self._failed[worker]
 
-    def probed(self, worker: int, seconds: float | None) -> None:
+    def record_probe(self, worker: int, seconds: float | None) -> None:
         """An ejected worker answered a probe after so long, or not soundly: None. Enough fast ones bring it back."""
         w = self.workers[worker]
         if w.state is not State.EJECTED:
@@ -164,7 +164,7 @@ class Health:
             w.state, w.slow, w.latency_s = State.LIVE, 0, seconds
             self._failed.pop(worker, None)
 
-    def compared(self, worker: int, copies: int, disagreed: int) -> bool:
+    def record_votes(self, worker: int, copies: int, disagreed: int) -> bool:
         """Of so many copies so many voted against the majority of their class; True where that makes it suspect.
 
         A cumulative sum test (Page, "Continuous Inspection Schemes", 1954) of the worker's own base rate against a rate
@@ -186,7 +186,7 @@ class Health:
             w.disagreed = w.disagreed * FORGETTING + disagreed
         return disagreed > 0 and w.evidence >= EVIDENCE * 2 ** min(w.cleared, MAX_DOUBLINGS)
 
-    def judged(self, worker: int, *, sound: bool) -> None:
+    def record_judgement(self, worker: int, *, sound: bool) -> None:
         """A suspect's scores were, or were not, those of its subnet. The last live worker of a class stays."""
         w = self.workers[worker]
         if sound:

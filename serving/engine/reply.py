@@ -13,7 +13,7 @@ from sensai_serve.errors import UncoveredError
 from sensai_serve.merge import Answer
 from sensai_serve.merge.rules import Verdict
 from serving.backends import Cause
-from serving.engine.fanout import Outcome
+from serving.engine.fanout import FanOutResult
 
 
 @dataclass(slots=True)
@@ -21,29 +21,29 @@ class Reply:
     """The answer to one request, and how it came about."""
 
     answer: Answer
-    outcome: Outcome
+    result: FanOutResult
     line_s: float
     """Seconds in line before the hand-over to the workers."""
 
     @property
     def worker_seconds(self) -> Mapping[int, float]:
         """For each worker that arrived in time, how long its subnet took."""
-        return {worker: arrival.run_s for worker, arrival in self.outcome.arrivals.items()}
+        return {worker: arrival.run_s for worker, arrival in self.result.arrivals.items()}
 
     @property
     def erasures(self) -> Mapping[int, Cause]:
         """For each worker that was not waited for, why."""
-        return self.outcome.erasures
+        return self.result.erasures
 
     @property
     def queue_s(self) -> float:
         """Seconds from admission until the last of the arrived workers began: in line, and behind its earlier task."""
-        return self.line_s + self.outcome.queue_s
+        return self.line_s + self.result.queue_s
 
     @property
     def elapsed_s(self) -> float:
         """Seconds from hand-over to the workers until the answer was decided."""
-        return self.outcome.elapsed_s
+        return self.result.elapsed_s
 
 
 @dataclass
@@ -65,11 +65,11 @@ class Counters:
     """Copies of each worker that came in time."""
 
 
-def uncovered(outcome: Outcome, names: Sequence[str]) -> UncoveredError:
+def uncovered(result: FanOutResult, names: Sequence[str]) -> UncoveredError:
     """That classes, of these names, have no copy left, and why."""
-    labels = ", ".join(names[c] for c in outcome.uncovered[:5])
-    more = "" if len(outcome.uncovered) <= 5 else f" and {len(outcome.uncovered) - 5} more"
-    counted = Counter(cause.value for cause in outcome.erasures.values())
+    labels = ", ".join(names[c] for c in result.uncovered[:5])
+    more = "" if len(result.uncovered) <= 5 else f" and {len(result.uncovered) - 5} more"
+    counted = Counter(cause.value for cause in result.erasures.values())
     causes = ", ".join(f"{n} worker{'s' * (n > 1)} {cause}" for cause, n in counted.most_common())
     return UncoveredError(f"no copy of {labels}{more} is left ({causes})")
 

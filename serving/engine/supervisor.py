@@ -17,7 +17,7 @@ from sensai_serve.merge import Answer, MergePlan
 from sensai_serve.merge.collector import merge
 from sensai_serve.preprocess import Floats
 from serving.backends import Backend, Cause, Scores
-from serving.engine.fanout import Arrival, Job, Outcome, Probe
+from serving.engine.fanout import Arrival, FanOut, FanOutResult, Probe
 from serving.engine.health import Health, State, disagreements
 from serving.runtime.devices import Device
 from serving.runtime.session import Session
@@ -50,7 +50,7 @@ class Supervisor:
         self._redundant = any(len(workers) > 1 for workers in plan.assignment.workers_of)
         self._golden: Golden | None = None
         self._expected: list[Scores] = []  # of each worker, its scores for the golden samples [G, k]
-        self._late: deque[tuple[Job, int, Arrival]] = deque()
+        self._late: deque[tuple[FanOut, int, Arrival]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._backend: Backend | None = None
         self._stopped = False
@@ -63,10 +63,10 @@ class Supervisor:
         """A worker is gone. From any thread."""
         self._loop.call_soon_threadsafe(self.health.went_down, worker)
 
-    def late(self, job: Job, worker: int, arrival: Arrival) -> None:
+    def late(self, fan_out: FanOut, worker: int, arrival: Arrival) -> None:
         """Copies came after the answer. From any thread; looked at with the next request's books."""
         if not self._stopped:
-            self._late.append((job, worker, arrival))
+            self._late.append((fan_out, worker, arrival))
 
     def unwaited(self) -> list[tuple[int, Cause]]:
         """Workers that requests do not go to, and why."""
@@ -111,29 +111,29 @@ class Supervisor:
             if self.health.workers[worker].state is State.STARTING:
                 self.health.came_up(worker)
 
-    def book(self, outcomes: Sequence[Outcome]) -> None:
+    def record(self, results: Sequence[FanOutResult]) -> None:
         """What answered requests tell about the workers."""
         samples: list[tuple[int, float]] = []
         compared: list[tuple[Floats, Answer, Sequence[tuple[int, Scores]]]] = []
-        for outcome in outcomes:
-            samples += [(w, a.elapsed_s) for w, a in outcome.arrivals.items()]
-            self.health.arrived(outcome.arrivals.keys())
-            for worker, cause in outcome.erasures.items():
+        for result in results:
+            samples += [(w, a.elapsed_s) for w, a in result.arrivals.items()]
+            self.health.record_scores(result.arrivals.keys())
+            for worker, cause in result.erasures.items():
                 if cause is Cause.PATIENCE:
-                    samples.append((worker, outcome.elapsed_s))  # at least so long it takes
+                    samples.append((worker, result.elapsed_s))  # at least so long it takes
                 elif cause in (Cause.FAILED, Cause.INVALID):
-                    self.health.failed(worker)
-            compared.append((outcome.inputs, outcome.answer, [(w, a.scores) for w, a in outcome.arrivals.items()]))
+                    self.health.record_failure(worker)
+            compared.append((result.inputs, result.answer, [(w, a.scores) for w, a in result.arrivals.items()]))
         while self._late:
-            job, worker, arrival = self._late.popleft()
+            fan_out, worker, arrival = self._late.popleft()
             self.late_copies += 1
             samples.append((worker, arrival.elapsed_s))
-            if job.answer is not None and arrival.scores.shape[0] == len(job.inputs):
-                compared.append((job.inputs, job.answer, [(worker, arrival.scores)]))
-        self.health.took([(w, s) for w, s in samples if self.health.workers[w].state is State.LIVE])
+            if fan_out.answer is not None and arrival.scores.shape[0] == len(fan_out.inputs):
+                compared.append((fan_out.inputs, fan_out.answer, [(worker, arrival.scores)]))
+        self.health.record_latencies([(w, s) for w, s in samples if self.health.workers[w].state is State.LIVE])
         for inputs, answer, scores in compared if self._redundant else ():
             for worker, counts in disagreements(self._plan.assignment, self._plan.threshold, answer, scores):
-                if self.health.compared(worker, *counts):
+                if self.health.record_votes(worker, *counts):
                     self._spawn(self._judge(worker, inputs, dict(scores)[worker]), f"judge-{worker}")
         for worker in self.health.ejected():
             self._spawn(self._probe(worker), f"probe-{worker}")
@@ -176,7 +176,7 @@ class Supervisor:
             return Session.of_worker(self._bundle, worker, Device("cpu")).run(inputs)
 
         sound = _close(scores, await asyncio.to_thread(truth))
-        self.health.judged(worker, sound=sound)
+        self.health.record_judgement(worker, sound=sound)
         if not sound:
             log.warning("worker %d gives scores that are not its subnet's", worker)
 
@@ -191,7 +191,7 @@ class Supervisor:
             await self._arrival(worker, self._golden.inputs[:1])
             arrival = await self._arrival(worker, self._golden.inputs[:1])
             sound = arrival is not None and _close(arrival.scores, self._expected[worker][:1])
-            self.health.probed(worker, arrival.elapsed_s if arrival is not None and sound else None)
+            self.health.record_probe(worker, arrival.elapsed_s if arrival is not None and sound else None)
             await asyncio.sleep(PROBE_EVERY_S)
 
     async def _run(self, worker: int, inputs: Sequence[np.ndarray] | np.ndarray) -> Scores | None:

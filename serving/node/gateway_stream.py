@@ -17,7 +17,7 @@ from serving.node.node import Node, Version
 from serving.v2.tensors import check_input, from_bytes
 
 
-class Asked:
+class StreamTask:
     """One input on its way through this node's workers. See `serving.engine.fanout.Task`."""
 
     __slots__ = ("_loop", "_tell", "_thread", "closed", "inputs")
@@ -51,18 +51,18 @@ class Asked:
             self._loop.call_soon_threadsafe(self._tell, worker, outcome, seconds)
 
 
-class Conversation:
+class GatewayStream:
     """One gateway's stream: the inputs that are with the workers, and what is to be said next."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
         self._loop = asyncio.get_running_loop()
-        self._asked: dict[str, tuple[Version, Asked, asyncio.TimerHandle | None]] = {}
+        self._open: dict[str, tuple[Version, StreamTask, asyncio.TimerHandle | None]] = {}
         self._done: list[tuple[str, int, Scores | Cause, float]] = []
         self._messages: list[pb.ModelStreamInferResponse | None] = []
         self._wake = asyncio.Event()
         self.idle = asyncio.Event()
-        """Nothing that was asked is unanswered, and every answer is written."""
+        """Set while every input is answered and every answer is written."""
         self.idle.set()
         node.watchers.add(self._changed)
 
@@ -75,7 +75,7 @@ class Conversation:
         parameters = request.parameters
         for earlier in filter(None, parameters[CLOSED].string_param.split(",") if CLOSED in parameters else ()):
             self._close(earlier)
-        if request.id in self._asked:
+        if request.id in self._open:
             raise RequestError(f"id is {request.id!r}, expected one that is not in use")
         try:
             workers = [int(w) for w in parameters[WORKERS].string_param.split(",")]
@@ -89,17 +89,17 @@ class Conversation:
         def tell(worker: int, outcome: Scores | Cause, seconds: float) -> None:
             self._done.append((ticket, worker, outcome, seconds))
             left.discard(worker)
-            version.ended(asked, worker)
+            version.ended(task, worker)
             if not left:
                 self._close(ticket)
             self._wake.set()
 
         self.idle.clear()
-        asked = Asked(inputs, tell)
+        task = StreamTask(inputs, tell)
         timeout = parameters[TIMEOUT].int64_param if TIMEOUT in parameters else 0
         timer = self._loop.call_later(timeout / 1e6, self._close, ticket) if timeout > 0 else None
-        self._asked[ticket] = version, asked, timer
-        version.submit(asked, workers)
+        self._open[ticket] = version, task, timer
+        version.submit(task, workers)
 
     def say(self, message: pb.ModelStreamInferResponse | None) -> None:
         """A message of its own; None ends the stream."""
@@ -119,7 +119,7 @@ class Conversation:
                     yield message
                 if self._done:
                     yield pb.ModelStreamInferResponse(infer_response=self._next())
-            if not self._asked:
+            if not self._open:
                 self.idle.set()
 
     def leave(self) -> None:
@@ -131,7 +131,7 @@ class Conversation:
     def end(self) -> None:
         """The gateway has gone, and with it whoever waits."""
         self._node.watchers.discard(self._changed)
-        for ticket in list(self._asked):
+        for ticket in list(self._open):
             self._close(ticket)
 
     def _next(self) -> pb.ModelInferResponse:
@@ -155,11 +155,11 @@ class Conversation:
         return reply
 
     def _close(self, ticket: str) -> None:
-        if ticket not in self._asked:
+        if ticket not in self._open:
             return
-        version, asked, timer = self._asked.pop(ticket)
-        asked.closed = True
-        version.ended(asked)
+        version, task, timer = self._open.pop(ticket)
+        task.closed = True
+        version.ended(task)
         if timer is not None:
             timer.cancel()
 

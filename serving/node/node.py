@@ -18,7 +18,7 @@ from sensai_serve.errors import BundleError, InputError, SensaiError, UnknownMod
 from sensai_serve.manifest import Manifest
 from sensai_serve.plugins import find
 from sensai_serve.remote import model_name
-from serving.backends import HOLDS, Backend, Plan, Task
+from serving.backends import HOLDS, Backend, BackendPlan, Task
 from serving.placement.place import place_part
 from serving.runtime.devices import Device, default_devices
 from serving.runtime.faults import Fault
@@ -75,7 +75,7 @@ class Version:
         self._on_change = on_change
         costs = [subnet.macs for subnet in self.manifest.subnets]
         self._backend: Backend = find("serving.backends", options.backend, "Backend")(
-            Plan(
+            BackendPlan(
                 bundle=bundle,
                 workers=self.workers,
                 devices=options.devices,
@@ -152,7 +152,7 @@ class Version:
 
     def _changed(self, worker: int, up: bool) -> None:
         if not self._started or up == (worker in self.up):
-            return  # who has asked for the start waits for all of them
+            return  # `start` reports all workers together
         (self.up.add if up else self.up.discard)(worker)
         self._on_change(self.number, worker, up)
 

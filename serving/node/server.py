@@ -114,9 +114,7 @@ async def serving(node: Node, address: Address, security: Security) -> AsyncIter
 def _credentials(security: Security) -> Any:
     if security.cert is None or security.key is None:
         if security.ca is not None:
-            raise InputError(
-                "clients' certificates can only be asked for over TLS, expected a certificate and a key too"
-            )
+            raise InputError("clients' certificates can only be checked over TLS, expected a certificate and a key too")
         return None
     authorities = None if security.ca is None else read(security.ca)
     return grpc.ssl_server_credentials(

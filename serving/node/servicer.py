@@ -23,7 +23,7 @@ from sensai_serve.errors import OverloadedError, RequestError, UnknownModelError
 from sensai_serve.remote import BUNDLE, SCORES, WORKER, checksum_key, model_name
 from serving.backends import Cause, Scores
 from serving.backends.remote.message import WORKERS, output_name
-from serving.node.gateway_stream import Asked, Conversation, read_input
+from serving.node.gateway_stream import GatewayStream, StreamTask, read_input
 from serving.node.node import Node, Version
 from serving.v2.status import describe
 
@@ -35,13 +35,13 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._conversations: set[Conversation] = set()
+        self._streams: set[GatewayStream] = set()
 
     async def leave(self, drain_s: float) -> None:
-        """Tell the gateways that the workers go, and wait until what they have asked is answered, not for ever."""
-        for conversation in self._conversations:
-            conversation.leave()
-        ends = [asyncio.create_task(conversation.idle.wait()) for conversation in self._conversations]
+        """Tell the gateways that the workers go, and wait at most `drain_s` seconds until all requests are answered."""
+        for stream in self._streams:
+            stream.leave()
+        ends = [asyncio.create_task(stream.idle.wait()) for stream in self._streams]
         if ends:
             _, late = await asyncio.wait(ends, timeout=drain_s)
             for task in late:
@@ -125,31 +125,31 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
         self, requests: AsyncIterator[pb.ModelInferRequest], context: grpc.aio.ServicerContext
     ) -> AsyncIterator[Message]:
         """Inputs in, scores out as they come."""
-        conversation = Conversation(self._node)
-        self._conversations.add(conversation)
-        reading = asyncio.create_task(self._read(requests, conversation))
+        stream = GatewayStream(self._node)
+        self._streams.add(stream)
+        reading = asyncio.create_task(self._read(requests, stream))
         try:
-            async for reply in conversation.replies():
+            async for reply in stream.replies():
                 yield reply
         finally:
-            self._conversations.discard(conversation)
-            conversation.end()
+            self._streams.discard(stream)
+            stream.end()
             reading.cancel()
 
-    async def _read(self, requests: AsyncIterator[pb.ModelInferRequest], conversation: Conversation) -> None:
+    async def _read(self, requests: AsyncIterator[pb.ModelInferRequest], stream: GatewayStream) -> None:
         try:
             async for request in requests:
                 try:
                     if request.model_name == self._node.name:
-                        conversation.ask(self._node.version(request.model_version), request)
+                        stream.ask(self._node.version(request.model_version), request)
                     else:
-                        conversation.say(pb.ModelStreamInferResponse(infer_response=await self._infer(request)))
+                        stream.say(pb.ModelStreamInferResponse(infer_response=await self._infer(request)))
                 except Exception as error:
                     _, message = describe(error)
                     reply = pb.ModelInferResponse(id=request.id)
-                    conversation.say(pb.ModelStreamInferResponse(error_message=message, infer_response=reply))
+                    stream.say(pb.ModelStreamInferResponse(error_message=message, infer_response=reply))
         finally:
-            conversation.say(None)
+            stream.say(None)
 
     async def _infer(self, request: pb.ModelInferRequest) -> pb.ModelInferResponse:
         version, worker = self._find(request.model_name, request.model_version)
@@ -158,17 +158,17 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
         answered: asyncio.Future[Scores | Cause] = asyncio.get_running_loop().create_future()
 
         def tell(number: int, outcome: Scores | Cause, _: float) -> None:
-            version.ended(asked, number)
+            version.ended(task, number)
             if not answered.done():
                 answered.set_result(outcome)
 
-        asked = Asked(read_input(version, request, self._node.options.max_batch), tell)
-        version.submit(asked, [worker])
+        task = StreamTask(read_input(version, request, self._node.options.max_batch), tell)
+        version.submit(task, [worker])
         try:
             outcome = await answered
         finally:
-            asked.closed = True
-            version.ended(asked)
+            task.closed = True
+            version.ended(task)
         if isinstance(outcome, Cause):
             kind = OverloadedError if outcome is Cause.FULL else WorkerError
             raise kind(f"{request.model_name} gave no scores ({outcome.value})")

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sensai_serve.errors import DeviceError
-from serving.runtime.endpoint import Endpoint
+from serving.runtime.endpoint import WorkerEndpoint
 
 _DEVICE = re.compile(r"cpu(?::(\d+))?|(cuda)(?::(\d+))?(\+graphs)?")
 # What onnxruntime's CUDA provider links to. Looked for before the provider is asked for, because asking in vain
@@ -33,7 +33,7 @@ class Device:
     kind: Literal["cpu", "cuda", "remote"]
     index: int | None = None
     """For `cpu` the core that its threads are pinned to, None for any core; for `cuda` the card."""
-    endpoint: Endpoint | None = None
+    endpoint: WorkerEndpoint | None = None
     """For `remote` the server."""
     graphs: bool = False
     """For `cuda`: record each network's run once, as a CUDA graph, and replay it."""

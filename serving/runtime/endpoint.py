@@ -46,7 +46,7 @@ class Security:
 
 
 @dataclass(frozen=True)
-class Endpoint:
+class WorkerEndpoint:
     """One server that runs workers, and the model where its name is not the usual one."""
 
     scheme: Scheme
@@ -76,7 +76,7 @@ class Endpoint:
         return f"{self.server}/{self.model}" if self.model else self.server
 
 
-def parse_endpoint(url: str, security: Security) -> Endpoint:
+def parse_endpoint(url: str, security: Security) -> WorkerEndpoint:
     """An endpoint by its URL.
 
     Raises:
@@ -87,7 +87,7 @@ def parse_endpoint(url: str, security: Security) -> Endpoint:
         schemes = "|".join(get_args(Scheme))
         raise InputError(f"{url!r} is no server, expected {schemes}://HOST:PORT or .../MODEL")
     host = match[2].removeprefix("[").removesuffix("]")
-    return Endpoint(cast(Scheme, match[1]), host, int(match[3]), match[4] or "", security)
+    return WorkerEndpoint(cast(Scheme, match[1]), host, int(match[3]), match[4] or "", security)
 
 
 def read(path: Path) -> bytes:

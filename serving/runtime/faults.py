@@ -38,8 +38,8 @@ _OOM_STEP, _OOM_STEPS = 8 << 20, 64
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(us|ms|s)")
 
 
-class Runs(Protocol):
-    """What runs a subnet: a session, or one with faults."""
+class Runnable(Protocol):
+    """Runs a subnet: a session, or a session with faults."""
 
     def run(self, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """FP32 [N, *shape] to FP32 [N, k]."""
@@ -63,7 +63,7 @@ class Fault:
     """``random``, ``nan``, or nothing for the true ones."""
     after: int | None = None
     until: float = float("inf")
-    """Runs, counted per worker with its warm-up left out, before which and from which on nothing is wrong."""
+    """The fault shows in runs `after` + 1 to `until`, counted per worker without its warm-up."""
 
     def __str__(self) -> str:
         return self.spec
@@ -108,7 +108,7 @@ def parse_fault(spec: str) -> Fault:
     return Fault(spec, workers, **given)  # type: ignore[arg-type]
 
 
-def with_faults(session: Runs, worker: int, faults: Sequence[Fault], *, own_process: bool) -> Runs:
+def with_faults(session: Runnable, worker: int, faults: Sequence[Fault], *, own_process: bool) -> Runnable:
     """The session itself where no fault concerns the worker, else one that shows the faults."""
     for fault in faults:
         if fault.concerns(worker):
@@ -117,7 +117,7 @@ def with_faults(session: Runs, worker: int, faults: Sequence[Fault], *, own_proc
 
 
 class _Faulty:
-    def __init__(self, session: Runs, fault: Fault, own_process: bool) -> None:
+    def __init__(self, session: Runnable, fault: Fault, own_process: bool) -> None:
         self._session = session
         self._fault = fault
         self._own_process = own_process

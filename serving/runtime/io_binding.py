@@ -1,8 +1,7 @@
 """How one ONNX Runtime session is run: as it is, or through memory that is bound to it once.
 
-Every session has one runner. A CUDA graph is a recording of one run, replayed at the same addresses: it needs the
-buffers of `Bound`, and belongs to the thread that it was recorded on, so a worker's thread calls `warm` before its
-first task.
+Every session has one runner. A CUDA graph is a recording of one run, replayed at the same addresses. It needs the
+buffers of `BoundRunner` and belongs to the thread that recorded it: a worker's thread calls `warm` before its first task.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ class Runner(Protocol):
         """Run a few times on the calling thread, so that its next run is as fast as any."""
 
 
-class Plain:
+class PlainRunner:
     """Hands every input to the session: for inputs of any size, from several threads at a time."""
 
     def __init__(self, session: Any, input_name: str, shape: Sequence[int], options: Any = None) -> None:
@@ -62,8 +61,8 @@ class Plain:
             self.run(np.zeros(self._shape, np.float32))
 
 
-class Bound:
-    """Runs one input through buffers that stay where they are, in the device's memory; other batches as `Plain`."""
+class BoundRunner:
+    """Runs one input through fixed buffers in the device's memory, and larger batches as `PlainRunner` does."""
 
     def __init__(self, session: Any, device: Device, input_name: str, shape: Sequence[int]) -> None:
         """Bind buffers to a session, on the device that it runs on, and run it once to learn the scores' shape.
@@ -82,7 +81,7 @@ class Bound:
         self._busy = threading.Lock()
         without_graph = ort.RunOptions()
         without_graph.add_run_config_entry("gpu_graph_id", "-1")
-        self._plain = Plain(session, input_name, shape, without_graph if device.graphs else None)
+        self._plain = PlainRunner(session, input_name, shape, without_graph if device.graphs else None)
         self._host = np.zeros(self._shape, np.float32)
         scores = self._plain.run(self._host)
         if self._on_card:
@@ -128,5 +127,5 @@ class Bound:
 def runner_of(session: Any, device: Device, input_name: str, shape: Sequence[int]) -> Runner:
     """The runner that is fastest for a session on its device."""
     if device.kind == "cuda" or 4 * int(np.prod(shape)) <= COPIED_BYTES:
-        return Bound(session, device, input_name, shape)
-    return Plain(session, input_name, shape)
+        return BoundRunner(session, device, input_name, shape)
+    return PlainRunner(session, input_name, shape)

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from serving.engine.deferred import Books
+from serving.engine.deferred import DeferredWrites
 from serving.engine.gateway import Gateway
 from serving.engine.repository import Repository
 
@@ -47,7 +47,7 @@ class Metrics:
             ["model"], registry=self._registry,
         )  # fmt: skip
         self._children: dict[tuple[str, str, str], tuple[Counter, Histogram]] = {}
-        self._observed: Books[tuple[tuple[str, str, str], float]] = Books(self._observe)
+        self._observed: DeferredWrites[tuple[tuple[str, str, str], float]] = DeferredWrites(self._observe)
         self._registry.register(_Models(repository))
 
     def observe(self, transport: str, call: str, status: str, seconds: float) -> None:
@@ -59,7 +59,7 @@ class Metrics:
             status: the transport's status, such as ``200`` or ``OK``.
             seconds: time from the request's first byte to its answer.
         """
-        self._observed.note(((transport, call, status), seconds))
+        self._observed.add(((transport, call, status), seconds))
 
     def _observe(self, entries: list[tuple[tuple[str, str, str], float]]) -> None:
         for key, seconds in entries:
@@ -76,7 +76,7 @@ class Metrics:
 
     def text(self) -> bytes:
         """The metrics in Prometheus' text format."""
-        self._observed.keep()
+        self._observed.flush()
         return generate_latest(self._registry)
 
 

@@ -29,9 +29,9 @@ from serving.runtime.devices import Device, parse_device
 from serving.runtime.endpoint import Security
 from serving.runtime.faults import Fault, parse_fault
 
-LANES = "ort, in lanes"
-BACKENDS = [*available("serving.backends"), LANES]
-"""Tiny subnets run on the event loop's thread; in lanes they do as long ones do."""
+ON_THREADS = "ort, on threads"
+BACKENDS = [*available("serving.backends"), ON_THREADS]
+"""Tiny subnets run inline; on threads they run as long ones do."""
 ONE_CORE = (parse_device("cpu"),)
 
 
@@ -39,7 +39,7 @@ ONE_CORE = (parse_device("cpu"),)
 async def serving(bundle: Path, *faults: str, **options: Any) -> AsyncIterator[Gateway]:
     # One process for all workers starts ten times as fast as ten; the process backend's own tests have both.
     given = {"devices": ONE_CORE, "processes": "device", "faults": tuple(map(parse_fault, faults)), **options}
-    if given.get("backend") == LANES:
+    if given.get("backend") == ON_THREADS:
         core = parse_device(f"cpu:{min(os.sched_getaffinity(0))}")
         given |= {"backend": "ort", "inline_ms": 0.0}
         given["devices"] = (core,) if given["devices"] == ONE_CORE else given["devices"]

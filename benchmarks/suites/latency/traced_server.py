@@ -21,7 +21,7 @@ import uvloop
 
 from sensai_serve.bundle import Bundle, atomic_file
 from sensai_serve.plugins import find
-from serving.backends import Backend, Cause, Plan, Scores, Task
+from serving.backends import Backend, BackendPlan, Cause, Scores, Task
 from serving.dataplane import DataPlane
 from serving.engine.gateway import Gateway
 from serving.engine.pending import MaybePending
@@ -113,7 +113,7 @@ class _TracedDataPlane(DataPlane):
 class TracingBackend:
     """The configured backend, with tasks that note when scores arrive. See `serving.backends.Backend`."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: BackendPlan) -> None:
         self._inner: Backend = find("serving.backends", _recorder.backend, "Backend")(plan)
 
     def start(self) -> None:

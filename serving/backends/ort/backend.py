@@ -1,9 +1,9 @@
 """The in-process backend: ONNX Runtime sessions on persistent threads, which release the GIL while they run.
 
-Workers of one core share a lane, a thread pinned to that core that runs them one after another. A run that takes much
-longer than it should keeps the lane's thread for itself, and the others go on in a new one, so that a straggler does
-not hold them up; it comes back when it has been fast for long. Where the subnets are shorter than a hand-off to another
-thread and back, they run on the event loop's own thread instead, in one call where that is faster.
+Workers of one core share a thread that is pinned to it and runs them one after another. When a run takes much longer
+than it should, its worker keeps that thread and the other workers go on in a new one; the slow worker shares a thread
+again after many runs of the usual length. Subnets that are shorter than a hand-off to another thread and back run
+inline, on the event loop's own thread, and fused into one network where that is faster.
 
 A thread that hangs inside a run cannot be ended: its worker's copies are erasures until the server restarts (the
 `process` backend restarts the worker alone).
@@ -19,20 +19,20 @@ from time import perf_counter
 
 import numpy as np
 
-from serving.backends import Cause, Plan, Task
-from serving.backends.ort.core_thread import Lane, Worker
+from serving.backends import BackendPlan, Cause, Task
+from serving.backends.ort.core_thread import CoreThread, LoadedWorker
 from serving.backends.ort.fused import Fused, fuse_where_it_pays
-from serving.backends.ort.inline import stay_here
+from serving.backends.ort.inline import choose_inline
 from serving.runtime.devices import Device, require
 from serving.runtime.faults import with_faults
 from serving.runtime.session import Session
 
 log = logging.getLogger(__name__)
 
-LOOK_EVERY_S = 0.005
-"""How often lanes are looked at while something runs."""
-CALM_RUNS = 256
-"""So many runs in a row of their usual length bring a worker back to the lane that it had to leave."""
+CHECK_EVERY_S = 0.005
+"""Seconds between two checks for stragglers while anything runs."""
+REJOIN_RUNS = 256
+"""Runs in a row of usual length after which a separated worker shares its device's thread again."""
 TIMED_RUNS, TIMED_S = 50, 0.02
 """How often, and about how long, each worker is timed at the start."""
 _NONE: frozenset[int] = frozenset()
@@ -41,7 +41,7 @@ _NONE: frozenset[int] = frozenset()
 class Backend:
     """See `serving.backends.Backend`."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: BackendPlan) -> None:
         """Check the devices.
 
         Raises:
@@ -50,14 +50,14 @@ class Backend:
         require(plan.devices)
         self._plan = plan
         self._event_loop = asyncio.get_running_loop()
-        self._workers: dict[int, Worker] = {}
-        self._lanes: dict[int, Lane] = {}  # of each worker
-        self._home: dict[Device, Lane] = {}
-        self._alone: set[int] = set()  # had to leave their device's lane
-        self._here = _NONE  # run on the event loop's thread
-        self._rows_here = 0  # ... where a task has no more inputs
-        self._fused: Fused | None = None  # ... in one call
-        self._watching = False
+        self._workers: dict[int, LoadedWorker] = {}
+        self._threads: dict[int, CoreThread] = {}  # by worker
+        self._device_threads: dict[Device, CoreThread] = {}
+        self._separated: set[int] = set()  # workers that do not share their device's thread, after a slow run
+        self._inline = _NONE  # workers that run on the event loop's thread
+        self._inline_rows = 0  # the largest batch that runs inline
+        self._fused: Fused | None = None  # the inline workers as one network
+        self._checking = False
 
     def start(self) -> None:
         """Open, warm and time every session."""
@@ -70,7 +70,7 @@ class Backend:
             device = plan.device(number)
             session = Session.of_worker(plan.bundle, number, device, plan.threads)
             runs = with_faults(session, number, plan.faults, own_process=False)
-            self._workers[number] = Worker(number, runs, _typical_s(session, plan.bundle.manifest.input.shape))
+            self._workers[number] = LoadedWorker(number, runs, _typical_s(session, plan.bundle.manifest.input.shape))
             if device.kind == "cpu" and device.index is not None and plan.threads.count == 1:
                 by_device[device].append(number)
             else:  # a card, or any core: they can run at the same time
@@ -79,38 +79,38 @@ class Backend:
             if device.kind != "cpu" or runs is not session:
                 elsewhere.append(number)
         for device, numbers in by_device.items():
-            self._home[device] = self._open(numbers, device.index)
+            self._device_threads[device] = self._open(numbers, device.index)
         for numbers in groups:
             self._open(numbers, None, warm[numbers[0]])
         seconds = {number: worker.typical_s for number, worker in self._workers.items()}
-        self._here = stay_here(seconds, [*by_device.values(), *groups], plan.inline_s, elsewhere)
-        if self._here:
-            self._rows_here = max(1, int(plan.inline_s / sum(seconds[number] for number in self._here)))
-            here = [self._workers[number] for number in sorted(self._here)]
+        self._inline = choose_inline(seconds, [*by_device.values(), *groups], plan.inline_s, elsewhere)
+        if self._inline:
+            self._inline_rows = max(1, int(plan.inline_s / sum(seconds[number] for number in self._inline)))
+            inline = [self._workers[number] for number in sorted(self._inline)]
             own = set(plan.workers)
             redundant = any(len(own.intersection(workers)) > 1 for workers in plan.bundle.assignment.workers_of)
-            self._fused = fuse_where_it_pays(plan.bundle, here, redundant=redundant, runs=TIMED_RUNS)
+            self._fused = fuse_where_it_pays(plan.bundle, inline, redundant=redundant, runs=TIMED_RUNS)
         for number in self._workers:
             plan.on_up(number)
 
     def submit(self, task: Task, workers: Sequence[int]) -> None:
         """Fan a task out."""
-        here = self._here if len(task.inputs) <= self._rows_here else _NONE
-        if len(here) < len(self._workers):
-            self._hand_over(task, [number for number in workers if number not in here])
-        if here:
-            self._run_here(task, [number for number in workers if number in here])
+        inline = self._inline if len(task.inputs) <= self._inline_rows else _NONE
+        if len(inline) < len(self._workers):
+            self._hand_over(task, [number for number in workers if number not in inline])
+        if inline:
+            self._run_inline(task, [number for number in workers if number in inline])
 
     def stop(self) -> None:
         """End every thread; one that hangs is left behind."""
-        lanes = set(self._lanes.values())
-        for lane in lanes:
-            for number, task in lane.give_up():
+        threads = set(self._threads.values())
+        for thread in threads:
+            for number, task in thread.give_up():
                 task.fail(number, Cause.DEAD)
-        for lane in lanes:
-            lane.join()
+        for thread in threads:
+            thread.join()
 
-    def _run_here(self, task: Task, workers: Sequence[int]) -> None:
+    def _run_inline(self, task: Task, workers: Sequence[int]) -> None:
         fused = self._fused
         if fused is not None and tuple(workers) == fused.workers and self._run_fused(task, fused):
             return
@@ -119,8 +119,8 @@ class Backend:
                 return
             worker = self._workers[number]
             if worker.run(task) > worker.limit_s * len(task.inputs):
-                log.info("worker %d is slow on the event loop's thread and gets back to its lane", number)
-                self._here -= {number}
+                log.info("worker %d is too slow to run inline and runs on its own thread from now on", number)
+                self._inline -= {number}
 
     def _run_fused(self, task: Task, fused: Fused) -> bool:
         """Run all at once; False where that fails, and each must be run to see which one it is."""
@@ -136,44 +136,44 @@ class Backend:
             task.deliver(number, given, seconds)
         return True
 
-    def _open(self, numbers: Sequence[int], core: int | None, warm: Callable[[], None] | None = None) -> Lane:
-        lane = Lane({number: self._workers[number] for number in numbers}, core, warm=warm)
-        self._lanes |= dict.fromkeys(numbers, lane)
-        return lane
+    def _open(self, numbers: Sequence[int], core: int | None, warm: Callable[[], None] | None = None) -> CoreThread:
+        thread = CoreThread({number: self._workers[number] for number in numbers}, core, warm=warm)
+        self._threads |= dict.fromkeys(numbers, thread)
+        return thread
 
     def _hand_over(self, task: Task, workers: Sequence[int]) -> None:
-        if self._alone:
-            self._bring_back()
-        by_lane: dict[Lane, list[int]] = {}
+        if self._separated:
+            self._rejoin()
+        by_thread: dict[CoreThread, list[int]] = {}
         for number in workers:
-            by_lane.setdefault(self._lanes[number], []).append(number)
-        for lane, numbers in by_lane.items():
-            for full in lane.offer(task, numbers):
+            by_thread.setdefault(self._threads[number], []).append(number)
+        for thread, numbers in by_thread.items():
+            for full in thread.offer(task, numbers):
                 task.fail(full, Cause.FULL)
-        if by_lane and not self._watching:
-            self._watching = True
-            self._event_loop.call_later(LOOK_EVERY_S, self._look)
+        if by_thread and not self._checking:
+            self._checking = True
+            self._event_loop.call_later(CHECK_EVERY_S, self._check_stragglers)
 
-    def _look(self) -> None:
-        """Part stragglers from the workers that share their lane."""
-        now, lanes = perf_counter(), set(self._lanes.values())
-        for lane in lanes:
-            late = lane.overrun(now) if len(lane.workers) > 1 else None
-            if late is not None and (others := lane.part_from(late)) is not None:
-                self._alone.add(late)
-                self._lanes |= dict.fromkeys(others.workers, others)
-                self._home[self._plan.device(late)] = others
-        self._watching = any(lane.busy for lane in lanes)
-        if self._watching:
-            self._event_loop.call_later(LOOK_EVERY_S, self._look)
+    def _check_stragglers(self) -> None:
+        """Separate stragglers from the workers that share their thread."""
+        now, threads = perf_counter(), set(self._threads.values())
+        for thread in threads:
+            late = thread.overrun(now) if len(thread.workers) > 1 else None
+            if late is not None and (others := thread.part_from(late)) is not None:
+                self._separated.add(late)
+                self._threads |= dict.fromkeys(others.workers, others)
+                self._device_threads[self._plan.device(late)] = others
+        self._checking = any(thread.busy for thread in threads)
+        if self._checking:
+            self._event_loop.call_later(CHECK_EVERY_S, self._check_stragglers)
 
-    def _bring_back(self) -> None:
-        """Workers that have been fast for long share their device's lane again."""
-        for number in [n for n in self._alone if self._lanes[n].calm >= CALM_RUNS]:
-            home, own = self._home[self._plan.device(number)], self._lanes[number]
-            self._alone.discard(number)
-            home.adopt(self._workers[number], own.give_up())
-            self._lanes[number] = home
+    def _rejoin(self) -> None:
+        """Let separated workers share their device's thread again once they have been fast for long enough."""
+        for number in [n for n in self._separated if self._threads[n].calm >= REJOIN_RUNS]:
+            shared, own = self._device_threads[self._plan.device(number)], self._threads[number]
+            self._separated.discard(number)
+            shared.adopt(self._workers[number], own.give_up())
+            self._threads[number] = shared
 
 
 def _typical_s(session: Session, shape: Sequence[int]) -> float:

@@ -11,28 +11,28 @@ from dataclasses import dataclass
 from time import perf_counter
 
 from serving.backends import HOLDS, Cause, Task
-from serving.runtime.faults import Runs
+from serving.runtime.faults import Runnable
 
 OVERRUN = 4.0
-"""A run that takes more than this many times what it takes alone ..."""
+"""A run overruns when it takes this many times what it takes alone, and `FLOOR_S` more."""
 FLOOR_S = 0.002
-"""... and by at least this many seconds is in the way of its lane's other workers."""
+"""Seconds that the scheduler may add to any run before it counts as an overrun."""
 JOIN_S = 1.0
-"""How long `Lane.join` waits for one thread; what hangs is left behind."""
+"""Seconds that `CoreThread.join` waits for the thread; one that hangs is left behind."""
 
 
 @dataclass(frozen=True)
-class Worker:
-    """What a lane runs."""
+class LoadedWorker:
+    """One worker whose session is loaded."""
 
     id: int
-    session: Runs
+    session: Runnable
     typical_s: float
     """How long one input takes, as it was measured when nothing else ran."""
 
     @property
     def limit_s(self) -> float:
-        """A run that takes longer is in the way of others."""
+        """Seconds per input after which a run holds up the other workers of its thread."""
         return OVERRUN * self.typical_s + FLOOR_S
 
     def run(self, task: Task) -> float:
@@ -48,7 +48,7 @@ class Worker:
         return seconds
 
 
-class Lane:
+class CoreThread:
     """A queue of tasks for some workers, and the thread that works it off.
 
     One after another beats all at once where they share a core: the first are done sooner, the vote may be decided by
@@ -57,7 +57,7 @@ class Lane:
 
     def __init__(
         self,
-        workers: Mapping[int, Worker],
+        workers: Mapping[int, LoadedWorker],
         core: int | None,
         waiting: Sequence[tuple[int, Task]] = (),
         warm: Callable[[], None] | None = None,
@@ -73,7 +73,7 @@ class Lane:
         self.workers = dict(workers)
         self.core = core
         self.calm = 0
-        """Runs in a row that took no longer than they may."""
+        """Runs in a row within their worker's limit."""
         self._waiting: deque[tuple[int, Task]] = deque(waiting)  # the running one is not among them
         self._warm = warm
         self._running: tuple[int, float] | None = None
@@ -118,8 +118,8 @@ class Lane:
         """Something runs or waits."""
         return self._running is not None or bool(self._waiting)
 
-    def part_from(self, worker: int) -> Lane | None:
-        """If this worker still runs, leave it this lane for itself; the new lane has the others and their tasks."""
+    def part_from(self, worker: int) -> CoreThread | None:
+        """If this worker still runs, leave it this thread for itself; the new thread has the others and their tasks."""
         with self._lock:
             if self._running is None or self._running[0] != worker:
                 return None
@@ -127,9 +127,9 @@ class Lane:
             theirs = [entry for entry in self._waiting if entry[0] != worker]
             self._waiting = deque(entry for entry in self._waiting if entry[0] == worker)
             self.calm = 0
-        return Lane(others, self.core, theirs)
+        return CoreThread(others, self.core, theirs)
 
-    def adopt(self, worker: Worker, waiting: Sequence[tuple[int, Task]]) -> None:
+    def adopt(self, worker: LoadedWorker, waiting: Sequence[tuple[int, Task]]) -> None:
         """Take a worker in, and its tasks."""
         with self._lock:
             self.workers[worker.id] = worker

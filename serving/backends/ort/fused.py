@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from sensai_serve.bundle import Bundle
 from sensai_serve.onnxfuse import OUTPUT, CannotFuseError, fuse
-from serving.backends.ort.core_thread import Worker
+from serving.backends.ort.core_thread import LoadedWorker
 from serving.runtime.devices import Device, providers, session_options
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class Fused:
         return [scores[:, columns] for columns in self._columns]
 
 
-def fuse_where_it_pays(bundle: Bundle, workers: Sequence[Worker], *, redundant: bool, runs: int) -> Fused | None:
+def fuse_where_it_pays(bundle: Bundle, workers: Sequence[LoadedWorker], *, redundant: bool, runs: int) -> Fused | None:
     """The workers fused, if they give the same scores so and sooner; None if not.
 
     Args:

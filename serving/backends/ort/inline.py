@@ -12,26 +12,26 @@ TURN_S = 50e-6
 """What a run costs more while another thread runs Python: both take turns at the interpreter's lock."""
 
 
-def stay_here(
-    seconds: Mapping[int, float], lanes: Sequence[Collection[int]], limit_s: float, elsewhere: Collection[int] = ()
+def choose_inline(
+    seconds: Mapping[int, float], threads: Sequence[Collection[int]], limit_s: float, elsewhere: Collection[int] = ()
 ) -> frozenset[int]:
-    """Choose what gives the first answer soonest: no worker here, those of one lane, or all.
+    """Choose the workers to run inline: none, those of one thread, or all, whichever gives the first answer soonest.
 
     Args:
-        seconds: that each worker takes.
-        lanes: workers that run one after another; lanes run at the same time.
-        limit_s: the longest time that a request may keep the event loop's thread, in seconds; 0: none stays here.
-        elsewhere: workers that must not run here, and keep their lane from it.
+        seconds: what one input takes, by worker.
+        threads: the workers of each thread. A thread runs its workers one after another; threads run side by side.
+        limit_s: the longest time that a request may keep the event loop's thread, in seconds; 0 for none.
+        elsewhere: workers that must not run inline, nor those that share their thread.
     """
-    alone = [sum(seconds[worker] for worker in lane) for lane in lanes]
-    times = [sum(seconds[worker] + TURN_S for worker in lane) for lane in lanes]
-    free = [not set(lane) & set(elsewhere) for lane in lanes]
-    # Whoever has run one lane itself is awake when the others are done: they need only to get there.
+    alone = [sum(seconds[worker] for worker in thread) for thread in threads]
+    times = [sum(seconds[worker] + TURN_S for worker in thread) for thread in threads]
+    free = [not set(thread) & set(elsewhere) for thread in threads]
+    # When this thread has run workers itself it is awake: the other threads' results cost half a hand-off.
     best, chosen = HANDOFF_S + max(times), frozenset[int]()
     if all(free) and sum(alone) <= min(limit_s, best):
         best, chosen = sum(alone), frozenset(seconds)
-    for at, lane in enumerate(lanes):
+    for at, thread in enumerate(threads):
         others = [HANDOFF_S / 2 + time for other, time in enumerate(times) if other != at]
         if free[at] and alone[at] <= limit_s and max([times[at], *others]) < best:
-            best, chosen = max([times[at], *others]), frozenset(lane)
+            best, chosen = max([times[at], *others]), frozenset(thread)
     return chosen

@@ -22,10 +22,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from sensai_serve.errors import BundleError, DeviceError
-from serving.backends import HOLDS, Cause, Plan, Task
+from serving.backends import HOLDS, BackendPlan, Cause, Task
 from serving.backends.process.child import Config
-from serving.backends.process.handles import Process, Worker, processes
-from serving.backends.process.shared import DROPPED, OK, READY, RING, SLOTS, STARTING, Layout, Memory, Word
+from serving.backends.process.handles import WorkerHandle, WorkerProcess, processes
+from serving.backends.process.shared import DROPPED, OK, READY, RING, SLOTS, STARTING, Memory, MemoryLayout, Word
 from serving.runtime.devices import require
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ _CHILD = (
 class Backend:
     """See `serving.backends.Backend`."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: BackendPlan) -> None:
         """Check the devices and make the shared memory.
 
         Raises:
@@ -59,7 +59,7 @@ class Backend:
         self._loop = asyncio.get_running_loop()
         manifest = plan.bundle.manifest
         widths = [len(manifest.subnets[worker].classes) for worker in plan.workers]
-        self._layout = Layout(len(widths), plan.max_batch, manifest.input.shape, tuple(widths))
+        self._layout = MemoryLayout(len(widths), plan.max_batch, manifest.input.shape, tuple(widths))
         self._memory_fd = os.memfd_create("sensai", os.MFD_CLOEXEC)
         os.ftruncate(self._memory_fd, self._layout.size)
         self._memory = Memory(self._memory_fd, self._layout)
@@ -75,12 +75,12 @@ class Backend:
         self._settled = threading.Event()  # every worker is ready, or one has failed
         self._looking: asyncio.TimerHandle | None = None
 
-    def _prepare(self, worker: int, at: int) -> Worker:
+    def _prepare(self, worker: int, at: int) -> WorkerHandle:
         # The checked bytes travel, not the path: a restart cannot pick up a file that has changed since.
         network = os.memfd_create(f"subnet-{worker}", os.MFD_CLOEXEC)
         with os.fdopen(os.dup(network), "wb") as file:
             file.write(self._plan.bundle.subnet(worker))
-        return Worker(worker, at, network, os.eventfd(0, os.EFD_CLOEXEC))
+        return WorkerHandle(worker, at, network, os.eventfd(0, os.EFD_CLOEXEC))
 
     def start(self) -> None:
         """Start every process and wait until each is ready."""
@@ -121,7 +121,7 @@ class Backend:
             worker.held.append((word, task))
             self._hand_over(worker)
 
-    def _hand_over(self, worker: Worker) -> None:
+    def _hand_over(self, worker: WorkerHandle) -> None:
         """Give a worker what is held for it, as far as its ring has room."""
         while worker.held and len(worker.tasks) < RING:
             word, task = worker.held.popleft()
@@ -193,7 +193,7 @@ class Backend:
             self._bury(process)
         closed.set()
 
-    def _spawn(self, process: Process) -> None:
+    def _spawn(self, process: WorkerProcess) -> None:
         """Start a process; from any thread."""
         plan, manifest = self._plan, self._plan.bundle.manifest
         for worker in process.workers:
@@ -227,7 +227,7 @@ class Backend:
         )
         self._loop.call_soon_threadsafe(self._watch, process, popen, os.pidfd_open(popen.pid))
 
-    def _watch(self, process: Process, popen: subprocess.Popen[bytes], pidfd: int) -> None:
+    def _watch(self, process: WorkerProcess, popen: subprocess.Popen[bytes], pidfd: int) -> None:
         if self._stopping:  # it was started while the others were ended
             popen.kill()
             popen.wait()
@@ -250,7 +250,7 @@ class Backend:
         if all(worker.up for worker in self._workers):
             self._settled.set()
 
-    def _on_exit(self, process: Process) -> None:
+    def _on_exit(self, process: WorkerProcess) -> None:
         """A process has ended, which none does by itself: start another."""
         self._collect()
         said = next((m for worker in process.workers if (m := self._memory.message(worker.at))), "")
@@ -269,11 +269,11 @@ class Backend:
         log.warning("%s ended%s; starting it again", process, f" ({said})" if said else "")
         self._loop.call_later(pause, self._respawn, process)
 
-    def _respawn(self, process: Process) -> None:
+    def _respawn(self, process: WorkerProcess) -> None:
         if not self._stopping:
             self._loop.run_in_executor(None, self._spawn, process)
 
-    def _bury(self, process: Process) -> None:
+    def _bury(self, process: WorkerProcess) -> None:
         """Free what a process held and fail what its workers were given."""
         if process.pidfd >= 0:
             self._loop.remove_reader(process.pidfd)

@@ -24,13 +24,13 @@ from serving.backends.process.shared import (
     RAISED,
     READY,
     RING,
-    Layout,
     Memory,
+    MemoryLayout,
     Record,
     Word,
 )
 from serving.runtime.devices import Device, parse_device, require
-from serving.runtime.faults import Runs, parse_fault, with_faults
+from serving.runtime.faults import Runnable, parse_fault, with_faults
 from serving.runtime.session import Session
 
 PR_SET_PDEATHSIG = 1
@@ -62,9 +62,9 @@ class Config:
     done_fd: int
 
     @property
-    def layout(self) -> Layout:
+    def layout(self) -> MemoryLayout:
         """Of the shared memory."""
-        return Layout(self.n_workers, self.max_batch, tuple(self.shape), tuple(self.widths))
+        return MemoryLayout(self.n_workers, self.max_batch, tuple(self.shape), tuple(self.widths))
 
 
 def main(config: Config) -> None:
@@ -128,7 +128,7 @@ def _serve(config: Config, at: int, memory: Memory, session: Session) -> None:
                 os.eventfd_write(config.done_fd, 1)
 
 
-def _run(memory: Memory, word: Word, record: Record, session: Runs) -> int:
+def _run(memory: Memory, word: Word, record: Record, session: Runnable) -> int:
     if int(memory.tickets[word.slot]) != word.ticket:
         return DROPPED  # answered without us
     try:

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from serving.backends import Cause, Plan, Task
+from serving.backends import BackendPlan, Cause, Task
 from serving.runtime.devices import Device
 
 HANG_S = 2.0
@@ -21,7 +21,7 @@ RESTART_S = 10.0
 
 
 @dataclass
-class Worker:
+class WorkerHandle:
     """One worker."""
 
     id: int
@@ -66,11 +66,11 @@ class Worker:
 
 
 @dataclass
-class Process:
+class WorkerProcess:
     """One process."""
 
     device: Device
-    workers: list[Worker]
+    workers: list[WorkerHandle]
     popen: subprocess.Popen[bytes] | None = None
     pidfd: int = -1
     started: float = 0.0
@@ -94,10 +94,10 @@ class Process:
         return ""
 
 
-def processes(plan: Plan, workers: Sequence[Worker]) -> list[Process]:
+def processes(plan: BackendPlan, workers: Sequence[WorkerHandle]) -> list[WorkerProcess]:
     """One for each worker, or for each device that has any, as the plan says."""
-    groups: dict[int, list[Worker]] = {}
+    groups: dict[int, list[WorkerHandle]] = {}
     for worker in workers:
         key = worker.id if plan.processes == "worker" else plan.device_of[worker.id]
         groups.setdefault(key, []).append(worker)
-    return [Process(plan.device(group[0].id), group) for group in groups.values()]
+    return [WorkerProcess(plan.device(group[0].id), group) for group in groups.values()]

@@ -51,7 +51,7 @@ class Word:
 
 
 @dataclass(frozen=True)
-class Layout:
+class MemoryLayout:
     """Sizes, from which both sides compute the same offsets."""
 
     n_workers: int
@@ -89,7 +89,7 @@ class Layout:
 class Memory:
     """The shared file, mapped, as numpy views."""
 
-    def __init__(self, fd: int, layout: Layout) -> None:
+    def __init__(self, fd: int, layout: MemoryLayout) -> None:
         """Map it."""
         self.layout = layout
         self._map = mmap.mmap(fd, layout.size)

@@ -15,12 +15,12 @@ from typing import Any
 from sensai_serve.errors import InputError
 from sensai_serve.plugins import find
 from serving.backends import Backend as AnyBackend
-from serving.backends import Plan, Task
-from serving.backends.remote.grpc import GrpcLink
-from serving.backends.remote.http import HttpLink
-from serving.backends.remote.message import Message
-from serving.backends.remote.server import Host, Link, Reports
-from serving.runtime.endpoint import Endpoint
+from serving.backends import BackendPlan, Task
+from serving.backends.remote.grpc import GrpcConnection
+from serving.backends.remote.http import HttpConnection
+from serving.backends.remote.message import EncodedInput
+from serving.backends.remote.server import RemoteConnection, RemoteServer, WorkerReports
+from serving.runtime.endpoint import WorkerEndpoint
 
 LOCAL = "ort"
 """What runs the workers that stay on this machine."""
@@ -29,7 +29,7 @@ LOCAL = "ort"
 class Backend:
     """See `serving.backends.Backend`."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: BackendPlan) -> None:
         """Sort the workers by server; nothing is connected yet.
 
         Raises:
@@ -39,7 +39,7 @@ class Backend:
         self._plan = plan
         self._loop = asyncio.get_running_loop()
         self._input = plan.bundle.manifest.input.name
-        servers: dict[str, dict[int, Endpoint]] = {}
+        servers: dict[str, dict[int, WorkerEndpoint]] = {}
         here = []
         for worker in plan.workers:
             if (endpoint := plan.device(worker).endpoint) is not None:
@@ -48,12 +48,12 @@ class Backend:
                 here.append(worker)
         if not servers:
             raise InputError("no worker is on a server, expected --worker 0=grpc://HOST:PORT or --workers FILE")
-        self._hosts = [self._host(name, workers) for name, workers in servers.items()]
-        self._host_of = {worker: host for host in self._hosts for worker in host.workers}
+        self._servers = [self._server(name, workers) for name, workers in servers.items()]
+        self._server_of = {worker: server for server in self._servers for worker in server.workers}
         for fault in plan.faults:
-            if elsewhere := [w for w in self._host_of if fault.concerns(w)]:
+            if elsewhere := [w for w in self._server_of if fault.concerns(w)]:
                 raise InputError(
-                    f"fault {fault.spec}: worker {elsewhere[0]} runs on {self._host_of[elsewhere[0]].name}, "
+                    f"fault {fault.spec}: worker {elsewhere[0]} runs on {self._server_of[elsewhere[0]].name}, "
                     "expected the fault there (sensai node --fault)"
                 )
         self._here: AnyBackend | None = None
@@ -69,18 +69,18 @@ class Backend:
 
     def submit(self, task: Task, workers: Sequence[int]) -> None:
         """Fan a task out, to the servers first: their way is longer."""
-        there: dict[Host, list[int]] = {}
+        there: dict[RemoteServer, list[int]] = {}
         here = []
         for worker in workers:
-            if (host := self._host_of.get(worker)) is not None:
-                there.setdefault(host, []).append(worker)
+            if (server := self._server_of.get(worker)) is not None:
+                there.setdefault(server, []).append(worker)
             else:
                 here.append(worker)
         if there:
             left_s = None if task.expires is None else task.expires - self._loop.time()
-            message = Message(task.inputs, self._input, left_s)
-            for host, its in there.items():
-                host.submit(task, message, its)
+            message = EncodedInput(task.inputs, self._input, left_s)
+            for server, its in there.items():
+                server.submit(task, message, its)
         if here and self._here is not None:
             self._here.submit(task, here)
 
@@ -90,26 +90,26 @@ class Backend:
         if self._here is not None:
             self._here.stop()
 
-    def _host(self, name: str, workers: dict[int, Endpoint]) -> Host:
+    def _server(self, name: str, workers: dict[int, WorkerEndpoint]) -> RemoteServer:
         plan, endpoint = self._plan, next(iter(workers.values()))
         models = {worker: each.model for worker, each in workers.items()}
 
-        link = GrpcLink if endpoint.scheme in ("grpc", "grpcs") else HttpLink
+        connection = GrpcConnection if endpoint.scheme in ("grpc", "grpcs") else HttpConnection
 
-        def connect(reports: Reports) -> Link:
-            return link(endpoint, models, plan.bundle.manifest, plan.max_batch, reports)
+        def connect(reports: WorkerReports) -> RemoteConnection:
+            return connection(endpoint, models, plan.bundle.manifest, plan.max_batch, reports)
 
-        return Host(name, tuple(workers), connect, plan.on_up, plan.on_down)
+        return RemoteServer(name, tuple(workers), connect, plan.on_up, plan.on_down)
 
     async def _connect(self) -> None:
-        starting = [asyncio.create_task(host.start()) for host in self._hosts]
+        starting = [asyncio.create_task(server.start()) for server in self._servers]
         done = await asyncio.gather(*starting, return_exceptions=True)
         for outcome in done:
             if isinstance(outcome, BaseException):
                 raise outcome
 
     async def _disconnect(self) -> None:
-        await asyncio.gather(*(host.stop() for host in self._hosts))
+        await asyncio.gather(*(server.stop() for server in self._servers))
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
         asyncio.run_coroutine_threadsafe(work, self._loop).result()

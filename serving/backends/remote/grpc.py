@@ -17,11 +17,11 @@ from sensai_serve.errors import BundleError, InputError, ServingError
 from sensai_serve.manifest import Manifest
 from sensai_serve.remote import BUNDLE, model_name
 from serving.backends import Cause, Task
-from serving.backends.remote.identity import Described, version_for
-from serving.backends.remote.message import WORKERS, Message
-from serving.backends.remote.server import Reports
+from serving.backends.remote.identity import ModelDescription, version_for
+from serving.backends.remote.message import WORKERS, EncodedInput
+from serving.backends.remote.server import WorkerReports
 from serving.backends.remote.stream import NodeStream, WorkerStream
-from serving.runtime.endpoint import Endpoint, read
+from serving.runtime.endpoint import WorkerEndpoint, read
 
 CONNECT_S = 2.0
 """How long a server may take to answer while a connection is made."""
@@ -33,17 +33,22 @@ _STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
 _OPTIONS = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
-    # A connection of its own: a broken one must not be found again under the next link, waiting out its pause.
+    # Do not share subchannels: a new connection must not wait for the backoff of the broken one before it.
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_retries", 0),
 ]
 
 
-class GrpcLink:
-    """See `serving.backends.remote.server.Link`."""
+class GrpcConnection:
+    """See `serving.backends.remote.server.RemoteConnection`."""
 
     def __init__(
-        self, endpoint: Endpoint, models: dict[int, str], manifest: Manifest, max_batch: int, reports: Reports
+        self,
+        endpoint: WorkerEndpoint,
+        models: dict[int, str],
+        manifest: Manifest,
+        max_batch: int,
+        reports: WorkerReports,
     ) -> None:
         """Nothing is connected before `open`.
 
@@ -128,8 +133,8 @@ class GrpcLink:
             await self._alone.pop(worker).close()
         self._alone[worker] = WorkerStream(self._call(), worker, model, version, self._reports, self._break)
 
-    def submit(self, task: Task, message: Message, workers: Sequence[int]) -> None:
-        """See `Link`."""
+    def submit(self, task: Task, message: EncodedInput, workers: Sequence[int]) -> None:
+        """See `RemoteConnection`."""
         together: dict[int, tuple[NodeStream, list[int]]] = {}
         for worker in workers:
             if (stream := self._stream_of.get(worker)) is not None:
@@ -142,7 +147,7 @@ class GrpcLink:
             stream.submit(task, message, its)
 
     async def close(self) -> None:
-        """See `Link`."""
+        """See `RemoteConnection`."""
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)
@@ -175,9 +180,9 @@ class GrpcLink:
         return (await self._stub.ModelConfig(request, timeout=CONNECT_S, metadata=self._metadata)).config
 
 
-def _described(config: Any) -> Described:
+def _described(config: Any) -> ModelDescription:
     fp32 = config_pb.DataType.Value("TYPE_FP32")
-    return Described(
+    return ModelDescription(
         parameters={key: value.string_value for key, value in config.parameters.items()},
         inputs={t.name: tuple(t.dims) for t in config.input if t.data_type == fp32},
         outputs={t.name: tuple(t.dims) for t in config.output if t.data_type == fp32},

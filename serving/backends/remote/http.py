@@ -22,29 +22,34 @@ from sensai_serve.manifest import Manifest
 from sensai_serve.remote import SCORES, model_name
 from serving.backends import HOLDS, Cause, Scores, Task
 from serving.backends.remote.grpc import CONNECT_S, QUIET_S, SILENT_S
-from serving.backends.remote.identity import Described, version_for
-from serving.backends.remote.message import Message
-from serving.backends.remote.server import Reports
-from serving.runtime.endpoint import Endpoint
+from serving.backends.remote.identity import ModelDescription, version_for
+from serving.backends.remote.message import EncodedInput
+from serving.backends.remote.server import WorkerReports
+from serving.runtime.endpoint import WorkerEndpoint
 
 _HEADER_LENGTH = "inference-header-content-length"
 
 
-class HttpLink:
-    """See `serving.backends.remote.server.Link`."""
+class HttpConnection:
+    """See `serving.backends.remote.server.RemoteConnection`."""
 
     def __init__(
-        self, endpoint: Endpoint, models: dict[int, str], manifest: Manifest, max_batch: int, reports: Reports
+        self,
+        endpoint: WorkerEndpoint,
+        models: dict[int, str],
+        manifest: Manifest,
+        max_batch: int,
+        reports: WorkerReports,
     ) -> None:
-        """Nothing is connected before `open`. See `serving.backends.remote.grpc.GrpcLink`."""
+        """Nothing is connected before `open`. See `serving.backends.remote.grpc.GrpcConnection`."""
         self.broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._endpoint = endpoint
         self._models = models
         self._manifest = manifest
         self._max_batch = max_batch
         self._reports = reports
-        self._lanes: dict[int, _Lane] = {}
-        self._control: Connection | None = None
+        self._workers: dict[int, _WorkerConnection] = {}
+        self._control: HttpClientProtocol | None = None
         self._watching: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
@@ -68,28 +73,30 @@ class HttpLink:
         path = f"/v2/models/{model}/versions/{version}"
         if (await self._get(f"{path}/ready"))[0] != 200:
             raise ServingError(f"worker {worker}: {where} is not ready")
-        if worker in self._lanes:
-            await self._lanes.pop(worker).close()
-        self._lanes[worker] = _Lane(await self._connect(), worker, f"{path}/infer", self._reports, self._break)
+        if worker in self._workers:
+            await self._workers.pop(worker).close()
+        self._workers[worker] = _WorkerConnection(
+            await self._connect(), worker, f"{path}/infer", self._reports, self._break
+        )
 
-    def submit(self, task: Task, message: Message, workers: Sequence[int]) -> None:
-        """See `Link`."""
+    def submit(self, task: Task, message: EncodedInput, workers: Sequence[int]) -> None:
+        """See `RemoteConnection`."""
         for worker in workers:
-            if worker in self._lanes:
-                self._lanes[worker].submit(task, message)
+            if worker in self._workers:
+                self._workers[worker].submit(task, message)
             else:
                 task.fail(worker, Cause.DEAD)
 
     async def close(self) -> None:
-        """See `Link`."""
+        """See `RemoteConnection`."""
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)
-        await asyncio.gather(*(lane.close() for lane in self._lanes.values()))
+        await asyncio.gather(*(worker.close() for worker in self._workers.values()))
         if self._control is not None:
             self._control.close()
 
-    async def _connect(self) -> Connection:
+    async def _connect(self) -> HttpClientProtocol:
         endpoint, security = self._endpoint, self._endpoint.security
         try:
             context = None
@@ -102,7 +109,7 @@ class HttpLink:
                 head += f"Authorization: Bearer {token}\r\n"
             _, connection = await asyncio.wait_for(
                 asyncio.get_running_loop().create_connection(
-                    lambda: Connection(head), endpoint.host, endpoint.port, ssl=context
+                    lambda: HttpClientProtocol(head), endpoint.host, endpoint.port, ssl=context
                 ),
                 CONNECT_S,
             )
@@ -133,7 +140,8 @@ class HttpLink:
         """A way that is cut says nothing: a server that is quiet is asked."""
         while True:
             await asyncio.sleep(QUIET_S)
-            if time.monotonic() - max((lane.connection.heard for lane in self._lanes.values()), default=0.0) < QUIET_S:
+            heard = max((worker.connection.heard for worker in self._workers.values()), default=0.0)
+            if time.monotonic() - heard < QUIET_S:
                 continue
             try:
                 await self._get("/v2/health/live")
@@ -142,7 +150,7 @@ class HttpLink:
                 return
 
 
-class Connection(asyncio.Protocol):
+class HttpClientProtocol(asyncio.Protocol):
     """One request at a time over one kept-alive connection."""
 
     def __init__(self, head: str) -> None:
@@ -213,21 +221,23 @@ class Connection(asyncio.Protocol):
             self._reply.set_exception(error)
 
 
-class _Lane:
+class _WorkerConnection:
     """One worker's connection, and what waits for it."""
 
-    def __init__(self, connection: Connection, worker: int, path: str, reports: Reports, on_end: Any) -> None:
+    def __init__(
+        self, connection: HttpClientProtocol, worker: int, path: str, reports: WorkerReports, on_end: Any
+    ) -> None:
         self.connection = connection
         self._worker = worker
         self._path = path
         self._reports = reports
         self._on_end = on_end
-        self._waiting: deque[tuple[Task, Message]] = deque()
+        self._waiting: deque[tuple[Task, EncodedInput]] = deque()
         self._running: Task | None = None
         self._wake = asyncio.Event()
         self._working = asyncio.create_task(self._work())
 
-    def submit(self, task: Task, message: Message) -> None:
+    def submit(self, task: Task, message: EncodedInput) -> None:
         self._waiting = deque(entry for entry in self._waiting if not entry[0].closed)
         running = self._running is not None and not self._running.closed
         if len(self._waiting) + running >= HOLDS:
@@ -277,7 +287,7 @@ def _scores(headers: dict[str, str], body: bytes) -> Scores:
     return np.frombuffer(body, "<f4", offset=length).reshape(output["shape"])
 
 
-def _described(body: bytes, where: str) -> Described:
+def _described(body: bytes, where: str) -> ModelDescription:
     def shapes(tensors: Any) -> dict[str, tuple[int, ...]]:
         return {t["name"]: tuple(map(int, t["dims"])) for t in tensors if t["data_type"] == "TYPE_FP32"}
 
@@ -285,7 +295,7 @@ def _described(body: bytes, where: str) -> Described:
         config = json.loads(body)
         parameters = {key: str(value["string_value"]) for key, value in config.get("parameters", {}).items()}
         inputs, outputs = shapes(config["input"]), shapes(config["output"])
-        return Described(parameters, inputs, outputs, int(config["max_batch_size"]))
+        return ModelDescription(parameters, inputs, outputs, int(config["max_batch_size"]))
     except (ValueError, LookupError, TypeError, AttributeError):
         raise BundleError(f"{where} gives a configuration that cannot be read") from None
 

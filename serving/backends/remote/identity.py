@@ -11,7 +11,7 @@ from sensai_serve.remote import BUNDLE, SCORES, WORKER, version_of
 
 
 @dataclass(frozen=True)
-class Described:
+class ModelDescription:
     """What a model's configuration says, whichever protocol brought it."""
 
     parameters: Mapping[str, str]
@@ -22,7 +22,7 @@ class Described:
     max_batch: int
 
 
-def version_for(manifest: Manifest, worker: int, max_batch: int, model: str, found: Described) -> str:
+def version_for(manifest: Manifest, worker: int, max_batch: int, model: str, found: ModelDescription) -> str:
     """The version of a model that runs this worker's very subnet.
 
     Args:

@@ -33,7 +33,7 @@ UP, DOWN = "up", "down"
 _PREFIX = f"{SCORES}-"
 
 
-class Message:
+class EncodedInput:
     """One task's input as bytes, made for each protocol when the first server that speaks it asks."""
 
     def __init__(self, inputs: npt.NDArray[np.float32], name: str, timeout_s: float | None) -> None:

@@ -1,9 +1,9 @@
 """One server of remote workers: reached, checked, given work, and reached again when it was lost.
 
-    link open -> every worker checked -> up --- connection lost, or silent ---> down -> opened anew, with growing pauses
-                                          +---- one worker fails and is not what it was -> that one down, tried again
+    connect -> check every worker -> up --- connection lost or silent ---> down -> connect again, after growing pauses
+                                      +---- one worker fails its check --> that worker is down, and is checked again
 
-What a link is stands in `Link`; a new one is made for every connection, so that nothing of a broken one is left.
+A `RemoteConnection` is used once: a new one is made each time, so that nothing of a broken one is left.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from sensai_serve.errors import SensaiError
 from serving.backends import Cause, Task
-from serving.backends.remote.message import Message
+from serving.backends.remote.message import EncodedInput
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ RETRY_S = 1.0
 """Between two looks at a worker that is missing at a server that is there."""
 
 
-class Link(Protocol):
+class RemoteConnection(Protocol):
     """One connection to one server; used once. All on the event loop."""
 
     broken: asyncio.Future[str]
@@ -46,15 +46,15 @@ class Link(Protocol):
             SensaiError: it is not there, not ready, or another one.
         """
 
-    def submit(self, task: Task, message: Message, workers: Sequence[int]) -> None:
+    def submit(self, task: Task, message: EncodedInput, workers: Sequence[int]) -> None:
         """Give a task to workers that have been checked; never blocks or raises."""
 
     async def close(self) -> None:
         """End the connection; open tasks fail."""
 
 
-class Reports(Protocol):
-    """What a link tells its host of single workers."""
+class WorkerReports(Protocol):
+    """What a connection reports about single workers."""
 
     def failed(self, worker: int) -> None:
         """It answered with an error."""
@@ -63,14 +63,14 @@ class Reports(Protocol):
         """Its server says that it has come, or gone."""
 
 
-class Host:
-    """See the module. On the event loop, all of it."""
+class RemoteServer:
+    """A server and its workers, kept connected. All calls on the event loop's thread."""
 
     def __init__(
         self,
         name: str,
         workers: Sequence[int],
-        connect: Callable[[Reports], Link],
+        connect: Callable[[WorkerReports], RemoteConnection],
         on_up: Callable[[int], None],
         on_down: Callable[[int], None],
     ) -> None:
@@ -79,7 +79,7 @@ class Host:
         Args:
             name: for errors and the log.
             workers: that run there.
-            connect: makes a link.
+            connect: makes a connection.
             on_up: told of each worker that can run.
             on_down: told of each that is gone.
         """
@@ -88,7 +88,7 @@ class Host:
         self._connect = connect
         self._on_up = on_up
         self._on_down = on_down
-        self._link: Link | None = None
+        self._connection: RemoteConnection | None = None
         self._up: set[int] = set()
         self._suspects: set[int] = set()
         self._said: dict[int, str] = {}  # why a worker is missing, as the log has it
@@ -101,19 +101,19 @@ class Host:
         Raises:
             SensaiError: the first thing that is wrong.
         """
-        link = self._connect(self)
+        connection = self._connect(self)
         try:
-            await link.open()
+            await connection.open()
             for worker in self.workers:
-                await link.check(worker)
+                await connection.check(worker)
         except BaseException:
-            await link.close()
+            await connection.close()
             raise
-        self._link = link
+        self._connection = connection
         self._rise(self.workers)
-        self._keeping = asyncio.create_task(self._keep(link))
+        self._keeping = asyncio.create_task(self._keep(connection))
 
-    def submit(self, task: Task, message: Message, workers: Sequence[int]) -> None:
+    def submit(self, task: Task, message: EncodedInput, workers: Sequence[int]) -> None:
         """Give a task to some of the workers."""
         there = []
         for worker in workers:
@@ -121,8 +121,8 @@ class Host:
                 there.append(worker)
             else:
                 task.fail(worker, Cause.DEAD)
-        if there and self._link is not None:
-            self._link.submit(task, message, there)
+        if there and self._connection is not None:
+            self._connection.submit(task, message, there)
 
     async def stop(self) -> None:
         """Disconnect."""
@@ -130,17 +130,17 @@ class Host:
             self._keeping.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._keeping
-        if self._link is not None:
-            await self._link.close()
-            self._link = None
+        if self._connection is not None:
+            await self._connection.close()
+            self._connection = None
 
     def failed(self, worker: int) -> None:
-        """See `Reports`."""
+        """See `WorkerReports`."""
         self._suspects.add(worker)
         self._look.set()
 
     def changed(self, worker: int, *, up: bool) -> None:
-        """See `Reports`."""
+        """See `WorkerReports`."""
         if worker not in self.workers or up == (worker in self._up):
             return
         if up:
@@ -158,38 +158,38 @@ class Host:
             self._up.discard(worker)
             self._on_down(worker)
 
-    async def _keep(self, link: Link) -> None:
+    async def _keep(self, connection: RemoteConnection) -> None:
         while True:
-            reason = await self._until_broken(link)
+            reason = await self._until_broken(connection)
             log.warning("%s is lost: %s", self.name, reason)
             self._fall(sorted(self._up))
-            self._link = None
-            await link.close()
-            link = await self._reopened()
-            self._link = link
+            self._connection = None
+            await connection.close()
+            connection = await self._reopened()
+            self._connection = connection
             log.warning("%s is back", self.name)
-            await self._check(link, self.workers)
+            await self._check(connection, self.workers)
 
-    async def _until_broken(self, link: Link) -> str:
-        """Look after single workers until the link breaks; why it did."""
-        while not link.broken.done():
+    async def _until_broken(self, connection: RemoteConnection) -> str:
+        """Look after single workers until the connection breaks; why it did."""
+        while not connection.broken.done():
             looking = asyncio.create_task(self._look.wait())
             pause = RETRY_S if len(self._up) < len(self.workers) else None
-            either: list[asyncio.Future[Any]] = [link.broken, looking]
+            either: list[asyncio.Future[Any]] = [connection.broken, looking]
             try:
                 await asyncio.wait(either, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 looking.cancel()
             self._look.clear()
             suspects, self._suspects = self._suspects, set()
-            if not link.broken.done():
-                await self._check(link, [w for w in self.workers if w in suspects or w not in self._up])
-        return link.broken.result()
+            if not connection.broken.done():
+                await self._check(connection, [w for w in self.workers if w in suspects or w not in self._up])
+        return connection.broken.result()
 
-    async def _check(self, link: Link, workers: Sequence[int]) -> None:
+    async def _check(self, connection: RemoteConnection, workers: Sequence[int]) -> None:
         for worker in workers:
             try:
-                await link.check(worker)
+                await connection.check(worker)
             except SensaiError as error:
                 if self._said.get(worker) != str(error):
                     self._said[worker] = str(error)
@@ -198,23 +198,23 @@ class Host:
                     self._fall([worker])
             else:
                 self._said.pop(worker, None)
-                if worker not in self._up and not link.broken.done():
+                if worker not in self._up and not connection.broken.done():
                     self._rise([worker])
 
-    async def _reopened(self) -> Link:
+    async def _reopened(self) -> RemoteConnection:
         said, (pause, last) = "", PAUSE_S
         while True:
             await asyncio.sleep(pause)
-            link = self._connect(self)
+            connection = self._connect(self)
             try:
-                await link.open()
+                await connection.open()
             except SensaiError as error:
                 if str(error) != said:
                     log.warning("%s is still lost: %s", self.name, error)
                 said, pause = str(error), min(last, 2 * pause)
-                await link.close()
+                await connection.close()
             except BaseException:
-                await link.close()
+                await connection.close()
                 raise
             else:
-                return link
+                return connection

@@ -18,8 +18,18 @@ import grpc
 from tritonclient.grpc import service_pb2 as pb
 
 from serving.backends import HOLDS, Cause, Task
-from serving.backends.remote.message import DOWN, FAILED, RUN_US, UP, Message, head, particulars, scores_of, worker_of
-from serving.backends.remote.server import Reports
+from serving.backends.remote.message import (
+    DOWN,
+    FAILED,
+    RUN_US,
+    UP,
+    EncodedInput,
+    head,
+    particulars,
+    scores_of,
+    worker_of,
+)
+from serving.backends.remote.server import WorkerReports
 
 WINDOW = 2
 """Requests that a worker of any server is given at a time: one to run, one to wait."""
@@ -99,7 +109,9 @@ class _Sent:
 class NodeStream:
     """All workers of one version at one node. See `serving.node.servicer` for the other end."""
 
-    def __init__(self, call: Any, model: str, version: str, reports: Reports, on_end: Callable[[str], None]) -> None:
+    def __init__(
+        self, call: Any, model: str, version: str, reports: WorkerReports, on_end: Callable[[str], None]
+    ) -> None:
         """Over an open call to the model that is called as the bundle."""
         self.pipe = Pipe(call, self._received, on_end)
         self._model = model
@@ -108,7 +120,7 @@ class NodeStream:
         self._ticket = 0
         self._sent: dict[int, _Sent] = {}
 
-    def submit(self, task: Task, message: Message, workers: Sequence[int]) -> None:
+    def submit(self, task: Task, message: EncodedInput, workers: Sequence[int]) -> None:
         """Send an input once for these workers, and with it what is not waited for any more."""
         closed = []
         busy: dict[int, int] = {}
@@ -183,7 +195,7 @@ class WorkerStream:
     """One worker, a model of any server of the protocol."""
 
     def __init__(
-        self, call: Any, worker: int, model: str, version: str, reports: Reports, on_end: Callable[[str], None]
+        self, call: Any, worker: int, model: str, version: str, reports: WorkerReports, on_end: Callable[[str], None]
     ) -> None:
         """Over an open call."""
         self.pipe = Pipe(call, self._received, on_end)
@@ -191,11 +203,11 @@ class WorkerStream:
         self._start = head(model, version)
         self._reports = reports
         self._ticket = 0
-        self._held: deque[tuple[Task, Message]] = deque()
+        self._held: deque[tuple[Task, EncodedInput]] = deque()
         self._given: deque[_Sent] = deque()
         self._since = 0.0
 
-    def submit(self, task: Task, message: Message) -> None:
+    def submit(self, task: Task, message: EncodedInput) -> None:
         """Send an input, or hold it until the worker has room."""
         self._held = deque(entry for entry in self._held if not entry[0].closed)
         if len(self._held) + sum(not sent.task.closed for sent in self._given) >= HOLDS:

@@ -21,46 +21,46 @@ def test_a_straggler_is_ejected_after_some_requests_and_comes_back_after_fast_pr
     health = live(Health(cyclic(10, (0, 1, 3)), eject=True))
     for _ in range(SLOW_SAMPLES):
         assert health.workers[3].state is State.LIVE
-        health.took([(w, 0.5 if w == 3 else 0.001) for w in range(10)])
+        health.record_latencies([(w, 0.5 if w == 3 else 0.001) for w in range(10)])
     assert health.workers[3].state is State.EJECTED
     assert health.typical_s == pytest.approx(0.001)
-    health.probed(3, 0.4)
+    health.record_probe(3, 0.4)
     for _ in range(RECOVERED_PROBES):
         assert health.workers[3].state is State.EJECTED
-        health.probed(3, 0.001)
+        health.record_probe(3, 0.001)
     assert health.workers[3].state is State.LIVE
 
 
 def test_a_worker_whose_runs_fail_is_ejected_whatever_depends_on_it_and_comes_back_after_sound_probes() -> None:
     health = live(Health(binary(4), eject=False))
     for _ in range(FAILED_RUNS - 1):
-        health.failed(2)
-    health.arrived([2])
-    health.failed(2)
+        health.record_failure(2)
+    health.record_scores([2])
+    health.record_failure(2)
     assert health.covered
     for _ in range(FAILED_RUNS):
-        health.failed(2)
+        health.record_failure(2)
     assert health.workers[2].state is State.EJECTED
     assert not health.covered
     for seconds in (0.001, 0.001, None, 0.001, 0.001):
-        health.probed(2, seconds)
+        health.record_probe(2, seconds)
     assert not health.covered
-    health.probed(2, 0.001)
+    health.record_probe(2, 0.001)
     assert health.covered
 
 
 def test_without_patience_nobody_is_ejected() -> None:
     health = live(Health(cyclic(10, (0, 1, 3)), eject=False))
     for _ in range(50):
-        health.took([(w, 0.5 if w == 3 else 0.001) for w in range(10)])
+        health.record_latencies([(w, 0.5 if w == 3 else 0.001) for w in range(10)])
     assert health.ejected() == []
 
 
 def test_the_last_live_worker_of_a_class_stays() -> None:
     health = live(Health(binary(4), eject=True))
     for _ in range(50):
-        health.took([(w, 0.5 if w == 2 else 0.001) for w in range(4)])
-    health.judged(1, sound=False)
+        health.record_latencies([(w, 0.5 if w == 2 else 0.001) for w in range(4)])
+    health.record_judgement(1, sound=False)
     assert health.admitted() == [0, 1, 2, 3]
     coded = live(Health(cyclic(3, (0, 1)), eject=True))
     coded.went_down(0)
@@ -71,7 +71,7 @@ def test_the_last_live_worker_of_a_class_stays() -> None:
 
 def test_a_worker_that_comes_back_starts_anew() -> None:
     health = live(Health(cyclic(4, (0, 1)), eject=True))
-    health.judged(2, sound=False)
+    health.record_judgement(2, sound=False)
     assert health.workers[2].state is State.QUARANTINED
     health.came_up(2)
     assert (health.workers[2].state, health.workers[2].restarts) == (State.LIVE, 1)

@@ -16,7 +16,7 @@ from sensai_serve.guarantees import survives
 from serving.placement.domains import host_lines, hosts_of, losses_covered, spread
 from serving.placement.worker_map import parse_workers
 from serving.runtime.devices import Device
-from serving.runtime.endpoint import Endpoint, Security
+from serving.runtime.endpoint import Security, WorkerEndpoint
 
 CODE = cyclic(10, (0, 1, 3))
 LABELS = [f"class-{c}" for c in range(10)]
@@ -56,7 +56,7 @@ def test_copies_on_this_machine_are_not_lost() -> None:
 
 
 def test_workers_are_spread_over_hosts_first_then_over_their_servers() -> None:
-    servers = [Device("remote", endpoint=Endpoint("grpc", host, port)) for host in "abcd" for port in (1, 2)]
+    servers = [Device("remote", endpoint=WorkerEndpoint("grpc", host, port)) for host in "abcd" for port in (1, 2)]
     found = spread(CODE, [1.0] * 10, servers)
     assert sorted(w for workers in found.values() for w in workers) == list(range(10))
     assert max(map(len, found.values())) <= 2

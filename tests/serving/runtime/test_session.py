@@ -12,7 +12,7 @@ import pytest
 from benchmarks.subjects.noop import noop_network
 from sensai_serve.errors import BundleError, DeviceError
 from serving.runtime.devices import Device
-from serving.runtime.io_binding import COPIED_BYTES, Bound, Plain
+from serving.runtime.io_binding import COPIED_BYTES, BoundRunner, PlainRunner
 from serving.runtime.session import Session
 
 SHAPE = (3, 16, 16)
@@ -33,7 +33,7 @@ def expected(x: np.ndarray, real: type = ort.InferenceSession) -> np.ndarray:
     return session.run(["scores"], {"input": x})[0]
 
 
-@pytest.mark.parametrize(("shape", "kind"), [(SHAPE, Bound), (LARGE, Plain)])
+@pytest.mark.parametrize(("shape", "kind"), [(SHAPE, BoundRunner), (LARGE, PlainRunner)])
 @pytest.mark.parametrize("n", [1, 2, 7])
 def test_one_input_and_batches_of_any_size(shape: tuple[int, ...], kind: type, n: int) -> None:
     assert (4 * np.prod(LARGE) > COPIED_BYTES) and (4 * np.prod(SHAPE) <= COPIED_BYTES)

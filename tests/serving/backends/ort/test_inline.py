@@ -1,4 +1,4 @@
-"""Which subnets run on the event loop's thread, and that a straggler in a lane holds up nobody else."""
+"""Which subnets run inline, and that a straggler does not hold up the workers that share its thread."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sensai_serve.bundle import Bundle
-from serving.backends.ort.inline import HANDOFF_S, stay_here
+from serving.backends.ort.inline import HANDOFF_S, choose_inline
 from serving.engine.gateway import Gateway
 from serving.engine.options import GatewayOptions
 from serving.runtime.devices import parse_device
@@ -22,29 +22,29 @@ CORE = parse_device(f"cpu:{min(os.sched_getaffinity(0))}")
 
 def test_tiny_subnets_stay_and_long_ones_do_not() -> None:
     two_cores = [[0, 2], [1, 3]]
-    assert stay_here(dict.fromkeys(range(4), 10e-6), two_cores, 0.001) == {0, 1, 2, 3}
-    assert stay_here(dict.fromkeys(range(4), 10e-3), two_cores, 0.001) == frozenset()
+    assert choose_inline(dict.fromkeys(range(4), 10e-6), two_cores, 0.001) == {0, 1, 2, 3}
+    assert choose_inline(dict.fromkeys(range(4), 10e-3), two_cores, 0.001) == frozenset()
     # Half of them for the event loop, while a thread runs the other half.
-    assert stay_here(dict.fromkeys(range(4), 200e-6), two_cores, 0.001) == {0, 2}
-    assert stay_here({0: 10e-6, 1: 10e-6}, [[0], [1]], 0.0) == frozenset()
+    assert choose_inline(dict.fromkeys(range(4), 200e-6), two_cores, 0.001) == {0, 2}
+    assert choose_inline({0: 10e-6, 1: 10e-6}, [[0], [1]], 0.0) == frozenset()
 
 
 @given(
     seconds=st.lists(st.floats(1e-6, 1e-2), min_size=1, max_size=12),
-    n_lanes=st.integers(1, 4),
+    n_threads=st.integers(1, 4),
     limit=st.floats(0, 1e-2),
     elsewhere=st.sets(st.integers(0, 11)),
 )
 def test_what_stays_fits_and_is_whole_lanes(
-    seconds: list[float], n_lanes: int, limit: float, elsewhere: set[int]
+    seconds: list[float], n_threads: int, limit: float, elsewhere: set[int]
 ) -> None:
-    lanes = [lane for at in range(n_lanes) if (lane := list(range(at, len(seconds), n_lanes)))]
-    here = stay_here(dict(enumerate(seconds)), lanes, limit, elsewhere)
-    assert not here & elsewhere
-    assert sum(seconds[worker] for worker in here) <= limit
-    assert here in [frozenset(), frozenset(range(len(seconds))), *map(frozenset, lanes)]
-    if len(lanes) == 1 and not elsewhere and sum(seconds) <= min(limit, HANDOFF_S):
-        assert here == set(range(len(seconds)))
+    threads = [thread for at in range(n_threads) if (thread := list(range(at, len(seconds), n_threads)))]
+    inline = choose_inline(dict(enumerate(seconds)), threads, limit, elsewhere)
+    assert not inline & elsewhere
+    assert sum(seconds[worker] for worker in inline) <= limit
+    assert inline in [frozenset(), frozenset(range(len(seconds))), *map(frozenset, threads)]
+    if len(threads) == 1 and not elsewhere and sum(seconds) <= min(limit, HANDOFF_S):
+        assert inline == set(range(len(seconds)))
 
 
 def test_a_worker_that_hangs_keeps_its_thread_and_the_others_of_its_core_go_on(tiny_bundle) -> None:
@@ -63,11 +63,11 @@ def test_a_worker_that_hangs_keeps_its_thread_and_the_others_of_its_core_go_on(t
 
 
 def test_a_worker_that_was_slow_once_shares_its_core_again(tiny_bundle) -> None:
-    def lanes() -> int:
+    def threads() -> int:
         return sum(thread.name.startswith("workers-") for thread in threading.enumerate())
 
     async def test() -> None:
-        before = lanes()
+        before = threads()
         fault = parse_fault("0:delay=200ms,after=20,until=21")
         options = GatewayOptions(devices=(CORE,), inline_ms=0, patience=0, faults=(fault,))
         gateway = Gateway(Bundle.open(tiny_bundle), options)
@@ -76,10 +76,10 @@ def test_a_worker_that_was_slow_once_shares_its_core_again(tiny_bundle) -> None:
         most = 0
         for _ in range(20):
             await gateway.infer(inputs, wait="all")
-            most = max(most, lanes() - before)
+            most = max(most, threads() - before)
         assert most >= 2
         async with asyncio.timeout(30):
-            while lanes() - before != 1:
+            while threads() - before != 1:
                 await gateway.infer(inputs, wait="all")
         await gateway.stop(0)
 

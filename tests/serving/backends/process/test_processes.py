@@ -74,7 +74,7 @@ def broken(reply: Reply) -> set[int]:
     return {w for w, cause in reply.erasures.items() if cause in (Cause.DEAD, Cause.FAILED)}
 
 
-def process_of(gateway: Gateway, worker: int) -> _processes.Process:
+def process_of(gateway: Gateway, worker: int) -> _processes.WorkerProcess:
     backend = gateway._backend
     assert isinstance(backend, Backend)
     (process,) = (p for p in backend._processes if worker in [w.id for w in p.workers])

@@ -92,7 +92,7 @@ def test_several_gateways_take_turns_at_one_node(tiny_bundle: Path) -> None:
             gateways = [await stack.enter_async_context(a_gateway(tiny_bundle, *places, wait="all")) for _ in range(4)]
             asked = [gateway.infer(inputs(seed)) for seed in range(8) for gateway in gateways]
             for reply in await asyncio.gather(*asked):
-                assert reply.outcome.erasures == {}
+                assert reply.result.erasures == {}
 
     asyncio.run(test())
 
@@ -118,7 +118,7 @@ def test_two_tritons_and_a_node_answer_as_this_process_does(
             async with a_gateway(tiny_bundle, *places) as gateway:
                 for seed in range(100):
                     reply = await gateway.infer(inputs(seed), wait="all" if seed % 2 else None)
-                    assert reply.outcome.erasures == {}
+                    assert reply.result.erasures == {}
                     assert (reply.answer.class_id == local.predict_tensor(inputs(seed)).class_id).all()
 
     with run_triton(tmp_path / "models") as one, run_triton(tmp_path / "models") as two:
