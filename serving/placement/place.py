@@ -12,47 +12,46 @@ from sensai_serve.assignment import Assignment
 from sensai_serve.guarantees import ENUMERATE, survives
 
 STARTS = 8
-"""Placements that the local search begins with; the best end is taken."""
+"""Placements that the local search starts from; the best result is taken."""
 ROUNDS = 50
 """Passes of the local search; it stops at the first pass that improves nothing."""
 SEARCHED = 32
-"""Workers up to which there are several starts and swaps; past that greedy and moves must do."""
+"""Largest number of workers for several starts and for swaps; above it, one greedy start and moves only."""
 
 
 @dataclass(frozen=True)
 class Placement:
-    """One device for each worker, and what that promises."""
+    """One device for each worker, and the guarantees that follow."""
 
     device_of: tuple[int, ...]
-    """For each worker, the index of its device."""
+    """The index of each worker's device, by worker id."""
     n_devices: int
     losses_covered: int
-    """Any this many devices may be lost and every class still has a copy."""
+    """The number of devices, whichever they are, that can be lost and every class still has a copy."""
     surviving: tuple[tuple[int, ...], ...]
-    """Single devices, or larger sets up to `losses_covered` + 1, whose loss leaves every class a copy; cut off where
-    there are too many to list."""
+    """Sets of up to `losses_covered` + 1 devices whose loss leaves every class a copy; cut off where there are too many."""
     crowded: tuple[int, ...]
-    """Classes with two or more copies on one device."""
+    """Classes that have two or more copies on one device."""
     unavoidable: bool
-    """Crowding is forced: a class has more copies than there are devices."""
+    """Whether crowding is forced: some class has more copies than there are devices."""
 
     def workers_on(self, device: int) -> tuple[int, ...]:
-        """The workers of one device, ascending."""
+        """Return the workers of one device, ascending."""
         return tuple(w for w, d in enumerate(self.device_of) if d == device)
 
 
 def place(assignment: Assignment, n_devices: int, costs: Sequence[float] | None = None) -> Placement:
     """Spread workers over devices.
 
-    In this order: the copies of each class on different devices (two classes with two copies together are better than
-    one with three, which one device loss would take), as many device losses survived as can be, the work in balance.
-    From a few starts, the greedy one from the costliest worker among them, workers are moved and swapped while that
-    improves. The same arguments always give the same placement.
+    Three aims, the first weighs most: the copies of each class on different devices (two classes with two copies
+    together are better than one with three, which one device loss would take), many survived device losses, balanced
+    work. A local search moves and swaps workers while that improves, from a few starts; one is greedy, the costliest
+    worker first. The same arguments always give the same placement.
 
     Args:
         assignment: who covers what.
-        n_devices: how many there are, at least 1.
-        costs: of each worker, any unit, say MACs; all alike where None.
+        n_devices: the number of devices, at least 1.
+        costs: the cost of each worker in any unit, such as MACs; None if all cost the same.
     """
     n_workers = assignment.n_workers
     weights = [max(float(c), 1e-9) for c in costs] if costs is not None and any(costs) else [1.0] * n_workers
@@ -68,7 +67,7 @@ def place(assignment: Assignment, n_devices: int, costs: Sequence[float] | None 
         if best is None or state.cost() < best.cost():
             best = state
         if best.cost()[0] == 0:
-            break  # no two copies together: other starts cannot do better where it matters
+            break  # every class's copies are on different devices: other starts can only balance better
     assert best is not None
     return describe(assignment, tuple(best.device_of), n_devices)
 
@@ -81,11 +80,11 @@ def place_part(
     Args:
         assignment: who covers what.
         workers: the ids of the workers to place, each once.
-        n_devices: how many there are, at least 1.
-        costs: of each worker of the assignment, any unit; all alike where None.
+        n_devices: the number of devices, at least 1.
+        costs: the cost of each worker of the assignment, in any unit; None if all cost the same.
 
     Returns:
-        For each of these workers, the index of its device.
+        The index of each of these workers' device, by worker id.
     """
     number = {c: i for i, c in enumerate(sorted({c for worker in workers for c in assignment.rows[worker]}))}
     rows = tuple(tuple(number[c] for c in assignment.rows[worker]) for worker in workers)
@@ -95,7 +94,7 @@ def place_part(
 
 
 class _State:
-    """A placement under construction, its cost kept up to date."""
+    """A placement that is being searched, with its cost kept up to date."""
 
     def __init__(self, assignment: Assignment, n_devices: int, weights: Sequence[float]) -> None:
         self.rows = assignment.rows
@@ -155,12 +154,12 @@ class _State:
 
 
 def describe(assignment: Assignment, device_of: tuple[int, ...], n_devices: int) -> Placement:
-    """What a placement promises, whoever chose it.
+    """Compute the guarantees of a placement, whoever chose it.
 
     Args:
         assignment: who covers what.
-        device_of: for each worker, the index of its device.
-        n_devices: how many there are.
+        device_of: the index of each worker's device.
+        n_devices: the number of devices.
     """
     devices_of = [Counter(device_of[w] for w in workers) for workers in assignment.workers_of]
     covered = min(map(len, devices_of)) - 1

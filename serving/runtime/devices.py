@@ -21,22 +21,22 @@ from sensai_serve.errors import DeviceError
 from serving.runtime.endpoint import WorkerEndpoint
 
 _DEVICE = re.compile(r"cpu(?::(\d+))?|(cuda)(?::(\d+))?(\+graphs)?")
-# What onnxruntime's CUDA provider links to. Looked for before the provider is asked for, because asking in vain
-# prints errors to stderr and falls back silently.
+# Libraries that onnxruntime's CUDA provider links to. They are looked for first, because onnxruntime prints errors to
+# stderr and silently falls back to the CPU when one is missing.
 _CUDA_LIBRARIES = ("libcudart.so", "libcublas.so", "libcublasLt.so", "libcufft.so", "libcurand.so", "libcudnn.so")
 
 
 @dataclass(frozen=True)
 class Device:
-    """One place that runs subnets."""
+    """One place that runs subnets: a core, any core, a CUDA card, or a remote server."""
 
     kind: Literal["cpu", "cuda", "remote"]
     index: int | None = None
-    """For `cpu` the core that its threads are pinned to, None for any core; for `cuda` the card."""
+    """The core that a `cpu` device's threads are pinned to, None for any core; the card of a `cuda` device."""
     endpoint: WorkerEndpoint | None = None
-    """For `remote` the server."""
+    """The server of a `remote` device."""
     graphs: bool = False
-    """For `cuda`: record each network's run once, as a CUDA graph, and replay it."""
+    """Whether a `cuda` device records each network's run once, as a CUDA graph, and replays it."""
 
     def __str__(self) -> str:
         if self.endpoint is not None:
@@ -46,10 +46,10 @@ class Device:
 
 
 def parse_device(text: str) -> Device:
-    """A device by its name, whether this machine has it or not.
+    """Parse a device's name, whether this machine has the device or not.
 
     Raises:
-        DeviceError: not ``cpu``, ``cpu:CORE``, ``cuda:CARD`` or ``cuda:CARD+graphs``.
+        DeviceError: the text is not ``cpu``, ``cpu:CORE``, ``cuda:CARD`` or ``cuda:CARD+graphs``.
     """
     match = _DEVICE.fullmatch(text.strip())
     if match is None:
@@ -61,19 +61,19 @@ def parse_device(text: str) -> Device:
 
 
 def default_devices() -> tuple[Device, ...]:
-    """Every core that this process may run on."""
+    """Return one device for every core that this process may run on."""
     return tuple(Device("cpu", core) for core in sorted(os.sched_getaffinity(0)))
 
 
 def require(devices: Sequence[Device]) -> None:
-    """Check that this machine has these devices, before anything asks for them.
+    """Check that this machine has these devices.
 
     Raises:
-        DeviceError: the first one it does not have, and what it has.
+        DeviceError: this machine lacks one; the message says which, and what it has.
     """
     for device in devices:
         if device.kind == "remote":
-            raise DeviceError(f"device {device} is another server, expected --backend remote for it")
+            raise DeviceError(f"device {device} is on another machine, expected --backend remote for it")
         if device.kind == "cpu":
             cores = sorted(os.sched_getaffinity(0))
             if device.index is not None and device.index not in cores:
@@ -83,15 +83,15 @@ def require(devices: Sequence[Device]) -> None:
 
 
 def providers(device: Device) -> list[str | tuple[str, dict[str, Any]]]:
-    """The ONNX Runtime execution providers and their options for a device that `require` has let through."""
+    """Return ONNX Runtime's execution providers and their options for a device that `require` has accepted."""
     if device.kind == "cpu":
         return ["CPUExecutionProvider"]
     options: dict[str, Any] = {
         "device_id": device.index or 0,
-        "arena_extend_strategy": "kSameAsRequested",  # many small sessions share a card: none takes twice what it needs
+        "arena_extend_strategy": "kSameAsRequested",  # many small sessions share a card: none may take twice what it needs
         "cudnn_conv_algo_search": "EXHAUSTIVE",  # once per shape, for one input in the warm-up; later runs are faster
-        "do_copy_in_default_stream": "1",  # a copy that overtakes the run before it would change its input
-        "use_tf32": "0",  # ten bits of mantissa move scores by more than the golden check allows; fp16 is faster yet
+        "do_copy_in_default_stream": "1",  # a copy on another stream could overtake a run and change its input
+        "use_tf32": "0",  # its ten bits of mantissa move scores by more than the golden check allows
     }
     if device.graphs:
         options["enable_cuda_graph"] = "1"
@@ -100,12 +100,12 @@ def providers(device: Device) -> list[str | tuple[str, dict[str, Any]]]:
 
 @dataclass(frozen=True)
 class Threads:
-    """How ONNX Runtime runs one network on the CPU."""
+    """ONNX Runtime's threads for one network on the CPU."""
 
     count: int = 1
-    """1 where subnets run beside each other: more threads each would fight for the cores."""
+    """Intra-op threads. 1 is best where subnets run side by side: more would compete for the cores."""
     spinning: bool = False
-    """Threads that wait for work burn their core: faster, where nobody else wants it."""
+    """Whether threads busy-wait for work: faster, where nothing else needs the core."""
 
     def __str__(self) -> str:
         return f"{self.count}{' spinning' if self.spinning else ''}"
@@ -115,7 +115,7 @@ ONE_THREAD = Threads()
 
 
 def session_options(threads: Threads = ONE_THREAD) -> Any:
-    """Options for a session that answers one input at a time, quietly."""
+    """Return `onnxruntime.SessionOptions` for a session that answers one input at a time and logs errors only."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -129,7 +129,7 @@ def session_options(threads: Threads = ONE_THREAD) -> Any:
 
 @cache
 def missing_for_cuda(card: int) -> str | None:
-    """What this machine lacks to run on a CUDA card: None where nothing, else one phrase."""
+    """Say in one phrase what this machine lacks to run on a CUDA card; None if nothing."""
     import onnxruntime as ort
 
     if "CUDAExecutionProvider" not in ort.get_available_providers():
@@ -137,7 +137,7 @@ def missing_for_cuda(card: int) -> str | None:
     count = _cuda_cards()
     if card >= count:
         return f"this machine has {count or 'no'} CUDA device{'' if count == 1 else 's'} (driver {_driver()})"
-    ort.preload_dlls()  # finds the nvidia-* packages; silent about what it does not find
+    ort.preload_dlls()  # loads the libraries of the nvidia-* packages; says nothing of those it does not find
     for library in _CUDA_LIBRARIES:
         if not _loaded(library):
             return f"{library} is not installed, expected CUDA and cuDNN libraries (the nvidia-* packages bring them)"
@@ -145,7 +145,7 @@ def missing_for_cuda(card: int) -> str | None:
 
 
 def page_locked(array: npt.NDArray[np.float32]) -> bool:
-    """Lock an array's memory while it lives, so that a card copies from it directly; False where that fails."""
+    """Page-lock an array's memory while the array lives, so that a card copies from it directly; False if that fails."""
     if (library := _mapped("libcudart.so")) is None:
         return False
     cuda = ctypes.CDLL(library)
@@ -157,7 +157,7 @@ def page_locked(array: npt.NDArray[np.float32]) -> bool:
 
 
 def card_name(card: int) -> str:
-    """What a CUDA card calls itself; nothing where there is none."""
+    """Return a CUDA card's model name; empty if there is no such card."""
     if card >= _cuda_cards():
         return ""
     name = ctypes.create_string_buffer(100)
@@ -192,7 +192,7 @@ def _loaded(library: str) -> bool:
 
 
 def _mapped(library: str) -> str | None:
-    """The file of a library that is in this process; None where it is not."""
+    """Path of a library that is loaded in this process; None if it is not loaded."""
     try:
         lines = Path("/proc/self/maps").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Where a remote worker is reached: ``grpc://host:8001``, ``https://host:8000/model``; and what secures the way."""
+"""Where a remote worker is reached, such as ``grpc://host:8001`` or ``https://host:8000/model``, and its security."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ MAX_FILE_BYTES = 1024 * 1024
 
 @dataclass(frozen=True)
 class Security:
-    """How a caller and a node know each other. Paths of PEM files, read when a connection is made."""
+    """How a gateway and a node authenticate each other: paths of PEM files, read when a connection is made."""
 
     ca: Path | None = None
-    """Whose certificates are believed; the system's where None."""
+    """The certificate authority that is trusted; the system's authorities if None."""
     cert: Path | None = None
-    """Our own certificate, for mutual TLS."""
+    """This side's certificate, for mutual TLS."""
     key: Path | None = None
-    """Its private key."""
+    """The private key of `cert`."""
     token_file: Path | None = None
     """A file that holds the token that nodes ask for."""
 
@@ -32,10 +32,10 @@ class Security:
             raise InputError("a certificate and its key go together, expected both or neither")
 
     def token(self) -> str | None:
-        """The token; None where there is none.
+        """Read the token; None if no file is given.
 
         Raises:
-            InputError: a file that cannot be read, or holds no token.
+            InputError: the file cannot be read, or holds no token.
         """
         if self.token_file is None:
             return None
@@ -47,14 +47,14 @@ class Security:
 
 @dataclass(frozen=True)
 class WorkerEndpoint:
-    """One server that runs workers, and the model where its name is not the usual one."""
+    """A server that runs workers, and the name of the model if it is not the usual one."""
 
     scheme: Scheme
     host: str
     """A name or an address; an IPv6 address without its brackets."""
     port: int
     model: str = ""
-    """What the one worker here is called; empty for the name that `sensai_serve.remote.model_name` gives it."""
+    """The model of the one worker there; empty for the name that `sensai_serve.remote.model_name` gives."""
     security: Security = Security()
 
     @property
@@ -64,7 +64,7 @@ class WorkerEndpoint:
 
     @property
     def encrypted(self) -> bool:
-        """Whether TLS is spoken."""
+        """Whether the connection uses TLS."""
         return self.scheme in ("grpcs", "https")
 
     @property
@@ -77,10 +77,10 @@ class WorkerEndpoint:
 
 
 def parse_endpoint(url: str, security: Security) -> WorkerEndpoint:
-    """An endpoint by its URL.
+    """Parse the URL of a server that runs workers.
 
     Raises:
-        InputError: no URL of a server that runs workers.
+        InputError: the text is not such a URL.
     """
     match = _URL.fullmatch(url)
     if match is None or not 0 < int(match[3]) < 65536:
@@ -91,10 +91,10 @@ def parse_endpoint(url: str, security: Security) -> WorkerEndpoint:
 
 
 def read(path: Path) -> bytes:
-    """A small file's bytes.
+    """Read a small file, at most `MAX_FILE_BYTES` of it.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: the file cannot be read.
     """
     try:
         with path.open("rb") as file:

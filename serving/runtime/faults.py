@@ -2,17 +2,16 @@
 
 A spec is ``WORKERS:FAULT[,FAULT...]``; WORKERS is one id, several as ``0+4``, or ``*``. Faults:
 
-    delay=50ms        every run takes so much longer; also s and us
+    delay=50ms        every run takes this much longer; units are s, ms and us
     delay=exp(20ms)   exponentially distributed with that mean
     drop=0.1          a run fails with that probability
     crash=0.01        the process dies with that probability (in-process: the run fails)
     hang=0.01         a run never ends with that probability
-    oom=0.01          a run takes memory until its process is killed, with that probability (in-process: it fails)
+    oom=0.01          a run takes memory until its process is killed, with that probability (in-process: the run fails)
     random            uniformly random scores
-    nan               scores that are no numbers
-    after=40          all of it only after so many runs, those of the golden check among them; a server begins after the
-                      golden check where nothing is said
-    until=90          ... and only up to that one
+    nan               scores that are NaN
+    after=40          the faults begin after the worker's 40th run; by default a server's begin after the golden check
+    until=90          the faults end after the worker's 90th run
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from sensai_serve.errors import InputError, WorkerError
 
 _UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 _OOM_STEP, _OOM_STEPS = 8 << 20, 64
-"""Bytes that a run takes at a time, and how often: 512 MiB in all."""
+"""Bytes that an `oom` fault takes at a time, and how many times: 512 MiB in all."""
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(us|ms|s)")
 
 
@@ -47,12 +46,12 @@ class Runnable(Protocol):
 
 @dataclass(frozen=True)
 class Fault:
-    """What goes wrong at some workers."""
+    """What goes wrong on purpose, at which workers."""
 
     spec: str
-    """As it was given."""
+    """The text that the fault was parsed from."""
     workers: frozenset[int] | None
-    """None for all."""
+    """Ids of the workers that have the fault; None for all."""
     delay_s: float = 0.0
     exponential: bool = False
     drop: float = 0.0
@@ -60,7 +59,7 @@ class Fault:
     hang: float = 0.0
     oom: float = 0.0
     scores: str = ""
-    """``random``, ``nan``, or nothing for the true ones."""
+    """``random`` or ``nan``; empty for the subnet's own scores."""
     after: int | None = None
     until: float = float("inf")
     """The fault shows in runs `after` + 1 to `until`, counted per worker without its warm-up."""
@@ -73,15 +72,15 @@ class Fault:
         return self.workers is None or worker in self.workers
 
     def starting_after(self, runs: int) -> Fault:
-        """The fault, from that run on where it does not say itself."""
+        """Return the fault with `after` set to this number of runs, unless it is set already."""
         return self if self.after is not None else parse_fault(f"{self.spec},after={runs}")
 
 
 def parse_fault(spec: str) -> Fault:
-    """Read one ``--fault``.
+    """Parse one ``--fault``; see the module for its syntax.
 
     Raises:
-        InputError: what is wrong with it, and an example of a right one.
+        InputError: the text is no fault; the message says why and gives an example.
     """
     head, _, rest = spec.partition(":")
     try:
@@ -109,7 +108,14 @@ def parse_fault(spec: str) -> Fault:
 
 
 def with_faults(session: Runnable, worker: int, faults: Sequence[Fault], *, own_process: bool) -> Runnable:
-    """The session itself where no fault concerns the worker, else one that shows the faults."""
+    """Wrap a session in the faults that concern the worker; the session itself if none does.
+
+    Args:
+        session: what runs the worker's subnet.
+        worker: its id.
+        faults: the faults of all workers.
+        own_process: whether a crash may end the process, which is then the worker's own.
+    """
     for fault in faults:
         if fault.concerns(worker):
             session = _Faulty(session, fault, own_process)
@@ -152,7 +158,7 @@ class _Faulty:
             raise MemoryError
         taken = [np.ones(_OOM_STEP, np.uint8) for _ in range(_OOM_STEPS)]
         del taken
-        os.kill(os.getpid(), signal.SIGKILL)  # nothing limits it, and the machine's memory is not ours to fill
+        os.kill(os.getpid(), signal.SIGKILL)  # no limit was reached: end here and do not fill the machine's memory
 
 
 def _duration(text: str) -> float:

@@ -1,7 +1,8 @@
-"""How one ONNX Runtime session is run: as it is, or through memory that is bound to it once.
+"""How one ONNX Runtime session is run: directly, or through memory that is bound to it once.
 
 Every session has one runner. A CUDA graph is a recording of one run, replayed at the same addresses. It needs the
-buffers of `BoundRunner` and belongs to the thread that recorded it: a worker's thread calls `warm` before its first task.
+buffers of `BoundRunner` and belongs to the thread that recorded it, so a worker's thread calls `warm` before it runs
+anything.
 """
 
 from __future__ import annotations
@@ -20,30 +21,30 @@ Floats = npt.NDArray[np.float32]
 OUTPUT = "scores"
 WARM_UP_RUNS = 3
 COPIED_BYTES = 16 * 1024
-"""An input on the CPU that is no larger is copied into the bound buffer: cheaper than to hand a session a new one."""
+"""The largest CPU input that is copied into the bound buffer: below it a copy costs less than passing a new array."""
 
 
 class Runner(Protocol):
     """Runs one network."""
 
     def run(self, inputs: Floats) -> Floats:
-        """FP32 [N, *shape] to FP32 [N, k], in an array that is the caller's; safe from any thread."""
+        """FP32 [N, *shape] to FP32 [N, k], in an array that the caller owns; safe on any thread."""
 
     def warm(self) -> None:
         """Run a few times on the calling thread, so that its next run is as fast as any."""
 
 
 class PlainRunner:
-    """Hands every input to the session: for inputs of any size, from several threads at a time."""
+    """Passes every input to the session directly: inputs of any size, several threads at a time."""
 
     def __init__(self, session: Any, input_name: str, shape: Sequence[int], options: Any = None) -> None:
         """Take over a session.
 
         Args:
-            session: of ONNX Runtime.
-            input_name: of its one input.
-            shape: of one input, without the batch axis.
-            options: of each run.
+            session: an `onnxruntime.InferenceSession`.
+            input_name: the name of its one input.
+            shape: the shape of one input, without the batch axis.
+            options: `onnxruntime.RunOptions` for every run; None for the defaults.
         """
         self._session = session
         self._name = input_name
@@ -68,10 +69,10 @@ class BoundRunner:
         """Bind buffers to a session, on the device that it runs on, and run it once to learn the scores' shape.
 
         Args:
-            session: of ONNX Runtime.
+            session: an `onnxruntime.InferenceSession`.
             device: where it runs.
-            input_name: of its one input.
-            shape: of one input, without the batch axis.
+            input_name: the name of its one input.
+            shape: the shape of one input, without the batch axis.
         """
         import onnxruntime as ort
 
@@ -89,7 +90,7 @@ class BoundRunner:
             place = ("cuda", device.index or 0)
             self._input = ort.OrtValue.ortvalue_from_numpy(self._host, *place)
             self._output = ort.OrtValue.ortvalue_from_numpy(scores, *place)
-        else:  # they share the arrays' memory
+        else:  # OrtValues on the CPU share the memory of these arrays
             self._scores = scores.copy()
             self._input = ort.OrtValue.ortvalue_from_numpy(self._host)
             self._output = ort.OrtValue.ortvalue_from_numpy(self._scores)
@@ -98,7 +99,7 @@ class BoundRunner:
         self._binding.bind_ortvalue_output(OUTPUT, self._output)
 
     def run(self, inputs: Floats) -> Floats:
-        """See `Runner`. Where a card is busy it waits its turn: two runs at a time would break a CUDA graph."""
+        """See `Runner`. Runs on a card take turns: two at a time would break a CUDA graph."""
         if self._on_card:
             with self._busy:
                 return self._through_card(inputs) if inputs.shape == self._shape else self._plain.run(inputs)
@@ -119,13 +120,13 @@ class BoundRunner:
         return scores
 
     def warm(self) -> None:
-        """See `Runner`. The first of these runs on a thread records the graph, where there is one."""
+        """See `Runner`. The first run on a thread records the CUDA graph, if there is one."""
         for _ in range(WARM_UP_RUNS):
             self.run(np.zeros(self._shape, np.float32))
 
 
 def runner_of(session: Any, device: Device, input_name: str, shape: Sequence[int]) -> Runner:
-    """The runner that is fastest for a session on its device."""
+    """Choose the fastest runner for a session on its device; arguments as of `BoundRunner`."""
     if device.kind == "cuda" or 4 * int(np.prod(shape)) <= COPIED_BYTES:
         return BoundRunner(session, device, input_name, shape)
     return PlainRunner(session, input_name, shape)

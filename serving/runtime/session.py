@@ -30,17 +30,17 @@ class Session:
         """Open the network and run it a few times.
 
         Args:
-            data: the ONNX file.
-            device: where it runs; `serving.runtime.devices.require` has let it through. Where a CUDA graph was asked
-                for and cannot be had, the network runs without one, and the log says why.
-            input_name: of its one input.
-            shape: of one input, without the batch axis.
-            what: its name in errors.
-            threads: on the CPU.
+            data: the bytes of the ONNX file.
+            device: where it runs; already checked by `serving.runtime.devices.require`. If a CUDA graph is asked for
+                and cannot be recorded, the network runs without one, and a warning in the log says why.
+            input_name: the name of its one input.
+            shape: the shape of one input, without the batch axis.
+            what: what errors call this network.
+            threads: ONNX Runtime's threads, if it runs on the CPU.
 
         Raises:
-            BundleError: no network that ONNX Runtime can run.
-            DeviceError: it runs somewhere else than it was told to.
+            BundleError: ONNX Runtime cannot run the network.
+            DeviceError: ONNX Runtime chose another device.
         """
         try:
             try:
@@ -59,17 +59,17 @@ class Session:
 
     @classmethod
     def of_worker(cls, bundle: Bundle, worker: int, device: Device, threads: Threads = ONE_THREAD) -> Session:
-        """The subnet of one worker. Raises as the constructor, and as `Bundle.subnet`."""
+        """Open the subnet of one worker. Raises what the constructor and `Bundle.subnet` raise."""
         spec = bundle.manifest.input
         what = f"{bundle.path}: {bundle.manifest.subnets[worker].file}"
         return cls(bundle.subnet(worker), device, spec.name, spec.shape, what, threads)
 
     def run(self, inputs: Floats) -> Floats:
-        """FP32 [N, *shape] to FP32 [N, k]. From any thread; fastest from the one that `warm` was called on."""
+        """Run FP32 [N, *shape] to FP32 [N, k]. Safe on any thread; fastest on the one that called `warm`."""
         return self.runner.run(inputs)
 
     def warm(self) -> None:
-        """Run a few times on the calling thread: a CUDA graph belongs to the thread that it was recorded on."""
+        """Run a few times on the calling thread, which records the CUDA graph if there is one."""
         self.runner.warm()
 
 
@@ -78,7 +78,7 @@ def _open(data: bytes, device: Device, input_name: str, shape: Sequence[int], th
 
     wanted = providers(device)
     session: Any = ort.InferenceSession(data, session_options(threads), providers=wanted)
-    session.disable_fallback()  # a card that fails is a worker that fails, not one that is suddenly slow
+    session.disable_fallback()  # a failing card must fail the worker, not make it slow on the CPU
     first = wanted[0] if isinstance(wanted[0], str) else wanted[0][0]
     if session.get_providers()[0] != first:
         raise DeviceError(f"runs on {session.get_providers()[0]}, expected {first}")

@@ -64,8 +64,8 @@ def test_the_last_live_worker_of_a_class_stays() -> None:
     assert health.admitted() == [0, 1, 2, 3]
     coded = live(Health(cyclic(3, (0, 1)), eject=True))
     coded.went_down(0)
-    coded.judged(1, sound=False)
-    coded.judged(2, sound=False)
+    coded.record_judgement(1, sound=False)
+    coded.record_judgement(2, sound=False)
     assert coded.covered
 
 
