@@ -1,4 +1,4 @@
-"""Who may go to the workers: bounded, in the order of arrival.
+"""The queue in front of the workers: bounded, first come, first served.
 
 A worker has `HOLDS` open tasks at most, so that many requests are with the workers at a time. The others wait here,
 first come, first served; past the bound they are refused at once.
@@ -13,13 +13,13 @@ from serving.backends import HOLDS
 
 
 class Admission:
-    """The line in front of one model's workers. All calls from the event loop's thread."""
+    """The queue in front of one model's workers. All calls on the event loop's thread."""
 
     def __init__(self, max_in_flight: int) -> None:
-        """An empty line.
+        """Start empty.
 
         Args:
-            max_in_flight: requests that may be at the workers or in line.
+            max_in_flight: the most requests at the workers and in the queue together.
         """
         self.max_in_flight = max_in_flight
         self.in_flight = 0
@@ -30,11 +30,11 @@ class Admission:
 
     @property
     def waiting(self) -> int:
-        """Requests in line."""
+        """The number of requests in the queue."""
         return len(self._line)
 
     def enter(self) -> bool:
-        """Take one request in; False where there is no room. `leave` must follow."""
+        """Admit one request, which must `leave` when it is over; False if there is no room."""
         if self.in_flight >= self.max_in_flight:
             return False
         self.in_flight += 1
@@ -42,30 +42,30 @@ class Admission:
         return True
 
     def leave(self) -> None:
-        """A request that was taken in is over."""
+        """End one admitted request."""
         self.in_flight -= 1
         if not self.in_flight:
             self._idle.set()
 
     async def drained(self) -> None:
-        """Until no request is left."""
+        """Wait until no admitted request is left."""
         await self._idle.wait()
 
     def turn_now(self) -> bool:
-        """Take a place at the workers if one is free; then `release` must follow."""
+        """Take a place at the workers, which must be released; False if none is free."""
         if self._at_workers >= HOLDS:
             return False
         self._at_workers += 1
         return True
 
     async def turn(self, expires: float | None) -> bool:
-        """Wait for a place at the workers; `release` must follow.
+        """Wait for a place at the workers, which must be released.
 
         Args:
-            expires: the loop's time after which nobody wants it any more.
+            expires: the event loop's time, in seconds, at which to give up; None for never.
 
         Returns:
-            False where that time came first; then there is nothing to release.
+            False if that time came first; then there is no place to release.
         """
         if self.turn_now():
             return True
@@ -77,7 +77,7 @@ class Admission:
             return await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled() and turn.result():
-                self.release()  # the place was handed over in the moment in which nobody wanted it any more
+                self.release()  # the place was handed over just before the cancellation
             elif turn in self._line:
                 self._line.remove(turn)
             raise
@@ -86,7 +86,7 @@ class Admission:
                 timer.cancel()
 
     def release(self) -> None:
-        """Hand the place to the next in line, so that nobody who comes later can take it."""
+        """Hand a place to the first in the queue, so that no later request can take it, or free it."""
         while self._line:
             turn = self._line.popleft()
             if not turn.done():

@@ -1,4 +1,4 @@
-"""One request on its way through the workers, and what became of it."""
+"""One request at the workers: its inputs go out, copies come in, and it ends with one result."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from serving.backends import Cause, Scores
 
 
 class Arrival(NamedTuple):
-    """One worker's copies."""
+    """One worker's copies, and how long they took."""
 
     scores: Scores
     run_s: float
-    """Time inside the subnet."""
+    """Seconds inside the subnet."""
     elapsed_s: float
-    """Time from hand-over to here: the queue and the run."""
+    """Seconds from the hand-over to the arrival: the wait for the worker, and the run."""
 
 
 @dataclass(slots=True)
@@ -33,22 +33,24 @@ class FanOutResult:
     inputs: npt.NDArray[np.float32]
     answer: Answer
     uncovered: tuple[int, ...]
-    """Classes none of whose copies came or will come."""
+    """Classes without any copy, arrived or awaited."""
     arrivals: dict[int, Arrival]
-    """Of the workers that came in time."""
+    """The copies that came in time, by worker."""
     erasures: dict[int, Cause]
+    """Why each other worker was not waited for."""
     elapsed_s: float
+    """Seconds from the hand-over until the answer was decided."""
 
     @property
     def queue_s(self) -> float:
-        """Seconds from hand-over until the last of the arrived workers began; all of them where none arrived."""
+        """Seconds from the hand-over until the last worker that arrived began its run; `elapsed_s` if none arrived."""
         return max((a.elapsed_s - a.run_s for a in self.arrivals.values()), default=self.elapsed_s)
 
 
 class FanOut:
-    """A request's inputs and its collector, filled by worker threads, finished once.
+    """A request at the workers: a `serving.backends.Task` whose copies worker threads add, and which finishes once.
 
-    Workers that run on the event loop's own thread finish it before anybody waits; only then is there no future.
+    Inline workers finish it before `wait` is called; no future is made then.
     """
 
     __slots__ = ("_arrivals", "_collector", "_erasures", "_future", "_impatient", "_lock", "_on_late", "_started",
@@ -64,14 +66,14 @@ class FanOut:
 
         Args:
             inputs: FP32 [N, *shape].
-            collector: where copies go.
-            on_late: told of copies that come after the answer, on the worker's thread.
+            collector: merges the copies.
+            on_late: called, on the worker's thread, with each arrival that comes after the answer.
         """
         self.inputs = inputs
         self.closed = False
         self.expires: float | None = None
         self.result: FanOutResult | None = None
-        """What became of it; None while it is waited for."""
+        """None until the fan-out has finished."""
         self._collector = collector
         self._future: Future[FanOutResult] | None = None
         self._lock = threading.Lock()
@@ -83,11 +85,11 @@ class FanOut:
 
     @property
     def answer(self) -> Answer | None:
-        """The merged answer; None while it is waited for, and where nobody waited to the end."""
+        """The merged answer; None until the fan-out has finished."""
         return None if self.result is None else self.result.answer
 
     def wait(self) -> Future[FanOutResult]:
-        """Resolves to the result. Called once, on the event loop's thread."""
+        """Return a future of the result. Called once at most, on the event loop's thread."""
         future: Future[FanOutResult] = get_running_loop().create_future()
         with self._lock:
             self._future = future
@@ -104,7 +106,7 @@ class FanOut:
                     self._arrivals[worker] = arrival
                 else:
                     self._erasures[worker] = Cause.INVALID
-                self._look()
+                self._check()
                 return
         self._on_late(self, worker, arrival)
 
@@ -114,26 +116,26 @@ class FanOut:
             if not self.closed:
                 self._erasures[worker] = cause
                 self._collector.erase(worker)
-                self._look()
+                self._check()
 
     def expire(self, cause: Cause) -> None:
-        """Nothing more is waited for, whatever is missing."""
+        """Finish now; copies that are missing become erasures of this cause."""
         with self._lock:
             if not self.closed:
                 self._give_up(cause)
 
     def lose_patience(self) -> None:
-        """Stragglers are given up as soon as no class depends on them."""
+        """From now on finish as soon as every class has enough copies without the stragglers."""
         with self._lock:
             self._impatient = True
             if not self.closed:
-                self._look()
+                self._check()
 
     def abandon(self) -> None:
-        """Nobody wants the answer any more; workers drop the task."""
+        """Close without a result: workers drop the task."""
         self.closed = True
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         if self._collector.done:
             self._close()
         elif self._impatient and self._collector.can_spare_the_rest:
@@ -162,18 +164,23 @@ class FanOut:
 
 
 class Probe:
-    """A task for one worker, outside any request: to see whether it works, and how fast."""
+    """A task for one worker, outside any request, that shows whether the worker is sound and how fast it is."""
 
     closed = False
     expires: float | None = None
 
     def __init__(self, inputs: npt.NDArray[np.float32], loop: AbstractEventLoop) -> None:
-        """Make a probe of FP32 [N, *shape]."""
+        """Start the clock.
+
+        Args:
+            inputs: FP32 [N, *shape].
+            loop: the event loop that `arrival` belongs to.
+        """
         self.inputs = inputs
         self._loop = loop
         self._started = time.perf_counter()
         self.arrival: Future[Arrival | None] = loop.create_future()
-        """Resolves to None where the worker failed."""
+        """The worker's copies; None if the worker failed."""
 
     def deliver(self, worker: int, scores: Scores, seconds: float) -> None:
         """See `Task`."""

@@ -1,4 +1,4 @@
-"""One served model: admit a request, fan it out, wait as long as the wait says, answer.
+"""One served model: admit a request, fan it out, wait for as many copies as asked, answer.
 
 validate -> admit -> fan out -> collect until decided, out of patience, or out of time -> merge
 """
@@ -32,14 +32,14 @@ from serving.runtime.session import Session
 
 
 class Gateway:
-    """One bundle, served. `start` before the first `infer`, `stop` after the last; all on one event loop."""
+    """Serves one bundle. Call `start` before the first `infer` and `stop` after the last; all on one event loop."""
 
     def __init__(self, bundle: Bundle, options: GatewayOptions, *, version: str = "1") -> None:
         """Place the workers; nothing is loaded yet.
 
         Raises:
-            BundleError: `reference` is to answer for missing classes, and the bundle has none.
-            InputError: a worker is to run nowhere, or in two places.
+            BundleError: the reference network is to answer for missing classes, and the bundle has none.
+            InputError: the worker map leaves a worker out, or names it twice.
         """
         if options.on_missing == "reference" and bundle.manifest.reference is None:
             raise BundleError(f"{bundle.path} has no reference network to answer for missing classes")
@@ -67,24 +67,24 @@ class Gateway:
 
     @property
     def ready(self) -> bool:
-        """Every class has a live, checked worker, and the model is not stopping."""
+        """Whether every class has a live, checked worker and the model is not stopping."""
         return self._supervisor is not None and self._supervisor.health.covered and not self._stopping
 
     @property
     def counters(self) -> Counters:
-        """What has been done, up to the last reply."""
+        """Counts of what the model has done, up to the last reply."""
         self._deferred.flush()
         return self._counters
 
     @property
     def workers(self) -> list[WorkerHealth]:
-        """What is known of each worker; nothing before `start`."""
+        """The health of each worker, by id; empty before `start`."""
         self._deferred.flush()
         return [] if self._supervisor is None else self._supervisor.health.workers
 
     @property
     def late_copies(self) -> int:
-        """Copies that came after their request's answer."""
+        """The number of workers' arrivals that came after their request's answer."""
         self._deferred.flush()
         return 0 if self._supervisor is None else self._supervisor.late_copies
 
@@ -92,8 +92,8 @@ class Gateway:
         """Load, warm and check every worker.
 
         Raises:
-            BundleError: damaged, cannot be run, or its answers to the golden samples are wrong.
-            DeviceError: a device that this machine does not have.
+            BundleError: the bundle is damaged, cannot be run, or gives wrong answers to its golden samples.
+            DeviceError: this machine lacks a device.
         """
         options = self.options
         supervisor = Supervisor(self.bundle, self.plan, eject=options.patience > 0)
@@ -108,7 +108,7 @@ class Gateway:
                 on_up=supervisor.up,
                 on_down=supervisor.down,
                 threads=options.onnx_threads,
-                inline_s=options.inline_s,
+                inqueued_s=options.inqueued_s,
                 processes=options.processes,
             )
         )
@@ -123,11 +123,11 @@ class Gateway:
         self._backend, self._supervisor = backend, supervisor
 
     async def stop(self, drain_s: float = 10.0, *, successor: Gateway | None = None) -> None:
-        """Refuse new requests, let those in flight finish for at most `drain_s` seconds, end the workers.
+        """Refuse new requests, let those in flight finish, end the workers.
 
         Args:
-            drain_s: seconds.
-            successor: who answers requests that still come here, where the model has been replaced.
+            drain_s: the longest time that requests in flight may take to finish, in seconds.
+            successor: the model that replaces this one and answers requests that still come here.
         """
         self._successor = successor
         self._stopping = True
@@ -145,14 +145,14 @@ class Gateway:
 
         Args:
             inputs: FP32 [N, *shape], C-contiguous, normalised.
-            wait: what to wait for; the server's setting where None.
-            timeout_s: seconds from now after which nothing more is waited for; the server's setting where None.
+            wait: what to wait for; None for the server's setting.
+            timeout_s: seconds from now after which missing copies are erasures; None for the server's setting.
 
         Raises:
-            RequestError: a shape or a wait that does not exist.
-            NotReadyError: not started, or stopping.
+            RequestError: the shape is not the model's, or there is no such wait.
+            NotReadyError: the model has not started, or is stopping.
             OverloadedError: `max_in_flight` requests are being answered.
-            UncoveredError: a class has no copy left, and that is refused.
+            UncoveredError: a class has no copy left, and `on_missing` is ``refuse``.
         """
         reply = self.begin(inputs, wait=wait, timeout_s=timeout_s)
         if is_pending(reply):
@@ -184,8 +184,8 @@ class Gateway:
             raise OverloadedError(
                 f"model {self.name} has {self.admission.in_flight} requests in flight, the most it takes"
             )
-        deadline_s = options.deadline_s if timeout_s is None else timeout_s
-        expires = None if deadline_s is None else asyncio.get_running_loop().time() + deadline_s
+        deadqueued_s = options.deadqueued_s if timeout_s is None else timeout_s
+        expires = None if deadqueued_s is None else asyncio.get_running_loop().time() + deadqueued_s
         if not self.admission.turn_now():
             return self._queue(inputs, waits, expires)
         fan_out = self._submit(inputs, waits, expires)
@@ -196,7 +196,7 @@ class Gateway:
         return self._reply(fan_out.result, 0.0)
 
     async def _queue(self, inputs: npt.NDArray[np.float32], wait: Wait, expires: float | None) -> Reply:
-        """Stand in line, then go to the workers."""
+        """Wait in the queue, then go to the workers."""
         try:
             admitted = perf_counter()
             placed = await self.admission.turn(expires)
@@ -207,7 +207,7 @@ class Gateway:
             return await self._finish(self._submit(inputs, wait, expires), perf_counter() - admitted)
         self.admission.leave()
         fan_out = self._new_fan_out(inputs, wait)
-        fan_out.expire(Cause.DEADLINE)  # it never came to the workers: every copy is an erasure
+        fan_out.expire(Cause.DEADLINE)  # it never reached the workers: every copy is an erasure
         assert fan_out.result is not None
         return await self._answered(fan_out.result, perf_counter() - admitted)
 
@@ -216,7 +216,7 @@ class Gateway:
         return FanOut(inputs, self.plan.collect(len(inputs), wait), self._supervisor.late)
 
     def _submit(self, inputs: npt.NDArray[np.float32], wait: Wait, expires: float | None) -> FanOut:
-        """Fan a request out. It has its place at the workers."""
+        """Fan a request out that has its place at the workers."""
         assert self._backend is not None
         assert self._supervisor is not None
         fan_out = self._new_fan_out(inputs, wait)
@@ -226,8 +226,8 @@ class Gateway:
         self._backend.submit(fan_out, self._supervisor.health.admitted())
         return fan_out
 
-    async def _finish(self, fan_out: FanOut, line_s: float) -> Reply:
-        """Wait for what was fanned out, and leave."""
+    async def _finish(self, fan_out: FanOut, queued_s: float) -> Reply:
+        """Wait for the fan-out to finish, then give up its place and its admission."""
         assert self._supervisor is not None
         loop, typical_s = asyncio.get_running_loop(), self._supervisor.health.typical_s
         timers = []
@@ -243,20 +243,24 @@ class Gateway:
                 for timer in timers:
                     timer.cancel()
                 self.admission.release()
-            return await self._answered(result, line_s)
+            return await self._answered(result, queued_s)
         finally:
             self.admission.leave()
 
-    async def _answered(self, result: FanOutResult, line_s: float) -> Reply:
+    async def _answered(self, result: FanOutResult, queued_s: float) -> Reply:
         if not result.uncovered or self._reference is None:
-            return self._reply(result, line_s)
+            return self._reply(result, queued_s)
         self._deferred.add(result)
         answer = by_reference(result.answer, await asyncio.to_thread(self._reference.run, result.inputs))
         self._counters.degraded += 1
-        return self._counted(answer, result, line_s, unelected=False)  # nobody votes where the reference answers
+        return self._counted(answer, result, queued_s, unelected=False)  # the reference network casts no votes
 
-    def _reply(self, result: FanOutResult, line_s: float) -> Reply:
-        """What the workers say. Raises UncoveredError."""
+    def _reply(self, result: FanOutResult, queued_s: float) -> Reply:
+        """Reply with the merged answer.
+
+        Raises:
+            UncoveredError: a class has no copy left, and `on_missing` is ``refuse``.
+        """
         self._deferred.add(result)
         answer = result.answer
         if result.uncovered:
@@ -265,15 +269,15 @@ class Gateway:
                 raise uncovered(result, self.manifest.labels)
             self._counters.degraded += 1
             answer = answer.with_rows(answer.rows, degraded=True)
-        return self._counted(answer, result, line_s, unelected=self.options.abstain_unelected)
+        return self._counted(answer, result, queued_s, unelected=self.options.abstain_unelected)
 
-    def _counted(self, answer: Answer, result: FanOutResult, line_s: float, *, unelected: bool) -> Reply:
+    def _counted(self, answer: Answer, result: FanOutResult, queued_s: float, *, unelected: bool) -> Reply:
         margin = self.options.abstain_margin
         if (unelected and not answer.elected) or margin:
             answer = answer.abstaining(unelected=unelected, margin=margin)
             self._counters.abstained += bool((answer.class_id < 0).any())
         self._counters.succeeded += 1
-        return Reply(answer, result, line_s)
+        return Reply(answer, result, queued_s)
 
     def _record(self, results: list[FanOutResult]) -> None:
         assert self._supervisor is not None

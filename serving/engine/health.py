@@ -1,6 +1,6 @@
-"""How each worker is doing: how long it takes, whether it is waited for, and whether it can be believed.
+"""How each worker is doing: how long it takes, whether requests wait for it, and whether its scores are right.
 
-    starting -> live <-> ejected (a straggler, or its runs fail: probed, taken back when it is fast and sound)
+    starting -> live <-> ejected (a straggler, or its runs fail: probed, and live again when fast and sound)
                 live ->  quarantined (it disagreed with the others, and its scores were not its subnet's)
                 any  ->  dead (its thread or process is gone) -> starting
 
@@ -22,28 +22,28 @@ from serving.backends import Scores
 SMOOTHING = 0.1
 """Weight of the newest sample in a latency estimate."""
 SLOW_FACTOR = 3.0
-"""A worker is a straggler when its estimate is more than this many times the median worker's."""
+"""A worker is slow in a request when it takes more than this many times what the median worker takes."""
 SLOW_SAMPLES = 8
-"""... in this many requests running."""
+"""A worker is ejected when it was slow in this many requests in a row."""
 FLOOR_S = 0.002
-"""... and by at least this many seconds: below it the scheduler's noise would decide."""
+"""Seconds that every limit on a worker's time allows for the noise of the scheduler."""
 FAILED_RUNS = 8
-"""A worker is ejected, whatever depends on it, when so many runs in a row gave no usable scores."""
+"""A worker is ejected, whatever depends on it, when this many runs in a row gave no usable scores."""
 RECOVERED_PROBES = 3
-"""Fast probes in a row that bring an ejected worker back."""
+"""An ejected worker is live again after this many fast probes in a row."""
 BASE_RATE = 0.05
-"""Disagreement rate that a worker is taken to have before anything is known of it."""
+"""The disagreement rate that is assumed of a worker at first."""
 BASE_WEIGHT = 50
-"""... worth so many copies."""
+"""The number of copies that the assumed rate counts for."""
 FORGETTING = 0.999
-"""What the books of one request weigh when the next one's are written."""
+"""Factor on a worker's counts of copies and disagreements at each request: old ones count less."""
 EVIDENCE = math.log(1e6)
 """Log likelihood ratio, wrong against sound, that makes a worker suspect; doubled each time it is found sound."""
 MAX_DOUBLINGS = 3
 
 
 class State(StrEnum):
-    """What a worker is."""
+    """The state of a worker; see the module."""
 
     STARTING = "starting"
     LIVE = "live"
@@ -58,68 +58,76 @@ class WorkerHealth:
 
     state: State = State.STARTING
     latency_s: float | None = None
-    """Estimate of the time from hand-over to scores, in seconds; None before the first."""
+    """Estimate of the seconds from hand-over to scores; None before the first scores."""
     restarts: int = -1
-    """Times it came up after the first."""
+    """How often it came up again; -1 before it came up at all."""
     slow: int = 0
-    """Requests in a row in which it was a straggler."""
+    """Requests in a row in which it was slow."""
     fast_probes: int = 0
+    """Fast, sound probes in a row."""
     copies: float = BASE_WEIGHT
+    """Copies that were compared with others, weighted by `FORGETTING`."""
     disagreed: float = BASE_RATE * BASE_WEIGHT
+    """How many of `copies` voted against the majority."""
     evidence: float = 0.0
     """Log likelihood ratio that it is wrong, never below 0 (a CUSUM test)."""
     cleared: int = 0
-    """Times that it was suspect and its scores were found to be its subnet's."""
+    """How often it was suspect and its scores were found to be its subnet's."""
     ejections: int = 0
+    """How often it was ejected."""
 
 
 class Health:
-    """The workers of one model. All calls from the event loop's thread."""
+    """The health of one model's workers. All calls on the event loop's thread."""
 
     def __init__(self, assignment: Assignment, *, eject: bool) -> None:
-        """All workers starting.
+        """Every worker is starting.
 
         Args:
             assignment: who covers what.
-            eject: whether stragglers are ejected; without patience every copy is waited for.
+            eject: whether stragglers are ejected; False where every copy is waited for.
         """
         self.workers = [WorkerHealth() for _ in range(assignment.n_workers)]
         self.typical_s: float | None = None
-        """How long the slowest healthy worker takes, in seconds; None before anything is known."""
+        """Seconds that the slowest healthy worker takes; None before any latency is known."""
         self._failed: dict[int, int] = {}  # runs in a row without usable scores
         self._assignment = assignment
         self._eject = eject
 
     def admitted(self) -> list[int]:
-        """Workers that requests go to."""
+        """Return the workers that requests go to: those that are live."""
         return [w for w, worker in enumerate(self.workers) if worker.state is State.LIVE]
 
     def ejected(self) -> list[int]:
-        """Workers to be probed."""
+        """Return the workers to be probed: those that are ejected."""
         return [w for w, worker in enumerate(self.workers) if worker.state is State.EJECTED]
 
     @property
     def covered(self) -> bool:
-        """Every class has a live worker."""
+        """Whether every class has a live worker."""
         live = set(self.admitted())
         return all(not live.isdisjoint(workers) for workers in self._assignment.workers_of)
 
     def came_up(self, worker: int) -> None:
-        """A worker is loaded and checked; what was known of an earlier life is forgotten."""
+        """Make a worker live that was loaded and checked; forget what was known before its restart."""
         restarts = self.workers[worker].restarts + 1
         self.workers[worker] = WorkerHealth(state=State.LIVE, restarts=restarts)
         self._failed.pop(worker, None)
 
     def came_up_wrong(self, worker: int) -> None:
-        """A worker is loaded and failed its check: nobody asks it, whatever depends on it."""
+        """Quarantine a worker that was loaded and failed its check, whatever depends on it."""
         self.workers[worker].state = State.QUARANTINED
 
     def went_down(self, worker: int) -> None:
-        """A worker's thread or process is gone."""
+        """Mark a worker dead, whose thread or process is gone."""
         self.workers[worker].state = State.DEAD
 
     def record_latencies(self, samples: Sequence[tuple[int, float]]) -> None:
-        """So many seconds after they were asked for the scores of these workers came, or had not come yet."""
+        """Take latencies into account, and eject stragglers.
+
+        Args:
+            samples: workers, and seconds from hand-over to scores, or until the scores were given up.
+        """
         workers = self.workers
         for worker, seconds in samples:
             w = workers[worker]
@@ -140,7 +148,7 @@ class Health:
                 workers[worker].slow = 0
 
     def record_failure(self, worker: int) -> None:
-        """A run gave no usable scores."""
+        """Count a run that gave no usable scores; after `FAILED_RUNS` in a row the worker is ejected."""
         w = self.workers[worker]
         self._failed[worker] = self._failed.get(worker, 0) + 1
         if self._failed[worker] >= FAILED_RUNS and w.state is State.LIVE:
@@ -148,12 +156,17 @@ class Health:
             w.ejections += 1
 
     def record_scores(self, workers: Collection[int]) -> None:
-        """These gave scores."""
+        """End the count of failures of workers that gave usable scores."""
         for worker in self._failed.keys() & workers if self._failed else ():
             del self._failed[worker]
 
     def record_probe(self, worker: int, seconds: float | None) -> None:
-        """An ejected worker answered a probe after so long, or not soundly: None. Enough fast ones bring it back."""
+        """Take a probe of an ejected worker into account; enough fast ones make it live again.
+
+        Args:
+            worker: who was probed.
+            seconds: from hand-over to scores; None if the scores did not come or were wrong.
+        """
         w = self.workers[worker]
         if w.state is not State.EJECTED:
             return
@@ -165,11 +178,19 @@ class Health:
             self._failed.pop(worker, None)
 
     def record_votes(self, worker: int, copies: int, disagreed: int) -> bool:
-        """Of so many copies so many voted against the majority of their class; True where that makes it suspect.
+        """Take into account how many of a worker's copies voted against the majority of their class.
 
         A cumulative sum test (Page, "Continuous Inspection Schemes", 1954) of the worker's own base rate against a rate
-        far above it. Base rates differ: some subnets are weaker than others, and that is no fault. Nor is it one to
-        disagree on the same input again and again, so a suspect is checked before it is condemned.
+        far above it. Base rates differ, since some subnets are weaker than others, which is no fault. A sound worker
+        may also disagree on the same input again and again, so a suspect is checked before it is quarantined.
+
+        Args:
+            worker: whose copies they are.
+            copies: copies that could be compared with others.
+            disagreed: how many of them voted against the majority.
+
+        Returns:
+            Whether the worker is suspect now; then hold its scores against its subnet's and call `record_judgement`.
         """
         w = self.workers[worker]
         if w.state is not State.LIVE or not copies:
@@ -181,13 +202,13 @@ class Health:
         wrong = min(0.9, max(3 * base, base + 0.25))
         gain = disagreed * math.log(wrong / base) + (copies - disagreed) * math.log((1 - wrong) / (1 - base))
         w.evidence = max(0.0, w.evidence + gain)
-        if w.evidence < EVIDENCE / 2:  # what looks wrong must not become the new normal
+        if w.evidence < EVIDENCE / 2:  # copies that look wrong must not raise the base rate
             w.copies = w.copies * FORGETTING + copies
             w.disagreed = w.disagreed * FORGETTING + disagreed
         return disagreed > 0 and w.evidence >= EVIDENCE * 2 ** min(w.cleared, MAX_DOUBLINGS)
 
     def record_judgement(self, worker: int, *, sound: bool) -> None:
-        """A suspect's scores were, or were not, those of its subnet. The last live worker of a class stays."""
+        """Clear a suspect if its scores were its subnet's; else quarantine it, unless a class has no other worker."""
         w = self.workers[worker]
         if sound:
             w.cleared, w.evidence = w.cleared + 1, 0.0
@@ -202,13 +223,16 @@ class Health:
 def disagreements(
     assignment: Assignment, threshold: float, answer: Answer, scores: Sequence[tuple[int, Scores]]
 ) -> Iterator[tuple[int, tuple[int, int]]]:
-    """How many of each worker's copies can be held against the others of their class, and how many disagree with them.
+    """Count how many of each worker's copies can be compared with the others of their class, and how many disagree.
 
     Args:
         assignment: who covers what.
         threshold: a copy at or above it is a vote.
         answer: the merged answer, with or without these workers.
         scores: workers, and the scores FP32 [N, k] of each.
+
+    Yields:
+        The worker, and its copies that can be compared and those that disagree.
     """
     rows = [(row.votes, row.copies) for row in answer.rows]
     agreed = all(v in (0, n) for votes, copies in rows for v, n in zip(votes, copies, strict=True))
@@ -225,7 +249,7 @@ def disagreements(
                 others = copies[c] - own
                 in_favour = votes[c] - (own and vote)
                 if 2 * in_favour == others:
-                    continue  # nobody to compare with, or the others are split
+                    continue  # there are no others, or they are split
                 compared += 1
                 disagreed += vote != (2 * in_favour > others)
         yield worker, (compared, disagreed)

@@ -1,4 +1,4 @@
-"""What a model answers, and what it counts while it does."""
+"""A model's reply to a request, and the counters of what it has done."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from serving.engine.fanout import FanOutResult
 
 @dataclass(slots=True)
 class Reply:
-    """The answer to one request, and how it came about."""
+    """The answer to one request, and how it was made."""
 
     answer: Answer
     result: FanOutResult
-    line_s: float
-    """Seconds in line before the hand-over to the workers."""
+    queued_s: float
+    """Seconds in the queue before the hand-over to the workers."""
 
     @property
     def worker_seconds(self) -> Mapping[int, float]:
-        """For each worker that arrived in time, how long its subnet took."""
+        """Seconds inside the subnet of each worker that arrived in time."""
         return {worker: arrival.run_s for worker, arrival in self.result.arrivals.items()}
 
     @property
     def erasures(self) -> Mapping[int, Cause]:
-        """For each worker that was not waited for, why."""
+        """Why each worker that did not arrive was not waited for."""
         return self.result.erasures
 
     @property
     def queue_s(self) -> float:
-        """Seconds from admission until the last of the arrived workers began: in line, and behind its earlier task."""
-        return self.line_s + self.result.queue_s
+        """Seconds from admission until the last worker that arrived began its run."""
+        return self.queued_s + self.result.queue_s
 
     @property
     def elapsed_s(self) -> float:
@@ -48,7 +48,7 @@ class Reply:
 
 @dataclass
 class Counters:
-    """What a model has done since it started. Plain numbers; the metrics page reads them."""
+    """What a model has done since it started, for the metrics page."""
 
     succeeded: int = 0
     abstained: int = 0
@@ -58,15 +58,20 @@ class Counters:
     incomplete: int = 0
     degraded: int = 0
     erasures: Counter[str] = field(default_factory=Counter)
-    """Workers that were not waited for, by cause."""
+    """The number of workers that were not waited for, by cause."""
     worker_seconds: list[float] = field(default_factory=list)
-    """Time inside each worker's subnet, of the copies that came in time."""
+    """Seconds inside each worker's subnet, summed over the copies that came in time."""
     worker_runs: list[int] = field(default_factory=list)
-    """Copies of each worker that came in time."""
+    """The number of runs of each worker that came in time."""
 
 
 def uncovered(result: FanOutResult, names: Sequence[str]) -> UncoveredError:
-    """That classes, of these names, have no copy left, and why."""
+    """Make the error that says which classes have no copy left, and why.
+
+    Args:
+        result: the fan-out that left classes uncovered.
+        names: the labels of all classes.
+    """
     labels = ", ".join(names[c] for c in result.uncovered[:5])
     more = "" if len(result.uncovered) <= 5 else f" and {len(result.uncovered) - 5} more"
     counted = Counter(cause.value for cause in result.erasures.values())
@@ -75,7 +80,7 @@ def uncovered(result: FanOutResult, names: Sequence[str]) -> UncoveredError:
 
 
 def by_reference(answer: Answer, scores: npt.NDArray[np.float32]) -> Answer:
-    """The same answer with the reference's scores [N, C] in place of the workers'."""
+    """Replace an answer's scores by the reference network's FP32 [N, C], and mark the answer degraded."""
     rows = []
     for row, given in zip(answer.rows, scores, strict=True):
         values = sorted(given.tolist(), reverse=True)

@@ -1,8 +1,8 @@
 """The models that are served, by name: load, replace and unload them while requests come in.
 
-A model is replaced beside itself: the new one is loaded, warmed and held against its golden samples while the old one
-answers; then, between two requests, the name means the new one; then the old one drains and ends. A bundle that cannot
-be served leaves the old one serving.
+When a model is replaced, the old one answers while the new one is loaded, warmed and checked against its golden samples.
+Then the name means the new one, and the old one finishes its requests and ends. A bundle that cannot be served leaves
+the old model in place.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ from serving.engine.options import GatewayOptions
 
 @dataclass(frozen=True)
 class Entry:
-    """One model of the repository, as the repository index lists it."""
+    """One model, as the repository index lists it."""
 
     name: str
     version: str
     ready: bool
     reason: str = ""
-    """Why it is not ready."""
+    """Why the model is not ready; empty if it is."""
 
 
 class Repository:
-    """One gateway per model. All on one event loop."""
+    """One gateway per model. All calls on one event loop."""
 
     def __init__(self, bundles: Sequence[Bundle], options: GatewayOptions, directory: Path | None = None) -> None:
         """Make the gateways; nothing is loaded yet.
 
         Args:
-            bundles: what is served from the start.
-            options: how.
+            bundles: the models that are served from the start.
+            options: how every model is served.
             directory: where `load` finds bundles, one in each folder; None switches loading and unloading off.
 
         Raises:
-            InputError: two bundles of one name, or none at all and no directory.
-            BundleError: a bundle that cannot be served this way.
+            InputError: two bundles have one name, or there is neither a bundle nor a directory.
+            BundleError: a bundle cannot be served with these options.
         """
         if not bundles and directory is None:
             raise InputError("expected at least one bundle to serve")
@@ -55,37 +55,37 @@ class Repository:
         self._locks: dict[str, asyncio.Lock] = {}
         self._changes: set[asyncio.Task[None]] = set()
         self.swaps = 0
-        """Models that have been replaced while serving."""
+        """How many models were replaced while the server ran."""
         for bundle in bundles:
             if bundle.manifest.name in self._gateways:
                 raise InputError(f"{bundle.path}: another bundle is called {bundle.manifest.name!r} too")
             self._gateways[bundle.manifest.name] = self._gateway(bundle)
 
     def get(self, name: str, version: str = "") -> Gateway:
-        """The model of that name.
+        """Return the gateway of a model, of any version if none is given.
 
         Raises:
-            UnknownModelError: there is none, or not in that version.
+            UnknownModelError: no model of that name and version is loaded.
         """
         gateway = self._gateways.get(name)
         if gateway is None:
-            served = ", ".join(self._gateways) or "none, for nothing is loaded"
+            served = ", ".join(self._gateways) or "none: no model is loaded"
             raise UnknownModelError(f"unknown model {name!r}, expected one of {served}")
         if version not in ("", gateway.version):
             raise UnknownModelError(f"model {name!r} has no version {version!r}, expected {gateway.version}")
         return gateway
 
     def names(self) -> list[str]:
-        """Models that are loaded, in the order in which they came."""
+        """Return the names of the loaded models, in the order in which they were loaded first."""
         return list(self._gateways)
 
     @property
     def ready(self) -> bool:
-        """Every loaded model is ready."""
+        """Whether every loaded model is ready."""
         return all(g.ready for g in self._gateways.values())
 
     def index(self) -> list[Entry]:
-        """Every model that is loaded or could be, by name."""
+        """List every model that is loaded or could be loaded from the directory, sorted by name."""
         entries = {n: Entry(n, g.version, g.ready, "" if g.ready else "not ready") for n, g in self._gateways.items()}
         for name in () if self._directory is None else _bundles_in(self._directory):
             entries.setdefault(name, Entry(name, "", ready=False, reason=self._failed.get(name, "unloaded")))
@@ -97,10 +97,10 @@ class Repository:
         Raises:
             ControlOffError: there is no directory.
             UnknownModelError: the directory has no such model.
-            SensaiError: its bundle cannot be served; what was loaded before still is.
+            SensaiError: its bundle cannot be served; the model that was loaded before still answers.
         """
         directory = self._controlled()
-        await self._to_the_end(name, self._replace(name, directory))
+        await self._change(name, self._replace(name, directory))
 
     async def _replace(self, name: str, directory: Path) -> None:
         try:
@@ -123,17 +123,17 @@ class Repository:
 
         Raises:
             ControlOffError: there is no directory.
-            UnknownModelError: it is not loaded.
+            UnknownModelError: no model of that name is loaded.
         """
         self._controlled()
-        await self._to_the_end(name, self._remove(name))
+        await self._change(name, self._remove(name))
 
     async def _remove(self, name: str) -> None:
         await self.get(name).stop()
         del self._gateways[name]
 
-    async def _to_the_end(self, name: str, change: Coroutine[Any, Any, None]) -> None:
-        """Make one change to a model at a time, and make it whole, also where the client that asked has left."""
+    async def _change(self, name: str, change: Coroutine[Any, Any, None]) -> None:
+        """Make one change to a model at a time, to its end even if the client that asked for it disconnects."""
 
         async def alone() -> None:
             async with self._locks.setdefault(name, asyncio.Lock()):
@@ -150,17 +150,17 @@ class Repository:
     def _changed(self, task: asyncio.Task[None]) -> None:
         self._changes.discard(task)
         if not task.cancelled():
-            task.exception()  # whoever still waits for it is told; nobody else need be
+            task.exception()  # marks it as seen: who still waits for the change gets the error
 
     def available(self) -> list[str]:
-        """Models in the directory."""
+        """Return the names of the models in the directory."""
         return [] if self._directory is None else sorted(_bundles_in(self._directory))
 
     async def start(self) -> None:
         """Start every model, one after the other.
 
         Raises:
-            SensaiError: one cannot start; those started before it are stopped.
+            SensaiError: a model cannot start; those started before it are stopped.
         """
         started: list[Gateway] = []
         try:
@@ -172,11 +172,11 @@ class Repository:
             raise
 
     async def stop(self, drain_s: float = 10.0) -> None:
-        """Drain and stop every model."""
+        """Let requests finish for at most `drain_s` seconds, then stop every model."""
         await asyncio.gather(*(g.stop(drain_s) for g in self._gateways.values()))
 
     def _gateway(self, bundle: Bundle) -> Gateway:
-        """A gateway of the bundle. Faults on purpose leave its golden check alone where they do not say otherwise."""
+        """Make a gateway of a bundle. Faults begin after its golden check unless they say otherwise."""
         options = self._options
         if options.faults:
             checked = len(bundle.golden().inputs)
@@ -190,14 +190,14 @@ class Repository:
 
 
 def _trim() -> None:
-    """Give the system back what a model held: glibc keeps it, once for each thread that ever loaded one."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none, and no need of it
+    """Return freed memory to the system: glibc keeps it, once for each thread that ever loaded a model."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries do not have it and do not need it
     if trim is not None:
         trim(0)
 
 
 def _bundles_in(directory: Path) -> dict[str, Path]:
-    """Bundles by the name in their manifest; what is no bundle is passed over, it may be in the making."""
+    """Find bundles by the name in their manifest; other folders are skipped, a bundle may be in the making there."""
     found = {}
     for manifest in sorted(directory.glob(f"*/{MANIFEST}")):
         if manifest.parent.name.startswith("."):
@@ -205,5 +205,5 @@ def _bundles_in(directory: Path) -> dict[str, Path]:
         try:
             found[Bundle.open(manifest.parent).manifest.name] = manifest.parent
         except BundleError:
-            found.setdefault(manifest.parent.name, manifest.parent)  # so that loading it says what is wrong with it
+            found.setdefault(manifest.parent.name, manifest.parent)  # loading it will say what is wrong
     return found

@@ -1,5 +1,5 @@
-"""Looks after the workers of one model: admits those that answer the golden samples, probes stragglers, and keeps book
-of what every request tells about them. Nothing here is on the way of a request: books are kept after its answer.
+"""Looks after the workers of one model: admits those that answer the golden samples, probes stragglers, and records what
+every request shows about them. Nothing here delays a request: records are written after its answer.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from serving.runtime.session import Session
 log = logging.getLogger(__name__)
 
 PROBE_EVERY_S = 0.25
-"""Pause between two probes of an ejected worker."""
+"""Seconds between two probes of an ejected worker."""
 PROBE_S = 5.0
-"""How long a probe may take."""
+"""Seconds that a probe may take."""
 _UNWAITED = {State.EJECTED: Cause.EJECTED, State.QUARANTINED: Cause.QUARANTINED}
 
 
 class Supervisor:
-    """The health of one model's workers. All calls from the event loop's thread, but `up`, `down` and `late`."""
+    """Keeps the health of one model's workers. All calls on the event loop's thread, except `up`, `down` and `late`."""
 
     def __init__(self, bundle: Bundle, plan: MergePlan, *, eject: bool) -> None:
-        """All workers starting.
+        """Every worker is starting.
 
         Args:
-            bundle: whose golden samples admit a worker.
+            bundle: the model; a worker must answer its golden samples.
             plan: who covers what.
             eject: whether stragglers are ejected.
         """
@@ -49,27 +49,27 @@ class Supervisor:
         self._loop = asyncio.get_running_loop()
         self._redundant = any(len(workers) > 1 for workers in plan.assignment.workers_of)
         self._golden: Golden | None = None
-        self._expected: list[Scores] = []  # of each worker, its scores for the golden samples [G, k]
+        self._expected: list[Scores] = []  # each worker's scores FP32 [G, k] of the golden samples
         self._late: deque[tuple[FanOut, int, Arrival]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._backend: Backend | None = None
         self._stopped = False
 
     def up(self, worker: int) -> None:
-        """A worker is loaded and can run. From any thread."""
+        """Learn that a worker is loaded and can run. Safe on any thread."""
         self._loop.call_soon_threadsafe(self._came_up, worker)
 
     def down(self, worker: int) -> None:
-        """A worker is gone. From any thread."""
+        """Learn that a worker is gone. Safe on any thread."""
         self._loop.call_soon_threadsafe(self.health.went_down, worker)
 
     def late(self, fan_out: FanOut, worker: int, arrival: Arrival) -> None:
-        """Copies came after the answer. From any thread; looked at with the next request's books."""
+        """Take copies that came after their answer; `record` looks at them. Safe on any thread."""
         if not self._stopped:
             self._late.append((fan_out, worker, arrival))
 
     def unwaited(self) -> list[tuple[int, Cause]]:
-        """Workers that requests do not go to, and why."""
+        """Return the workers that requests do not go to, and why."""
         return [
             (w, _UNWAITED.get(worker.state, Cause.DEAD))
             for w, worker in enumerate(self.health.workers)
@@ -77,7 +77,10 @@ class Supervisor:
         ]
 
     async def check(self, backend: Backend) -> None:
-        """The golden check of all workers together; then each is live.
+        """Check all workers against the golden samples, and make each live.
+
+        Args:
+            backend: what runs the workers; started.
 
         Raises:
             BundleError: a worker gave no usable scores, or the merged answers are not the golden ones.
@@ -112,7 +115,7 @@ class Supervisor:
                 self.health.came_up(worker)
 
     def record(self, results: Sequence[FanOutResult]) -> None:
-        """What answered requests tell about the workers."""
+        """Take into account what answered requests show about the workers."""
         samples: list[tuple[int, float]] = []
         compared: list[tuple[Floats, Answer, Sequence[tuple[int, Scores]]]] = []
         for result in results:
@@ -120,7 +123,7 @@ class Supervisor:
             self.health.record_scores(result.arrivals.keys())
             for worker, cause in result.erasures.items():
                 if cause is Cause.PATIENCE:
-                    samples.append((worker, result.elapsed_s))  # at least so long it takes
+                    samples.append((worker, result.elapsed_s))  # it takes at least this long
                 elif cause in (Cause.FAILED, Cause.INVALID):
                     self.health.record_failure(worker)
             compared.append((result.inputs, result.answer, [(w, a.scores) for w, a in result.arrivals.items()]))
@@ -139,10 +142,10 @@ class Supervisor:
             self._spawn(self._probe(worker), f"probe-{worker}")
 
     async def stop(self) -> None:
-        """End the probes, and let go of the backend.
+        """End the probes, and drop the backend.
 
-        It holds this object's methods; a cycle would keep its sessions until the garbage collector comes by, which may
-        be many swaps later.
+        The backend holds this object's methods; a cycle would keep its sessions until the garbage collector runs, which
+        may be after many replaced models.
         """
         self._stopped = True
         for task in self._tasks:
@@ -152,25 +155,25 @@ class Supervisor:
         self._late.clear()
 
     def _came_up(self, worker: int) -> None:
-        if self._golden is not None and not self._stopped:  # else `check` will look at all of them together
+        if self._golden is not None and not self._stopped:  # before that, `check` looks at all workers together
             self._spawn(self._admit(worker), f"admit-{worker}")
 
     async def _admit(self, worker: int) -> None:
-        """A worker that has come back is live again when it answers the golden samples as it did before."""
+        """Make a restarted worker live when it answers the golden samples as it did before."""
         assert self._golden is not None
         while True:
             scores = await self._run(worker, self._golden.inputs)
             if scores is not None:
                 break
-            await asyncio.sleep(PROBE_EVERY_S)  # it was too slow, or is dead again
+            await asyncio.sleep(PROBE_EVERY_S)  # it was too slow, or has died again
         if _close(scores, self._expected[worker]):
             self.health.came_up(worker)
         else:
             self.health.came_up_wrong(worker)
-            log.warning("worker %d has come back and does not answer the golden samples as before", worker)
+            log.warning("worker %d has restarted and does not answer the golden samples as before: quarantined", worker)
 
     async def _judge(self, worker: int, inputs: np.ndarray, scores: Scores) -> None:
-        """Hold a suspect's scores against its subnet's, computed here."""
+        """Compare a suspect's scores with its subnet's, computed in this process."""
 
         def truth() -> Scores:
             return Session.of_worker(self._bundle, worker, Device("cpu")).run(inputs)
@@ -178,13 +181,13 @@ class Supervisor:
         sound = _close(scores, await asyncio.to_thread(truth))
         self.health.record_judgement(worker, sound=sound)
         if not sound:
-            log.warning("worker %d gives scores that are not its subnet's", worker)
+            log.warning("worker %d gives scores that its subnet does not give", worker)
 
     async def _probe(self, worker: int) -> None:
-        """Try a straggler again and again until it is fast; requests go on without it.
+        """Probe an ejected worker until it is fast and sound again; requests go on without it.
 
-        Nobody asked it for a while, so that a thread has to wake up and memory to come back, which can take ten times
-        as long as a run: each probe's first run is for that, and the second is held against requests.
+        After a pause a run can take ten times as long, because its thread sleeps and its memory is no longer cached. So
+        each probe runs the worker twice, and only the second run counts.
         """
         assert self._golden is not None
         while self.health.workers[worker].state is State.EJECTED:
@@ -195,7 +198,7 @@ class Supervisor:
             await asyncio.sleep(PROBE_EVERY_S)
 
     async def _run(self, worker: int, inputs: Sequence[np.ndarray] | np.ndarray) -> Scores | None:
-        """One worker's scores for inputs [G, *shape], one at a time as requests are; None where it fails."""
+        """Run one worker on inputs [G, *shape], one at a time; its scores [G, k], or None if a run fails."""
         scores = []
         for sample in inputs:
             arrival = await self._arrival(worker, np.ascontiguousarray(sample[None]))

@@ -29,7 +29,7 @@ class Placement:
     losses_covered: int
     """The number of devices, whichever they are, that can be lost and every class still has a copy."""
     surviving: tuple[tuple[int, ...], ...]
-    """Sets of up to `losses_covered` + 1 devices whose loss leaves every class a copy; cut off where there are too many."""
+    """Sets of up to `losses_covered` + 1 devices whose loss leaves every class a copy; not all where there are many."""
     crowded: tuple[int, ...]
     """Classes that have two or more copies on one device."""
     unavoidable: bool

@@ -88,10 +88,10 @@ def providers(device: Device) -> list[str | tuple[str, dict[str, Any]]]:
         return ["CPUExecutionProvider"]
     options: dict[str, Any] = {
         "device_id": device.index or 0,
-        "arena_extend_strategy": "kSameAsRequested",  # many small sessions share a card: none may take twice what it needs
+        "arena_extend_strategy": "kSameAsRequested",  # many sessions share a card: none may take twice what it needs
         "cudnn_conv_algo_search": "EXHAUSTIVE",  # once per shape, for one input in the warm-up; later runs are faster
         "do_copy_in_default_stream": "1",  # a copy on another stream could overtake a run and change its input
-        "use_tf32": "0",  # its ten bits of mantissa move scores by more than the golden check allows
+        "use_tf32": "0",  # ten bits of mantissa move scores by more than the golden check allows
     }
     if device.graphs:
         options["enable_cuda_graph"] = "1"
@@ -145,7 +145,7 @@ def missing_for_cuda(card: int) -> str | None:
 
 
 def page_locked(array: npt.NDArray[np.float32]) -> bool:
-    """Page-lock an array's memory while the array lives, so that a card copies from it directly; False if that fails."""
+    """Page-lock an array's memory for as long as it lives, so that a card copies directly; False if that fails."""
     if (library := _mapped("libcudart.so")) is None:
         return False
     cuda = ctypes.CDLL(library)
