@@ -108,7 +108,7 @@ class Gateway:
                 on_up=supervisor.up,
                 on_down=supervisor.down,
                 threads=options.onnx_threads,
-                inqueued_s=options.inqueued_s,
+                inline_s=options.inline_s,
                 processes=options.processes,
             )
         )
@@ -184,8 +184,8 @@ class Gateway:
             raise OverloadedError(
                 f"model {self.name} has {self.admission.in_flight} requests in flight, the most it takes"
             )
-        deadqueued_s = options.deadqueued_s if timeout_s is None else timeout_s
-        expires = None if deadqueued_s is None else asyncio.get_running_loop().time() + deadqueued_s
+        deadline_s = options.deadline_s if timeout_s is None else timeout_s
+        expires = None if deadline_s is None else asyncio.get_running_loop().time() + deadline_s
         if not self.admission.turn_now():
             return self._queue(inputs, waits, expires)
         fan_out = self._submit(inputs, waits, expires)

@@ -1,6 +1,6 @@
 """The models that are served, by name: load, replace and unload them while requests come in.
 
-When a model is replaced, the old one answers while the new one is loaded, warmed and checked against its golden samples.
+When a model is replaced, the old one answers while the new one is loaded, warmed and checked on its golden samples.
 Then the name means the new one, and the old one finishes its requests and ends. A bundle that cannot be served leaves
 the old model in place.
 """

@@ -1,5 +1,5 @@
-"""Looks after the workers of one model: admits those that answer the golden samples, probes stragglers, and records what
-every request shows about them. Nothing here delays a request: records are written after its answer.
+"""Looks after the workers of one model: admits those that answer the golden samples, probes stragglers, and records
+what every request shows about them. Nothing here delays a request: records are written after its answer.
 """
 
 from __future__ import annotations
