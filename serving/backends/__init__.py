@@ -20,7 +20,7 @@ from serving.runtime.faults import Fault
 HOLDS = 2
 """Open tasks that one worker has at most: one running, one waiting."""
 Processes = Literal["worker", "device"]
-"""What has an operating system process of its own, where a backend starts any."""
+"""What has an operating system process of its own, in a backend that starts any."""
 Scores = npt.NDArray[np.float32]
 """One worker's scores FP32 [N, k], k classes in the order of its subnet."""
 
@@ -91,6 +91,7 @@ class BackendPlan:
     inline_s: float = 0.0
     """The longest time that one request's subnets may keep the event loop's own thread, in seconds."""
     processes: Processes = "worker"
+    """What has an operating system process of its own, in a backend that starts any."""
 
     def device(self, worker: int) -> Device:
         """The device that a worker runs on."""

@@ -34,7 +34,7 @@ CHECK_EVERY_S = 0.005
 REJOIN_RUNS = 256
 """Runs in a row of usual length after which a separated worker shares its device's thread again."""
 TIMED_RUNS, TIMED_S = 50, 0.02
-"""How often, and about how long, each worker is timed at the start."""
+"""Runs, and about how many seconds, that each worker is timed for at the start."""
 _NONE: frozenset[int] = frozenset()
 
 
@@ -42,10 +42,10 @@ class Backend:
     """See `serving.backends.Backend`."""
 
     def __init__(self, plan: BackendPlan) -> None:
-        """Check the devices.
+        """Check the devices; nothing is loaded yet.
 
         Raises:
-            DeviceError: one that this machine does not have.
+            DeviceError: this machine lacks a device.
         """
         require(plan.devices)
         self._plan = plan
@@ -60,7 +60,7 @@ class Backend:
         self._checking = False
 
     def start(self) -> None:
-        """Open, warm and time every session."""
+        """Open, warm and time every session; see `serving.backends.Backend`."""
         plan = self._plan
         by_device: defaultdict[Device, list[int]] = defaultdict(list)
         groups: list[list[int]] = []
@@ -73,7 +73,7 @@ class Backend:
             self._workers[number] = LoadedWorker(number, runs, _typical_s(session, plan.bundle.manifest.input.shape))
             if device.kind == "cpu" and device.index is not None and plan.threads.count == 1:
                 by_device[device].append(number)
-            else:  # a card, or any core: they can run at the same time
+            else:  # a card or no certain core: these workers can run at the same time
                 groups.append([number])
                 warm[number] = session.warm
             if device.kind != "cpu" or runs is not session:
@@ -94,7 +94,7 @@ class Backend:
             plan.on_up(number)
 
     def submit(self, task: Task, workers: Sequence[int]) -> None:
-        """Fan a task out."""
+        """Run inline workers now, after handing the task to the threads of the others."""
         inline = self._inline if len(task.inputs) <= self._inline_rows else _NONE
         if len(inline) < len(self._workers):
             self._hand_over(task, [number for number in workers if number not in inline])
@@ -102,7 +102,7 @@ class Backend:
             self._run_inline(task, [number for number in workers if number in inline])
 
     def stop(self) -> None:
-        """End every thread; one that hangs is left behind."""
+        """End every thread; one that hangs inside a run is left behind."""
         threads = set(self._threads.values())
         for thread in threads:
             for number, task in thread.give_up():
@@ -123,11 +123,11 @@ class Backend:
                 self._inline -= {number}
 
     def _run_fused(self, task: Task, fused: Fused) -> bool:
-        """Run all at once; False where that fails, and each must be run to see which one it is."""
+        """Run all inline workers at once; False if that fails, since only single runs show which worker it is."""
         started = perf_counter()
         try:
             scores = fused.run(task.inputs)
-        except Exception:  # whatever a run raises
+        except Exception:  # ONNX Runtime raises anything
             return False
         seconds = (perf_counter() - started) / len(scores)
         for number, given in zip(fused.workers, scores, strict=True):
@@ -177,7 +177,7 @@ class Backend:
 
 
 def _typical_s(session: Session, shape: Sequence[int]) -> float:
-    """The shortest of a few runs of one input: what else the machine does meanwhile only makes runs longer."""
+    """Seconds of the shortest of a few runs of one input: other work on the machine only makes runs longer."""
     inputs, seconds, begun = np.zeros((1, *shape), np.float32), float("inf"), perf_counter()
     for _ in range(TIMED_RUNS):
         started = perf_counter()

@@ -1,4 +1,4 @@
-"""A thread that runs one device's workers, one after another, in the order in which they are asked."""
+"""A thread that runs the workers of one device one after another, in the order of the tasks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class LoadedWorker:
     id: int
     session: Runnable
     typical_s: float
-    """How long one input takes, as it was measured when nothing else ran."""
+    """Seconds that one input takes when nothing else runs."""
 
     @property
     def limit_s(self) -> float:
@@ -36,7 +36,7 @@ class LoadedWorker:
         return OVERRUN * self.typical_s + FLOOR_S
 
     def run(self, task: Task) -> float:
-        """Run on this thread and tell the task. Gives the seconds that it took."""
+        """Run a task on the calling thread and deliver its scores; return the seconds that the run took."""
         started = perf_counter()
         try:
             scores = self.session.run(task.inputs)
@@ -49,10 +49,10 @@ class LoadedWorker:
 
 
 class CoreThread:
-    """A queue of tasks for some workers, and the thread that works it off.
+    """A queue of tasks for some workers, and the thread that runs them.
 
-    One after another beats all at once where they share a core: the first are done sooner, the vote may be decided by
-    then, and what is left is dropped unrun.
+    Workers that share a core run one after another and not at once: the first are done sooner, the vote may be decided
+    by then, and the rest is dropped unrun.
     """
 
     def __init__(
@@ -65,32 +65,35 @@ class CoreThread:
         """Start the thread.
 
         Args:
-            workers: by their ids.
-            core: what the thread is pinned to, None for any.
-            waiting: tasks to begin with.
-            warm: called first on the thread: what a card records belongs to the thread that it was recorded on.
+            workers: the workers, by id.
+            core: the core that the thread is pinned to; None for any.
+            waiting: workers and the tasks that wait for them from the start.
+            warm: called first on the thread: a CUDA graph belongs to the thread that recorded it.
         """
         self.workers = dict(workers)
         self.core = core
         self.calm = 0
         """Runs in a row within their worker's limit."""
-        self._waiting: deque[tuple[int, Task]] = deque(waiting)  # the running one is not among them
+        self._waiting: deque[tuple[int, Task]] = deque(waiting)  # without the running one
         self._warm = warm
         self._running: tuple[int, float] | None = None
         self._asleep = False
         self._stopping = False
         self._lock = threading.Lock()
-        # Held while there is nothing to do: a binary semaphore that costs one system call to wake the thread.
+        # Held while there is nothing to do: as a binary semaphore it wakes the thread with one system call.
         self._wake = threading.Lock()
         self._wake.acquire()
         self._thread = threading.Thread(target=self._loop, name=f"workers-{min(workers)}", daemon=True)
         self._thread.start()
 
     def offer(self, task: Task, workers: Sequence[int]) -> list[int]:
-        """Leave a task for some of its workers, and wake the thread once. Gives those that hold as many as they may.
+        """Queue a task for some of the workers and wake the thread.
 
-        What is running does not count: a task that is answered while a slow worker still runs it must not cost the
-        worker its place in the next one.
+        A running task does not count as held: when it is answered while a slow worker still runs it, that worker must
+        be able to take the next one.
+
+        Returns:
+            The workers that have `HOLDS` open tasks waiting already and did not take it.
         """
         full: list[int] = []
         with self._lock:
@@ -107,7 +110,7 @@ class CoreThread:
         return full
 
     def overrun(self, now: float) -> int | None:
-        """The worker that is running and should have ended before `now`, on `time.perf_counter`."""
+        """Return the running worker if its run is over its limit at `now` of `time.perf_counter`; else None."""
         if (running := self._running) is None:
             return None
         worker, since = running
@@ -115,11 +118,15 @@ class CoreThread:
 
     @property
     def busy(self) -> bool:
-        """Something runs or waits."""
+        """Whether a task runs or waits."""
         return self._running is not None or bool(self._waiting)
 
     def part_from(self, worker: int) -> CoreThread | None:
-        """If this worker still runs, leave it this thread for itself; the new thread has the others and their tasks."""
+        """Leave a worker alone on this thread and move the others and their tasks to a new one.
+
+        Returns:
+            The new thread; None if the worker does not run any more, and nothing was changed.
+        """
         with self._lock:
             if self._running is None or self._running[0] != worker:
                 return None
@@ -130,14 +137,14 @@ class CoreThread:
         return CoreThread(others, self.core, theirs)
 
     def adopt(self, worker: LoadedWorker, waiting: Sequence[tuple[int, Task]]) -> None:
-        """Take a worker in, and its tasks."""
+        """Add a worker, and the tasks that wait for it."""
         with self._lock:
             self.workers[worker.id] = worker
         for number, task in waiting:
             self.offer(task, [number])
 
     def give_up(self) -> list[tuple[int, Task]]:
-        """End after what is running; gives the tasks that wait, for somebody else."""
+        """End the thread after the running task; return the tasks that wait."""
         with self._lock:
             self._stopping = True
             waiting = list(self._waiting)
@@ -148,7 +155,7 @@ class CoreThread:
         return waiting
 
     def join(self) -> None:
-        """Wait for the thread to end, not for ever."""
+        """Wait at most `JOIN_S` seconds for the thread to end."""
         self._thread.join(JOIN_S)
 
     def _loop(self) -> None:
@@ -156,7 +163,7 @@ class CoreThread:
             with contextlib.suppress(OSError):  # a cpuset may have changed since the start; unpinned works too
                 os.sched_setaffinity(0, {self.core})
         if self._warm is not None:
-            with contextlib.suppress(Exception):  # it has run before; if it cannot any more, its tasks say so
+            with contextlib.suppress(Exception):  # it ran at the start; if it fails now, its tasks will fail
                 self._warm()
         while (entry := self._next()) is not None:
             number, task = entry
@@ -164,7 +171,7 @@ class CoreThread:
             self.calm = self.calm + 1 if worker.run(task) <= worker.limit_s else 0
 
     def _next(self) -> tuple[int, Task] | None:
-        """The next open task, waited for; None at the end."""
+        """Wait for the next open task; None when the thread is to end."""
         while True:
             with self._lock:
                 self._running = None

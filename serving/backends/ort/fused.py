@@ -19,20 +19,20 @@ from serving.runtime.devices import Device, providers, session_options
 log = logging.getLogger(__name__)
 
 TOLERANCE = 1e-6
-"""By how much a fused subnet's scores may differ from its own session's."""
+"""The largest difference between a worker's scores in the fused network and in its own session."""
 EARLY = 0.7
-"""Share of the workers that a redundant vote takes, about: one by one, the rest would not run."""
+"""Typical share of the workers that decides a redundant vote: one by one, the rest would not run."""
 _Scores = list[npt.NDArray[np.float32]]
 
 
 class Fused:
-    """The workers' scores from one session."""
+    """Several workers' subnets in one session."""
 
     def __init__(self, bundle: Bundle, workers: Sequence[int]) -> None:
-        """Fuse the subnets and open them.
+        """Fuse the subnets and open the result.
 
         Raises:
-            CannotFuseError: they cannot be fused, or ONNX Runtime cannot run them so.
+            CannotFuseError: the subnets cannot be fused, or ONNX Runtime cannot run the result.
         """
         import onnxruntime as ort
 
@@ -43,35 +43,38 @@ class Fused:
         network = fuse([bundle.subnet(worker) for worker in workers], self._input)
         try:
             self._session: Any = ort.InferenceSession(network, session_options(), providers=providers(Device("cpu")))
-        except Exception as error:  # onnxruntime's exceptions share no base of its own
+        except Exception as error:  # onnxruntime's exceptions share no base class
             raise CannotFuseError((str(error).splitlines() or [""])[0]) from None
 
     def run(self, inputs: npt.NDArray[np.float32]) -> _Scores:
-        """FP32 [N, *shape] to FP32 [N, k] of each worker."""
+        """Run FP32 [N, *shape] to each worker's scores FP32 [N, k]."""
         scores = self._session.run([OUTPUT], {self._input: inputs})[0]
         return [scores[:, columns] for columns in self._columns]
 
 
 def fuse_where_it_pays(bundle: Bundle, workers: Sequence[LoadedWorker], *, redundant: bool, runs: int) -> Fused | None:
-    """The workers fused, if they give the same scores so and sooner; None if not.
+    """Fuse workers if that gives the same scores sooner.
 
     Args:
-        bundle: whose subnets they are.
-        workers: that run one after another on one thread.
-        redundant: the vote may be decided before all of them have run.
+        bundle: the bundle of the workers.
+        workers: the workers, which run one after another on one thread.
+        redundant: whether the vote may be decided before all of them have run.
         runs: how often the fused network is timed.
+
+    Returns:
+        The fused network; None if it gives other scores, or is slower.
     """
     if len(workers) < 2:
         return None
     try:
         fused = Fused(bundle, [worker.id for worker in workers])
     except CannotFuseError as error:
-        log.info("subnets are run one by one: %s", error)
+        log.info("subnets run one by one, they cannot be fused: %s", error)
         return None
     inputs = np.random.default_rng(0).normal(size=(1, *bundle.manifest.input.shape)).astype(np.float32)
     for worker, scores in zip(workers, fused.run(inputs), strict=True):
         if not np.allclose(scores, worker.session.run(inputs), rtol=0, atol=TOLERANCE):
-            log.warning("worker %d scores otherwise when fused; subnets are run one by one", worker.id)
+            log.warning("subnets run one by one: worker %d gives other scores when fused", worker.id)
             return None
     seconds = float("inf")
     for _ in range(runs):

@@ -1,15 +1,15 @@
-"""Which subnets run on the event loop's own thread: those for which a hand-off to another thread costs more."""
+"""Which workers run inline, on the event loop's own thread: those whose run is shorter than a hand-off to another."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
 HANDOFF_S = 100e-6
-"""To another thread and back, when its core sleeps: 60 to 200 us were measured on virtual machines."""
+"""Seconds to hand a task to a sleeping thread and back: 60 to 200 us were measured on virtual machines."""
 
 
 TURN_S = 50e-6
-"""What a run costs more while another thread runs Python: both take turns at the interpreter's lock."""
+"""Seconds that a run takes longer while another thread runs Python, because both need the GIL."""
 
 
 def choose_inline(

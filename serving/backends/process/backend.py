@@ -1,8 +1,8 @@
 """A process per worker, or per device, restarted when it dies or hangs; inputs and scores go through shared memory.
 
-The gateway's event loop does all of it, with no thread of its own: it writes a task's inputs and one word per worker,
-wakes the workers through an eventfd each, and is woken through one that they share. A process that dies is seen through
-its pidfd. It is started again at once if its workers had served, after a growing pause if not.
+The gateway's side runs on its event loop, without a thread: it writes a task's inputs and one word per worker, wakes
+each worker through an eventfd, and is woken through one that all workers share. The pidfd of a process shows that it
+died. It is started again at once if its workers had served, else after a growing pause.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from serving.runtime.devices import require
 
 log = logging.getLogger(__name__)
 
-LOOK_S = 0.25
-"""Pause between two looks for hung workers."""
+CHECK_S = 0.25
+"""Seconds between two checks for hung workers."""
 BACKOFF_S = (0.1, 10.0)
-"""Pause before a process that never became ready is started again: the first, doubled each time up to the last."""
+"""Seconds before a process that never became ready is started again: the first, doubled each time up to the last."""
 START_S = 120.0
-"""How long all workers may take to load at first."""
+"""Seconds that all workers may take to load at the start."""
 _CHILD = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
     "from serving.backends.process.child import Config, main; main(Config(**json.loads(sys.argv[1])))"
@@ -49,8 +49,8 @@ class Backend:
         """Check the devices and make the shared memory.
 
         Raises:
-            DeviceError: a device or an operating system feature that this machine does not have.
-            BundleError: a subnet that is damaged.
+            DeviceError: this machine lacks a device, or Linux is too old.
+            BundleError: a subnet is damaged.
         """
         require(plan.devices)
         if not hasattr(os, "eventfd") or not hasattr(os, "pidfd_open"):
@@ -68,22 +68,22 @@ class Backend:
         self._workers = tuple(self._worker.values())
         self._processes = processes(plan, self._workers)
         self._golden = 0
-        """Tasks of the check that a worker passes before it serves."""
+        """The number of golden samples: tasks that a worker answers before it serves."""
         self._slot_task: list[Task | None] = [None] * SLOTS
         self._ticket = 0
         self._stopping = False
-        self._settled = threading.Event()  # every worker is ready, or one has failed
-        self._looking: asyncio.TimerHandle | None = None
+        self._settled = threading.Event()  # set when every worker is ready or one has failed
+        self._checking: asyncio.TimerHandle | None = None
 
     def _prepare(self, worker: int, at: int) -> WorkerHandle:
-        # The checked bytes travel, not the path: a restart cannot pick up a file that has changed since.
+        # The process gets the checked bytes and not the path: a restart cannot read a file that has changed since.
         network = os.memfd_create(f"subnet-{worker}", os.MFD_CLOEXEC)
         with os.fdopen(os.dup(network), "wb") as file:
             file.write(self._plan.bundle.subnet(worker))
         return WorkerHandle(worker, at, network, os.eventfd(0, os.EFD_CLOEXEC))
 
     def start(self) -> None:
-        """Start every process and wait until each is ready."""
+        """Start every process and wait until each is ready; see `serving.backends.Backend`."""
         self._golden = len(self._plan.bundle.golden().inputs)
         self._loop.call_soon_threadsafe(self._open)
         for process in self._processes:
@@ -95,10 +95,10 @@ class Backend:
                 raise BundleError(f"worker {worker.id}: {said}")
         for process in self._processes:
             if not all(worker.up for worker in process.workers):
-                raise BundleError(f"{process}: the process ended while it was loading")
+                raise BundleError(f"{process}: the process ended while loading")
 
     def submit(self, task: Task, workers: Sequence[int]) -> None:
-        """Fan a task out."""
+        """Write a task's inputs to the shared memory and wake the workers; see `serving.backends.Backend`."""
         self._collect()
         slot = self._take_slot(task)
         if slot is None:
@@ -122,7 +122,7 @@ class Backend:
             self._hand_over(worker)
 
     def _hand_over(self, worker: WorkerHandle) -> None:
-        """Give a worker what is held for it, as far as its ring has room."""
+        """Give a worker the tasks that are held for it, as far as its ring has room."""
         while worker.held and len(worker.tasks) < RING:
             word, task = worker.held.popleft()
             if task.closed:
@@ -135,7 +135,7 @@ class Backend:
             os.eventfd_write(worker.wake_fd, 1)
 
     def stop(self) -> None:
-        """Kill every process: none of them holds anything that would be lost."""
+        """Kill every process; none holds anything that could be lost."""
         self._stopping = True
         closed = threading.Event()
         self._loop.call_soon_threadsafe(self._close, closed)
@@ -152,7 +152,7 @@ class Backend:
         return None
 
     def _collect(self) -> None:
-        """Deliver what the workers have written."""
+        """Deliver the results that the workers have written."""
         for worker in self._workers:
             records = self._memory.records[worker.at]
             while word := int((record := records[worker.reads % RING]).word[0]):
@@ -174,27 +174,27 @@ class Backend:
                 else:
                     task.fail(worker.id, Cause.FAILED)
                 if task.closed and int(self._memory.tickets[unpacked.slot]) == unpacked.ticket:
-                    self._memory.tickets[unpacked.slot] = 0  # who has not begun need not
+                    self._memory.tickets[unpacked.slot] = 0  # workers that have not begun drop it
             self._hand_over(worker)
 
     def _open(self) -> None:
         self._loop.add_reader(self._done_fd, self._on_done)
-        self._looking = self._loop.call_later(LOOK_S, self._look_for_hung)
+        self._checking = self._loop.call_later(CHECK_S, self._kill_hung)
 
     def _close(self, closed: threading.Event) -> None:
-        if self._looking is not None:
-            self._looking.cancel()
+        if self._checking is not None:
+            self._checking.cancel()
         self._loop.remove_reader(self._done_fd)
-        # All of it here: a process belongs to the event loop's thread, which may be burying it in this moment.
+        # On the event loop's thread, which owns the processes and may be cleaning one up at this moment.
         for process in self._processes:
             if process.popen is not None:
                 process.popen.kill()
         for process in self._processes:
-            self._bury(process)
+            self._clean_up(process)
         closed.set()
 
     def _spawn(self, process: WorkerProcess) -> None:
-        """Start a process; from any thread."""
+        """Start a process. Safe on any thread."""
         plan, manifest = self._plan, self._plan.bundle.manifest
         for worker in process.workers:
             self._memory.states[worker.at][0] = STARTING
@@ -228,14 +228,14 @@ class Backend:
         self._loop.call_soon_threadsafe(self._watch, process, popen, os.pidfd_open(popen.pid))
 
     def _watch(self, process: WorkerProcess, popen: subprocess.Popen[bytes], pidfd: int) -> None:
-        if self._stopping:  # it was started while the others were ended
+        if self._stopping:  # it started while `stop` ended the others
             popen.kill()
             popen.wait()
             os.close(pidfd)
             return
         process.popen, process.pidfd, process.started = popen, pidfd, time.monotonic()
         self._loop.add_reader(pidfd, self._on_exit, process)
-        self._on_done()  # it may have been ready before it was watched
+        self._on_done()  # it may have become ready before it was watched
 
     def _on_done(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -251,30 +251,30 @@ class Backend:
             self._settled.set()
 
     def _on_exit(self, process: WorkerProcess) -> None:
-        """A process has ended, which none does by itself: start another."""
+        """Start a process again that has ended, which none does on purpose."""
         self._collect()
         said = next((m for worker in process.workers if (m := self._memory.message(worker.at))), "")
         had_served = all(worker.answered >= self._golden for worker in process.workers)
-        self._bury(process)
+        self._clean_up(process)
         if self._stopping:
             return
         for worker in process.workers:
             self._plan.on_down(worker.id)
         if not self._settled.is_set():
-            self._settled.set()  # the first start: `start` says what went wrong
+            self._settled.set()  # during the first start: `start` raises the error
             return
         process.failures = 0 if had_served else process.failures + 1
         first, last = BACKOFF_S
         pause = min(last, first * 2 ** (process.failures - 1)) if process.failures else 0.0
-        log.warning("%s ended%s; starting it again", process, f" ({said})" if said else "")
+        log.warning("%s: the process ended%s; starting it again", process, f" ({said})" if said else "")
         self._loop.call_later(pause, self._respawn, process)
 
     def _respawn(self, process: WorkerProcess) -> None:
         if not self._stopping:
             self._loop.run_in_executor(None, self._spawn, process)
 
-    def _bury(self, process: WorkerProcess) -> None:
-        """Free what a process held and fail what its workers were given."""
+    def _clean_up(self, process: WorkerProcess) -> None:
+        """Free a process's resources and fail its workers' open tasks."""
         if process.pidfd >= 0:
             self._loop.remove_reader(process.pidfd)
             os.close(process.pidfd)
@@ -285,11 +285,11 @@ class Backend:
         for worker in process.workers:
             worker.went_down()
 
-    def _look_for_hung(self) -> None:
-        self._looking = self._loop.call_later(LOOK_S, self._look_for_hung)
+    def _kill_hung(self) -> None:
+        self._checking = self._loop.call_later(CHECK_S, self._kill_hung)
         self._collect()
         now = time.monotonic()
         for process in self._processes:
             if process.popen is not None and (why := process.hung(now)):
-                log.warning("%s; killing its process", why)
+                log.warning("%s; killing the process", why)
                 process.popen.send_signal(signal.SIGKILL)

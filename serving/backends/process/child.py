@@ -1,7 +1,7 @@
-"""A process of workers: each runs its subnet whenever its mailbox holds something new.
+"""The worker process: each of its workers runs its subnet whenever its mailbox holds a new task.
 
 Started by `serving.backends.process.backend`, for one worker or for all of a device. Each worker has a thread and a
-session of its own, so that a slow one does not hold up the others of its device.
+session of its own, so that a slow one does not hold up the others.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from serving.runtime.session import Session
 
 PR_SET_PDEATHSIG = 1
 OOM_SCORE_ADJ = 500
-"""Where memory runs out the kernel takes a worker, which restarts, before the gateway, which does not."""
+"""When memory runs out the kernel kills a worker, which restarts, before the gateway, which does not."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """What the process is told, as JSON on its command line."""
+    """What a worker process is told, as JSON on its command line."""
 
     workers: list[int]
     """Ids of the workers that this process runs."""
@@ -50,7 +50,7 @@ class Config:
     device: str
     input_name: str
     networks: list[str]
-    """Of each worker's network, its name in errors."""
+    """What errors call each worker's network."""
     n_workers: int
     max_batch: int
     shape: list[int]
@@ -63,20 +63,20 @@ class Config:
 
     @property
     def layout(self) -> MemoryLayout:
-        """Of the shared memory."""
+        """The layout of the shared memory."""
         return MemoryLayout(self.n_workers, self.max_batch, tuple(self.shape), tuple(self.widths))
 
 
 def main(config: Config) -> None:
-    """Load, say so, run until killed."""
-    _die_with_the_gateway(config.parent)
+    """Load every worker, report each as ready, and run tasks until killed."""
+    _end_with_gateway(config.parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the gateway decides
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE_ADJ))
     memory = Memory(config.memory_fd, config.layout)
     sessions = []
     for at, place in enumerate(config.places):
-        with _said(memory, place):
+        with _reported(memory, place):
             sessions.append(_load(config, at))
     gc.collect()
     gc.freeze()
@@ -86,8 +86,8 @@ def main(config: Config) -> None:
 
 
 @contextlib.contextmanager
-def _said(memory: Memory, place: int) -> Iterator[None]:
-    """End the process on an error and leave it for the gateway, which decides what becomes of it."""
+def _reported(memory: Memory, place: int) -> Iterator[None]:
+    """On an error leave its message in the shared memory and end the process; the gateway decides what happens then."""
     try:
         yield
     except Exception as error:
@@ -106,8 +106,8 @@ def _load(config: Config, at: int) -> Session:
 
 def _serve(config: Config, at: int, memory: Memory, session: Session) -> None:
     worker, place = config.workers[at], config.places[at]
-    with _said(memory, place):
-        session.warm()  # on the thread that will run it
+    with _reported(memory, place):
+        session.warm()  # on the thread that runs it: a CUDA graph belongs to its thread
     runs = with_faults(session, worker, [parse_fault(f) for f in config.faults], own_process=True)
     memory.states[place][0] = READY
     os.eventfd_write(config.done_fd, 1)
@@ -124,29 +124,29 @@ def _serve(config: Config, at: int, memory: Memory, session: Session) -> None:
             record.status[0] = _run(memory, word, record, runs)
             record.seconds[0] = time.perf_counter() - started
             record.word[0] = packed
-            if record.status[0] != DROPPED:  # nobody waits for what was dropped
+            if record.status[0] != DROPPED:  # nobody waits for a dropped task
                 os.eventfd_write(config.done_fd, 1)
 
 
 def _run(memory: Memory, word: Word, record: Record, session: Runnable) -> int:
     if int(memory.tickets[word.slot]) != word.ticket:
-        return DROPPED  # answered without us
+        return DROPPED  # answered without this worker
     try:
         record.scores[: word.n_inputs] = session.run(memory.inputs[word.slot][: word.n_inputs])
     except Exception:  # whatever a run raises costs this worker's copies, not the answer
         return RAISED
-    # So late that another task's inputs are in the slot: these scores may be of either.
+    # If another task's inputs are in the slot by now, these scores may be of either task.
     return OK if int(memory.tickets[word.slot]) in (word.ticket, 0) else OVERWRITTEN
 
 
 def _pin(device: Device) -> None:
     if device.kind == "cpu" and device.index is not None:
-        with contextlib.suppress(OSError):  # a cpuset may have changed since the start; unpinned works too
+        with contextlib.suppress(OSError):  # the cpuset may have changed since the start; run unpinned then
             os.sched_setaffinity(0, {device.index})
 
 
-def _die_with_the_gateway(parent: int) -> None:
-    """Be killed by the kernel when the gateway dies, however it dies, also while stopped or inside a run."""
+def _end_with_gateway(parent: int) -> None:
+    """Let the kernel kill this process when the gateway dies, even if this process is stopped or inside a run."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before we asked
+    if os.getppid() != parent:  # it died before the call above
         os._exit(1)

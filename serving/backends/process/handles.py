@@ -1,4 +1,4 @@
-"""What the gateway knows of each worker process and of the workers in it."""
+"""What the gateway knows about each worker process and about the workers in it."""
 
 from __future__ import annotations
 
@@ -13,39 +13,43 @@ from serving.backends import BackendPlan, Cause, Task
 from serving.runtime.devices import Device
 
 HANG_S = 2.0
-"""A run is hung after this many seconds, or ..."""
+"""A run is hung after this many seconds at the earliest."""
 HANG_FACTOR = 20.0
-"""... so many times the longest run that ended, whichever is longer. The same factor holds for a start."""
+"""A run or a start is hung after this many times the longest one that ended, if that is longer."""
 RESTART_S = 10.0
-"""A process that is started again is hung after this many seconds at the earliest."""
+"""A restart is hung after this many seconds at the earliest."""
 
 
 @dataclass
 class WorkerHandle:
-    """One worker."""
+    """One worker: its tasks, and what wakes it."""
 
     id: int
     """Its id in the bundle."""
     at: int
     """Its place in the shared memory."""
     network_fd: int
+    """A file in memory that holds its subnet."""
     wake_fd: int
+    """The eventfd that wakes it."""
     up: bool = False
-    """Loaded."""
+    """Whether its subnet is loaded."""
     answered: int = 0
-    """Tasks, since its process was started."""
+    """Tasks that it answered since its process started."""
     given: int = 0
+    """Words written to its mailbox since its process started."""
     reads: int = 0
+    """Records read from it since its process started."""
     longest_run_s: float = 0.0
     busy_since: float = 0.0
-    """When it was given its oldest task, or answered the one before."""
+    """`time.monotonic` when its oldest task became its next to run."""
     tasks: deque[tuple[int, Task]] = field(default_factory=deque)
-    """Word and task, oldest first, as they stand in its ring: those that it has not answered or dropped yet."""
+    """Words and tasks in its ring that it has not answered or dropped yet, oldest first."""
     held: deque[tuple[int, Task]] = field(default_factory=deque)
-    """What is handed over next: a straggler's ring may be full of tasks that were answered without it."""
+    """Words and tasks that wait for room in its ring: a straggler's may be full of tasks answered without it."""
 
     def take(self, word: int) -> Task | None:
-        """Take the task of that word off, and those before it, which were dropped; None where it was given up."""
+        """Remove the tasks up to that of a word and return it; the others were dropped. None if it is not there."""
         if all(word != w for w, _ in self.tasks):
             return None
         while True:
@@ -54,7 +58,7 @@ class WorkerHandle:
                 return task
 
     def went_down(self) -> None:
-        """Fail what it was given, and forget a wake-up that nobody took."""
+        """Fail the worker's tasks, and clear a wake-up that it did not take."""
         self.up = False
         for tasks in (self.tasks, self.held):
             while tasks:
@@ -67,7 +71,7 @@ class WorkerHandle:
 
 @dataclass
 class WorkerProcess:
-    """One process."""
+    """One process, and the workers in it."""
 
     device: Device
     workers: list[WorkerHandle]
@@ -76,14 +80,14 @@ class WorkerProcess:
     started: float = 0.0
     longest_start_s: float = 0.0
     failures: int = 0
-    """Times in a row that it ended before its workers had served."""
+    """How many times in a row it ended before its workers had served."""
 
     def __str__(self) -> str:
         ids = [str(worker.id) for worker in self.workers]
         return f"worker {ids[0]}" if len(ids) == 1 else f"workers {', '.join(ids)}"
 
     def hung(self, now: float) -> str:
-        """Why it is taken to be hung at that time; nothing where it is not."""
+        """Say why the process is hung at `now`, in seconds of `time.monotonic`; empty if it is not."""
         for worker in self.workers:
             limit = max(HANG_S, HANG_FACTOR * worker.longest_run_s)
             if worker.tasks and now - worker.busy_since > limit:
@@ -95,7 +99,7 @@ class WorkerProcess:
 
 
 def processes(plan: BackendPlan, workers: Sequence[WorkerHandle]) -> list[WorkerProcess]:
-    """One for each worker, or for each device that has any, as the plan says."""
+    """Group workers into processes: one for each worker, or one for each device that has any, as the plan says."""
     groups: dict[int, list[WorkerHandle]] = {}
     for worker in workers:
         key = worker.id if plan.processes == "worker" else plan.device_of[worker.id]

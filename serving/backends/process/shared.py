@@ -1,16 +1,16 @@
 """The memory that the gateway and one model's worker processes share: inputs one way, scores the other.
 
-One anonymous file, mapped by all. Nothing is pickled; an input is copied once, by the gateway, and read in place by
-every worker; scores are copied once, by the gateway, out of it.
+One anonymous file is mapped by all processes. Nothing is pickled. The gateway copies an input in once, and every worker
+reads it in place; the gateway copies scores out once.
 
     slots       inputs [SLOTS, max_batch, *shape] FP32, and per slot the ticket whose inputs it holds (0: closed)
     mailboxes   a ring per worker, written by the gateway, of 64-bit words: ticket, slot and batch size of a task
     records     a ring per worker, written by it, an entry per word: word, status, seconds, scores [max_batch, k] FP32
-    states      one word per worker, and a line of text where it could not start
+    states      one word per worker, and a line of text if it could not start
 
-Words are 64 bits and aligned, so a reader sees one or the other and never half of one; a record's word is written after
-what it stands for, and on the processors that ONNX Runtime runs on stores are seen in that order or are fenced by the
-system call that wakes the reader.
+Words are aligned to their 64 bits, so a reader never sees half of one. A record's word is written after the rest of the
+record. On the processors that ONNX Runtime supports, stores are seen in that order, or are fenced by the system call
+that wakes the reader.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ import numpy.typing as npt
 
 SLOTS = 16
 RING = 8
-"""Tasks that one worker may be given before the gateway has read its results, so that neither ring is overrun."""
+"""The most tasks of one worker whose results the gateway has not read, so that neither ring is overrun."""
 MESSAGE = 512
-_LINE = 64  # bytes: workers write to cache lines of their own
+_LINE = 64  # bytes of a cache line: workers write to lines of their own
 
 STARTING, READY = 0, 1
 OK, RAISED, OVERWRITTEN, DROPPED = 1, 2, 3, 4
@@ -34,31 +34,31 @@ OK, RAISED, OVERWRITTEN, DROPPED = 1, 2, 3, 4
 
 @dataclass(frozen=True)
 class Word:
-    """A task as one number."""
+    """A task of the process backend, packed into one 64-bit number."""
 
     ticket: int
     slot: int
     n_inputs: int
 
     def pack(self) -> int:
-        """As it stands in a mailbox; never 0."""
+        """Pack into the number that a mailbox holds; never 0."""
         return self.ticket << 24 | self.slot << 16 | self.n_inputs
 
     @classmethod
     def unpack(cls, word: int) -> Word:
-        """Out of a mailbox."""
+        """Unpack the number that a mailbox holds."""
         return cls(word >> 24, word >> 16 & 0xFF, word & 0xFFFF)
 
 
 @dataclass(frozen=True)
 class MemoryLayout:
-    """Sizes, from which both sides compute the same offsets."""
+    """Sizes of the shared memory, from which both sides compute the same offsets."""
 
     n_workers: int
     max_batch: int
     shape: tuple[int, ...]
     widths: tuple[int, ...]
-    """Classes per worker: k."""
+    """Classes of each worker: k."""
 
     @property
     def _record(self) -> int:
@@ -82,15 +82,15 @@ class MemoryLayout:
 
     @property
     def size(self) -> int:
-        """Bytes of the whole."""
+        """Bytes of the whole shared memory."""
         return self._inputs_at + SLOTS * self._input
 
 
 class Memory:
-    """The shared file, mapped, as numpy views."""
+    """The shared file, mapped, with numpy views of its parts."""
 
     def __init__(self, fd: int, layout: MemoryLayout) -> None:
-        """Map it."""
+        """Map the file of a descriptor."""
         self.layout = layout
         self._map = mmap.mmap(fd, layout.size)
         self._bytes = np.frombuffer(self._map, np.uint8)
@@ -104,11 +104,11 @@ class Memory:
         self.inputs = [self._input(slot) for slot in range(SLOTS)]
 
     def message(self, worker: int) -> str:
-        """What a worker that failed said."""
+        """Return the message that a failed worker left; empty if there is none."""
         return bytes(self._messages[worker]).partition(b"\0")[0].decode(errors="replace")
 
     def say(self, worker: int, text: str) -> None:
-        """Leave a message."""
+        """Leave a message for the gateway."""
         data = text.encode()[: MESSAGE - 1]
         self._messages[worker][:] = 0
         self._messages[worker][: len(data)] = np.frombuffer(data, np.uint8)
@@ -140,6 +140,8 @@ class Record:
     word: npt.NDArray[np.uint64]
     """[1]: the task's word, written last."""
     status: npt.NDArray[np.uint64]
+    """[1]: `OK`, `RAISED`, `OVERWRITTEN` or `DROPPED`."""
     seconds: npt.NDArray[np.float64]
+    """[1]: what the run took."""
     scores: npt.NDArray[np.float32]
     """[max_batch, k]."""
