@@ -1,10 +1,10 @@
-"""What a bundle would do on many hosts: the fan-out simulated, request by request, with the merge that serves.
+"""Predicts what a bundle would do on many hosts: simulates the fan-out of each request, with the server's own merge.
 
 Latencies are drawn for each worker and request from a log-normal distribution through two given percentiles, some of
 them stretched (stragglers). Hosts are down at random. Scores are those of the bundle's own subnets on its golden
 samples, so that a request is decided when a real one would be. For another redundancy than the bundle's, the copies of
-a class are drawn among those that the bundle has of it for the same input, and a subnet is taken to be as fast as given
-and to cost in proportion to the classes that it covers: subnets of that size would have to be made to know better.
+a class are drawn among those that the bundle has of it for the same input. A subnet is then assumed to take the given
+latency and to cost in proportion to the classes that it covers; only subnets of that size could show more.
 """
 
 from __future__ import annotations
@@ -34,15 +34,16 @@ _Z99 = NormalDist().inv_cdf(0.99)
 
 @dataclass(frozen=True)
 class Latency:
-    """How long workers take, from hand-over to scores, network included; seconds."""
+    """The distribution of the seconds from hand-over to scores of one worker, network included."""
 
     p50: float
     p99: float
     stragglers: float = 0.0
-    """Probability that a worker's answer takes `slow` times as long."""
+    """Probability that a worker takes `slow` times as long."""
     slow: float = 10.0
+    """Factor on the latency of a straggler."""
     own: float = 0.0
-    """What the gateway adds to every request."""
+    """Seconds that the gateway adds to every request."""
 
     def __post_init__(self) -> None:
         if not 0 < self.p50 <= self.p99 or not math.isfinite(self.p99):
@@ -52,7 +53,7 @@ class Latency:
 
     @property
     def mean(self) -> float:
-        """Of a worker that is no straggler."""
+        """Mean seconds of a worker that is no straggler."""
         return self.p50 * math.exp(self._sigma**2 / 2)
 
     @property
@@ -60,7 +61,7 @@ class Latency:
         return math.log(self.p99 / self.p50) / _Z99
 
     def draw(self, random: np.random.Generator, shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
-        """Seconds, of that shape."""
+        """Draw seconds, float64 of this shape."""
         drawn = random.lognormal(math.log(self.p50), self._sigma, shape)
         return np.where(random.random(shape) < self.stragglers, self.slow * drawn, drawn)
 
@@ -72,44 +73,46 @@ class Expected:
     redundancy: int
     workers: int
     hosts: int
-    """That hold a worker."""
+    """Hosts that run a worker."""
     losses: int
-    """Any so many hosts can be down and every class still has a copy."""
+    """The number of hosts, whichever they are, that can be down and every class still has a copy."""
     p50: float
-    """Seconds, over the requests that are answered."""
+    """Seconds, over the requests that are answered; so are `p99` and `p999`."""
     p99: float
     p999: float
     early: float
-    """Share of requests that do not wait for every copy."""
+    """Share of the answered requests that do not wait for every copy."""
     unavailable: float
-    """Probability that some class has no copy, from above."""
+    """Upper bound on the probability that some class has no copy."""
     cost: float
-    """Multiply-accumulates of all workers together, times those of redundancy 1."""
+    """Multiply-accumulates of all workers together, relative to redundancy 1."""
 
 
 def parse_latency(text: str) -> Latency:
-    """``p50=2ms,p99=8ms`` and, where wanted, ``stragglers=0.01,slow=10,own=300us``; plain numbers are milliseconds.
+    """Parse ``p50=2ms,p99=8ms``, optionally with ``stragglers=0.01,slow=10,own=300us``; plain times are milliseconds.
 
     Raises:
-        InputError: anything else.
+        InputError: the text is not of this form.
     """
     given: dict[str, float] = {}
     for part in text.split(","):
         name, _, value = part.strip().partition("=")
         match = _DURATION.fullmatch(value)
         if name not in ("p50", "p99", "stragglers", "slow", "own") or match is None or name in given:
-            raise InputError(f"--latency: {part!r}, expected say p50=2ms,p99=8ms,stragglers=0.01,slow=10,own=300us")
+            raise InputError(
+                f"--latency: {part!r}, expected for example p50=2ms,p99=8ms,stragglers=0.01,slow=10,own=300us"
+            )
         number = float(match[1])
         if name in ("stragglers", "slow") and match[2]:
             raise InputError(f"--latency: {part!r}, expected a plain number")
         given[name] = number if name in ("stragglers", "slow") else number * _UNITS[match[2]]
     if "p50" not in given or "p99" not in given:
-        raise InputError(f"--latency is {text!r}, expected p50 and p99, say p50=2ms,p99=8ms")
+        raise InputError(f"--latency is {text!r}, expected p50 and p99, for example p50=2ms,p99=8ms")
     return Latency(**given)
 
 
 class Simulation:
-    """One bundle's fan-out under one distribution of latencies."""
+    """Simulates one bundle's fan-out under one distribution of latencies."""
 
     def __init__(
         self, bundle: Bundle, latency: Latency, *, hosts: int, loss: float, patience: float = 4.0, seed: int = 0
@@ -117,19 +120,19 @@ class Simulation:
         """Run the subnets on the golden samples, once.
 
         Args:
-            bundle: whose scores and sizes.
-            latency: of its workers.
-            hosts: that workers are spread over.
-            loss: probability that a host is down, each by itself.
-            patience: as the server's.
-            seed: of everything that is drawn.
+            bundle: the bundle, for its scores and sizes.
+            latency: the latencies of its workers.
+            hosts: the number of hosts that workers are spread over.
+            loss: probability that a host is down, independently of the others.
+            patience: the server's setting; 0 waits for ever.
+            seed: the seed of all random draws.
 
         Raises:
-            BundleError: a damaged bundle.
-            InputError: no hosts, or a probability that is none.
+            BundleError: the bundle is damaged.
+            InputError: there is no host, or the loss is not in [0, 1).
         """
         if hosts < 1 or not 0 <= loss < 1:
-            raise InputError(f"hosts are {hosts}, loss is {loss:g}, expected at least 1, and a probability below 1")
+            raise InputError(f"hosts is {hosts}, loss is {loss:g}, expected at least 1 host and a probability below 1")
         self._bundle = bundle
         self._latency = latency
         self._n_hosts = hosts
@@ -138,7 +141,7 @@ class Simulation:
         self._seed = seed
         scores = load(bundle).scores(bundle.golden().inputs)
         manifest = bundle.manifest
-        self._copies = [  # of each class, the bundle's copies [r, G]
+        self._copies = [  # each class's copies in the bundle [r, G]
             np.stack([scores[w][:, manifest.subnets[w].classes.index(c)] for w in workers])
             for c, workers in enumerate(bundle.assignment.workers_of)
         ]
@@ -146,7 +149,7 @@ class Simulation:
         self._symbols = manifest.symbols or tuple((c,) for c in range(own.n_classes))
 
     def assignment(self, redundancy: int) -> Assignment | None:
-        """The bundle's own where it has that redundancy, else a cyclic one of its symbols; None where there is none."""
+        """Return the bundle's assignment if it has this redundancy, else a cyclic one; None if there are too few symbols."""
         own = self._bundle.assignment
         if own.redundancy == redundancy:
             return own
@@ -155,7 +158,7 @@ class Simulation:
         return cyclic(self._symbols, search_offsets(len(self._symbols), redundancy).offsets)
 
     def run(self, redundancy: int, requests: int) -> Expected | None:
-        """What to expect at that redundancy; None where the bundle has too few symbols for it."""
+        """Simulate this many requests at one redundancy; None if the bundle has too few symbols for it."""
         assignment = self.assignment(redundancy)
         if assignment is None:
             return None
@@ -200,7 +203,7 @@ class Simulation:
         sample: int,
         random: np.random.Generator,
     ) -> float | None:
-        """When the answer is there, in seconds; None where a class has no copy."""
+        """Return the seconds until the answer; None if a class has no copy."""
         for worker in np.flatnonzero(down).tolist():
             collector.erase(worker)
         if collector.uncovered:
@@ -210,7 +213,7 @@ class Simulation:
             if down[worker]:
                 continue
             if collector.done:
-                return 0.0  # nobody is left to wait for
+                return 0.0  # every worker that is up has been waited for
             at = float(seconds[worker])
             if at > self._patience_s and collector.can_spare_the_rest:
                 return self._patience_s
@@ -225,20 +228,20 @@ class Simulation:
         return 0.0
 
     def bytes_per_input(self) -> tuple[int, int]:
-        """What the gateway sends to, and takes from, all hosts together for one input, without the protocol's own."""
+        """Bytes that the gateway sends and receives for one input, over all hosts, without the protocol's overhead."""
         assignment = self._bundle.assignment
         hosts = min(self._n_hosts, assignment.n_workers)
         return 4 * self._bundle.manifest.input.elements * hosts, 4 * sum(map(len, assignment.rows))
 
 
 def uncovered_probability(holders: Sequence[frozenset[int]] | set[frozenset[int]], loss: float) -> float:
-    """Probability, from above, that all hosts of some class are down; exact where classes share no host.
+    """Bound the probability that all hosts of some class are down, from above; exact if every class is on one host.
 
-    Bonferroni's first inequality, sharpened where every class is on one host: those are independent.
+    The bound is Bonferroni's first inequality. Classes on one host each are independent, which gives the exact value.
 
     Args:
-        holders: for each class, the hosts that hold a copy.
-        loss: probability that a host is down, each by itself.
+        holders: the hosts with a copy of each class.
+        loss: probability that a host is down, independently of the others.
     """
     if all(len(hosts) == 1 for hosts in holders):
         return 1 - (1 - loss) ** len(set(holders))
@@ -248,12 +251,12 @@ def uncovered_probability(holders: Sequence[frozenset[int]] | set[frozenset[int]
 def simulate(
     simulation: Simulation, requests: int, on_step: Callable[[int, int], None] = lambda done, total: None
 ) -> list[Expected]:
-    """Every redundancy that the bundle's symbols allow, 1 to 5.
+    """Simulate every redundancy from 1 to 5 that the bundle's symbols allow.
 
     Args:
-        simulation: of the bundle.
-        requests: of each redundancy.
-        on_step: hears of progress.
+        simulation: the simulation of the bundle.
+        requests: the number of requests for each redundancy.
+        on_step: called with the number of redundancies done, and of all.
     """
     found = []
     for done, redundancy in enumerate(REDUNDANCIES, 1):

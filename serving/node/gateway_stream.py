@@ -1,4 +1,4 @@
-"""One gateway's stream at a node: inputs in, scores out as workers end, and who comes and goes."""
+"""One gateway's stream at a node: inputs come in, scores go out as workers end, and so does who is up or down."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ from serving.v2.tensors import check_input, from_bytes
 
 
 class StreamTask:
-    """One input on its way through this node's workers. See `serving.engine.fanout.Task`."""
+    """One input for this node's workers. See `serving.backends.Task`."""
 
     __slots__ = ("_loop", "_tell", "_thread", "closed", "inputs")
     expires: float | None = None
 
     def __init__(self, inputs: npt.NDArray[np.float32], tell: Callable[[int, Scores | Cause, float], None]) -> None:
-        """Make one.
+        """Constructed on the event loop's thread.
 
         Args:
             inputs: FP32 [N, *shape].
-            tell: told of each worker its scores, or why there are none, and the seconds it took, on the event loop.
+            tell: called on the event loop with a worker, its scores FP32 [N, k] or why there are none, and the
+                seconds inside its subnet.
         """
         self.inputs = inputs
         self.closed = False
@@ -52,7 +53,7 @@ class StreamTask:
 
 
 class GatewayStream:
-    """One gateway's stream: the inputs that are with the workers, and what is to be said next."""
+    """One gateway's stream: the inputs that workers run, and the messages to send."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
@@ -66,17 +67,21 @@ class GatewayStream:
         self.idle.set()
         node.watchers.add(self._changed)
 
-    def ask(self, version: Version, request: pb.ModelInferRequest) -> None:
+    def submit(self, version: Version, request: pb.ModelInferRequest) -> None:
         """Fan one input out.
 
+        Args:
+            version: the version whose workers run it.
+            request: as the gateway sent it.
+
         Raises:
-            RequestError: an input or parameters that do not fit.
+            RequestError: the input or a parameter is not valid.
         """
         parameters = request.parameters
         for earlier in filter(None, parameters[CLOSED].string_param.split(",") if CLOSED in parameters else ()):
             self._close(earlier)
         if request.id in self._open:
-            raise RequestError(f"id is {request.id!r}, expected one that is not in use")
+            raise RequestError(f"id is {request.id!r}, expected one that no open request has")
         try:
             workers = [int(w) for w in parameters[WORKERS].string_param.split(",")]
         except ValueError:
@@ -101,13 +106,13 @@ class GatewayStream:
         self._open[ticket] = version, task, timer
         version.submit(task, workers)
 
-    def say(self, message: pb.ModelStreamInferResponse | None) -> None:
-        """A message of its own; None ends the stream."""
+    def send(self, message: pb.ModelStreamInferResponse | None) -> None:
+        """Send a message; None ends the stream."""
         self._messages.append(message)
         self._wake.set()
 
     async def replies(self) -> AsyncIterator[pb.ModelStreamInferResponse]:
-        """What there is to say, whenever there is; what has come while the last message was written is one."""
+        """Yield messages as there are any; scores of one input that come while a message is written go out together."""
         while True:
             await self._wake.wait()
             self._wake.clear()
@@ -122,20 +127,20 @@ class GatewayStream:
             if not self._open:
                 self.idle.set()
 
-    def leave(self) -> None:
-        """Every worker goes."""
+    def report_down(self) -> None:
+        """Report every worker as down: the node is stopping."""
         for version in self._node.versions:
             for worker in version.up:
                 self._changed(version.number, worker, up=False)
 
-    def end(self) -> None:
-        """The gateway has gone, and with it whoever waits."""
+    def close(self) -> None:
+        """Close every task: the gateway has disconnected."""
         self._node.watchers.discard(self._changed)
         for ticket in list(self._open):
             self._close(ticket)
 
     def _next(self) -> pb.ModelInferResponse:
-        """All that has come of the oldest input."""
+        """Make one reply of all the scores and failures of the oldest input that has any."""
         ticket = self._done[0][0]
         mine = [entry for entry in self._done if entry[0] == ticket]
         self._done = [entry for entry in self._done if entry[0] != ticket]
@@ -166,14 +171,14 @@ class GatewayStream:
     def _changed(self, version: str, worker: int, up: bool) -> None:
         reply = pb.ModelInferResponse(model_name=self._node.name, model_version=version)
         reply.parameters[UP if up else DOWN].string_param = str(worker)
-        self.say(pb.ModelStreamInferResponse(infer_response=reply))
+        self.send(pb.ModelStreamInferResponse(infer_response=reply))
 
 
 def read_input(version: Version, request: pb.ModelInferRequest, max_batch: int) -> npt.NDArray[np.float32]:
-    """The request's one input, FP32 [N, *shape].
+    """Decode the one input of a request: FP32 [N, *shape].
 
     Raises:
-        RequestError: another name, datatype, shape or length.
+        RequestError: its name, datatype, shape or length is not valid.
     """
     spec = version.manifest.input
     if len(request.inputs) != 1 or len(request.raw_input_contents) != 1:

@@ -1,7 +1,7 @@
-"""A node: some workers of one bundle, loaded and warm, for gateways elsewhere.
+"""A node: some workers of one bundle, loaded and warm, for gateways on other machines.
 
-The bundle can be replaced while it serves: `reload` loads what the directory holds now as the next version beside the
-last, and both answer, so that gateways go over one after the other.
+The bundle can be replaced while it is served: `reload` loads what the directory holds now as the next version, and both
+versions answer, so that gateways change over one after the other.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from serving.runtime.faults import Fault
 log = logging.getLogger(__name__)
 
 KEPT = 2
-"""Versions that answer side by side."""
+"""The most versions that answer side by side."""
 OnChange = Callable[[str, int, bool], None]
-"""Told the version, the worker, and whether it is up."""
+"""Called with a version's number, a worker, and whether it is up."""
 
 
 @dataclass(frozen=True)
@@ -36,27 +36,27 @@ class NodeOptions:
     """How a node runs its workers."""
 
     workers: tuple[int, ...] | None = None
-    """Which; None for all."""
+    """Ids of the workers that the node runs; None for all of the bundle."""
     devices: tuple[Device, ...] = field(default_factory=default_devices)
-    """Where they are placed."""
+    """Devices that the workers are placed on."""
     backend: str = "ort"
-    """What runs them: a plugin of ``serving.backends``."""
+    """What runs the workers: a plugin of ``serving.backends``."""
     max_batch: int = 64
-    """Inputs in one request."""
+    """The most inputs in one request."""
     inline_s: float = 0.001
-    """Subnets shorter than a hand-off run on the event loop's own thread, for so many seconds per input at most."""
+    """Seconds per request that subnets shorter than a hand-off may take on the event loop's thread; 0: none do."""
     faults: tuple[Fault, ...] = ()
-    """What is to go wrong, on purpose."""
+    """What is to go wrong on purpose."""
 
 
 class Version:
-    """One bundle's workers, as they are loaded."""
+    """One version of the bundle, and the node's workers of it."""
 
     def __init__(self, number: str, bundle: Bundle, options: NodeOptions, on_change: OnChange) -> None:
         """Place the workers; nothing is loaded yet.
 
         Raises:
-            InputError: a worker that the bundle does not have, or a device that is not here.
+            InputError: the bundle lacks a worker, or this machine lacks a device.
         """
         n_workers = bundle.assignment.n_workers
         self.number = number
@@ -66,10 +66,11 @@ class Version:
         if beyond := [w for w in self.workers if w >= n_workers]:
             raise InputError(f"worker {beyond[0]} is not in {bundle.path}, expected 0 to {n_workers - 1}")
         self.worker_of = {model_name(self.manifest, w): w for w in self.workers}
-        """By the name of its model."""
+        """Workers by the names of their models."""
         self.up: set[int] = set()
+        """Workers that can run."""
         self._given: dict[int, list[Task]] = {w: [] for w in self.workers}
-        self._held: dict[int, deque[Task]] = {}  # of the workers for whom anything waits
+        self._held: dict[int, deque[Task]] = {}  # tasks that wait for each worker, if any
         self._loop = asyncio.get_running_loop()
         self._started = False
         self._on_change = on_change
@@ -90,14 +91,14 @@ class Version:
 
     @property
     def ready(self) -> bool:
-        """Every worker is up."""
+        """Whether every worker is up."""
         return len(self.up) == len(self.workers)
 
     async def start(self) -> None:
         """Load and warm every worker.
 
         Raises:
-            SensaiError: one cannot start.
+            SensaiError: a worker cannot start.
         """
         try:
             await asyncio.to_thread(self._backend.start)
@@ -108,10 +109,10 @@ class Version:
         self._started = True
 
     def submit(self, task: Task, workers: Sequence[int]) -> None:
-        """Fan a task out to some of the workers.
+        """Fan a task out to some of the workers. The caller must report its end with `ended`.
 
-        Several gateways ask the same worker, and each may have as many tasks open as a worker takes. What comes while
-        it is full waits here, first come, first served. Whoever submits says when a task has `ended`.
+        Several gateways may use one worker, each with as many open tasks as a worker takes. Tasks for a full worker
+        wait here, first come, first served.
         """
         there = []
         for worker in workers:
@@ -125,7 +126,7 @@ class Version:
             self._backend.submit(task, there)
 
     def ended(self, task: Task, worker: int | None = None) -> None:
-        """A task was answered by a worker, or closed for all of them (None); others may have their turn."""
+        """Report that a worker has answered a task, or with None that the task is closed for all of them."""
         if worker is not None and task in (given := self._given[worker]):
             given.remove(task)
         for number in [n for n in self._held if worker in (None, n)]:
@@ -158,33 +159,33 @@ class Version:
 
 
 class Node:
-    """The versions of one bundle that answer now. All on one event loop."""
+    """The versions of one bundle that answer now. All calls on one event loop."""
 
     def __init__(self, path: Path, options: NodeOptions) -> None:
         """Nothing is loaded before `start`.
 
         Raises:
-            BundleError: no bundle there.
+            BundleError: there is no valid bundle at this path.
         """
         self.options = options
         self.name = Bundle.open(path).manifest.name
         self.watchers: set[OnChange] = set()
-        """Told of workers that come and go."""
+        """Called when a worker comes up or goes down."""
         self._path = path
         self._versions: dict[str, Version] = {}
         self._lock = asyncio.Lock()
 
     @property
     def ready(self) -> bool:
-        """The newest version is there, with every worker."""
+        """Whether the newest version is loaded and every worker of it is up."""
         return bool(self._versions) and self.newest.ready
 
     @property
     def newest(self) -> Version:
-        """The version that requests are for that name none.
+        """The version that answers requests which name no version.
 
         Raises:
-            UnknownModelError: none is loaded yet.
+            UnknownModelError: no version is loaded yet.
         """
         if not self._versions:
             raise UnknownModelError(f"{self.name} is not loaded yet")
@@ -192,14 +193,14 @@ class Node:
 
     @property
     def versions(self) -> list[Version]:
-        """All that answer, the oldest first."""
+        """All versions that answer, the oldest first."""
         return [self._versions[number] for number in sorted(self._versions, key=int)]
 
     def version(self, number: str) -> Version:
-        """One version; the newest for an empty number.
+        """Return a version by its number; the newest for an empty number.
 
         Raises:
-            UnknownModelError: it is not here.
+            UnknownModelError: no such version is loaded.
         """
         if not number:
             return self.newest
@@ -211,12 +212,12 @@ class Node:
         """Load the bundle.
 
         Raises:
-            SensaiError: it cannot be served.
+            SensaiError: the bundle cannot be served.
         """
         await self._load()
 
     async def reload(self) -> None:
-        """Load what the directory holds now, beside what answers; a bundle that cannot be served changes nothing."""
+        """Load what the directory holds now as the next version; a bundle that cannot be served changes nothing."""
         try:
             await self._load()
         except SensaiError as error:

@@ -1,4 +1,4 @@
-"""The process of `sensai node`: load the workers, listen, answer until told to stop; SIGHUP loads the bundle anew."""
+"""The process of `sensai node`: load the workers, listen, answer until told to stop; SIGHUP reloads the bundle."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ from serving.node.servicer import Servicer
 from serving.runtime.endpoint import Security, read
 
 BODY_BYTES = 64 * 1024 * 1024
-"""The largest message."""
+"""Bytes of the largest message."""
 DRAIN_S = 5.0
+"""Seconds that open requests have to be answered when the node stops."""
 _SERVICE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
@@ -32,13 +33,13 @@ def run(make_node: Callable[[], Node], address: Address, security: Security, on_
     """Serve until SIGTERM or SIGINT.
 
     Args:
-        make_node: called on the event loop.
+        make_node: makes the node, on the event loop.
         address: where to listen.
-        security: our certificate and key, whose clients are let in (`ca`), and the token that they must show.
-        on_ready: told the URL, once every worker is warm.
+        security: the node's certificate and key, the authority of its clients, and the token that they must send.
+        on_ready: called with the URL once every worker is warm.
 
     Raises:
-        InputError: cannot listen there, or a bundle that cannot be served.
+        InputError: the address is not available, or the bundle cannot be served.
     """
 
     async def main() -> None:
@@ -65,10 +66,10 @@ def run(make_node: Callable[[], Node], address: Address, security: Security, on_
 async def serving(node: Node, address: Address, security: Security) -> AsyncIterator[str]:
     """Load and serve a node while the block runs; yields its URL.
 
-    It listens when it is ready, so that what connects finds every worker.
+    It listens only when it is ready, so that every gateway that connects finds all workers.
 
     Raises:
-        InputError: cannot listen there, a certificate or a token that cannot be read.
+        InputError: the address is not available, or a certificate or the token cannot be read.
         SensaiError: a worker cannot start.
     """
     token = security.token()
@@ -79,10 +80,10 @@ async def serving(node: Node, address: Address, security: Security) -> AsyncIter
         server = grpc.aio.server(
             interceptors=[] if token is None else [_Token(token)],
             options=[
-                ("grpc.so_reuseport", 0),  # a port that is taken is an error, not half of the calls
+                ("grpc.so_reuseport", 0),  # a port in use must be an error, and not shared
                 ("grpc.max_receive_message_length", BODY_BYTES),
                 ("grpc.max_send_message_length", -1),
-                # Gateways ping to find out early that a way is cut.
+                # Gateways ping to notice a cut network early.
                 ("grpc.http2.min_ping_interval_without_data_ms", 500),
                 ("grpc.keepalive_permit_without_calls", 1),
             ],
@@ -123,7 +124,7 @@ def _credentials(security: Security) -> Any:
 
 
 class _Token(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """Lets in who shows the token; health is for everybody's probes."""
+    """Refuses calls without the token, except those of the health service."""
 
     def __init__(self, token: str) -> None:
         self._expected = f"Bearer {token}".encode()
@@ -140,13 +141,13 @@ class _Token(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
 
 def _refusal(handler: Any) -> Any:
-    """A handler of the same kind of call that refuses it."""
+    """Make a handler of the same kind of call that refuses it."""
 
     async def refuse(_: Any, context: grpc.aio.ServicerContext) -> None:
-        await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the token is missing or is another one")
+        await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the token is missing or wrong")
 
     async def refuse_stream(_: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
-        await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the token is missing or is another one")
+        await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the token is missing or wrong")
         yield  # never reached; makes this a generator
 
     if handler.request_streaming and handler.response_streaming:

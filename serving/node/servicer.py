@@ -1,8 +1,8 @@
-"""GRPCInferenceService of a node: each worker a model of its own, and all of them together behind one stream.
+"""GRPCInferenceService of a node: each worker is a model of its own, and one more model is all of them together.
 
-A gateway opens one `ModelStreamInfer` to the model that is called as the bundle, and sends an input once for all of
-this node's workers. Scores come back as the workers end, those that end together in one message: a straggler holds up
-nobody. What else is said on it stands in `serving.backends.remote.message`.
+A gateway opens one `ModelStreamInfer` to the model that is named as the bundle, and sends an input once for all of this
+node's workers. Scores go back as the workers end, those that end together in one message, so that a straggler does not
+hold up the others. `serving.backends.remote.message` describes the parameters of these messages.
 """
 # ruff: noqa: N802 - the methods are called as the protocol calls them
 
@@ -40,7 +40,7 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
     async def leave(self, drain_s: float) -> None:
         """Tell the gateways that the workers go, and wait at most `drain_s` seconds until all requests are answered."""
         for stream in self._streams:
-            stream.leave()
+            stream.report_down()
         ends = [asyncio.create_task(stream.idle.wait()) for stream in self._streams]
         if ends:
             _, late = await asyncio.wait(ends, timeout=drain_s)
@@ -48,15 +48,15 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
                 task.cancel()
 
     async def ServerLive(self, request: pb.ServerLiveRequest, context: grpc.aio.ServicerContext) -> Message:
-        """It answers, so it lives."""
+        """Report the node as live: it answers."""
         return pb.ServerLiveResponse(live=True)
 
     async def ServerReady(self, request: pb.ServerReadyRequest, context: grpc.aio.ServicerContext) -> Message:
-        """Whether every worker is up."""
+        """Report whether every worker is up."""
         return pb.ServerReadyResponse(ready=self._node.ready)
 
     async def ModelReady(self, request: pb.ModelReadyRequest, context: grpc.aio.ServicerContext) -> Message:
-        """Whether a worker is up; an unknown one is not."""
+        """Report whether a worker is up; an unknown one is not."""
         try:
             version, worker = self._find(request.name, request.version)
         except UnknownModelError:
@@ -64,11 +64,11 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
         return pb.ModelReadyResponse(ready=version.ready if worker is None else worker in version.up)
 
     async def ServerMetadata(self, request: pb.ServerMetadataRequest, context: grpc.aio.ServicerContext) -> Message:
-        """Name and version."""
+        """Report the name and the version of this software."""
         return pb.ServerMetadataResponse(name="sensai-node", version=sensai_serve.__version__)
 
     async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: grpc.aio.ServicerContext) -> Message:
-        """A model's tensors."""
+        """Describe a model's tensors."""
         version, worker = await self._found(request.name, request.version, context)
         spec = version.manifest.input
         reply = pb.ModelMetadataResponse(name=request.name, platform=PLATFORM)
@@ -79,7 +79,7 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
         return reply
 
     async def ModelConfig(self, request: pb.ModelConfigRequest, context: grpc.aio.ServicerContext) -> Message:
-        """A model's configuration: whose worker it is, and the SHA-256 of its subnet in each version."""
+        """Describe a model: its bundle and worker, and the SHA-256 of its subnet in each version."""
         version, worker = await self._found(request.name, request.version, context)
         spec = version.manifest.input
         parameters = {BUNDLE: version.manifest.name}
@@ -103,7 +103,7 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
         return ParseDict({"config": config}, pb.ModelConfigResponse())
 
     async def RepositoryIndex(self, request: pb.RepositoryIndexRequest, context: grpc.aio.ServicerContext) -> Message:
-        """Every worker of every version."""
+        """List every worker of every version."""
         reply = pb.RepositoryIndexResponse()
         for version in self._node.versions:
             for name, worker in version.worker_of.items():
@@ -113,7 +113,7 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
         return reply
 
     async def ModelInfer(self, request: pb.ModelInferRequest, context: grpc.aio.ServicerContext) -> Message:
-        """One worker's scores."""
+        """Run one worker."""
         try:
             return await self._infer(request)
         except Exception as error:
@@ -124,7 +124,7 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
     async def ModelStreamInfer(
         self, requests: AsyncIterator[pb.ModelInferRequest], context: grpc.aio.ServicerContext
     ) -> AsyncIterator[Message]:
-        """Inputs in, scores out as they come."""
+        """Take inputs and send scores as workers end."""
         stream = GatewayStream(self._node)
         self._streams.add(stream)
         reading = asyncio.create_task(self._read(requests, stream))
@@ -133,7 +133,7 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
                 yield reply
         finally:
             self._streams.discard(stream)
-            stream.end()
+            stream.close()
             reading.cancel()
 
     async def _read(self, requests: AsyncIterator[pb.ModelInferRequest], stream: GatewayStream) -> None:
@@ -141,20 +141,22 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
             async for request in requests:
                 try:
                     if request.model_name == self._node.name:
-                        stream.ask(self._node.version(request.model_version), request)
+                        stream.submit(self._node.version(request.model_version), request)
                     else:
-                        stream.say(pb.ModelStreamInferResponse(infer_response=await self._infer(request)))
+                        stream.send(pb.ModelStreamInferResponse(infer_response=await self._infer(request)))
                 except Exception as error:
                     _, message = describe(error)
                     reply = pb.ModelInferResponse(id=request.id)
-                    stream.say(pb.ModelStreamInferResponse(error_message=message, infer_response=reply))
+                    stream.send(pb.ModelStreamInferResponse(error_message=message, infer_response=reply))
         finally:
-            stream.say(None)
+            stream.send(None)
 
     async def _infer(self, request: pb.ModelInferRequest) -> pb.ModelInferResponse:
         version, worker = self._find(request.model_name, request.model_version)
         if worker is None:
-            raise RequestError(f"{request.model_name} answers streams, expected one worker, say {_example(version)}")
+            raise RequestError(
+                f"{request.model_name} answers streams, expected the model of one worker, such as {_example(version)}"
+            )
         answered: asyncio.Future[Scores | Cause] = asyncio.get_running_loop().create_future()
 
         def tell(number: int, outcome: Scores | Cause, _: float) -> None:
@@ -178,7 +180,7 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
         return reply
 
     def _find(self, name: str, number: str) -> tuple[Version, int | None]:
-        """The version and the worker of a model; no worker for the model that is all of them."""
+        """Find the version and the worker of a model; no worker for the model that is all of them."""
         version = self._node.version(number)
         if name == version.manifest.name:
             return version, None
@@ -195,7 +197,7 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
 
 
 def name_list(version: Version) -> str:
-    """The models of a version, for errors."""
+    """List the models of a version, for errors."""
     names = list(version.worker_of)
     return ", ".join(names[:8]) + (" ..." if len(names) > 8 else "")
 

@@ -1,1 +1,1 @@
-"""Decides which worker runs where, and which losses of devices and hosts that survives."""
+"""Decides which worker runs where, and computes which losses of devices and hosts are survived."""

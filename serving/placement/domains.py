@@ -1,4 +1,4 @@
-"""Hosts as failure domains: which of them may be lost, and where workers should go so that more may."""
+"""Hosts as failure domains: which losses are survived, and a placement that survives many."""
 
 from __future__ import annotations
 
@@ -12,13 +12,20 @@ from serving.placement.place import place
 from serving.runtime.devices import Device
 
 LISTED = 6
-"""Sets of hosts and labels that a line names at most."""
+"""The most sets of hosts, or labels, that one line names."""
 TRIED = 2000
-"""Sets of hosts that are tried at most."""
+"""The most sets of hosts that are tried."""
 
 
 def hosts_of(devices: Sequence[Device], device_of: Sequence[int]) -> dict[str, set[int]]:
-    """The workers of each host, in the order in which hosts come. What is on this machine is lost with the gateway."""
+    """Group the workers on other machines by host, in the order in which hosts first come.
+
+    Workers on this machine are left out: they are lost together with the gateway.
+
+    Args:
+        devices: every device.
+        device_of: the index of each worker's device.
+    """
     hosts: dict[str, set[int]] = {}
     for worker, device in enumerate(device_of):
         if (endpoint := devices[device].endpoint) is not None:
@@ -27,12 +34,12 @@ def hosts_of(devices: Sequence[Device], device_of: Sequence[int]) -> dict[str, s
 
 
 def host_lines(assignment: Assignment, labels: Sequence[str], hosts: dict[str, set[int]]) -> list[str]:
-    """What losing hosts costs, in words, one sentence a line.
+    """Describe what losing hosts costs, one sentence a line.
 
     Args:
         assignment: who covers what.
-        labels: of the classes.
-        hosts: the workers of each.
+        labels: the labels of all classes.
+        hosts: the workers of each host.
     """
     if not hosts:
         return []
@@ -57,7 +64,12 @@ def host_lines(assignment: Assignment, labels: Sequence[str], hosts: dict[str, s
 
 
 def losses_covered(assignment: Assignment, hosts: dict[str, set[int]]) -> int:
-    """Any this many hosts can be lost and every class still has a copy; all of them where this machine has one too."""
+    """Count the hosts, whichever they are, that can be lost and every class still has a copy.
+
+    Args:
+        assignment: who covers what.
+        hosts: the workers of each host; workers on this machine are in none.
+    """
     elsewhere = set().union(*hosts.values())
     counts = [
         sum(not its.isdisjoint(workers) for its in hosts.values())
@@ -68,12 +80,12 @@ def losses_covered(assignment: Assignment, hosts: dict[str, set[int]]) -> int:
 
 
 def spread(assignment: Assignment, costs: Sequence[float], servers: Sequence[Device]) -> dict[Device, list[int]]:
-    """Which workers each server should run: the copies of a class on different hosts, then the work in balance.
+    """Choose the workers of each server: the copies of a class on different hosts, then balanced work.
 
     Args:
         assignment: who covers what.
-        costs: of each worker.
-        servers: one or more on each host.
+        costs: the cost of each worker, in any unit.
+        servers: remote devices, one or more on each host.
     """
     by_host: dict[str, list[Device]] = {}
     for server in servers:

@@ -1,6 +1,6 @@
-"""Which worker runs where, as a user says it: ``0,3,7=grpc://node1:8001``, one a line or one an option.
+"""Which worker runs where, as a user writes it: ``0,3,7=grpc://node1:8001``, one per line or per option.
 
-Left of the sign stand ids, ranges (``0-4``), or ``*`` for all workers that no other line names; right of it a server
+The left side has ids, ranges (``0-4``), or ``*`` for all workers that no other line names; the right side has a server
 (`serving.runtime.endpoint`) or a device of this machine (``cpu:0``, ``cuda:1``).
 """
 
@@ -24,18 +24,21 @@ class WorkerMap:
     """Where each worker runs."""
 
     lines: tuple[tuple[tuple[int, ...] | None, Device], ...]
-    """Workers, None for all others, and where they run."""
+    """Workers, or None for all that no other line names, and the device that they run on."""
 
     @property
     def devices(self) -> tuple[Device, ...]:
-        """Every place, once, in the order of the lines."""
+        """Every device once, in the order of the lines."""
         return tuple(dict.fromkeys(device for _, device in self.lines))
 
     def device_of(self, n_workers: int) -> tuple[int, ...]:
-        """For each worker of a bundle, the index of its device among `devices`.
+        """Return the index in `devices` of each worker's device.
+
+        Args:
+            n_workers: the number of workers of the bundle.
 
         Raises:
-            InputError: a worker that is listed twice, or not at all, or that the bundle does not have.
+            InputError: a worker is listed twice or not at all, or the bundle lacks it.
         """
         devices = self.devices
         found: dict[int, Device] = {}
@@ -60,15 +63,15 @@ class WorkerMap:
 
 
 def parse_workers(specs: Sequence[str], file: Path | None, security: Security) -> WorkerMap:
-    """What ``--worker`` and ``--workers FILE`` say, both together.
+    """Parse the lines of ``--worker`` and ``--workers FILE`` together.
 
     Args:
-        specs: one line each.
-        file: of such lines; empty ones and what follows a # are passed over.
-        security: of every connection.
+        specs: lines such as ``0,3=grpc://HOST:PORT``.
+        file: a file of such lines; empty lines and comments after # are skipped.
+        security: the security of every connection.
 
     Raises:
-        InputError: a line that cannot be read.
+        InputError: a line is not valid, or the file cannot be read.
     """
     named = [("", spec) for spec in specs]
     if file is not None:
@@ -81,10 +84,10 @@ def parse_workers(specs: Sequence[str], file: Path | None, security: Security) -
 
 
 def workers_on(workers: WorkerMap, host: str) -> tuple[int, ...]:
-    """The workers that are named for a host, by its name or by the first part of it (``node-0`` of ``node-0.sensai``).
+    """Return the workers of a host, given by its name or the first part of it (``node-0`` of ``node-0.sensai``).
 
     Raises:
-        InputError: none are, or '*' is.
+        InputError: no line names the host, or the line that does is for '*'.
     """
     found: list[int] = []
     for ids, device in workers.lines:
@@ -99,18 +102,18 @@ def workers_on(workers: WorkerMap, host: str) -> tuple[int, ...]:
 
 
 def parse_ids(text: str) -> tuple[int, ...]:
-    """Workers by their ids: ``0,3-5`` is 0, 3, 4, 5.
+    """Parse ids and ranges of workers: ``0,3-5`` is 0, 3, 4, 5.
 
     Raises:
-        InputError: no ids, a range that runs backwards, or a worker twice.
+        InputError: the text has other parts, a descending range, or a worker twice.
     """
     if not _IDS.fullmatch(text):
-        raise InputError(f"workers are {text!r}, expected ids and ranges, say 0,3-5")
+        raise InputError(f"workers are {text!r}, expected ids and ranges such as 0,3-5")
     ids: list[int] = []
     for part in text.split(","):
         first, _, last = part.partition("-")
         if int(last or first) < int(first) or int(last or first) - int(first) > MAX_WORKERS:
-            raise InputError(f"workers are {text!r}, expected ranges that run upwards, say 3-5")
+            raise InputError(f"workers are {text!r}, expected ascending ranges such as 3-5")
         ids += range(int(first), int(last or first) + 1)
     if len(set(ids)) != len(ids):
         raise InputError(f"workers are {text!r}, expected each once")

@@ -79,7 +79,7 @@ def test_the_command_prints_one_to_five_copies(capsys, tiny_bundle: Path) -> Non
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("--latency", "fast"), "--latency: 'fast', expected say p50=2ms"),
+        (("--latency", "fast"), "--latency: 'fast', expected for example p50=2ms"),
         (("--latency", "p50=2"), "expected p50 and p99"),
         (("--latency", "p50=8,p99=2"), "expected 0 < p50 <= p99"),
         (("--latency", "p50=0,p99=2"), "expected 0 < p50 <= p99"),

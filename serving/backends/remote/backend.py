@@ -1,8 +1,8 @@
-"""Workers on other machines: models of a Triton Inference Server or of `sensai node`; others on devices of this one.
+"""Workers on other machines: models of a Triton Inference Server or of `sensai node`; the others on this machine.
 
-An input is serialised once, whatever the number of workers and servers. To a node it travels once for all of its
-workers, and their scores come back as they end; to any other server once for each worker, on a stream of its own.
-A server that is lost is found again by itself; its workers are live when they answer the golden samples as before.
+An input is serialised once, whatever the number of workers and servers. A node is sent it once for all of its workers,
+and returns scores as they end; any other server is sent it once for each worker, on a stream of its own.
+A lost server is connected again automatically; its workers are live when they answer the golden samples as before.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from serving.backends.remote.server import RemoteConnection, RemoteServer, Worke
 from serving.runtime.endpoint import WorkerEndpoint
 
 LOCAL = "ort"
-"""What runs the workers that stay on this machine."""
+"""The backend of the workers that run on this machine."""
 
 
 class Backend:
@@ -33,8 +33,8 @@ class Backend:
         """Sort the workers by server; nothing is connected yet.
 
         Raises:
-            DeviceError: a device that this machine does not have.
-            InputError: no server at all, or a fault for a worker that is not here.
+            DeviceError: this machine lacks a device.
+            InputError: no worker is on a server, or a fault is for a worker on another machine.
         """
         self._plan = plan
         self._loop = asyncio.get_running_loop()
@@ -62,13 +62,13 @@ class Backend:
             self._here = find("serving.backends", LOCAL, "Backend")(replace(plan.only(here), inline_s=0.0))
 
     def start(self) -> None:
-        """Connect to every server and check every worker; then load those that are here."""
+        """Connect to every server and check every worker there; then load those on this machine."""
         self._run(self._connect())
         if self._here is not None:
             self._here.start()
 
     def submit(self, task: Task, workers: Sequence[int]) -> None:
-        """Fan a task out, to the servers first: their way is longer."""
+        """Fan a task out, to the servers first: they take longer."""
         there: dict[RemoteServer, list[int]] = {}
         here = []
         for worker in workers:
@@ -85,7 +85,7 @@ class Backend:
             self._here.submit(task, here)
 
     def stop(self) -> None:
-        """Disconnect, and end the workers that are here."""
+        """Disconnect, and end the workers on this machine."""
         self._run(self._disconnect())
         if self._here is not None:
             self._here.stop()

@@ -1,4 +1,4 @@
-"""A server of remote workers over gRPC: one channel, kept open, watched, and one stream or one per worker on it."""
+"""Remote workers over gRPC: one watched channel, with one stream for all workers of a node, else one per worker."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from serving.backends.remote.stream import NodeStream, WorkerStream
 from serving.runtime.endpoint import WorkerEndpoint, read
 
 CONNECT_S = 2.0
-"""How long a server may take to answer while a connection is made."""
+"""Seconds that a server may take to answer while a connection is made."""
 QUIET_S = 0.5
-"""A server that has said nothing for so long is asked whether it lives."""
+"""A server that sent nothing for this many seconds is asked whether it is live."""
 SILENT_S = 2.0
-"""... and is lost when it does not say so in this time."""
+"""A server that does not answer that within this many seconds is lost."""
 _STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
 _OPTIONS = [
     ("grpc.max_receive_message_length", -1),
@@ -54,10 +54,10 @@ class GrpcConnection:
 
         Args:
             endpoint: the server.
-            models: for each worker there, what it is called; empty for the usual name.
-            manifest: of the bundle whose workers they are to be.
+            models: the model of each worker there; an empty name for the usual one.
+            manifest: the manifest of the bundle that the workers belong to.
             max_batch: the most inputs in one task.
-            reports: told of single workers.
+            reports: told of changes of single workers.
         """
         self.broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._endpoint = endpoint
@@ -69,13 +69,13 @@ class GrpcConnection:
         self._stub: Any = None
         self._metadata: tuple[tuple[str, str], ...] = ()
         self._is_node = False
-        self._nodes: dict[str, NodeStream] = {}  # by version
+        self._nodes: dict[str, NodeStream] = {}  # one for each version of the bundle
         self._alone: dict[int, WorkerStream] = {}
         self._stream_of: dict[int, NodeStream] = {}
         self._watching: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
-        """Connect, and see whether it is a node."""
+        """Connect, and find out whether the server is a node. See `RemoteConnection`."""
         security = self._endpoint.security
         if (token := security.token()) is not None:
             self._metadata = (("authorization", f"Bearer {token}"),)
@@ -91,23 +91,19 @@ class GrpcConnection:
             await self._stub.ServerLive(pb.ServerLiveRequest(), timeout=CONNECT_S, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
             reason = _reason(error)
-            if "Socket closed" in reason:  # all that is seen of a server that wants TLS, or another certificate
-                hint = (
-                    "our certificate may not be one that it asks for"
-                    if self._endpoint.encrypted
-                    else "it may speak TLS"
-                )
+            if "Socket closed" in reason:  # what a server that expects TLS, or another certificate, looks like
+                hint = "it may not accept this client's certificate" if self._endpoint.encrypted else "it may speak TLS"
                 reason = f"closed the connection: {hint}"
             raise InputError(f"{self._endpoint.server} {reason}") from None
         try:
             whole = await self._config(self._manifest.name)
             self._is_node = WORKERS in whole.parameters and BUNDLE in whole.parameters
         except grpc.aio.AioRpcError:
-            self._is_node = False  # no model of that name: each worker is asked by itself
+            self._is_node = False  # no model of the bundle's name: not a node
         self._watching = asyncio.create_task(self._watch())
 
     async def check(self, worker: int) -> None:
-        """Hold a worker against the bundle, and open a stream to it."""
+        """Check a worker against the bundle, and open a stream to it. See `RemoteConnection`."""
         named = self._models[worker]
         model = named or model_name(self._manifest, worker)
         where = f"{model} at {self._endpoint.server}"
@@ -163,7 +159,7 @@ class GrpcConnection:
             self.broken.set_result(reason)
 
     async def _watch(self) -> None:
-        """A way that is cut says nothing: a server that is quiet is asked."""
+        """Ask a quiet server whether it is live: a cut network reports nothing."""
         while True:
             await asyncio.sleep(QUIET_S)
             pipes = [*(s.pipe for s in self._nodes.values()), *(s.pipe for s in self._alone.values())]
@@ -191,22 +187,22 @@ def _described(config: Any) -> ModelDescription:
 
 
 def _reason(error: Any) -> str:
-    """Why a call failed, as a phrase that follows the server's name."""
+    """Say why a call failed, in a phrase that follows the server's name."""
     code, details = error.code(), " ".join((error.details() or "").split())
     if code is grpc.StatusCode.UNAUTHENTICATED:
-        return "lets us not in: the token is missing or is another one"
+        return "refuses access: the token is missing or wrong"
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return "does not answer"
     if "CERTIFICATE_VERIFY_FAILED" in details or "certificate" in details.lower():
-        return "cannot be trusted: its certificate is not one of our authority's for that name, or ours is not of its"
+        return "cannot be trusted: its certificate is not for that name or not of our authority, or it rejects ours"
     if "handshake" in details.lower() or "SSL" in details:
-        return f"does not agree on TLS with us, expected grpc:// for a server without it ({_last(details)})"
+        return f"fails the TLS handshake, expected grpc:// for a server without TLS ({_last(details)})"
     if code is grpc.StatusCode.UNAVAILABLE:
         return f"cannot be reached ({_last(details)})"
     return f"refuses: {details or code.name}"
 
 
 def _last(details: str) -> str:
-    """The last cause in a chain of them."""
+    """Return the last cause in gRPC's chain of causes."""
     cause = re.sub(r"^.*last error: ", "", details).rpartition(": ")[2]
     return re.sub(r"\s*\(\d+\)$", "", cause) or details

@@ -1,7 +1,7 @@
-"""A server of remote workers over HTTP/1.1 with the binary tensor extension: a kept-alive connection for each worker.
+"""Remote workers over HTTP/1.1 with the binary tensor extension: a kept-alive connection for each worker.
 
-Slower than gRPC, for servers and networks that have nothing else. A worker is given one request at a time; the others
-wait here, where they can be dropped.
+This is slower than gRPC, for servers and networks that have nothing else. A worker is sent one request at a time; other
+requests wait in this process, where they can be dropped.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class HttpConnection:
         self._watching: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
-        """Connect, and see whether the server lives."""
+        """Connect, and check that the server is live. See `RemoteConnection`."""
         self._control = await self._connect()
         status, _ = await self._get("/v2/health/live")
         if status != 200:
@@ -61,7 +61,7 @@ class HttpConnection:
         self._watching = asyncio.create_task(self._watch())
 
     async def check(self, worker: int) -> None:
-        """Hold a worker against the bundle, and open a connection to it."""
+        """Check a worker against the bundle, and open a connection to it. See `RemoteConnection`."""
         model = self._models[worker] or model_name(self._manifest, worker)
         where = f"{model} at {self._endpoint.server}"
         status, body = await self._get(f"/v2/models/{model}/config")
@@ -118,7 +118,7 @@ class HttpConnection:
         except ssl.SSLCertVerificationError as error:
             raise InputError(f"{endpoint.server} cannot be trusted: {error.verify_message}") from None
         except ssl.SSLError as error:
-            raise InputError(f"{endpoint.server} does not agree on TLS with us ({error.reason or error})") from None
+            raise InputError(f"{endpoint.server} fails the TLS handshake ({error.reason or error})") from None
         except OSError as error:
             raise InputError(f"{endpoint.server} cannot be reached ({error.strerror or error})") from None
         return connection
@@ -137,7 +137,7 @@ class HttpConnection:
             self.broken.set_result(reason)
 
     async def _watch(self) -> None:
-        """A way that is cut says nothing: a server that is quiet is asked."""
+        """Ask a quiet server whether it is live: a cut network reports nothing."""
         while True:
             await asyncio.sleep(QUIET_S)
             heard = max((worker.connection.heard for worker in self._workers.values()), default=0.0)
@@ -151,12 +151,16 @@ class HttpConnection:
 
 
 class HttpClientProtocol(asyncio.Protocol):
-    """One request at a time over one kept-alive connection."""
+    """Sends one request at a time over one kept-alive connection."""
 
     def __init__(self, head: str) -> None:
-        """Lines that every request has."""
+        """Start without a connection.
+
+        Args:
+            head: header lines that every request has.
+        """
         self.heard = time.monotonic()
-        """When something last came."""
+        """`time.monotonic` when the server last sent anything."""
         self._head = head
         self._transport: Any = None
         self._parser: Any = None
@@ -167,7 +171,17 @@ class HttpClientProtocol(asyncio.Protocol):
     def ask(
         self, method: str, path: str, parts: Sequence[bytes | memoryview] = (), header_length: int | None = None
     ) -> asyncio.Future[tuple[int, dict[str, str], bytes]]:
-        """Send a request; the future gives status, headers and body, or raises ConnectionError."""
+        """Send a request.
+
+        Args:
+            method: such as ``GET``.
+            path: the target.
+            parts: the parts of the body.
+            header_length: bytes of the body's JSON, where tensors follow it; None where none do.
+
+        Returns:
+            A future of status, headers and body, which raises ConnectionError if the connection ends before.
+        """
         self._reply = asyncio.get_running_loop().create_future()
         if self._transport is None or self._transport.is_closing():
             self._reply.set_exception(ConnectionResetError("the connection is closed"))
@@ -181,7 +195,7 @@ class HttpClientProtocol(asyncio.Protocol):
         return self._reply
 
     def close(self) -> None:
-        """End the connection."""
+        """Close the connection."""
         if self._transport is not None:
             self._transport.close()
 
@@ -196,12 +210,12 @@ class HttpClientProtocol(asyncio.Protocol):
             if self._parser is not None:
                 self._parser.feed_data(data)
         except httptools.HttpParserError as error:
-            self._fail(ConnectionResetError(f"its answer cannot be read ({error})"))
+            self._fail(ConnectionResetError(f"the answer cannot be read ({error})"))
             self.close()
 
     def connection_lost(self, error: Exception | None) -> None:
         """See `asyncio.Protocol`."""
-        self._fail(ConnectionResetError(str(error) if error else "it closed the connection"))
+        self._fail(ConnectionResetError(str(error) if error else "the server closed the connection"))
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """See httptools."""
@@ -222,7 +236,7 @@ class HttpClientProtocol(asyncio.Protocol):
 
 
 class _WorkerConnection:
-    """One worker's connection, and what waits for it."""
+    """One worker's connection, and the tasks that wait for it."""
 
     def __init__(
         self, connection: HttpClientProtocol, worker: int, path: str, reports: WorkerReports, on_end: Any
@@ -269,8 +283,8 @@ class _WorkerConnection:
                     status, headers, body = await self.connection.ask("POST", self._path, (header, raw), len(header))
                     scores = _scores(headers, body) if status == 200 else None
                 except (OSError, ValueError, LookupError, TypeError) as error:
-                    self._on_end(" ".join(str(error).split()) or "its answer cannot be read")
-                    return  # `close` fails what is left
+                    self._on_end(" ".join(str(error).split()) or "the answer cannot be read")
+                    return  # `close` fails the tasks that are left
                 self._running = None
                 if scores is not None:
                     task.deliver(self._worker, scores, time.perf_counter() - started)
@@ -297,10 +311,10 @@ def _described(body: bytes, where: str) -> ModelDescription:
         inputs, outputs = shapes(config["input"]), shapes(config["output"])
         return ModelDescription(parameters, inputs, outputs, int(config["max_batch_size"]))
     except (ValueError, LookupError, TypeError, AttributeError):
-        raise BundleError(f"{where} gives a configuration that cannot be read") from None
+        raise BundleError(f"{where} has a configuration that cannot be read") from None
 
 
 def _refusal(status: int) -> str:
     if status in (401, 403):
-        return "lets us not in: the token is missing or is another one"
+        return "refuses access: the token is missing or wrong"
     return f"answers {status}, expected 200"

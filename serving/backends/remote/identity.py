@@ -1,4 +1,4 @@
-"""Whether a model that another process serves is the worker that it is taken for, before anything relies on it."""
+"""Checks that a model on another server is the worker that it is meant to be, before anything relies on it."""
 
 from __future__ import annotations
 
@@ -12,37 +12,36 @@ from sensai_serve.remote import BUNDLE, SCORES, WORKER, version_of
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """What a model's configuration says, whichever protocol brought it."""
+    """A model's configuration, whichever protocol brought it."""
 
     parameters: Mapping[str, str]
     inputs: Mapping[str, tuple[int, ...]]
-    """Shape of each input, without the batch axis."""
+    """The shape of each input, without the batch axis, by name."""
     outputs: Mapping[str, tuple[int, ...]]
-    """... of each output."""
+    """The shape of each output, without the batch axis, by name."""
     max_batch: int
+    """The most inputs in one request."""
 
 
 def version_for(manifest: Manifest, worker: int, max_batch: int, model: str, found: ModelDescription) -> str:
-    """The version of a model that runs this worker's very subnet.
+    """Find the newest version of a model that runs exactly this worker's subnet.
 
     Args:
-        manifest: of our bundle.
-        worker: who the model is to be.
+        manifest: the manifest of the gateway's bundle.
+        worker: the worker that the model should be.
         max_batch: the most inputs in one request.
-        model: its name and where it is, for errors.
-        found: what it says of itself.
+        model: the model's name and server, for errors.
+        found: the model's configuration.
 
     Raises:
-        BundleError: it is something else, and what.
+        BundleError: the model is something else; the message says what.
     """
     subnet, spec = manifest.subnets[worker], manifest.input
     what = f"worker {worker}: {model}"
     if BUNDLE not in found.parameters:
-        raise BundleError(
-            f"{what} does not say whose worker it is, expected a model of `sensai export --triton` or `sensai node`"
-        )
+        raise BundleError(f"{what} names no bundle, expected a model of `sensai export --triton` or `sensai node`")
     if found.parameters[BUNDLE] != manifest.name:
-        raise BundleError(f"{what} is of the bundle {found.parameters[BUNDLE]!r}, expected {manifest.name!r}")
+        raise BundleError(f"{what} belongs to the bundle {found.parameters[BUNDLE]!r}, expected {manifest.name!r}")
     if found.parameters.get(WORKER, str(worker)) != str(worker):
         raise BundleError(f"{what} is worker {found.parameters[WORKER]}, expected worker {worker}")
     digests = {version: digest for key, digest in found.parameters.items() if (version := version_of(key))}

@@ -1,7 +1,7 @@
-"""Requests to remote workers as bytes: the tensor is serialised once, and what differs by worker is put before it.
+"""Requests to remote workers as bytes: the tensor is serialised once, and fields that differ by worker precede it.
 
-Protocol Buffers messages may be concatenated: the result is the message of all their fields. So one input's bytes serve
-every worker, whatever model each is. https://protobuf.dev/programming-guides/encoding/#last-one-wins
+Concatenated Protocol Buffers messages are one message of all their fields, so one input's bytes serve every worker,
+whatever the model of each. https://protobuf.dev/programming-guides/encoding/#last-one-wins
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ from sensai_serve.remote import SCORES
 
 _RAW_INPUT_CONTENTS = pb.ModelInferRequest.DESCRIPTOR.fields_by_name["raw_input_contents"].number << 3 | 2
 WORKERS = "workers"
-"""Request parameter of a node's stream: who is to run the input."""
+"""Request parameter of a node's stream: the workers that run the input, ``0,1,4``."""
 CLOSED = "closed"
-"""... the ids of earlier requests that nobody waits for any more."""
+"""Request parameter of a node's stream: ids of earlier requests whose answers are no longer wanted."""
 TIMEOUT = "timeout"
-"""Request parameter: microseconds, after which nobody waits."""
+"""Request parameter: microseconds after which the answer is no longer wanted."""
 RUN_US = "run_us"
-"""Reply parameter of a node's stream: for each output, how long its subnet took."""
+"""Reply parameter of a node's stream: microseconds inside the subnet of each output, ``120,95``."""
 FAILED = "failed"
-"""... workers whose scores will not come, and why: ``3:failed,5:dead``."""
+"""Reply parameter of a node's stream: workers whose scores will not come, and why: ``3:failed,5:dead``."""
 UP, DOWN = "up", "down"
-"""... of a reply to nothing: workers that have come or gone."""
+"""Parameters of a message without an id on a node's stream: a worker that came up or went down."""
 _PREFIX = f"{SCORES}-"
 
 
 class EncodedInput:
-    """One task's input as bytes, made for each protocol when the first server that speaks it asks."""
+    """One task's input as bytes, encoded for each protocol when the first server of it needs them."""
 
     def __init__(self, inputs: npt.NDArray[np.float32], name: str, timeout_s: float | None) -> None:
         """Nothing is copied yet.
 
         Args:
             inputs: FP32 [N, *shape], C-contiguous.
-            name: of the input.
-            timeout_s: seconds, after which nobody waits; None where somebody waits for ever.
+            name: the name of the input.
+            timeout_s: seconds after which the answer is no longer wanted; None for never.
         """
         self.timeout_s = timeout_s
         self._inputs = inputs
@@ -50,14 +50,14 @@ class EncodedInput:
 
     @cached_property
     def grpc(self) -> bytes:
-        """The part of a ModelInferRequest that is the same for every worker."""
+        """The fields of a ModelInferRequest that are the same for every worker."""
         raw = self._raw
         header = _header(self._name, self._inputs.shape)
         return b"".join((header, varint(_RAW_INPUT_CONTENTS), varint(len(raw)), raw))
 
     @cached_property
     def http(self) -> tuple[bytes, memoryview]:
-        """An infer request's JSON, and the tensor that follows it."""
+        """The JSON of an infer request, and the tensor that follows it."""
         raw = self._raw
         given = {"name": self._name, "datatype": "FP32", "shape": self._inputs.shape,
                  "parameters": {"binary_data_size": len(raw)}}  # fmt: skip
@@ -74,7 +74,7 @@ class EncodedInput:
 
 @lru_cache(64)
 def head(model: str, version: str, workers: tuple[int, ...] = ()) -> bytes:
-    """The part that says which model, and at a node which of its workers."""
+    """Encode the fields of a ModelInferRequest that name the model and, at a node, the workers."""
     request = pb.ModelInferRequest(model_name=model, model_version=version)
     if workers:
         request.parameters[WORKERS].string_param = ",".join(map(str, workers))
@@ -82,7 +82,13 @@ def head(model: str, version: str, workers: tuple[int, ...] = ()) -> bytes:
 
 
 def particulars(ticket: int, closed: Iterable[int] = (), timeout_s: float | None = None) -> bytes:
-    """The part of this request alone: its id, what is not waited for any more, and how long it has, in seconds."""
+    """Encode the fields of a ModelInferRequest that belong to one request.
+
+    Args:
+        ticket: the id of the request.
+        closed: ids of earlier requests whose answers are no longer wanted.
+        timeout_s: seconds after which the answer is no longer wanted; None for never.
+    """
     request = pb.ModelInferRequest(id=str(ticket))
     if told := ",".join(map(str, closed)):
         request.parameters[CLOSED].string_param = told
@@ -92,15 +98,15 @@ def particulars(ticket: int, closed: Iterable[int] = (), timeout_s: float | None
 
 
 def output_name(worker: int) -> str:
-    """What a node's stream calls one worker's scores."""
+    """Return the name of one worker's scores in a node's stream."""
     return f"{_PREFIX}{worker}"
 
 
 def worker_of(output: str) -> int:
-    """The worker of an `output_name`.
+    """Return the worker of an `output_name`.
 
     Raises:
-        ValueError: no such name.
+        ValueError: the text is not such a name.
     """
     if not output.startswith(_PREFIX):
         raise ValueError(f"output is {output!r}, expected {_PREFIX} and a worker")
@@ -108,10 +114,10 @@ def worker_of(output: str) -> int:
 
 
 def scores_of(reply: pb.ModelInferResponse, at: int) -> npt.NDArray[np.float32]:
-    """Output number `at` of a reply, FP32 of the shape that it says.
+    """Return output number `at` of a reply, FP32 of the shape that the reply names.
 
     Raises:
-        ValueError: no FP32 values, or not as many as the shape takes.
+        ValueError: the values are not FP32, or do not fit the shape.
     """
     output = reply.outputs[at]
     if output.datatype != "FP32":

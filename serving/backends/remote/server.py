@@ -1,4 +1,4 @@
-"""One server of remote workers: reached, checked, given work, and reached again when it was lost.
+"""One server of remote workers: connected, checked, given tasks, and connected again when it was lost.
 
     connect -> check every worker -> up --- connection lost or silent ---> down -> connect again, after growing pauses
                                       +---- one worker fails its check --> that worker is down, and is checked again
@@ -21,46 +21,46 @@ from serving.backends.remote.message import EncodedInput
 log = logging.getLogger(__name__)
 
 PAUSE_S = (0.1, 1.0)
-"""Before a lost server is tried again: the first, doubled each time up to the last."""
+"""Seconds before a lost server is tried again: the first, doubled each time up to the last."""
 RETRY_S = 1.0
-"""Between two looks at a worker that is missing at a server that is there."""
+"""Seconds between two checks of a worker that is down on a server that is up."""
 
 
 class RemoteConnection(Protocol):
-    """One connection to one server; used once. All on the event loop."""
+    """One connection to one server; used once. All calls on the event loop's thread."""
 
     broken: asyncio.Future[str]
-    """Resolves when the connection is of no more use, with the reason."""
+    """Resolves to the reason when the connection can no longer be used."""
 
     async def open(self) -> None:
         """Connect.
 
         Raises:
-            SensaiError: it cannot be reached, or lets us not in.
+            SensaiError: the server cannot be reached, or refuses the connection.
         """
 
     async def check(self, worker: int) -> None:
-        """Find the worker there and hold it against the bundle; from then on it can be given work.
+        """Check that the server runs this worker of the bundle; from then on the worker can be given tasks.
 
         Raises:
-            SensaiError: it is not there, not ready, or another one.
+            SensaiError: the server does not run it, it is not ready, or it runs another subnet.
         """
 
     def submit(self, task: Task, message: EncodedInput, workers: Sequence[int]) -> None:
         """Give a task to workers that have been checked; never blocks or raises."""
 
     async def close(self) -> None:
-        """End the connection; open tasks fail."""
+        """Close the connection; open tasks fail."""
 
 
 class WorkerReports(Protocol):
     """What a connection reports about single workers."""
 
     def failed(self, worker: int) -> None:
-        """It answered with an error."""
+        """Learn that a worker answered with an error."""
 
     def changed(self, worker: int, *, up: bool) -> None:
-        """Its server says that it has come, or gone."""
+        """Learn from its server that a worker came up or went down."""
 
 
 class RemoteServer:
@@ -77,11 +77,11 @@ class RemoteServer:
         """Nothing is connected before `start`.
 
         Args:
-            name: for errors and the log.
-            workers: that run there.
-            connect: makes a connection.
-            on_up: told of each worker that can run.
-            on_down: told of each that is gone.
+            name: what errors and the log call the server: its URL.
+            workers: the workers that run there.
+            connect: makes a connection that reports to its argument.
+            on_up: called with each worker that can run.
+            on_down: called with each worker that is gone.
         """
         self.name = name
         self.workers = tuple(workers)
@@ -91,15 +91,15 @@ class RemoteServer:
         self._connection: RemoteConnection | None = None
         self._up: set[int] = set()
         self._suspects: set[int] = set()
-        self._said: dict[int, str] = {}  # why a worker is missing, as the log has it
+        self._said: dict[int, str] = {}  # why each worker is down, as the log says
         self._look = asyncio.Event()
-        self._keeping: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Connect and check every worker.
 
         Raises:
-            SensaiError: the first thing that is wrong.
+            SensaiError: the server cannot be reached, or a worker fails its check.
         """
         connection = self._connect(self)
         try:
@@ -110,11 +110,11 @@ class RemoteServer:
             await connection.close()
             raise
         self._connection = connection
-        self._rise(self.workers)
-        self._keeping = asyncio.create_task(self._keep(connection))
+        self._mark_up(self.workers)
+        self._task = asyncio.create_task(self._keep_connected(connection))
 
     def submit(self, task: Task, message: EncodedInput, workers: Sequence[int]) -> None:
-        """Give a task to some of the workers."""
+        """Give a task to some of the workers; those that are down fail it."""
         there = []
         for worker in workers:
             if worker in self._up:
@@ -126,10 +126,10 @@ class RemoteServer:
 
     async def stop(self) -> None:
         """Disconnect."""
-        if self._keeping is not None:
-            self._keeping.cancel()
+        if self._task is not None:
+            self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await self._keeping
+                await self._task
         if self._connection is not None:
             await self._connection.close()
             self._connection = None
@@ -144,34 +144,34 @@ class RemoteServer:
         if worker not in self.workers or up == (worker in self._up):
             return
         if up:
-            self._rise([worker])
+            self._mark_up([worker])
         else:
-            self._fall([worker])
+            self._mark_down([worker])
 
-    def _rise(self, workers: Sequence[int]) -> None:
+    def _mark_up(self, workers: Sequence[int]) -> None:
         for worker in workers:
             self._up.add(worker)
             self._on_up(worker)
 
-    def _fall(self, workers: Sequence[int]) -> None:
+    def _mark_down(self, workers: Sequence[int]) -> None:
         for worker in workers:
             self._up.discard(worker)
             self._on_down(worker)
 
-    async def _keep(self, connection: RemoteConnection) -> None:
+    async def _keep_connected(self, connection: RemoteConnection) -> None:
         while True:
             reason = await self._until_broken(connection)
-            log.warning("%s is lost: %s", self.name, reason)
-            self._fall(sorted(self._up))
+            log.warning("%s: connection lost: %s", self.name, reason)
+            self._mark_down(sorted(self._up))
             self._connection = None
             await connection.close()
-            connection = await self._reopened()
+            connection = await self._reconnect()
             self._connection = connection
-            log.warning("%s is back", self.name)
+            log.warning("%s: connected again", self.name)
             await self._check(connection, self.workers)
 
     async def _until_broken(self, connection: RemoteConnection) -> str:
-        """Look after single workers until the connection breaks; why it did."""
+        """Check suspect and missing workers until the connection breaks; return the reason."""
         while not connection.broken.done():
             looking = asyncio.create_task(self._look.wait())
             pause = RETRY_S if len(self._up) < len(self.workers) else None
@@ -193,15 +193,15 @@ class RemoteServer:
             except SensaiError as error:
                 if self._said.get(worker) != str(error):
                     self._said[worker] = str(error)
-                    log.warning("worker %d is lost: %s", worker, error)
+                    log.warning("worker %d is down: %s", worker, error)
                 if worker in self._up:
-                    self._fall([worker])
+                    self._mark_down([worker])
             else:
                 self._said.pop(worker, None)
                 if worker not in self._up and not connection.broken.done():
-                    self._rise([worker])
+                    self._mark_up([worker])
 
-    async def _reopened(self) -> RemoteConnection:
+    async def _reconnect(self) -> RemoteConnection:
         said, (pause, last) = "", PAUSE_S
         while True:
             await asyncio.sleep(pause)
@@ -210,7 +210,7 @@ class RemoteServer:
                 await connection.open()
             except SensaiError as error:
                 if str(error) != said:
-                    log.warning("%s is still lost: %s", self.name, error)
+                    log.warning("%s: cannot connect: %s", self.name, error)
                 said, pause = str(error), min(last, 2 * pause)
                 await connection.close()
             except BaseException:

@@ -1,8 +1,8 @@
 """One bidirectional stream to workers on a server: requests go out as they come, scores come in as workers end.
 
-`NodeStream` is one for all workers of a `sensai node`: an input travels once. `WorkerStream` is one for one model of
-any server of the protocol, which answers in order; such a server cannot be told that a request is not waited for any
-more, so it is given two at most, and the others are held back here, where they can be dropped.
+A `NodeStream` serves all workers of a `sensai node`, and sends an input once. A `WorkerStream` serves one model of any
+server of the protocol, which answers in order. Such a server cannot be told that an answer is no longer wanted, so it
+is sent two requests at most, and the others wait in this process, where they can be dropped.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ from serving.backends.remote.message import (
 from serving.backends.remote.server import WorkerReports
 
 WINDOW = 2
-"""Requests that a worker of any server is given at a time: one to run, one to wait."""
+"""Requests that a `WorkerStream` has at the server at a time: one runs, one waits."""
 KEPT = 64
-"""Requests of one stream that are remembered once nobody waits for them, for copies that come late."""
+"""Requests of one node's stream that are kept after their answer, for copies that come late."""
 
 
 class Pipe:
-    """The call: what is sent is written in order, what comes is handed on."""
+    """An open ModelStreamInfer call: writes messages in order, and passes on what it reads."""
 
     def __init__(
         self, call: Any, on_reply: Callable[[pb.ModelStreamInferResponse], None], on_end: Callable[[str], None]
     ) -> None:
-        """Over an open ModelStreamInfer of bytes.
+        """Start to read and write.
 
         Args:
-            call: of `grpc.aio`, without serialisers.
-            on_reply: told every message; what it raises ends the call.
-            on_end: told once, why it has ended.
+            call: an open ModelStreamInfer call of `grpc.aio`, without serialisers.
+            on_reply: called with every message; an exception of it ends the call.
+            on_end: called once, with the reason why the call has ended.
         """
         self.heard = time.monotonic()
-        """When something last came."""
+        """`time.monotonic` when the server last sent anything."""
         self._call = call
         self._on_reply = on_reply
         self._on_end = on_end
@@ -60,19 +60,21 @@ class Pipe:
         self._tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._write())]
 
     def send(self, task: Task, message: bytes) -> None:
-        """Write a message, unless its task is closed before its turn comes."""
+        """Write a message in its turn, unless its task is closed by then."""
         self._outbox.append((task, message))
         self._wake.set()
 
     async def close(self) -> None:
-        """End the call."""
+        """Cancel the call."""
         self._call.cancel()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _write(self) -> None:
-        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # the reader says why it has ended
+        with contextlib.suppress(
+            grpc.aio.AioRpcError, asyncio.InvalidStateError
+        ):  # the reader reports why the call ended
             while True:
                 await self._wake.wait()
                 self._wake.clear()
@@ -82,37 +84,45 @@ class Pipe:
                         await self._call.write(message)
 
     async def _read(self) -> None:
-        reason = "it ended the stream"
+        reason = "the server ended the stream"
         try:
             while (data := await self._call.read()) is not grpc.aio.EOF:
                 self.heard = time.monotonic()
                 self._on_reply(pb.ModelStreamInferResponse.FromString(data))
         except grpc.aio.AioRpcError as error:
             reason = error.details() or error.code().name
-        except Exception as error:  # whatever it says, this connection is of no more use
-            reason = f"its answer cannot be read ({' '.join(str(error).split())})"
+        except Exception as error:  # an answer that cannot be read ends the connection
+            reason = f"the answer cannot be read ({' '.join(str(error).split())})"
         self._on_end(reason)
 
 
 class _Sent:
-    """One task's way through one stream."""
+    """One task that was sent on one stream."""
 
     __slots__ = ("at", "left", "task", "told")
 
     def __init__(self, task: Task, workers: Sequence[int]) -> None:
         self.task = task
-        self.left = set(workers)  # have not answered
+        self.left = set(workers)  # workers that have not answered
         self.at = time.perf_counter()
-        self.told = False  # the node knows that nobody waits for it any more
+        self.told = False  # the node was told that the answer is no longer wanted
 
 
 class NodeStream:
-    """All workers of one version at one node. See `serving.node.servicer` for the other end."""
+    """The stream to all workers of one version at one node; `serving.node.gateway_stream` is its other end."""
 
     def __init__(
         self, call: Any, model: str, version: str, reports: WorkerReports, on_end: Callable[[str], None]
     ) -> None:
-        """Over an open call to the model that is called as the bundle."""
+        """Start to read and write.
+
+        Args:
+            call: an open ModelStreamInfer call, see `Pipe`.
+            model: the model of all workers, named as the bundle.
+            version: the version of the bundle.
+            reports: told of changes of single workers.
+            on_end: called once, with the reason why the call has ended.
+        """
         self.pipe = Pipe(call, self._received, on_end)
         self._model = model
         self._version = version
@@ -121,7 +131,7 @@ class NodeStream:
         self._sent: dict[int, _Sent] = {}
 
     def submit(self, task: Task, message: EncodedInput, workers: Sequence[int]) -> None:
-        """Send an input once for these workers, and with it what is not waited for any more."""
+        """Send an input once for these workers, and with it which answers are no longer wanted."""
         closed = []
         busy: dict[int, int] = {}
         for ticket, sent in self._sent.items():
@@ -147,7 +157,7 @@ class NodeStream:
         self.pipe.send(task, b"".join((start, particulars(self._ticket, closed, message.timeout_s), message.grpc)))
 
     async def close(self) -> None:
-        """End the call; open tasks fail."""
+        """Cancel the call; open tasks fail."""
         await self.pipe.close()
         for sent in self._sent.values():
             for worker in sent.left:
@@ -185,19 +195,28 @@ class NodeStream:
             del self._sent[int(reply.id)]
 
     def _forget(self) -> None:
-        """Of what nobody waits for, the older half: a worker that hangs never answers it."""
+        """Forget the oldest answered requests: a worker that hangs never answers them."""
         closed = [ticket for ticket, sent in self._sent.items() if sent.task.closed and sent.told]
         for ticket in closed[: KEPT // 2]:
             del self._sent[ticket]
 
 
 class WorkerStream:
-    """One worker, a model of any server of the protocol."""
+    """The stream to one worker, a model of any server of the protocol."""
 
     def __init__(
         self, call: Any, worker: int, model: str, version: str, reports: WorkerReports, on_end: Callable[[str], None]
     ) -> None:
-        """Over an open call."""
+        """Start to read and write.
+
+        Args:
+            call: an open ModelStreamInfer call, see `Pipe`.
+            worker: its id.
+            model: the worker's model.
+            version: the version of that model.
+            reports: told of failures of the worker.
+            on_end: called once, with the reason why the call has ended.
+        """
         self.pipe = Pipe(call, self._received, on_end)
         self._worker = worker
         self._start = head(model, version)
@@ -208,7 +227,7 @@ class WorkerStream:
         self._since = 0.0
 
     def submit(self, task: Task, message: EncodedInput) -> None:
-        """Send an input, or hold it until the worker has room."""
+        """Send an input, or hold it until fewer requests are at the server."""
         self._held = deque(entry for entry in self._held if not entry[0].closed)
         if len(self._held) + sum(not sent.task.closed for sent in self._given) >= HOLDS:
             task.fail(self._worker, Cause.FULL)
@@ -217,7 +236,7 @@ class WorkerStream:
         self._hand_over()
 
     async def close(self) -> None:
-        """End the call; open tasks fail."""
+        """Cancel the call; open tasks fail."""
         await self.pipe.close()
         for task in [*(sent.task for sent in self._given), *(task for task, _ in self._held)]:
             task.fail(self._worker, Cause.DEAD)
@@ -241,14 +260,14 @@ class WorkerStream:
             sent.task.fail(self._worker, Cause.FAILED)
             self._reports.failed(self._worker)
         else:
-            # Such a server does not say how long the subnet took: from the answer before, or the sending, to here.
+            # The server does not say how long the subnet took: count from the later of the last answer and the sending.
             sent.task.deliver(self._worker, scores_of(message.infer_response, 0), now - max(sent.at, self._since))
         self._since = now
         self._hand_over()
 
 
 class _Always:
-    """A task that is never closed: answers come in the order of requests, so what is counted as sent must be sent."""
+    """A task that is never closed: replies match requests by order, so a counted request must be sent."""
 
     closed = False
 

@@ -110,7 +110,7 @@ def test_a_worker_says_whose_it_is(node, tiny_bundle: Path) -> None:
         ("tiny-03", (1, 3, 8, 9), "", r"input 'input': shape is \[1, 3, 8, 9\], expected \[N, 3, 8, 8\]"),
         ("tiny-03", (65, 3, 8, 8), "", "N is 65, expected 1 to 64"),
         ("tiny-03", (1, 3, 8, 8), "2", "tiny has no version '2', expected 1"),
-        ("tiny", (1, 3, 8, 8), "", "tiny answers streams, expected one worker, say tiny-00"),
+        ("tiny", (1, 3, 8, 8), "", "tiny answers streams, expected the model of one worker, such as tiny-00"),
     ],
 )
 def test_a_wrong_request_is_one_line(node, model: str, shape: tuple[int, ...], version: str, message: str) -> None:
@@ -187,7 +187,7 @@ def test_mutual_tls_and_the_token_let_in_who_has_both(tiny_bundle: Path, authori
         with triton.InferenceServerClient(address, **tls, **known) as client:
             assert client.infer("tiny-01", inputs, headers=token).as_numpy("scores").shape == (1, 3)
             for headers in ({}, {"authorization": "Bearer shut-sesame"}):
-                with pytest.raises(InferenceServerException, match="the token is missing or is another one"):
+                with pytest.raises(InferenceServerException, match="the token is missing or wrong"):
                     client.infer("tiny-01", inputs, headers=headers)
         for options in (tls, tls | strange, {}):
             with triton.InferenceServerClient(address, **options) as client, pytest.raises(InferenceServerException):
@@ -205,9 +205,9 @@ def test_mutual_tls_and_the_token_let_in_who_has_both(tiny_bundle: Path, authori
     [
         (("nowhere",), "nowhere is no bundle"),
         (("{bundle}", "--workers", "0,10"), "worker 10 is not in"),
-        (("{bundle}", "--workers", "0,x"), "workers are '0,x', expected ids and ranges, say 0,3-5"),
+        (("{bundle}", "--workers", "0,x"), "workers are '0,x', expected ids and ranges such as 0,3-5"),
         (("{bundle}", "--workers", "3,0-4"), "workers are '3,0-4', expected each once"),
-        (("{bundle}", "--workers", "4-3"), "expected ranges that run upwards"),
+        (("{bundle}", "--workers", "4-3"), "expected ascending ranges"),
         (("{bundle}", "--grpc", "8001"), "'8001' is no address, expected HOST:PORT"),
         (("{bundle}", "--grpc", "203.0.113.1:0"), "cannot listen on 203.0.113.1:0"),
         (("{bundle}", "--device", "cpu:99999"), "cpu:99999 is not here"),

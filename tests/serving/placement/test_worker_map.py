@@ -55,7 +55,7 @@ def test_no_text_breaks_the_parser(text: str) -> None:
         (("*=grpc://user@a:1",), "'grpc://user@a:1' is no server"),
         (("*=gpu",), "device is 'gpu', expected cpu, cpu:CORE or cuda:CARD"),
         (("0-3=grpc://a:1/m",), "grpc://a:1/m is one model, expected one worker for it, not 0-3"),
-        (("5-3=cpu",), "expected ranges that run upwards"),
+        (("5-3=cpu",), "expected ascending ranges"),
     ],
 )
 def test_what_cannot_be_is_one_line(specs: tuple[str, ...], message: str) -> None:

@@ -256,7 +256,7 @@ def test_another_bundle_in_place_of_a_lost_one_is_not_taken(tiny_bundle: Path, m
             other = Node(make_bundle(seed=9), NodeOptions(workers=(4,), devices=(parse_device("cpu"),)))
             address = Address(host="127.0.0.1", port=int(url.rpartition(":")[2]))
             await stack.enter_async_context(node_serving(other, address, NOBODY))
-            await until(lambda: "worker 4 is lost: worker 4: tiny-04 at" in caplog.text)
+            await until(lambda: "worker 4 is down: worker 4: tiny-04 at" in caplog.text)
             assert gateway.workers[4].state is State.DEAD
 
     asyncio.run(test())
@@ -291,17 +291,17 @@ def test_a_new_bundle_answers_beside_the_old_one(make_bundle, tmp_path: Path) ->
         (("*=grpc://nowhere.invalid:1",), r"^grpc://nowhere.invalid:1 cannot be reached \("),
         (("*=http://127.0.0.1:1",), r"^http://127.0.0.1:1 cannot be reached \("),
         (("*={http}",), r"^{http} cannot be reached \("),
-        (("*={https}",), r"^{https} (does not agree on TLS with us|cannot be reached) \("),
+        (("*={https}",), r"^{https} (fails the TLS handshake|cannot be reached) \("),
         (("*={other}",), r"^worker 0: {other} serves no model 'tiny-00'$"),
         (("*={same}",), r"^worker 0: tiny-00 at {same} runs another subnet \(version 1: \w{12}...\), expected SHA-256"),
         (("0={node}/tiny-01", "*={node}"), r"^worker 0: tiny-01 at {node} is worker 1, expected worker 0$"),
         (("0={node}/tiny-22", "*={node}"), r"^worker 0: {node} serves no model 'tiny-22'$"),
         (
             ("0={other}/other-00", "*={node}"),
-            r"^worker 0: other-00 at {other} is of the bundle 'other', expected 'tiny'$",
+            r"^worker 0: other-00 at {other} belongs to the bundle 'other', expected 'tiny'$",
         ),
         (("0={some}", "*={some}"), r"^worker 0: {some} serves no model 'tiny-00'$"),
-        (("*={tls}",), r"^{tls} (cannot be trusted|does not agree on TLS with us|cannot be reached)"),
+        (("*={tls}",), r"^{tls} (cannot be trusted|fails the TLS handshake|cannot be reached)"),
         (("0-8={node}",), r"^worker 9: listed nowhere"),
         (("*={node}", "0-10=cpu"), r"^worker 10 is listed, expected one of 0 to 9$"),
     ],
@@ -341,7 +341,7 @@ def test_the_token_is_shown_and_asked_for(tiny_bundle: Path, tmp_path: Path) -> 
             async with a_gateway(tiny_bundle, f"*={url}", security=Security(token_file=tmp_path / "right")) as gateway:
                 assert (await gateway.infer(inputs(), wait="all")).answer.missing == ()
             for security in (NOBODY, Security(token_file=tmp_path / "wrong")):
-                with pytest.raises(sensai_serve.errors.InputError, match="lets us not in: the token is missing"):
+                with pytest.raises(sensai_serve.errors.InputError, match="refuses access: the token is missing"):
                     async with a_gateway(tiny_bundle, f"*={url}", security=security):
                         pass
 
@@ -356,7 +356,7 @@ def test_mutual_tls_and_a_token_all_the_way(tiny_bundle: Path, authority: Path) 
         Security(pem["ca.pem"], authority / "stranger.pem", authority / "stranger.key", token): " (closed|cannot)",
         Security(pem["ca.pem"], None, None, token): " (closed|cannot)",
         Security(authority / "stranger.pem", pem["gateway.pem"], pem["gateway.key"], token): " cannot be trusted: ",
-        Security(pem["ca.pem"], pem["gateway.pem"], pem["gateway.key"]): " lets us not in: the token is missing",
+        Security(pem["ca.pem"], pem["gateway.pem"], pem["gateway.key"]): " refuses access: the token is missing",
     }
 
     async def test() -> None:
