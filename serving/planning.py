@@ -149,7 +149,7 @@ class Simulation:
         self._symbols = manifest.symbols or tuple((c,) for c in range(own.n_classes))
 
     def assignment(self, redundancy: int) -> Assignment | None:
-        """Return the bundle's assignment if it has this redundancy, else a cyclic one; None if there are too few symbols."""
+        """Return the bundle's assignment if it has this redundancy, else a cyclic one; None if symbols are too few."""
         own = self._bundle.assignment
         if own.redundancy == redundancy:
             return own

@@ -213,7 +213,7 @@ def test_mutual_tls_and_the_token_let_in_who_has_both(tiny_bundle: Path, authori
         (("{bundle}", "--device", "cpu:99999"), "cpu:99999 is not here"),
         (("{bundle}", "--backend", "nothing"), "nothing is called 'nothing'"),
         (("{bundle}", "--cert", "node.pem"), "a certificate and its key go together"),
-        (("{bundle}", "--client-ca", "ca.pem"), "clients' certificates can only be asked for over TLS"),
+        (("{bundle}", "--client-ca", "ca.pem"), "clients' certificates can only be checked over TLS"),
         (("{bundle}", "--token-file", "nowhere"), "nowhere cannot be read: No such file or directory"),
         (("{bundle}", "--token-file", "/dev/null"), "/dev/null holds no token"),
     ],
