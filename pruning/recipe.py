@@ -54,10 +54,10 @@ class Recipe:
     """The reference's network: ``cnn``, ``mlp``, ``resnet20``, ``vgg16`` and the like, or
     ``package.module:callable``."""
 
-    assignment: Annotated[str, Section("Who covers what"), Flag(metavar="binary|grouped|cyclic")] = "binary"
+    assignment: Annotated[str, Section("Who covers what"), Flag(metavar="binary|grouped|cyclic|full")] = "binary"
     """The code that assigns classes to workers."""
     redundancy: int | None = None
-    """Workers that cover each class of a cyclic assignment, 3 where neither this nor the offsets are given."""
+    """Workers that cover each class of a cyclic or full assignment, 3 where neither this nor the offsets are given."""
     groups: int | None = None
     """Number of groups that the classes are put into first; without it every class is a symbol of its own."""
     offsets: tuple[int, ...] | None = None
@@ -118,6 +118,12 @@ class Recipe:
     """Image passes of each worker's own retraining; one epoch, at least 8,000, where not given."""
     rate: float = 0.01
     """Peak learning rate of each worker's own retraining."""
+    joint_images: Annotated[int, Range(0)] = 0
+    """Image passes that the networks of all workers get together in the end, trained on the merged answer."""
+    joint_rate: float = 0.01
+    """Peak learning rate of that joint retraining."""
+    joint_own: float = 0.3
+    """Weight of each worker's own loss beside the merged answer's, in the joint retraining."""
     calibration: Literal["temperature", "none"] = "temperature"
     """Whether each worker's logits are scaled to fit the labels of the validation part."""
     batch: Annotated[int, Range(2)] = 128
@@ -166,9 +172,11 @@ class Recipe:
             raise InputError(
                 f"microseconds is {self.amount} and recover_amount {self.recover_amount}, expected workers to take less"
             )
-        for name in ("rate", "recover_rate"):
+        for name in ("rate", "recover_rate", "joint_rate"):
             if not 0 < (rate := getattr(self, name)) < math.inf:
                 raise InputError(f"{name} is {rate}, expected more than 0")
+        if not 0 <= self.joint_own < math.inf:
+            raise InputError(f"joint_own is {self.joint_own}, expected at least 0")
         if not 0 < self.temperature <= 100:
             raise InputError(f"temperature is {self.temperature}, expected more than 0 and at most 100")
         if not 0 < self.validation < 1:

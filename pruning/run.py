@@ -7,6 +7,7 @@ RUN/teacher-logits/0.npy .. the reference's logits for views of the training ima
 RUN/recovering/1/ ...       networks on the way to the next, where it is cut in steps (recovering-1/1/ to recovered-1/)
 RUN/recovered/              the compact network for all classes, where the recipe asks for one
 RUN/recovered-1/ ...        further ones, where it asks for several
+RUN/apart/00/ ...           each worker's network before the joint training, where the recipe asks for that
 RUN/subnets/00/ ...         each worker's network, and validation.npy, its scores of the validation part
 
 A network appears whole or not at all, so a killed run continues with the next one.
@@ -175,6 +176,10 @@ class Run:
     def folder(self, worker: int) -> str:
         """Name of a worker's network."""
         return f"subnets/{worker:0{max(2, len(str(self.assignment.n_workers - 1)))}d}"
+
+    def apart(self, worker: int) -> str:
+        """Name of a worker's network as it was trained by itself: the final one where nothing is trained jointly."""
+        return self.folder(worker).replace("subnets", "apart") if self.recipe.joint_images else self.folder(worker)
 
     def has(self, name: str) -> bool:
         """Whether the network of that name is finished."""

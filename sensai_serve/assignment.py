@@ -112,6 +112,16 @@ def cyclic(symbols: int | Iterable[Sequence[int]], offsets: Sequence[int]) -> As
     return Assignment(rows, sum(map(len, groups)), kind="cyclic", offsets=tuple(offsets), symbols=groups)
 
 
+def full(n_classes: int, n_workers: int) -> Assignment:
+    """Every worker covers every class: r = W, an ensemble.
+
+    Raises:
+        AssignmentError: no worker, or no class.
+    """
+    every = tuple(range(n_classes))
+    return Assignment((every,) * n_workers, n_classes, kind="full", symbols=(every,) if every else ())
+
+
 def build(
     kind: str,
     n_classes: int,
@@ -123,17 +133,21 @@ def build(
     """The assignment that the command line's options describe.
 
     Args:
-        kind: ``binary``, ``grouped`` or ``cyclic``.
+        kind: ``binary``, ``grouped``, ``cyclic`` or ``full``.
         n_classes: C.
         groups: a partition of the classes; needed for ``grouped``, the symbols of ``cyclic`` where given.
         offsets: of the cyclic code; searched for `redundancy` where None.
-        redundancy: r, 3 where neither it nor `offsets` is given.
+        redundancy: r, 3 where neither it nor `offsets` is given; the number of workers of ``full``.
 
     Raises:
         AssignmentError: options that contradict each other or make no code.
     """
     if groups is not None and sum(map(len, groups)) != n_classes:
         raise AssignmentError(f"groups hold {sum(map(len, groups))} classes, expected {n_classes}")
+    if kind == "full":
+        if groups is not None or offsets:
+            raise AssignmentError("full: groups and offsets belong to the grouped and cyclic assignments")
+        return full(n_classes, redundancy or 3)
     if kind != "cyclic" and (offsets or redundancy not in (None, 1)):
         raise AssignmentError(f"{kind}: redundancy and offsets belong to the cyclic assignment")
     if kind == "binary":
@@ -150,7 +164,7 @@ def build(
         if not offsets:
             offsets = search_offsets(n_classes if groups is None else len(groups), redundancy or 3).offsets
         return cyclic(n_classes if groups is None else groups, offsets)
-    raise AssignmentError(f"assignment: kind is {kind!r}, expected binary, grouped or cyclic")
+    raise AssignmentError(f"assignment: kind is {kind!r}, expected binary, grouped, cyclic or full")
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,17 @@ def find(name: str) -> Head:
     return head
 
 
+def log_odds(head: Head, logits: Tensor) -> Tensor:
+    """The log odds [N, k] of a head's scores for logits [N, outputs].
+
+    A head that has ``log_odds`` of its own says them exactly; else they come from its scores, which lie at least 1e-6
+    away from 0 and 1 then.
+    """
+    own = getattr(head, "log_odds", None)
+    found: Tensor = torch.logit(head.scores(logits), 1e-6) if own is None else own(logits)
+    return found
+
+
 def replace_output(model: nn.Module, layer: str, head: Head, classes: Sequence[int]) -> None:
     """Give `model` the output layer that `head` needs for `classes`, started from the rows of the one it has.
 
@@ -104,3 +115,14 @@ def others(logits: Tensor, classes: Sequence[int]) -> Tensor:
     """The columns of logits [N, C] that are of none of `classes`; one of -100 where there are none."""
     left = [c for c in range(logits.shape[1]) if c not in classes]
     return logits[:, left] if left else logits.new_full((len(logits), 1), -100.0)
+
+
+def against_others(logits: Tensor) -> Tensor:
+    """The log odds [N, C] of each class under a softmax over logits [N, C]."""
+    if logits.shape[1] == 1:
+        return torch.full_like(logits, 100.0)
+    log_p = logits.log_softmax(dim=1)
+    top = log_p.argmax(dim=1, keepdim=True)
+    of_top = log_p.scatter(1, top, -torch.inf).logsumexp(dim=1, keepdim=True)
+    of_others = torch.log1p(-log_p.exp().scatter(1, top, 0.0))  # at most one half each, so that this is exact
+    return log_p - of_others.scatter(1, top, of_top)

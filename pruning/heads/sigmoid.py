@@ -37,6 +37,10 @@ class Sigmoid:
         """Binary cross-entropy, summed over the classes of an example, mean over examples."""
         return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / len(logits)
 
+    def log_odds(self, logits: Tensor) -> Tensor:
+        """The logits themselves."""
+        return logits
+
     def scores(self, logits: Tensor) -> Tensor:
         """Probabilities."""
         return self.probabilities(logits)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
+from pruning.heads import against_others
+
 
 class Softmax:
     """Cross-entropy over the classes; scores are probabilities that sum to 1."""
@@ -26,6 +28,10 @@ class Softmax:
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy against probabilities."""
         return F.cross_entropy(logits, targets)
+
+    def log_odds(self, logits: Tensor) -> Tensor:
+        """Each class against all other outputs."""
+        return against_others(logits)
 
     def scores(self, logits: Tensor) -> Tensor:
         """Probabilities."""

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pruning.heads import others
+from pruning.heads import against_others, others
 
 
 class SoftmaxOthers:
@@ -36,6 +36,10 @@ class SoftmaxOthers:
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy against probabilities."""
         return F.cross_entropy(logits, targets)
+
+    def log_odds(self, logits: Tensor) -> Tensor:
+        """Each class against all other outputs."""
+        return against_others(logits)[:, :-1]
 
     def scores(self, logits: Tensor) -> Tensor:
         """Probability of each class, without "others"."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
@@ -12,13 +14,15 @@ import torch
 from pruning.data import absolute
 from pruning.executors import ExecutorTask, Slot
 from pruning.limits import enough_memory
+from pruning.pipeline import joint
 from pruning.pipeline.subnet import make_network
 from pruning.pipeline.teacher import FOLDER, TeacherLogits, open_teacher_logits
 from pruning.planning.plan import RunPlan, plan_of
 from pruning.planning.stages import Stage, origin, recovered, recovery_images, rounds, specialisation
-from pruning.progress import OnProgress
+from pruning.progress import OnProgress, silent
 from pruning.run import REFERENCE, Run
 from pruning.selection.source import SourceNetwork, reference_source
+from pruning.training.exchange import Exchange, exchange_between
 from pruning.training.loop import require_device
 from pruning.training.snapshot import Snapshot
 
@@ -70,6 +74,45 @@ def build_network(
         builder.specialise(worker)
 
 
+def joint_tasks(run: Run, data: str, count: int) -> list[ExecutorTask]:
+    """The tasks of the joint retraining, one for each of `count` processes that must run at the same time.
+
+    Args:
+        run: the run, with every worker's network as it was trained apart.
+        data: source of the run's data, where it lies now.
+        count: number of processes, at most one for each worker.
+    """
+    common = {"run": str(run.path.absolute()), "data": absolute(data), "count": count, "meeting": uuid.uuid4().hex}
+    function = f"{__name__}:{retrain_part.__name__}"
+    return [
+        ExecutorTask(f"joint retraining, part {rank + 1} of {count}", function, common | {"rank": rank})
+        for rank in range(count)
+    ]
+
+
+def retrain_part(
+    slot: Slot, on_progress: OnProgress, *, run: str, data: str, rank: int, count: int, meeting: str
+) -> None:
+    """Carry out one of `joint_tasks`: train a part of the workers' networks together with the other processes.
+
+    Args:
+        slot: where to compute.
+        on_progress: called with the progress, by the process of rank 0.
+        run: path of the run directory.
+        data: see `joint_tasks`.
+        rank: of this process, below `count`; it holds every worker whose number leaves this remainder.
+        count: number of processes.
+        meeting: name of the file in the run directory by which the processes find each other.
+
+    Raises:
+        SensaiError: a network is damaged, another process is gone, memory ran out, or the disk is full.
+    """
+    builder = _open(run, data, "", slot, on_progress if rank == 0 else silent)
+    n_workers = builder.plan.assignment.n_workers
+    with exchange_between(builder.run.path / f".joint-{meeting}", rank, count, n_workers) as exchange:
+        builder.retrain_jointly(range(rank, n_workers, count), exchange)
+
+
 @dataclass(frozen=True)
 class NetworkBuilder:
     """Builds networks of one run. What they are cut from, its profiles and its logits are loaded or taken once."""
@@ -105,7 +148,20 @@ class NetworkBuilder:
             WorkError: memory ran out, or the disk is full.
         """
         before = recovered(origin(self.plan, worker)) if recovery_images(self.plan) else REFERENCE
-        self._build(self.run.folder(worker), before, specialisation(self.plan, worker))
+        self._build(self.run.apart(worker), before, specialisation(self.plan, worker))
+
+    def retrain_jointly(self, workers: Sequence[int], exchange: Exchange | None = None) -> None:
+        """Train the networks of all workers together, and keep those of `workers` as the run's subnets.
+
+        Args:
+            workers: whose networks this process holds.
+            exchange: with the processes that hold the others; None: this one holds all.
+
+        Raises:
+            WorkError: another process is gone, memory ran out, or the disk is full.
+        """
+        with enough_memory(joint.STAGE, self.plan.device):
+            joint.retrain_jointly(self.plan, self.run, self.teacher_logits, workers, self.on_progress, exchange)
 
     def _build(self, name: str, before: str, stage: Stage) -> None:
         unfinished = self.run.path / f".{name.replace('/', '-')}.training"

@@ -9,7 +9,8 @@ from pathlib import Path
 from pruning import heads
 from pruning.executors import Execute, Slot
 from pruning.limits import enough_memory
-from pruning.pipeline.builder import NetworkBuilder, network_task
+from pruning.pipeline.builder import NetworkBuilder, joint_tasks, network_task
+from pruning.pipeline.joint import forget_joint
 from pruning.pipeline.teacher import FOLDER, compute_teacher_logits
 from pruning.planning.plan import RunPlan
 from pruning.planning.stages import recovered, recoveries_of, recovery, recovery_images, specialisation
@@ -59,8 +60,10 @@ def prune_reference(
         run = Run(Path(out), plan.recipe, plan.digests, dataset.labels, dataset.spec, plan.assignment, plan.budget)
         run.create(plan.reference, plan.size)
     recoveries = [number for number in range(recoveries_of(plan)) if not run.has(recovered(number))]
-    workers = [worker for worker in range(run.assignment.n_workers) if not run.has(run.folder(worker))]
-    if recoveries or workers:
+    every = range(run.assignment.n_workers)
+    unfinished = any(not run.has(run.folder(worker)) for worker in every)
+    workers = [worker for worker in every if not run.has(run.apart(worker))] if unfinished else []
+    if recoveries or unfinished:
         compute_teacher_logits(plan, run.path / FOLDER, on_progress)
     builder, data = NetworkBuilder(plan, run, on_progress, reference), plan.recipe.data
     elsewhere = len(slots) > 1 or (slots and executor != "local")
@@ -74,6 +77,12 @@ def prune_reference(
     else:
         for worker in workers:
             builder.specialise(worker)
+    if unfinished and run.recipe.joint_images:
+        if elsewhere:
+            execute(joint_tasks(run, data, min(len(slots), len(every))), slots, on_progress)
+        else:
+            builder.retrain_jointly(every)
+        forget_joint(run)
     return run
 
 

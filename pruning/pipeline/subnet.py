@@ -75,16 +75,28 @@ def make_network(
         on_step=lambda done, total: source.on_progress(stage.name, done, total),
         snapshot=snapshot,
     )
-    unseen = dataset.x[plan.validation]
     if stage.calibration == "temperature":
-        logits = torch.from_numpy(infer(network, dataset, unseen))
-        scale = fit_scale(head, logits, labels_as(head, plan, stage.classes)[plan.validation])
-        fold_scale(network.get_submodule(output), scale)
+        calibrate(plan, network, output, head, stage.classes)
     subnet = Subnet(network, head)
     size = measure(subnet, plan.shape)
     cut, removed = compose(source.kept_outputs, cut), source.removed + trimmed.removed
     made = Network(stage.classes, stage.head, cut, size.macs, size.parameters, removed)
-    return made, network, infer(subnet, dataset, unseen)
+    return made, network, infer(subnet, dataset, dataset.x[plan.validation])
+
+
+def calibrate(plan: Plan, network: nn.Module, output: str, head: Head, classes: Sequence[int]) -> None:
+    """Scale a network's logits so that its scores fit the labels of the validation part.
+
+    Args:
+        plan: of the run.
+        network: changed in place.
+        output: name of its output layer.
+        head: of the network.
+        classes: that it scores.
+    """
+    logits = torch.from_numpy(infer(network, plan.dataset, plan.dataset.x[plan.validation]))
+    scale = fit_scale(head, logits, labels_as(head, plan, classes)[plan.validation])
+    fold_scale(network.get_submodule(output), scale)
 
 
 def cut_network(source: SourceNetwork, stage: Stage) -> tuple[nn.Module, Trimmed, Cut]:

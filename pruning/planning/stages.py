@@ -160,5 +160,10 @@ def specialisation(plan: RunPlan, worker: int) -> Stage:
         recipe.sampling,
         Schedule(images, recipe.rate, recipe.batch),
         recipe.seed + 1 + worker,
-        recipe.calibration,
+        "none" if recipe.joint_images else recipe.calibration,  # after the joint training where there is one
     )
+
+
+def joint_schedule(plan: RunPlan) -> Schedule:
+    """How long and how fast all workers' networks are trained together."""
+    return Schedule(plan.recipe.joint_images, plan.recipe.joint_rate, plan.recipe.batch)

@@ -96,46 +96,90 @@ def fit(
     device = next(model.parameters()).device
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    faster = use_bf16(precision, dataset.spec.shape, device)
-    layout = torch.channels_last if faster and len(dataset.spec.shape) == 3 else torch.contiguous_format
-    model.to(memory_format=layout).train()  # type: ignore[call-overload]
-
-    if not (steps := math.ceil(schedule.images / schedule.batch)):
+    steps = math.ceil(schedule.images / schedule.batch)
+    if not steps:
         model.eval()
         return
-    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-    others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]  # biases and batch normalisation
-    groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": schedule.weight_decay}, {"params": others}]
-    optimiser = torch.optim.SGD(
-        groups,
-        lr=schedule.rate,
-        momentum=0.9,
-        nesterov=True,
-    )
-    warm_up = max(schedule.warm_up, 1.5 / (steps + 1))  # OneCycleLR divides by the length of it less one step
-    cycle = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, schedule.rate, total_steps=steps + 1, pct_start=warm_up, cycle_momentum=False
-    )
-    done = snapshot.restore(model, optimiser, cycle, generator) if snapshot else 0
+    trainer = Trainer(model, schedule, dataset.spec.shape, precision)
+    done = snapshot.restore(trainer, generator) if snapshot else 0
     with on_threads(threads):
         for step, indices in enumerate(islice(batches, done, steps), start=done + 1):
-            which = None if views is None else torch.randint(views.count, (len(indices),), generator=generator)
-            if views is None or which is None:
-                moves = draw(len(indices), dataset.augmentation, generator)
-            else:
-                moves = views.of(indices, which)
-            x = torch.from_numpy(normalise(dataset.x[indices], dataset.spec))  # [B, *shape]
-            x = augment(x, dataset.augmentation, moves).to(device).contiguous(memory_format=layout)
-            with autocast(device, enabled=faster):
-                logits = model(x)  # [B, outputs]
-            optimiser.zero_grad(set_to_none=True)
-            torch.autograd.backward(loss(Batch(x, indices, which), logits.float()))
-            optimiser.step()
-            cycle.step()
+            batch = next_batch(dataset, indices, views, generator, device)
+            trainer.step(loss(batch, trainer.forward(batch.x)))
             on_step(step * schedule.batch, steps * schedule.batch)
             if snapshot:
-                snapshot.keep(step, model, optimiser, cycle, generator)
-    model.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+                snapshot.keep(step, trainer, generator)
+    trainer.finish()
+
+
+class Trainer:
+    """One network in training: its forward pass, and its steps of stochastic gradient descent.
+
+    The optimiser is SGD with Nesterov momentum under a one-cycle learning rate; biases and batch normalisation do not
+    decay.
+    """
+
+    def __init__(self, model: nn.Module, schedule: Schedule, shape: tuple[int, ...], precision: Precision) -> None:
+        """Put `model` into training mode.
+
+        Args:
+            model: trained in place; inputs [B, *shape] to logits [B, outputs].
+            schedule: image passes and learning rate.
+            shape: of one input.
+            precision: ``bf16`` computes in bfloat16 with channels last; ``auto`` does where it pays.
+        """
+        self.model = model
+        self._device = next(model.parameters()).device
+        self._faster = use_bf16(precision, shape, self._device)
+        self._layout = torch.channels_last if self._faster and len(shape) == 3 else torch.contiguous_format
+        model.to(memory_format=self._layout).train()  # type: ignore[call-overload]
+        decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
+        others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
+        groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": schedule.weight_decay}, {"params": others}]
+        self.optimiser = torch.optim.SGD(groups, lr=schedule.rate, momentum=0.9, nesterov=True)
+        steps = math.ceil(schedule.images / schedule.batch)
+        warm_up = max(schedule.warm_up, 1.5 / (steps + 1))  # OneCycleLR divides by the length of it less one step
+        self.cycle = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimiser, schedule.rate, total_steps=steps + 1, pct_start=warm_up, cycle_momentum=False
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits FP32 [B, outputs] for inputs [B, *shape]."""
+        with autocast(self._device, enabled=self._faster):
+            logits: Tensor = self.model(x.contiguous(memory_format=self._layout))
+        return logits.float()
+
+    def step(self, loss: Tensor, gradient: Tensor | None = None) -> None:
+        """Go one step down the gradient of `loss`, a scalar; or of a tensor whose own gradient is `gradient`."""
+        self.optimiser.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss, gradient)
+        self.optimiser.step()
+        self.cycle.step()
+
+    def finish(self) -> None:
+        """Leave the network as it is used: in evaluation mode, with the usual memory layout."""
+        self.model.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+
+
+def next_batch(
+    dataset: Dataset, indices: Labels, views: Views | None, generator: torch.Generator, device: torch.device
+) -> Batch:
+    """The training images [B] of `indices`, normalised and augmented.
+
+    Args:
+        dataset: raw images.
+        indices: [B], which.
+        views: that each image is one of, at random; None: it is augmented anew.
+        generator: of the random choices.
+        device: where the batch goes.
+    """
+    which = None if views is None else torch.randint(views.count, (len(indices),), generator=generator)
+    if views is None or which is None:
+        moves = draw(len(indices), dataset.augmentation, generator)
+    else:
+        moves = views.of(indices, which)
+    x = torch.from_numpy(normalise(dataset.x[indices], dataset.spec))  # [B, *shape]
+    return Batch(augment(x, dataset.augmentation, moves).to(device), indices, which)
 
 
 def infer(model: nn.Module, dataset: Dataset, raw: Any, *, precision: Precision = "fp32", batch: int = 256) -> Floats:

@@ -6,7 +6,7 @@ import io
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Generator, nn
@@ -21,6 +21,25 @@ SECONDS = 60.0
 """Between two snapshots: what a killed training loses at most."""
 
 
+class Training(Protocol):
+    """What a snapshot keeps of an unfinished training."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The network."""
+        ...
+
+    @property
+    def optimiser(self) -> SGD:
+        """What changes its weights."""
+        ...
+
+    @property
+    def cycle(self) -> OneCycleLR:
+        """What sets the learning rate."""
+        ...
+
+
 @dataclass
 class Snapshot:
     """Where the state of one unfinished training is kept."""
@@ -31,7 +50,7 @@ class Snapshot:
     every: float = SECONDS
     _written: float = field(default_factory=time.monotonic)
 
-    def restore(self, model: nn.Module, optimiser: SGD, cycle: OneCycleLR, generator: Generator) -> int:
+    def restore(self, training: Training, generator: Generator) -> int:
         """Bring everything to where the snapshot left it.
 
         Raises:
@@ -55,33 +74,44 @@ class Snapshot:
                 f"{self.path} is of an unfinished training with {key} {recipe.get(key)}, this one has "
                 f"{self.recipe[key]}; expected the same, or the file to be removed"
             )
-        model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-        cycle.load_state_dict(state["cycle"])
+        training.model.load_state_dict(state["model"])
+        training.optimiser.load_state_dict(state["optimiser"])
+        training.cycle.load_state_dict(state["cycle"])
         generator.set_state(state["augmentation"])
         torch.set_rng_state(state["torch"])
         if "cuda" in state:
-            torch.cuda.set_rng_state(state["cuda"], _device(model))
+            torch.cuda.set_rng_state(state["cuda"], _device(training.model))
         return int(state["step"])
 
-    def keep(self, step: int, model: nn.Module, optimiser: SGD, cycle: OneCycleLR, generator: Generator) -> None:
+    def keep(self, step: int, training: Training, generator: Generator) -> None:
         """Write the state after `step` steps, where the last time is long enough ago.
 
         Raises:
             WorkError: the disk is full.
         """
-        if time.monotonic() - self._written < self.every:
-            return
+        if self.is_due():
+            self.write(step, training, generator)
+
+    def is_due(self) -> bool:
+        """Whether the last time is long enough ago."""
+        return time.monotonic() - self._written >= self.every
+
+    def write(self, step: int, training: Training, generator: Generator) -> None:
+        """Write the state after `step` steps.
+
+        Raises:
+            WorkError: the disk is full.
+        """
         state = {
             "recipe": self.recipe,
             "step": step,
-            "model": model.state_dict(),
-            "optimiser": optimiser.state_dict(),
-            "cycle": cycle.state_dict(),
+            "model": training.model.state_dict(),
+            "optimiser": training.optimiser.state_dict(),
+            "cycle": training.cycle.state_dict(),
             "augmentation": generator.get_state(),
             "torch": torch.get_rng_state(),
         }
-        if (device := _device(model)).type == "cuda":
+        if (device := _device(training.model)).type == "cuda":
             state["cuda"] = torch.cuda.get_rng_state(device)
         buffer = io.BytesIO()  # torch itself loses the reason for which a file cannot be written
         torch.save(state, buffer)

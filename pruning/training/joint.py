@@ -1,0 +1,184 @@
+"""Train several networks at once on one loss of all their logits.
+
+Each process holds some of the networks. What processes exchange in a step are logits, a few kilobytes: every process
+computes the same loss from all logits and takes the gradient of its own networks' logits from it. Activations and
+weights never leave a process, and the weights do not depend on how many processes there are.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from pruning.data import Dataset, Labels
+from pruning.recipe import Precision
+from pruning.training.augment import Views
+from pruning.training.exchange import Alone, Exchange
+from pruning.training.loop import Batch, OnStep, Schedule, Trainer, next_batch, on_threads
+from pruning.training.snapshot import SECONDS, Snapshot
+
+JointLoss = Callable[[Batch, Mapping[int, Tensor], frozenset[int]], Tensor]
+"""A batch, the logits [B, outputs] of every worker's network, and the workers that count as lost, to a scalar."""
+
+
+@dataclass(frozen=True)
+class JointSnapshots:
+    """Where the state of an unfinished joint training is kept: a directory a step, in it a file for each worker."""
+
+    path: Path
+    n_workers: int
+    every: float = SECONDS
+    """Seconds between two snapshots."""
+
+    def of(self, step: int, worker: int) -> Snapshot:
+        """The snapshot of one worker's network after `step` steps."""
+        return Snapshot(self.path / str(step) / str(worker), {"worker": worker}, self.every)
+
+    def latest(self) -> int:
+        """The last step that every worker's state was kept of; 0 where there is none."""
+        whole = [
+            int(folder.name)
+            for folder in self.path.glob("*")
+            if folder.name.isdecimal() and all((folder / str(w)).exists() for w in range(self.n_workers))
+        ]
+        return max(whole, default=0)
+
+    def drop_before(self, step: int) -> None:
+        """Remove the snapshots of earlier steps."""
+        for folder in self.path.glob("*"):
+            if folder.name.isdecimal() and int(folder.name) < step:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def clear(self) -> None:
+        """Remove all of them, once what they were kept for is written."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def fit_jointly(
+    models: Mapping[int, nn.Module],
+    n_workers: int,
+    dataset: Dataset,
+    *,
+    batches: Iterator[Labels],
+    loss: JointLoss,
+    most_lost: int,
+    schedule: Schedule,
+    seed: int,
+    precision: Precision = "auto",
+    views: Views | None = None,
+    threads: int | None = None,
+    exchange: Exchange | None = None,
+    on_step: OnStep = lambda done, total: None,
+    snapshots: JointSnapshots | None = None,
+) -> None:
+    """Train the networks of all workers, those of this process in place, on one loss.
+
+    In each step 0 to `most_lost` workers, drawn anew, count as lost: the loss is told which, so that the merged answer
+    stays good without any of them.
+
+    Args:
+        models: by worker, the networks of this process.
+        n_workers: of all processes together.
+        dataset: raw images, normalised and augmented here.
+        batches: which training images come next, for ever; the same in every process.
+        loss: what is minimised; the same in every process.
+        most_lost: workers that are lost in a step, at most.
+        schedule: image passes of each network, and the learning rate.
+        seed: of augmentation, of who is lost, and of dropout.
+        precision: as in `pruning.training.loop.fit`.
+        views: that each image is one of, at random; None: it is augmented anew each time.
+        threads: of the CPU for one network; None: as many as torch has.
+        exchange: with other processes; None: this one holds all networks.
+        on_step: hears of progress.
+        snapshots: where an unfinished training is kept and goes on from; the caller clears them.
+
+    Raises:
+        WorkError: another process is gone, or the disk is full.
+        InputError: a snapshot cannot be read.
+    """
+    exchange = exchange or Alone()
+    trainers = {worker: Trainer(model, schedule, dataset.spec.shape, precision) for worker, model in models.items()}
+    random = {worker: _Randomness(seed + worker) for worker in models}
+    generator = torch.Generator().manual_seed(seed)
+    steps = math.ceil(schedule.images / schedule.batch)
+    done = snapshots.latest() if snapshots else 0
+    if snapshots and done:
+        for worker, trainer in trainers.items():
+            with random[worker]:
+                snapshots.of(done, worker).restore(trainer, generator)
+    clock = snapshots.of(0, 0) if snapshots else None
+    device = next(next(iter(models.values())).parameters()).device
+    with on_threads(threads):
+        for step, indices in enumerate(islice(batches, done, steps), start=done + 1):
+            batch = next_batch(dataset, indices, views, generator, device)
+            lost = _draw_lost(n_workers, most_lost, generator)
+            logits: dict[int, Tensor] = {}
+            for worker, trainer in trainers.items():
+                with random[worker]:
+                    logits[worker] = trainer.forward(batch.x)
+            due = clock is not None and step < steps and clock.is_due()
+            shared, due = exchange.gather({worker: of.detach() for worker, of in logits.items()}, due)
+            leaves = {worker: of.requires_grad_(worker in logits) for worker, of in sorted(shared.items())}
+            torch.autograd.backward(loss(batch, leaves, lost))
+            for worker, trainer in trainers.items():
+                trainer.step(logits[worker], leaves[worker].grad)
+            on_step(step * schedule.batch, steps * schedule.batch)
+            if snapshots and due:
+                for worker, trainer in trainers.items():
+                    with random[worker]:
+                        snapshots.of(step, worker).write(step, trainer, generator)
+                exchange.wait()
+                snapshots.drop_before(step)
+                clock = snapshots.of(step, 0)
+    for trainer in trainers.values():
+        trainer.finish()
+
+
+def _draw_lost(n_workers: int, most_lost: int, generator: torch.Generator) -> frozenset[int]:
+    count = int(torch.randint(most_lost + 1, (), generator=generator))
+    return frozenset(torch.randperm(n_workers, generator=generator)[:count].tolist())
+
+
+class _Randomness:
+    """torch's random numbers for one network, whatever other networks of the process draw in between."""
+
+    def __init__(self, seed: int) -> None:
+        self._state = torch.Generator().manual_seed(seed).get_state()
+        self._outer = self._state
+
+    def __enter__(self) -> None:
+        self._outer = torch.get_rng_state()
+        torch.set_rng_state(self._state)
+
+    def __exit__(self, *_: object) -> None:
+        self._state = torch.get_rng_state()
+        torch.set_rng_state(self._outer)
+
+
+def merged_log_odds(
+    log_odds: Mapping[int, Tensor], rows: Sequence[Sequence[int]], n_classes: int, lost: frozenset[int]
+) -> Tensor:
+    """The mean log odds [B, C] of each class over the copies that arrived.
+
+    Args:
+        log_odds: by worker, [B, k], one column for each class of its row.
+        rows: for each worker the classes that it covers.
+        n_classes: C.
+        lost: workers whose copies did not arrive; a class that has no other gets 0.
+    """
+    some = next(iter(log_odds.values()))
+    total = some.new_zeros(len(some), n_classes)
+    copies = some.new_zeros(n_classes)
+    for worker, of in log_odds.items():
+        if worker not in lost:
+            row = torch.tensor(rows[worker], device=some.device)
+            total = total.index_add(1, row, of)
+            copies[row] += 1
+    return total / copies.clamp(min=1)
