@@ -1,0 +1,132 @@
+"""Joint retraining: workers learn from their merged answer, in any number of processes, through any stop."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from pruning import heads
+from pruning.executors import Slot
+from pruning.pipeline import joint
+from pruning.pipeline.prune import prune_reference
+from pruning.planning.plan import Plan, make_plan
+from pruning.recipe import Recipe
+from pruning.run import Run
+from pruning.training.joint import merged_log_odds
+from pruning.training.reference import train
+from sensai_serve import plugins
+from sensai_serve.assignment import cyclic, full
+from sensai_serve.errors import InputError
+
+RECIPE = Recipe(
+    "digits", "cnn", assignment="cyclic", groups=5, offsets=(0, 1, 3), amount=0.06, recover_images=1500, recoveries=5,
+    images=500, joint_images=1500, batch=64, views=2, reconstruct_images=64, profile_images=8,
+)  # fmt: skip
+
+
+class KilledError(Exception):
+    """Stands for the end of the process."""
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory) -> Plan:
+    path = tmp_path_factory.mktemp("digits") / "digits.safetensors"
+    save_file(train("digits", "cnn", epochs=4, batch=32, rate=0.05, threads=1).model.state_dict(), path)
+    return make_plan(RECIPE, path, threads=1)
+
+
+@pytest.fixture(scope="module")
+def run(plan, tmp_path_factory) -> Run:
+    return prune_reference(plan, tmp_path_factory.mktemp("joint") / "run")
+
+
+def weights(run: Run) -> list[torch.Tensor]:
+    return [p for w in range(run.assignment.n_workers) for p in run.load(run.folder(w)).state_dict().values()]
+
+
+def copied(run: Run, to: Path) -> Path:
+    """The run as it is before the joint retraining."""
+    shutil.copytree(run.path, to, ignore=shutil.ignore_patterns("subnets"))
+    return to
+
+
+def log_odds_accuracy(run: Run, plan: Plan, folder: str, lost: tuple[int, ...] = ()) -> float:
+    rows, odds = run.assignment.rows, {}
+    for worker in range(len(rows)):
+        scores = torch.from_numpy(np.load(run.path / folder / f"{worker:02}" / "validation.npy"))
+        odds[worker] = torch.logit(scores.double(), 1e-6)
+    merged = merged_log_odds(odds, rows, plan.dataset.n_classes, frozenset(lost))
+    return float((merged.argmax(1).numpy() == plan.dataset.y[plan.validation]).mean())
+
+
+def test_the_merged_answer_gets_better_also_without_any_two_workers(run, plan):
+    before, after = (log_odds_accuracy(run, plan, folder) for folder in ("apart", "subnets"))
+    assert after > before
+    for lost in itertools.combinations(range(run.assignment.n_workers), 2):
+        assert log_odds_accuracy(run, plan, "subnets", lost) > before - 0.05
+    assert not list(run.path.glob(".joint*"))
+
+
+def test_two_processes_make_the_weights_that_one_makes(run, plan, tmp_path):
+    stages = set()
+    two = prune_reference(
+        plan,
+        copied(run, tmp_path / "two"),
+        slots=(Slot("cpu", 1), Slot("cpu", 1)),
+        on_progress=lambda stage, *_: stages.add(stage),
+    )
+    assert stages == {"joint"}
+    assert all(torch.equal(a, b) for a, b in zip(weights(run), weights(two), strict=True))
+    assert not list(two.path.glob(".joint*"))
+
+
+def test_a_stopped_joint_retraining_goes_on_to_the_same_weights(run, plan, tmp_path, monkeypatch):
+    monkeypatch.setattr(joint, "JointSnapshots", partial(joint.JointSnapshots, every=0.0))
+    path = copied(run, tmp_path / "stopped")
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if done >= total / 2:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        prune_reference(plan, path, on_progress=stop)
+    seen = []
+    resumed = prune_reference(plan, path, on_progress=lambda stage, done, total: seen.append(done / total))
+    assert seen[0] > 0.4
+    assert all(torch.equal(a, b) for a, b in zip(weights(run), weights(resumed), strict=True))
+
+
+@pytest.mark.parametrize("options", [{"joint_images": -1}, {"joint_rate": 0.0}, {"joint_own": -0.1}])
+def test_joint_options_that_make_no_sense_are_refused(options):
+    with pytest.raises(InputError, match=next(iter(options))):
+        replace(RECIPE, **options)
+
+
+@pytest.mark.parametrize("name", plugins.available("pruning.heads"))
+def test_log_odds_are_those_of_the_scores(name):
+    head, n_outputs = heads.find(name), 4
+    logits = torch.randn(50, n_outputs, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 3
+    torch.testing.assert_close(heads.log_odds(head, logits), torch.logit(head.scores(logits)), rtol=1e-6, atol=1e-6)
+    sure = torch.tensor([[60.0, 0.0, 0.0, 0.0]])
+    assert torch.isfinite(heads.log_odds(head, sure)).all()
+
+
+@given(data=st.data(), lost=st.sets(st.integers(0, 4), max_size=2))
+def test_merged_log_odds_are_means_over_the_copies_that_arrived(data, lost):
+    assignment = data.draw(st.sampled_from([cyclic(5, (0, 1, 3)), full(3, 5)]))
+    random = np.random.default_rng(data.draw(st.integers(0, 1000)))
+    odds = {w: torch.from_numpy(random.normal(size=(2, len(row)))) for w, row in enumerate(assignment.rows)}
+    merged = merged_log_odds(odds, assignment.rows, assignment.n_classes, frozenset(lost))
+    for c, workers in enumerate(assignment.workers_of):
+        copies = [odds[w][:, assignment.rows[w].index(c)] for w in workers if w not in lost]
+        torch.testing.assert_close(merged[:, c], torch.stack(copies).mean(dim=0))
