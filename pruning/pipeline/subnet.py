@@ -84,7 +84,7 @@ def make_network(
     return made, network, infer(subnet, dataset, dataset.x[plan.validation])
 
 
-def calibrate(plan: Plan, network: nn.Module, output: str, head: Head, classes: Sequence[int]) -> None:
+def calibrate(plan: RunPlan, network: nn.Module, output: str, head: Head, classes: Sequence[int]) -> None:
     """Scale a network's logits so that its scores fit the labels of the validation part.
 
     Args:

@@ -19,7 +19,7 @@ from pruning import heads
 from pruning.executors import Slot
 from pruning.pipeline import joint
 from pruning.pipeline.prune import prune_reference
-from pruning.planning.plan import Plan, make_plan
+from pruning.planning.plan import RunPlan, make_plan
 from pruning.recipe import Recipe
 from pruning.run import Run
 from pruning.training.joint import merged_log_odds
@@ -39,7 +39,7 @@ class KilledError(Exception):
 
 
 @pytest.fixture(scope="module")
-def plan(tmp_path_factory) -> Plan:
+def plan(tmp_path_factory) -> RunPlan:
     path = tmp_path_factory.mktemp("digits") / "digits.safetensors"
     save_file(train("digits", "cnn", epochs=4, batch=32, rate=0.05, threads=1).model.state_dict(), path)
     return make_plan(RECIPE, path, threads=1)
@@ -60,7 +60,7 @@ def copied(run: Run, to: Path) -> Path:
     return to
 
 
-def log_odds_accuracy(run: Run, plan: Plan, folder: str, lost: tuple[int, ...] = ()) -> float:
+def log_odds_accuracy(run: Run, plan: RunPlan, folder: str, lost: tuple[int, ...] = ()) -> float:
     rows, odds = run.assignment.rows, {}
     for worker in range(len(rows)):
         scores = torch.from_numpy(np.load(run.path / folder / f"{worker:02}" / "validation.npy"))

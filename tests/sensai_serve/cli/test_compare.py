@@ -16,7 +16,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import save_file
 
-from benchmarks.compare.measure import Entry, Timed, frontier, gain
+from benchmarks.compare.measure import Candidate, Timed, frontier, gain
 from pruning import data, models
 from pruning.comparison.points import points, sweep_for
 from pruning.recipe import Recipe
@@ -167,7 +167,7 @@ def test_defaults_divide_the_classes(n_classes, workers, groups):
 
 def test_what_a_single_network_of_that_latency_reaches():
     def timed(name: str, accuracy: float, *microseconds: float) -> Timed:
-        entry = Entry(name, "s", "", "", accuracy, 0.0, (0,), (0,), 0, [Path()] * len(microseconds))
+        entry = Candidate(name, "s", "", "", accuracy, 0.0, (0,), (0,), 0, [Path()] * len(microseconds))
         return Timed(entry, tuple([np.full(3, us * 1e-6)] * 3 for us in microseconds))
 
     single = [timed("a", 0.8, 100), timed("worse", 0.7, 150), timed("b", 0.9, 200)]
