@@ -109,11 +109,11 @@ class Settings(BaseSettings):
         env_prefix="SENSAI_", env_nested_delimiter="__", frozen=True, extra="forbid", use_attribute_docstrings=True
     )
 
-    http: Annotated[OptionalAddress, NoDecode, Flag(metavar="HOST:PORT")] = Address(host="127.0.0.1", port=8000)
-    """Address that HTTP listens on, or ``none``; port 0 is any free one. Loopback by default, because the server knows
-    no users."""
-    grpc: Annotated[OptionalAddress, NoDecode, Flag(metavar="HOST:PORT")] = None
-    """Address that gRPC listens on, or ``none``."""
+    http: Annotated[OptionalAddress, NoDecode, Flag(metavar="ADDRESS")] = Address(host="127.0.0.1", port=8000)
+    """Address that HTTP listens on: ``HOST:PORT``, ``:PORT`` for all addresses of the machine, ``unix:PATH`` or
+    ``none``; port 0 is any free one. Loopback by default, because the server knows no users."""
+    grpc: Annotated[OptionalAddress, NoDecode, Flag(metavar="ADDRESS")] = None
+    """Address that gRPC listens on, as for HTTP."""
     listen: Annotated[Words, AfterValidator(_check_listeners), Flag(metavar="TRANSPORT=ADDRESS")] = ()
     """Further listeners, each ``TRANSPORT=ADDRESS``; a transport is a plugin of ``serving.transports``."""
     repository: Annotated[Path | None, Flag(metavar="DIR")] = None

@@ -40,6 +40,7 @@ def node(
     """Serve only some workers of a bundle over gRPC, for `sensai serve --backend remote` elsewhere."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its library would write lines of its own to stderr
     from sensai_serve.errors import InputError
+    from serving.address import Address
     from serving.node.node import Node, NodeOptions
     from serving.node.server import run
     from serving.placement.worker_map import parse_ids, parse_workers, workers_on
@@ -55,8 +56,8 @@ def node(
     if workers is not None and workers_file is not None:
         raise InputError("--workers and --workers-file: expected one of them")
     address = load_settings(None, grpc=grpc).grpc
-    if address is None:
-        raise InputError("--grpc is none, expected HOST:PORT")
+    if not isinstance(address, Address):
+        raise InputError(f"--grpc is {grpc}, expected HOST:PORT")
     ids = None if workers is None else parse_ids(workers)
     if workers_file is not None:
         ids = workers_on(parse_workers([], workers_file, Security()), host or socket.gethostname())

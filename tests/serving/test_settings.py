@@ -87,7 +87,7 @@ def test_a_file_that_cannot_be_accepted(tmp_path: Path, text: str, message: str)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("address", ["8000", "localhost", ":8000", "host:", "host:http", "::1:80", "host:-1", "host:٣"])
+@pytest.mark.parametrize("address", ["8000", "localhost", "unix:", "host:", "host:http", "::1:80", "host:-1", "host:٣"])
 def test_addresses_that_are_none(address: str) -> None:
     with pytest.raises(InputError, match="expected HOST:PORT"):
         load_settings(http=address)

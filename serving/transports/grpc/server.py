@@ -12,10 +12,11 @@ from grpc_reflection.v1alpha import reflection
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from sensai_serve.errors import InputError
-from serving.address import Address, parse_address
+from serving.address import Address, UnixAddress, parse_address
 from serving.dataplane import DataPlane
 from serving.settings import Settings
 from serving.transports import Listener
+from serving.transports._unix_socket import socket_file
 from serving.transports.grpc.health_servicer import HealthServicer
 from serving.transports.grpc.inference_servicer import InferenceServicer
 
@@ -31,7 +32,7 @@ async def listen(plane: DataPlane, settings: Settings, address: str) -> AsyncIte
     """
     limits = settings.limits
     try:
-        host = parse_address(address).host
+        where = parse_address(address)
     except ValueError as error:
         raise InputError(f"gRPC: {error}") from None
     server = grpc.aio.server(
@@ -47,14 +48,24 @@ async def listen(plane: DataPlane, settings: Settings, address: str) -> AsyncIte
     health = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
     health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(plane.repository, SERVICE), server)
     reflection.enable_server_reflection((SERVICE, health, reflection.SERVICE_NAME), server)
-    try:
-        port = server.add_insecure_port(address)
-    except RuntimeError:
-        raise InputError(f"cannot listen on {address}: in use, or no address of this machine") from None
-    await server.start()
-    running = asyncio.create_task(server.wait_for_termination())
-    try:
-        yield Listener(f"grpc://{Address(host=host, port=port)}", running)
-    finally:
-        await server.stop(settings.drain_s)
-        await running
+    with contextlib.ExitStack() as stack:
+        if isinstance(where, UnixAddress):
+            stack.enter_context(socket_file(where.path))
+        try:
+            # gRPC binds [::] for IPv4 too, and for IPv4 alone where there is no IPv6.
+            port = server.add_insecure_port(f"[::]{where}" if str(where).startswith(":") else str(where))
+        except RuntimeError:
+            raise InputError(f"cannot listen on {where}: in use, or no address of this machine") from None
+        await server.start()
+        running = asyncio.create_task(server.wait_for_termination())
+        try:
+            yield Listener(_url(where, port), running)
+        finally:
+            await server.stop(settings.drain_s)
+            await running
+
+
+def _url(where: Address | UnixAddress, port: int) -> str:
+    if isinstance(where, UnixAddress):
+        return f"grpc+unix://{where.path.absolute()}"
+    return f"grpc://{Address(host=where.host or '::', port=port)}"

@@ -12,14 +12,15 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse
+from starlette.routing import Match
 
 import sensai_serve
 from sensai_serve.errors import SensaiError
 from serving.dataplane import DataPlane
 from serving.telemetry.metrics import CONTENT_TYPE
 from serving.transports.http import docs
-from serving.transports.http.asgi.errors import error_body, error_reply
-from serving.transports.http.asgi.requests import request_id
+from serving.transports.http.asgi.errors import error_body, error_reply, http_error
+from serving.transports.http.asgi.requests import request_id, send_reply
 from serving.transports.http.asgi.types import Message, Receive, Scope, Send
 from serving.transports.http.v1 import routes as v1
 from serving.transports.http.v1 import stream
@@ -29,6 +30,8 @@ from serving.transports.http.v2.infer import OPENAPI, InferRoute
 _DESCRIPTION = """Class-parallel inference: one input is answered as fast as one small subnet.
 
 Try `POST /v1/predict` with an image. Inference clients speak the Open Inference Protocol under `/v2`."""
+
+_METHODS = ("DELETE", "GET", "PATCH", "POST", "PUT")
 
 
 class Application(FastAPI):
@@ -43,6 +46,8 @@ class Application(FastAPI):
         """Answer one request or WebSocket connection."""
         if scope["type"] != "http":
             await super().__call__(scope, receive, send)
+        elif scope["method"] == "OPTIONS":
+            await self._options(scope, send)
         elif (model := self.infer.match(scope["path"])) is not None:
             await self.infer(model, scope, receive, send)
         else:
@@ -61,9 +66,33 @@ class Application(FastAPI):
 
         # Starlette raises an unexpected error again after it is logged and answered; it would be logged twice.
         with contextlib.suppress(Exception):
-            await super().__call__(scope, receive, watched)
+            # HEAD is answered as GET, whose body the server leaves out.
+            method = "GET" if scope["method"] == "HEAD" else scope["method"]
+            await super().__call__({**scope, "method": method}, receive, watched)
         call = "predict" if scope["path"] == v1.PREDICT else "other"
         self._plane.observe("http", call, f"{scope['method']} {scope['path']}", str(status), started)
+
+    async def _options(self, scope: Scope, send: Send) -> None:
+        """Say which methods a path has."""
+        started, name = perf_counter(), request_id(dict(scope["headers"]))
+        methods = self.methods(scope)
+        if methods:
+            status, headers, body = HTTPStatus.NO_CONTENT, [(b"allow", ", ".join(methods).encode())], b""
+        else:
+            status, headers, body = HTTPStatus.NOT_FOUND, *http_error(HTTPStatus.NOT_FOUND, [])[1:]
+        await send_reply(send, status, [*headers, (b"x-request-id", name)], body)
+        self._plane.observe("http", "other", f"OPTIONS {scope['path']}", str(int(status)), started)
+
+    def methods(self, scope: Scope) -> list[str]:
+        """The methods that the path of `scope` has, sorted; none where there is no such path."""
+        if scope["path"] == "*":
+            return ["GET", "HEAD", "OPTIONS", "POST"]
+        if self.infer.match(scope["path"]) is not None:
+            return ["OPTIONS", "POST"]
+        routes = self.router.routes
+        found = [m for m in _METHODS if any(r.matches({**scope, "method": m})[0] is Match.FULL for r in routes)]
+        more = ["HEAD", "OPTIONS"] if "GET" in found else ["OPTIONS"]
+        return sorted(found + more) if found else []
 
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document, with the infer route added."""
@@ -118,7 +147,9 @@ async def _invalid(_: Request, error: Exception) -> Response:
     return Response(error_body(message), HTTPStatus.UNPROCESSABLE_ENTITY, media_type="application/json")
 
 
-async def _http(_: Request, error: Exception) -> Response:
+async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    message = str(error.detail)
-    return Response(error_body(message), error.status_code, error.headers, media_type="application/json")
+    message, headers = str(error.detail), {name.lower(): value for name, value in (error.headers or {}).items()}
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        headers["allow"] = ", ".join(request.app.methods(request.scope))  # of all routes of the path, not of one
+    return Response(error_body(message), error.status_code, headers, media_type="application/json")

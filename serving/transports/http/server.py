@@ -10,15 +10,12 @@ from collections.abc import AsyncIterator, Iterator
 
 import uvicorn
 
-from sensai_serve.errors import InputError
-from serving.address import Address, parse_address
 from serving.dataplane import DataPlane
 from serving.settings import Settings
 from serving.transports import Listener
 from serving.transports.http.app import create_app
+from serving.transports.http.bind import bound
 from serving.transports.http.protocol import bounded_protocol
-
-BACKLOG = 2048
 
 
 @contextlib.asynccontextmanager
@@ -28,8 +25,6 @@ async def listen(plane: DataPlane, settings: Settings, address: str) -> AsyncIte
     Raises:
         InputError: `address` is malformed, in use, or not of this machine.
     """
-    listener = _bind(address)
-    host, port = listener.getsockname()[:2]
     app = create_app(plane)
     config = uvicorn.Config(
         app,
@@ -47,15 +42,16 @@ async def listen(plane: DataPlane, settings: Settings, address: str) -> AsyncIte
         timeout_graceful_shutdown=math.ceil(settings.drain_s),
     )
     server = _Uvicorn(config)
-    running = asyncio.create_task(server.serve([listener]))
-    listening = asyncio.create_task(server.listening.wait())
-    await asyncio.wait((running, listening), return_when=asyncio.FIRST_COMPLETED)
-    try:
-        yield Listener(f"http://{Address(host=host, port=port)}", running)
-    finally:
-        listening.cancel()
-        server.should_exit = True
-        await running
+    with bound(address) as (sockets, url):
+        running = asyncio.create_task(server.serve(sockets))
+        listening = asyncio.create_task(server.listening.wait())
+        await asyncio.wait((running, listening), return_when=asyncio.FIRST_COMPLETED)
+        try:
+            yield Listener(url, running)
+        finally:
+            listening.cancel()
+            server.should_exit = True
+            await running
 
 
 class _Uvicorn(uvicorn.Server):
@@ -74,15 +70,3 @@ class _Uvicorn(uvicorn.Server):
         """Begin to listen, and set `listening`."""
         await super().startup(sockets)
         self.listening.set()
-
-
-def _bind(address: str) -> socket.socket:
-    try:
-        tcp = parse_address(address)
-        info = socket.getaddrinfo(tcp.host, tcp.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        return socket.create_server(info[0][4][:2], family=info[0][0], backlog=BACKLOG)
-    except OSError as error:
-        reason = (error.strerror or str(error)).partition(" (")[0]
-        raise InputError(f"cannot listen on {address}: {reason}") from None
-    except ValueError as error:
-        raise InputError(f"HTTP: {error}") from None

@@ -130,7 +130,7 @@ class InferRoute:
                 if is_pending(answer):
                     answer = await until_disconnected(answer, receive)
             else:
-                answer = http_error(HTTPStatus.METHOD_NOT_ALLOWED, [(b"allow", b"POST")])
+                answer = http_error(HTTPStatus.METHOD_NOT_ALLOWED, [(b"allow", b"OPTIONS, POST")])
         except ClientDisconnect:
             return
         except Exception as error:
