@@ -89,7 +89,7 @@ def _scatter(axes: Axes, shown: Sequence[Timed], x_of: Any) -> None:
         x, y = [x_of(one) for one in of], [100 * one.entry.test for one in of]
         hue, marker, line = _style(series, at)
         size = 11 if series == REFERENCE else 7
-        axes.plot(x, y, marker=marker, markersize=size, markeredgecolor=paper(), markeredgewidth=0.8,
+        axes.plot(x, y, marker=marker, markersize=size, markeredgecolor=paper(), markeredgewidth=0.5,
                   color=colour(hue), label=series, zorder=3,
                   linestyle="-" if line and len(of) > 1 else "none", linewidth=1.2)  # fmt: skip
         for one, a, b in zip(of, x, y, strict=True):
@@ -97,7 +97,7 @@ def _scatter(axes: Axes, shown: Sequence[Timed], x_of: Any) -> None:
                                                               for other in shown)):  # fmt: skip
                 place, side = ((0, 7), "center") if series == GIVEN else ((8, -10), "left")
                 axes.annotate(one.entry.size, (a, b), place, textcoords="offset points", ha=side, fontsize=8,
-                              color=colour(hue), path_effects=[outline])  # fmt: skip
+                              color=colour(hue), path_effects=[outline], zorder=4)  # fmt: skip
 
 
 def _series(shown: Sequence[Timed]) -> list[str]:

@@ -29,6 +29,11 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
+def plural(count: int, noun: str) -> str:
+    """A count and its noun, say ``1 client`` or ``2 clients``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def _scaled(estimate: IntervalEstimate | None, scale: float) -> Cell:
     if estimate is None:
         return Cell("")

@@ -115,7 +115,12 @@ def finish(axes: Axes, *, legend: bool = False) -> None:
 
 
 def log_scale(axes: Axes, which: str) -> None:
-    """A logarithmic axis with plain numbers at 1, 2 and 5 of each decade."""
+    """Make an axis logarithmic, with plain numbers at 1, 2 and 5 of each decade; at 1 alone where there is no room.
+
+    Args:
+        axes: what is drawn on them already tells how many decades there are.
+        which: ``x`` or ``y``.
+    """
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     if which == "x":
@@ -123,8 +128,13 @@ def log_scale(axes: Axes, which: str) -> None:
     else:
         axes.set_yscale("log")
     axis = axes.xaxis if which == "x" else axes.yaxis
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    shared = axes.get_shared_x_axes() if which == "x" else axes.get_shared_y_axes()
+    alike = [one.xaxis if which == "x" else one.yaxis for one in shared.get_siblings(axes)]
+    low = min(float(one.get_data_interval()[0]) for one in alike)
+    high = max(float(one.get_data_interval()[1]) for one in alike)
+    crowded = low > 0 and high / low > (1e3 if which == "x" else 1e5)
+    axis.set_major_locator(LogLocator(subs=(1.0,) if crowded else (1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.9g}"))
     axis.set_minor_formatter(NullFormatter())
 
 

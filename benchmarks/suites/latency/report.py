@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.harness.stats import QUANTILES, IntervalEstimate, Summary, ratio, summarise
 from benchmarks.reporting import plots
-from benchmarks.reporting.cells import microseconds, milliseconds, number, times
+from benchmarks.reporting.cells import microseconds, milliseconds, number, plural, times
 from benchmarks.reporting.report import BenchmarkReport
 from benchmarks.suites.latency.breakdown import PARTS
 from benchmarks.suites.latency.measure import IN_PROCESS, LOADED, MONOLITH, PARALLEL, REFERENCE, SUBNET, LatencyResult
@@ -108,7 +108,7 @@ def _loads(measured: LatencyResult) -> Iterator[Table | Picture]:
         return
     rows: list[Row] = []
     for one in measured.loads:
-        how = f"{one.clients} clients" if one.clients else f"{one.rate:,.0f}/s arrive"
+        how = plural(one.clients, "client") if one.clients else f"{one.rate:,.0f}/s arrive"
         refused = sum(n for status, n in one.statuses.items() if status != 200)
         quantiles = one.latency.quantiles if one.latency else {}
         cells = (milliseconds(quantiles.get(name)) for name in ("p50", "p99"))

@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.harness.interleave import RoundTimes
 from benchmarks.harness.stats import IntervalEstimate, Summary, ratio, summarise
-from benchmarks.reporting.cells import microseconds, number, times
+from benchmarks.reporting.cells import microseconds, number, plural, times
 from benchmarks.reporting.report import BenchmarkReport
 from benchmarks.suites.scale.measure import (
     ALONE,
@@ -81,7 +81,7 @@ def _sizes(measured: ScaleResult) -> Iterator[Table | Picture]:
 
 def _clients(measured: ScaleResult) -> Iterator[Table | Picture]:
     rows: list[Row] = [
-        (f"{n} clients", *(microseconds(one.quantiles[name]) for name in SHOWN), number(per_second))
+        (plural(n, "client"), *(microseconds(one.quantiles[name]) for name in SHOWN), number(per_second))
         for n, (one, per_second) in measured.clients.items()
     ]
     note = f"Microseconds, HTTP binary, {WORKERS} workers, {CLASSES} classes, closed loop."
