@@ -23,7 +23,7 @@ from pruning.heads import Subnet
 from pruning.run import Run
 from sensai_serve.bundle import Bundle, atomic_directory, atomic_file, sha256_of
 from sensai_serve.errors import InputError, OutputExistsError
-from sensai_serve.losses import copies_of, loss_curve
+from sensai_serve.lost_workers import ScoredInputs, accuracy_curve
 from sensai_serve.merge import MergePlan
 from sensai_serve.onnxfile import read_signature
 from sensai_serve.preprocess import InputSpec, normalise
@@ -88,10 +88,10 @@ def finish(run: Run, folder: Path) -> Result:
         export(run, place, name=folder.name, with_evaluation=False)
     bundle, dataset, (_, validation) = Bundle.open(place), run.dataset, run.split
     subnets = bundle.manifest.subnets
-    threshold = bundle.manifest.merge.threshold
-    plan = MergePlan(bundle.assignment, bundle.manifest.merge.rule, threshold)
+    merge = bundle.manifest.merge
+    plan = MergePlan(bundle.assignment, merge.rule, merge.threshold)
     scores = scores_of(bundle, dataset.x_test)
-    curve = loss_curve(copies_of(bundle.assignment, scores), threshold, dataset.y_test, up_to=1)
+    curve = accuracy_curve(ScoredInputs(plan, scores), dataset.y_test, up_to=1)
     result = Result(
         run.digests,
         merged_accuracy(plan, scores_of(bundle, dataset.x[validation]), dataset.y[validation]),

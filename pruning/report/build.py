@@ -14,7 +14,7 @@ from pruning.report import facts, pictures
 from pruning.report.facts import Answers, Kept
 from pruning.run import REFERENCE, Network, Run
 from sensai_serve.guarantees import guarantees
-from sensai_serve.losses import Lost
+from sensai_serve.lost_workers import AccuracyAtLoss
 from sensai_serve.report import Picture, Row, Table
 from sensai_serve.report.page import page
 
@@ -77,7 +77,7 @@ def _pictures(
     made: Sequence[Network],
     kept: Kept,
     points: Features | None,
-    curve: Sequence[Lost],
+    curve: Sequence[AccuracyAtLoss],
 ) -> list[Picture]:
     symbols = run.assignment.symbols
     drawn = [
@@ -123,7 +123,9 @@ def _workers(run: Run, made: Sequence[Network], reference: Network) -> Table:
     return Table("Workers", columns, rows)
 
 
-def _data(run: Run, answers: Answers, kept: Kept, points: Features | None, curve: Sequence[Lost]) -> dict[str, Any]:
+def _data(
+    run: Run, answers: Answers, kept: Kept, points: Features | None, curve: Sequence[AccuracyAtLoss]
+) -> dict[str, Any]:
     n_classes = len(run.labels)
     before, after = (
         facts.confusion(answers.label, given, n_classes).tolist() for given in (answers.reference, answers.merged)

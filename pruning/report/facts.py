@@ -18,11 +18,10 @@ from pruning.planning.plan import classes_seen
 from pruning.run import REFERENCE, Network, Run
 from pruning.training.loop import infer
 from sensai_serve.errors import InputError
-from sensai_serve.losses import Lost, copies_of, loss_curve, majority
+from sensai_serve.lost_workers import AccuracyAtLoss, ScoredInputs, accuracy_curve
+from sensai_serve.merge import MergePlan
 
 VALIDATION, TEST = "validation part", "test part"
-THRESHOLD = 0.5
-"""Of a vote; what `sensai export` writes into every bundle."""
 
 
 @dataclass(frozen=True)
@@ -91,10 +90,19 @@ def validation_scores(run: Run) -> list[npt.NDArray[np.float32]]:
     return scores
 
 
+def scored_validation(run: Run) -> ScoredInputs:
+    """Every worker's scores of the validation part, to be merged by the rule that `sensai export` writes.
+
+    Raises:
+        InputError: the run is not finished, or the scores are not of this data.
+    """
+    return ScoredInputs(MergePlan(run.assignment), validation_scores(run))
+
+
 def validation_answers(run: Run) -> Answers:
     """What the reference and the merged workers say of the validation part. Never the test part."""
     dataset, (_, validation) = run.dataset, run.split
-    merged = majority(copies_of(run.assignment, validation_scores(run)), THRESHOLD)
+    merged = scored_validation(run).labels()
     logits = infer(run.load(REFERENCE).network, dataset, dataset.x[validation])
     return Answers(VALIDATION, dataset.y[validation], logits.argmax(axis=1).astype(np.int64), merged)
 
@@ -153,8 +161,7 @@ def class_map(run: Run) -> Features | None:
     return embed(classes.features, run.recipe.seed)
 
 
-def curve(run: Run) -> list[Lost]:
+def curve(run: Run) -> list[AccuracyAtLoss]:
     """Accuracy on the validation part against the number of lost workers."""
     _, validation = run.split
-    copies = copies_of(run.assignment, validation_scores(run))
-    return loss_curve(copies, THRESHOLD, run.dataset.y[validation], seed=run.recipe.seed)
+    return accuracy_curve(scored_validation(run), run.dataset.y[validation], seed=run.recipe.seed)

@@ -10,7 +10,7 @@ import numpy as np
 from pruning.grouping import Features
 from pruning.report.facts import Answers, Kept, rates
 from pruning.run import Network
-from sensai_serve.losses import Lost
+from sensai_serve.lost_workers import AccuracyAtLoss
 from sensai_serve.report import Picture
 from sensai_serve.report.drawing import colour, finish, heat_map, ink
 
@@ -172,7 +172,7 @@ def clustering(points: Features, labels: Sequence[str], symbols: Sequence[Sequen
     return Picture("clustering", "The classes as the reference sees them", draw, note, (WIDTH, 4.2))
 
 
-def lost_workers(curve: Sequence[Lost], part: str) -> Picture:
+def lost_workers(curve: Sequence[AccuracyAtLoss], part: str) -> Picture:
     """Accuracy against the number of lost workers: mean, worst and best."""
     x = [at.lost for at in curve]
     mean, worst, best = (100 * np.array([getattr(at, name) for at in curve]) for name in ("mean", "worst", "best"))

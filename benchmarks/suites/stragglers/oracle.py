@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from sensai_serve import load
 from sensai_serve.bundle import Bundle
-from sensai_serve.losses import Copies, copies_of
+from sensai_serve.lost_workers import ScoredInputs
 from sensai_serve.merge.collector import merge
 from sensai_serve.preprocess import Floats
 
@@ -50,7 +50,6 @@ class Oracle:
         """[N], labels when the copies of all workers arrive."""
         return np.array([self.label(i, self.everyone) for i in range(len(self.scores[0]))])
 
-    def copies(self, replaced: dict[int, Floats] | None = None) -> Copies:
-        """All copies, with some workers' scores replaced by those in `replaced`."""
-        scores = [(replaced or {}).get(worker, own) for worker, own in enumerate(self.scores)]
-        return copies_of(self.assignment, scores)
+    def scored(self, replaced: dict[int, Floats] | None = None) -> ScoredInputs:
+        """All workers' scores, to be merged without some of them; `replaced` are other scores of some workers."""
+        return ScoredInputs(self.plan, [(replaced or {}).get(worker, own) for worker, own in enumerate(self.scores)])

@@ -1,4 +1,10 @@
-"""How one input's copies become one class. A rule is a file here with a class ``Rule``; this is what it must do."""
+"""Merge rules: how one input's copies become one class.
+
+A rule is one file here with a class ``Rule`` that does what `Rule` says. It may also have a static method
+``merge_many(copies, threshold)``, which gives the classes [N] of many inputs at once: from their copies [N, W, C], NaN
+where there is none, the class that the rule gives each input alone, -1 where an input has no copy at all. Offline
+evaluation over many sets of lost workers uses it, and merges one input after the other where there is none.
+"""
 
 from __future__ import annotations
 

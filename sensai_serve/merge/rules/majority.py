@@ -21,6 +21,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
+
 from sensai_serve.merge.rules import Layout, Verdict
 
 _Key = tuple[bool, float, int]
@@ -134,6 +137,26 @@ class Rule:
                 second = mean
             start = end
         return Verdict(scores, self._votes, self._arrived, first - second, best, best_elected)
+
+    @staticmethod
+    def merge_many(copies: npt.NDArray[np.float64], threshold: float) -> npt.NDArray[np.int64]:
+        """The classes [N] that win, of many inputs at once; -1 where no copy of any class arrived.
+
+        Args:
+            copies: arrived copies [N, W, C], NaN where there is none.
+            threshold: a copy at or above it is a vote.
+        """
+        present = ~np.isnan(copies)
+        arrived = present.sum(axis=1)  # [N, C]
+        values = np.where(present, copies, 0.0)
+        means = np.zeros(arrived.shape)
+        for worker in range(copies.shape[1]):  # one after the other: a sum in another order can round otherwise
+            means += values[:, worker]
+        means /= np.maximum(arrived, 1)
+        elected = 2 * (present & (values >= threshold)).sum(axis=1) > arrived
+        in_play = (arrived > 0) & (elected == elected.any(axis=1, keepdims=True))
+        labels = np.where(in_play, means, -1.0).argmax(axis=1)  # of equal means the first class
+        return np.where(arrived.any(axis=1), labels, -1)
 
     def _seen(self) -> list[int]:
         return [c for c, arrived in enumerate(self._arrived) if arrived]

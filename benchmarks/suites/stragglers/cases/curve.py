@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
-
 from benchmarks.suites.stragglers.cases import Aim, CaseResult, Context
 from benchmarks.suites.stragglers.oracle import Oracle
+from sensai_serve.assignment import Assignment
 from sensai_serve.bundle import Bundle
-from sensai_serve.losses import MOST_SETS, Copies, loss_curve
+from sensai_serve.lost_workers import MOST_SETS, ScoredInputs, accuracy_curve
+from sensai_serve.merge import MergePlan
 from sensai_serve.report import Picture, drawing
 
 
@@ -19,19 +19,19 @@ def run(context: Context) -> CaseResult:
     case = "accuracy with workers lost, by redundancy"
     if truth is None:
         return CaseResult(case, [Aim("accuracy curve", "no labels given: --data", None)], {})
-    if context.bundle.manifest.merge.rule != "majority":
+    if not hasattr(context.oracle.plan.rule_type, "merge_many"):  # thousands of merges of every input
         return CaseResult(case, [Aim("accuracy curve", f"not for {context.bundle.manifest.merge.rule}", None)], {})
-    codes: dict[str, tuple[Copies, float]] = {}
+    codes: dict[str, ScoredInputs] = {}
     if context.beside:  # each as it was trained
         bundles = sorted([context.bundle, *context.beside], key=lambda bundle: bundle.assignment.redundancy)
         for bundle in bundles:
             oracle = context.oracle if bundle is context.bundle else Oracle(bundle, context.data.inputs)
             code = f"{bundle.manifest.name}, r = {bundle.assignment.redundancy}"
-            codes[code] = oracle.copies(), oracle.plan.threshold
+            codes[code] = oracle.scored()
     else:
-        for r, copies in _fewer_copies(context.bundle, context.oracle).items():
-            codes[f"{name}, r = {r}"] = copies, context.oracle.plan.threshold
-    curves = {code: loss_curve(*given, truth, seed=context.options.seed) for code, given in codes.items()}
+        for r, scored in _fewer_copies(context.bundle, context.oracle).items():
+            codes[f"{name}, r = {r}"] = scored
+    curves = {code: accuracy_curve(given, truth, seed=context.options.seed) for code, given in codes.items()}
     drawn = []
     for colour, (code, curve) in enumerate(curves.items()):
         x = [at.lost for at in curve]
@@ -52,19 +52,20 @@ def run(context: Context) -> CaseResult:
     return CaseResult(case, aims, results, [Picture("accuracy-curve", "Accuracy with workers lost", draw, note)])
 
 
-def _fewer_copies(bundle: Bundle, oracle: Oracle) -> Mapping[int, Copies]:
-    """All copies, and for a cyclic code those of its first one, two, ... offsets only."""
-    copies, manifest = oracle.copies(), bundle.manifest
-    r = bundle.assignment.redundancy
+def _fewer_copies(bundle: Bundle, oracle: Oracle) -> Mapping[int, ScoredInputs]:
+    """All copies, and for a cyclic code those of its first one, two, ... offsets only; by redundancy."""
+    manifest, r = bundle.manifest, bundle.assignment.redundancy
     if manifest.kind != "cyclic" or len(manifest.offsets) != r:
-        return {r: copies}
+        return {r: oracle.scored()}
     symbol_of = {c: s for s, classes in enumerate(manifest.symbols) for c in classes}
     fewer = {}
     for kept in range(1, r + 1):
-        one = np.full_like(copies, np.nan)
+        rows, scores = [], []
         for worker, row in enumerate(bundle.assignment.rows):
             symbols = {(worker + offset) % len(manifest.symbols) for offset in manifest.offsets[:kept]}
-            columns = [c for c in row if symbol_of[c] in symbols]
-            one[:, worker, columns] = copies[:, worker, columns]
-        fewer[kept] = one
+            columns = [at for at, c in enumerate(row) if symbol_of[c] in symbols]
+            rows.append(tuple(row[at] for at in columns))
+            scores.append(oracle.scores[worker][:, columns])
+        plan = MergePlan(Assignment(tuple(rows), bundle.assignment.n_classes), oracle.plan.rule, oracle.plan.threshold)
+        fewer[kept] = ScoredInputs(plan, scores)
     return fewer

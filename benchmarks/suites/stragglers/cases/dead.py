@@ -9,7 +9,7 @@ import numpy as np
 from benchmarks.harness.load_generator import TimedRequest, closed_loop
 from benchmarks.suites.stragglers.cases import Aim, CaseResult, CheckedReply, Context, as_merged, none_failed, percent
 from sensai_serve.guarantees import guarantees
-from sensai_serve.losses import accuracy, majority
+from sensai_serve.lost_workers import accuracy
 
 LOST = 2
 SERVED_PAIRS = 6
@@ -22,10 +22,9 @@ def run(context: Context) -> CaseResult:
     pairs = list(itertools.combinations(workers, LOST))
     offline: dict[tuple[int, ...], float] = {}
     if context.data.labels is not None:
-        copies, threshold = oracle.copies(), oracle.plan.threshold
+        scored = oracle.scored()
         for pair in pairs:
-            left = np.delete(copies, pair, axis=1)
-            offline[pair] = accuracy(majority(left, threshold), context.data.labels)
+            offline[pair] = accuracy(scored.labels(pair), context.data.labels)
     random = np.random.default_rng(context.options.seed)
     drawn = [pairs[i] for i in random.permutation(len(pairs))]
     served = sorted(drawn, key=lambda pair: offline.get(pair, 1.0))[:2]

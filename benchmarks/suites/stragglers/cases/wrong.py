@@ -6,7 +6,7 @@ import numpy as np
 
 from benchmarks.harness.load_generator import closed_loop
 from benchmarks.suites.stragglers.cases import Aim, CaseResult, Context, as_merged, none_failed, percent
-from sensai_serve.losses import accuracy, majority
+from sensai_serve.lost_workers import accuracy
 
 FOUND_WITHIN = 100
 LOSS_LIMIT = 0.003
@@ -27,11 +27,11 @@ def run(context: Context) -> CaseResult:
     found = believed[-1] + 1 if believed else 0
     later = context.read(after)
     honest, lost, before = context.accuracy(later), None, None
-    if data.labels is not None and oracle.plan.rule == "majority":
+    if data.labels is not None:
         random = np.random.default_rng(context.options.seed)
         noise = random.random(oracle.scores[liar].shape, dtype=np.float32)
         everyone = accuracy(context.labels, data.labels)
-        before = everyone - accuracy(majority(oracle.copies({liar: noise}), oracle.plan.threshold), data.labels)
+        before = everyone - accuracy(oracle.scored({liar: noise}).labels(), data.labels)
         lost = everyone - (honest or 0.0)
     return CaseResult(
         f"worker {liar} gives random scores",
