@@ -1,4 +1,4 @@
-"""Write a bundle: every subnet and the reference as ONNX, golden samples, accuracy, where it all comes from."""
+"""Writes a bundle: every subnet and the reference as ONNX, golden samples, accuracy, provenance."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 import sensai_serve
 from export.evaluate import FILE as EVALUATION
 from export.evaluate import evaluate, merged_accuracy, scores_of
-from export.networks import FP32, Exporter, steadiest
+from export.networks import FP32, Exporter, choose_golden
 from export.parity import Difference
 from export.speed import microseconds
 from pruning.run import RECOVERED, REFERENCE, Run
@@ -25,8 +25,9 @@ from sensai_serve.manifest import Manifest, SubnetSpec
 from sensai_serve.merge import MergePlan
 
 GOLDEN_SAMPLES = 8
+"""Number of golden samples in a bundle."""
 MONOLITH = "monolith"
-"""In a manifest's provenance: the file of one pruned network for all classes."""
+"""Key in a manifest's provenance that names the file of the one pruned network for all classes."""
 OnProgress = Callable[[str, int, int], None]
 
 
@@ -44,20 +45,21 @@ def export(
     """Make the bundle of a finished run.
 
     Args:
-        run: whose networks are all there.
+        run: a finished run.
         out: a new or empty directory; it appears whole or not at all.
-        name: of the bundle, and of the model that a server offers; the data's name where None.
-        precision: of the subnets and of the monolith, a plugin of `export.precisions`. The reference stays as it is.
-        padding: fill layers up with channels of zeros to a multiple of so many, 1 for none; what is fastest on this
-            machine where None. Scores stay as they are.
+        name: name of the bundle, and of the model that a server offers; the data's name where None.
+        precision: precision of the subnets and of the monolith, a plugin of `export.precisions`. The reference stays in
+            FP32.
+        padding: fill layers up with channels of zeros to a multiple of this number, 1 for none; the fastest on this
+            machine where None. Scores stay the same.
         with_monolith: add the run's compact network for all classes, where the run has one.
-        with_evaluation: label the whole test part with it. The only place where the test part is looked at.
-        on_progress: hears of progress.
+        with_evaluation: label the whole test part with the bundle. Nothing else looks at the test part.
+        on_progress: called with the name of a stage, steps done and steps in all.
 
     Raises:
         OutputExistsError: `out` is not empty.
-        InputError: the run is not finished or its data is gone.
-        PluginError: no such precision.
+        InputError: the run is not finished or its data is missing.
+        PluginError: there is no such precision.
         ModelError: a network cannot be exported, or its ONNX file gives other scores than torch.
     """
     exporter = Exporter(run, precision, padding)
@@ -80,7 +82,7 @@ def export(
         )
         bundle = _rewrite(folder, manifest)
         classifier = load(bundle)
-        chosen = steadiest(files.differences, classifier.predict_tensor(exporter.samples).class_id, GOLDEN_SAMPLES)
+        chosen = choose_golden(files.differences, classifier.predict_tensor(exporter.samples).class_id, GOLDEN_SAMPLES)
         inputs = exporter.samples[chosen]
         answer = classifier.predict_tensor(inputs)
         np.savez(folder / GOLDEN, inputs=inputs, scores=answer.scores, class_id=answer.class_id)
@@ -103,11 +105,11 @@ def export(
 
 @dataclass
 class _Files:
-    """What `_write_networks` wrote."""
+    """The files that `_write_networks` wrote."""
 
     subnets: list[SubnetSpec] = field(default_factory=list)
     differences: list[Difference] = field(default_factory=list)
-    """Of each subnet, in its precision."""
+    """Difference of each subnet, in its precision, to torch."""
     checksums: dict[str, str] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     monolith: bytes | None = None
@@ -146,7 +148,7 @@ def _write_networks(exporter: Exporter, folder: Path, with_monolith: bool, on_pr
 
 
 def _validated(run: Run, bundle: Bundle, precision: str) -> dict[str, float]:
-    """Accuracy on the validation part in FP32 and in the bundle's precision: what precisions are chosen by."""
+    """Accuracy on the validation part in FP32 and in the bundle's precision, to choose a precision by."""
     _, validation = run.split
     if not len(validation):
         return {}
@@ -166,7 +168,7 @@ def _rewrite(folder: Path, manifest: Manifest) -> Bundle:
 
 
 def _provenance(run: Run) -> dict[str, Any]:
-    """The recipe and digests. Of a path only the last part: where a user keeps data is nobody's business."""
+    """The recipe and digests. Only the last part of a path is kept: a bundle does not tell where a user keeps data."""
     recipe = run.recipe.to_json()
     source, _, argument = run.recipe.data.partition(":")
     if "/" in argument:

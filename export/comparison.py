@@ -33,32 +33,35 @@ BATCH = 256
 
 
 @dataclass(frozen=True)
-class Result:
-    """What is kept of a finished point."""
+class PointResult:
+    """Accuracy, sizes and files of a finished point."""
 
     digests: dict[str, str]
-    """Of the data, and of the weights or the file that it was made from."""
+    """SHA-256 of the data, and of the weights or the file that it was made from."""
     validation: float
+    """Accuracy on the validation part, in [0, 1]."""
     test: float
+    """Accuracy on the test part, in [0, 1]."""
     macs: tuple[int, ...]
-    """Of each network; 0 where nobody knows."""
+    """Multiply-accumulate operations of each network for one input; 0 where they are not known."""
     parameters: tuple[int, ...]
+    """Number of weights of each network; 0 where it is not known."""
     files: tuple[str, ...]
-    """The ONNX files, from the point's directory."""
+    """Paths of the ONNX files, relative to the point's directory."""
     worst: float | None = None
-    """Of the test part, when the worker is lost that can be spared least; None for a single network."""
+    """Accuracy on the test part without the worker that can be spared least; None for a single network."""
 
     def save(self, folder: Path) -> None:
-        """Write it."""
+        """Write the result into the point's directory."""
         with atomic_file(folder / RESULT) as temporary:
             temporary.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
 
 
-def finished(folder: Path) -> Result | None:
+def finished(folder: Path) -> PointResult | None:
     """The result of a point; None where it has none yet.
 
     Raises:
-        InputError: it is damaged.
+        InputError: the file is damaged.
     """
     path = folder / RESULT
     if not path.exists():
@@ -66,16 +69,16 @@ def finished(folder: Path) -> Result | None:
     try:
         raw: dict[str, Any] = json.loads(path.read_bytes())
         values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in raw.items()}
-        return Result(**values)
+        return PointResult(**values)
     except (ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is damaged ({error}), expected what `sensai compare` wrote; remove it") from None
 
 
-def finish(run: Run, folder: Path) -> Result:
-    """Export a finished run beside it, and look at the test part, once.
+def finish(run: Run, folder: Path) -> PointResult:
+    """Export a finished run into the point's directory, and look at the test part, once.
 
     Args:
-        run: whose networks are all there.
+        run: a finished run.
         folder: the point's directory; what it holds already is not made again.
 
     Raises:
@@ -92,7 +95,7 @@ def finish(run: Run, folder: Path) -> Result:
     plan = MergePlan(bundle.assignment, merge.rule, merge.threshold)
     scores = scores_of(bundle, dataset.x_test)
     curve = accuracy_curve(ScoredInputs(plan, scores), dataset.y_test, up_to=1)
-    result = Result(
+    result = PointResult(
         run.digests,
         merged_accuracy(plan, scores_of(bundle, dataset.x[validation]), dataset.y[validation]),
         merged_accuracy(plan, scores, dataset.y_test),
@@ -106,22 +109,28 @@ def finish(run: Run, folder: Path) -> Result:
 
 
 @dataclass(frozen=True)
-class Given:
-    """Somebody's network to compare with, or the reference: not made here."""
+class ExternalNetwork:
+    """A network to compare with that was not made here: the reference, or another one."""
 
     name: str
     spec: InputSpec
-    """With the normalisation that the network was trained with."""
+    """The input, with the normalisation that the network was trained with."""
     sha256: str
-    """Of its file."""
+    """SHA-256 of its file."""
     data: bytes
-    """As ONNX."""
+    """The network as an ONNX file."""
     macs: int = 0
+    """Multiply-accumulate operations for one input; 0 where they are not known."""
     parameters: int = 0
+    """Number of weights; 0 where it is not known."""
 
 
-def read_given(text: str, dataset: Dataset) -> Given:
-    """Read ``NAME=model:weights`` or ``NAME=file.onnx``, each with ``?mean=...&std=...`` where it has its own.
+def read_external(text: str, dataset: Dataset) -> ExternalNetwork:
+    """Read ``NAME=model:weights`` or ``NAME=file.onnx``, with ``?mean=...&std=...`` where the moments differ.
+
+    Args:
+        text: what the user gave.
+        dataset: the data that the network is to classify.
 
     Raises:
         InputError: another form, no such file, moments that do not fit the input, or a network that does not fit the
@@ -145,11 +154,18 @@ def read_given(text: str, dataset: Dataset) -> Given:
         raise InputError(f"--point {name}: mean or std does not fit ({error})") from None
     if model:
         return from_weights(name, model, Path(path), dataset, spec)
-    return Given(name, spec, sha256_of(Path(path)), _checked(name, Path(path), dataset))
+    return ExternalNetwork(name, spec, sha256_of(Path(path)), _checked(name, Path(path), dataset))
 
 
-def from_weights(name: str, model: str, path: Path, dataset: Dataset, spec: InputSpec) -> Given:
-    """A network of a model that is known here.
+def from_weights(name: str, model: str, path: Path, dataset: Dataset, spec: InputSpec) -> ExternalNetwork:
+    """A network of a model that `pruning.models` builds.
+
+    Args:
+        name: name of the point.
+        model: name of the model.
+        path: file with its weights.
+        dataset: the data that it classifies.
+        spec: the input, with the normalisation that the network was trained with.
 
     Raises:
         ModelError: the weights do not fit the model, or it cannot be exported.
@@ -160,35 +176,37 @@ def from_weights(name: str, model: str, path: Path, dataset: Dataset, spec: Inpu
     size = measure(subnet, spec.shape)
     data = to_onnx(subnet, spec.name, spec.shape)
     check_parity(subnet, data, normalise(dataset.x[:16], spec), name)
-    return Given(name, spec, sha256_of(path), data, size.macs, size.parameters)
+    return ExternalNetwork(name, spec, sha256_of(path), data, size.macs, size.parameters)
 
 
-def measure_given(given: Given, dataset: Dataset, validation: Labels, folder: Path, digests: dict[str, str]) -> Result:
-    """Look at the test part, once, and keep what was found.
+def measure_external(
+    network: ExternalNetwork, dataset: Dataset, validation: Labels, folder: Path, digests: dict[str, str]
+) -> PointResult:
+    """Measure accuracy on the validation and the test part, once, and keep the result.
 
     Args:
-        given: which network.
-        dataset: what it is to classify.
-        validation: indices of the training part.
+        network: the network.
+        dataset: the data that it classifies.
+        validation: indices, in the training part, of the validation part.
         folder: the point's directory; a finished one is not made again.
-        digests: of the data.
+        digests: SHA-256 of the data, under ``data``.
 
     Raises:
         OutputExistsError: the directory holds another point.
     """
-    digests = {"data": digests["data"], "file": given.sha256}
+    digests = {"data": digests["data"], "file": network.sha256}
     if (done := finished(folder)) is not None:
         if done.digests != digests:
             raise OutputExistsError(f"{folder} is of another file or other data, expected the same or another name")
         return done
     with atomic_directory(folder) as temporary:
-        (temporary / NETWORK).write_bytes(given.data)
-        result = Result(
+        (temporary / NETWORK).write_bytes(network.data)
+        result = PointResult(
             digests,
-            _accuracy(given, dataset.x[validation], dataset.y[validation]),
-            _accuracy(given, dataset.x_test, dataset.y_test),
-            (given.macs,),
-            (given.parameters,),
+            _accuracy(network, dataset.x[validation], dataset.y[validation]),
+            _accuracy(network, dataset.x_test, dataset.y_test),
+            (network.macs,),
+            (network.parameters,),
             (NETWORK,),
         )
         result.save(temporary)
@@ -196,7 +214,7 @@ def measure_given(given: Given, dataset: Dataset, validation: Labels, folder: Pa
 
 
 def _checked(name: str, path: Path, dataset: Dataset) -> bytes:
-    """An ONNX file that takes the data's inputs and tells its classes apart."""
+    """Read an ONNX file, and check that it takes the data's inputs and gives a score for each class."""
     data = path.read_bytes()
     signature = read_signature(data)
     if (
@@ -212,7 +230,7 @@ def _checked(name: str, path: Path, dataset: Dataset) -> bytes:
 
 
 def _renamed(data: bytes) -> bytes:
-    """The same network, its first output called as ours are."""
+    """The same network, with its first output renamed to what ours is called."""
     proto = onnx.load_model_from_string(data)
     given = proto.graph.output[0].name
     for node in proto.graph.node:
@@ -222,11 +240,11 @@ def _renamed(data: bytes) -> bytes:
     return bytes(proto.SerializeToString())
 
 
-def _accuracy(given: Given, x: npt.NDArray[np.generic], y: Labels) -> float:
-    network = session(given.data)
-    feed = network.get_inputs()[0].name
+def _accuracy(network: ExternalNetwork, x: npt.NDArray[np.generic], y: Labels) -> float:
+    opened = session(network.data)
+    feed = opened.get_inputs()[0].name
     labels = [
-        network.run(None, {feed: normalise(x[at : at + BATCH], given.spec)})[0].argmax(axis=1)
+        opened.run(None, {feed: normalise(x[at : at + BATCH], network.spec)})[0].argmax(axis=1)
         for at in range(0, len(x), BATCH)
     ]
     return float((np.concatenate(labels) == y).mean())

@@ -1,4 +1,4 @@
-"""How good a bundle is: its own ONNX files, one input at a time, through the merge that the server uses."""
+"""Evaluates a bundle: its ONNX files, one input at a time, through the merge that the server uses."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from sensai_serve.merge import MergePlan
 from sensai_serve.preprocess import Floats, InputSpec, normalise
 
 FILE = "evaluation.npz"
-"""In the bundle: ``class_id`` [N] the label each test input got, ``label`` [N] the true one, ``reference`` [N] the
-reference's, ``elected`` [N] whether a majority of its copies voted for it; ``monolith`` [N] where there is one."""
+"""Name of the file in a bundle. Arrays [N]: ``class_id`` the label that each test input got, ``label`` the true one,
+``reference`` the reference's, ``elected`` whether a majority of its copies voted for it, and ``monolith`` where there
+is one."""
 
 Labels = npt.NDArray[np.int64]
 _BATCH = 64
@@ -28,17 +29,21 @@ _BATCH = 64
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Labels of every test input."""
+    """Labels [N] of every test input."""
 
     class_id: Labels
+    """The merged answer."""
     label: Labels
+    """The true label."""
     reference: Labels
+    """The reference's answer."""
     elected: npt.NDArray[np.bool_]
+    """Whether a majority of the answer's copies voted for it."""
     monolith: Labels | None = None
-    """Of the one pruned network for all classes; None where the bundle has none."""
+    """The answer of the one pruned network for all classes; None where the bundle has none."""
 
     def accuracy(self) -> dict[str, float | int]:
-        """What the manifest says: of the merged answers (``test``), the reference, and the monolith."""
+        """Accuracy, in [0, 1], as the manifest has it: merged answers (``test``), reference, and monolith."""
         found: dict[str, float | int] = {
             "test": float((self.class_id == self.label).mean()),
             "reference": float((self.reference == self.label).mean()),
@@ -64,11 +69,11 @@ def evaluate(
     """Label inputs with a bundle, with its reference and with its monolith, each input alone.
 
     Args:
-        bundle: with a reference.
+        bundle: a bundle that has a reference.
         x: [N, *shape] raw inputs.
         y: [N] true labels.
-        monolith: its ONNX file, where it has one.
-        on_step: hears of progress.
+        monolith: ONNX file of the monolith; None where there is none.
+        on_step: called with inputs done and N.
 
     Raises:
         BundleError: the bundle is damaged or has no reference.
@@ -94,11 +99,11 @@ def _label(network: Any, spec: InputSpec, one: Floats) -> int:
 
 
 def merged_accuracy(plan: MergePlan, scores: list[Floats], y: Labels) -> float:
-    """Accuracy of the merge of every worker's scores [N, k], all of them arrived.
+    """Accuracy, in [0, 1], of the merged answers when all workers' scores have arrived.
 
     Args:
-        plan: how they are merged.
-        scores: one array per worker.
+        plan: assignment and merge rule.
+        scores: scores [N, k] of every worker, in their order.
         y: [N] true labels.
     """
     collector = plan.collect(len(y), "all")

@@ -1,4 +1,4 @@
-"""The networks of a run as ONNX files in one precision, each held against torch."""
+"""Exports the networks of a run as ONNX files in one precision, each compared with torch."""
 
 from __future__ import annotations
 
@@ -19,23 +19,25 @@ from sensai_serve.preprocess import Floats, normalise
 
 FP32 = "fp32"
 SAMPLES = 64
-"""Inputs of the validation part that networks are compared on; the golden samples are among them."""
+"""Number of inputs of the validation part that networks are compared on; the golden samples are among them."""
 MULTIPLES = (1, 4, 8, 16)
-"""Of channels, that are tried."""
+"""Multiples of channels that are tried as padding."""
 NO_MATTER = 1.03
-"""Times so near to each other are the same."""
+"""Times whose ratio is below this count as equal."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """One network."""
+    """One exported network."""
 
     fp32: bytes
-    """As torch gives it."""
+    """The ONNX file as torch gives it."""
     data: bytes
-    """In the wanted precision."""
+    """The ONNX file in the wanted precision."""
     fp32_difference: Difference
+    """Difference of `fp32` to torch."""
     difference: Difference
+    """Difference of `data` to torch."""
 
 
 @dataclass(frozen=True)
@@ -44,59 +46,59 @@ class Exporter:
 
     run: Run
     name: str
-    """Of the precision."""
+    """Name of the precision."""
     padding: int | None = None
-    """Of which every layer's channels are to be a multiple, 1 for none; what is fastest on this machine where None."""
+    """Fill every layer up to a multiple of so many channels, 1 for none; the fastest on this machine where None."""
 
     @cached_property
     def precision(self) -> Precision:
-        """What the name stands for.
+        """The precision of that name.
 
         Raises:
-            PluginError: nothing.
+            PluginError: there is none.
         """
         return precisions.find(self.name)
 
     @cached_property
     def samples(self) -> Floats:
-        """[S, *shape] of the validation part, or of the training part where there is none."""
+        """Inputs [S, *shape] of the validation part, or of the training part where there is none."""
         dataset, (_, validation) = self.run.dataset, self.run.split
         chosen = validation if len(validation) else np.arange(len(dataset.x))
         return normalise(dataset.x[chosen[:SAMPLES]], dataset.spec)
 
     @cached_property
     def calibration(self) -> Floats:
-        """As many inputs [N, *shape] of what was trained on as the precision wants."""
+        """Inputs [N, *shape] that were trained on, as many as the precision needs for calibration."""
         dataset, (train, _) = self.run.dataset, self.run.split
         drawn = np.random.default_rng(self.run.recipe.seed).permutation(train)[: self.precision.calibration]
         return normalise(dataset.x[drawn], dataset.spec)
 
     @cached_property
     def largest(self) -> str:
-        """The subnet of most operations."""
+        """Name of the subnet with the most operations."""
         names = [self.run.folder(worker) for worker in range(self.run.assignment.n_workers)]
         return max(names, key=lambda name: self.run.network(name).macs)
 
     @cached_property
     def tried(self) -> dict[int, float]:
-        """Microseconds of the largest subnet by padding, of all that come into question."""
+        """Microseconds that the largest subnet takes, by padding."""
         multiples = MULTIPLES if self.padding is None else sorted({1, self.padding})
         files = {str(multiple): self._convert(self._onnx(self.largest, multiple)) for multiple in multiples}
         return {int(multiple): time for multiple, time in microseconds(files, self.samples[:1]).items()}
 
     @cached_property
     def multiple(self) -> int:
-        """The padding: the least that is as fast as any, and none where it gains nothing worth having."""
+        """The padding: the smallest that is as fast as any, within `NO_MATTER`; 1 for none."""
         if self.padding is not None:
             return self.padding
         return next(multiple for multiple, time in self.tried.items() if time <= min(self.tried.values()) * NO_MATTER)
 
     def export(self, name: str, *, as_it_is: bool = False) -> Exported:
-        """The run's network of that name.
+        """Export the run's network of that name.
 
         Args:
-            name: as the run calls it.
-            as_it_is: in FP32 and not padded, whatever is wanted of the others.
+            name: name of the network in the run.
+            as_it_is: export it in FP32 and without padding, whatever the exporter's precision and padding.
 
         Raises:
             ModelError: it cannot be exported, or its scores are too far from torch's.
@@ -119,11 +121,11 @@ class Exporter:
         return data if self.name == FP32 else self.precision.convert(data, self.calibration)
 
     def describe(self, differences: list[Difference], speed: dict[str, float]) -> dict[str, Any]:
-        """The precision as a manifest's provenance has it.
+        """The precision as a manifest's provenance records it.
 
         Args:
-            differences: of every network that was written in it.
-            speed: microseconds of the largest subnet, by precision.
+            differences: differences to torch of every network that was written in it.
+            speed: microseconds that the largest subnet takes, by precision.
         """
         return {
             "name": self.name,
@@ -138,19 +140,19 @@ class Exporter:
         }
 
 
-def steadiest(differences: list[Difference], class_id: Any, count: int) -> Any:
-    """Which samples to keep as golden: those whose scores depend least on how a machine rounds, of many classes.
+def choose_golden(differences: list[Difference], class_id: Any, count: int) -> Any:
+    """Choose golden samples: those whose scores depend least on how a machine rounds, from as many classes as possible.
 
     A GPU rounds otherwise than a CPU in half precision and in quantised networks, and both must pass the same check.
     Of the half of the samples that other roundings, and the precision itself, move least, each class's first.
 
     Args:
-        differences: of every subnet, to torch in FP32.
-        class_id: [S] the merged answers.
-        count: how many are wanted.
+        differences: difference of every subnet to torch in FP32.
+        class_id: [S] merged answers.
+        count: number of samples to choose.
 
     Returns:
-        At most `count` indices.
+        At most `count` indices into the samples.
     """
     moved = [np.max([d.of_input for d in differences], axis=0), np.max([d.of_rounding for d in differences], axis=0)]
     order = np.lexsort([each.round(4) for each in moved])  # what moves less than that moves no check

@@ -1,7 +1,7 @@
-"""Fill a pruned network's layers up with channels of zeros: the same scores, in less time.
+"""Fills a pruned network's layers up with channels of zeros: the same scores, in less time.
 
-Processors compute channels in blocks of four, eight or sixteen. A layer of fifteen is slower than one of sixteen, which
-a criterion that counts operations does not know.
+Processors compute channels in blocks of four, eight or sixteen, so a layer of fifteen is slower than one of sixteen; a
+budget of operations does not show that.
 """
 
 from __future__ import annotations
@@ -20,27 +20,29 @@ from pruning.run import Run
 from sensai_serve.preprocess import Floats
 
 EXACT = 1 << 24
-"""FP32 counts so far without a gap."""
+"""FP32 represents every whole number up to this."""
 TOLERANCE = 1e-5
+"""The largest difference of a score at which padding is accepted."""
 
 
 def padded(run: Run, name: str, multiple: int, samples: Floats) -> Subnet:
-    """A network of a run, its layers filled up.
+    """A network of a run with its layers filled up.
 
     Args:
-        run: that holds it.
-        name: of the network there.
-        multiple: of which each layer's channels are to be a multiple, as far as the unpruned layer had as many; 1 for
-            none.
-        samples: [N, *shape] on which both must give the same scores.
+        run: the run that holds it.
+        name: name of the network in the run.
+        multiple: each layer is filled up to a multiple of so many channels, as far as the unpruned layer had as many; 1
+            for none.
+        samples: inputs [N, *shape] on which both networks must give the same scores.
 
     Returns:
-        The network as it was where it cannot be filled up: its channels are normalised together, or come in groups.
+        The filled up network; the network as it was where it cannot be filled up, because its channels are normalised
+        together or come in groups.
     """
     trained = run.load(name)
     try:
         larger = _padded(run, name, multiple, trained)
-    except Exception:  # a cut that the surgery refuses; the network itself is fine
+    except Exception:  # the larger cut is refused; the network itself is fine
         return trained
     with torch.inference_mode():
         inputs = torch.from_numpy(samples)
@@ -85,7 +87,7 @@ def _filled(model: nn.Module, cut: Cut, multiple: int) -> Cut:
 
 
 def _numbered(run: Run, name: str, cut: Cut) -> Mapping[str, Tensor]:
-    """For each tensor of the cut network the places that its numbers had in the uncut one."""
+    """The places in the uncut network of the numbers of each tensor of the cut one, by the tensor's name."""
     model = _create(run, name)
     for tensor in model.state_dict().values():
         if tensor.numel() > EXACT:
@@ -96,6 +98,6 @@ def _numbered(run: Run, name: str, cut: Cut) -> Mapping[str, Tensor]:
 
 
 def _places(before: Tensor, after: Tensor) -> Tensor:
-    """Where the numbers of one tensor stand in another, both flat; a cut keeps their order."""
+    """Positions of one tensor's numbers in another tensor, both flattened; a cut keeps their order."""
     found = np.searchsorted(after.flatten().numpy(), before.flatten().numpy())
     return torch.from_numpy(found)

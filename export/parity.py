@@ -1,4 +1,4 @@
-"""Hold an ONNX file against the torch network that it was made from, on real inputs."""
+"""Compares an ONNX file with the torch network that it was made from, on real inputs."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from sensai_serve.preprocess import Floats
 
 @dataclass(frozen=True)
 class Difference:
-    """Between torch's scores and ONNX Runtime's."""
+    """Difference between torch's scores and ONNX Runtime's."""
 
     worst: float
-    """Of any score, over all inputs, run as one batch and one by one."""
+    """Largest difference of a score, over all inputs, run as one batch and one by one."""
     mean: float
+    """Mean difference of a score."""
     of_input: Floats
-    """[N], the worst of each input."""
+    """Largest difference [N] of each input."""
     of_rounding: Floats
-    """[N], how far its scores move where operators are not fused: what is quantised is then computed in floating point,
-    as a GPU does."""
+    """Largest change [N] of each input's scores when operators are not fused: quantised operators are then computed in
+    floating point, as a GPU does."""
 
 
 def session(data: bytes, *, fused: bool = True) -> Any:
@@ -44,14 +45,14 @@ def session(data: bytes, *, fused: bool = True) -> Any:
 def check_parity(
     model: nn.Module, data: bytes, inputs: Floats, name: str, tolerance: Tolerance = fp32.tolerance
 ) -> Difference:
-    """How far ONNX Runtime's scores are from torch's.
+    """Measure the difference between ONNX Runtime's scores and torch's, and refuse one that is too large.
 
     Args:
-        model: inputs to scores, in FP32.
+        model: gives scores for inputs, in FP32.
         data: the ONNX file made from it, in any precision.
         inputs: [N, *shape], ready for the network. They are run as one batch and one by one.
-        name: of the network, for the message.
-        tolerance: what is let through.
+        name: name of the network, for the message.
+        tolerance: the largest differences that are accepted.
 
     Raises:
         ModelError: a score, or all of them on average, differ by more.

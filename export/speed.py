@@ -1,4 +1,4 @@
-"""How long a network takes in one precision and in another: what is gained is seen on the spot."""
+"""Times ONNX files on one core of this machine, to show at once what a precision or a padding gains."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def microseconds(networks: Mapping[str, bytes], one: Floats) -> dict[str, float]
     """Time ONNX files alone, on one core of the CPU, in turns.
 
     Args:
-        networks: the same network in several precisions.
+        networks: ONNX files by name, say the same network in several precisions.
         one: FP32 [1, *shape].
 
     Returns:
-        Median microseconds of each. A first impression: `sensai bench latency` is the measurement.
+        Median microseconds of each, by name. This is a first impression; `sensai bench latency` measures.
     """
     opened = {name: session(data) for name, data in networks.items()}
     times: dict[str, list[float]] = {name: [] for name in opened}

@@ -1,4 +1,4 @@
-"""A torch network to the bytes of an ONNX file that holds nothing but the network."""
+"""Converts a torch network to the bytes of an ONNX file that holds nothing but the network."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from sensai_serve.errors import ModelError
 
 OUTPUT = "scores"
 IR_VERSION = 10
-"""ONNX Runtime from 1.18 on reads it."""
+"""Version of the ONNX file format; ONNX Runtime reads it from 1.18 on."""
 
 
 def to_onnx(model: nn.Module, input_name: str, input_shape: Sequence[int]) -> bytes:
     """Export a network.
 
     Args:
-        model: inputs [N, *input_shape] to scores [N, k], the activation included.
-        input_name: of the graph's input.
-        input_shape: without the batch axis.
+        model: gives scores [N, k], the activation included, for inputs [N, *input_shape].
+        input_name: name of the graph's input.
+        input_shape: shape of one input, without the batch axis.
 
     Returns:
         An ONNX file: FP32 input, output ``scores``, N free, weights inside; without the names of source files and the
@@ -57,7 +57,7 @@ def to_onnx(model: nn.Module, input_name: str, input_shape: Sequence[int]) -> by
 
 
 def finish(proto: onnx.ModelProto) -> bytes:
-    """The bytes of the file, without what tools note about the source: paths of files, lines of code, modules."""
+    """Serialise a model without what tools note about its source: paths of files, lines of code, modules."""
     proto.ir_version = min(proto.ir_version, IR_VERSION)
     proto.doc_string = proto.graph.doc_string = ""
     proto.producer_name, proto.producer_version = "sensai-serve", ""
@@ -73,7 +73,7 @@ def finish(proto: onnx.ModelProto) -> bytes:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """The exporters print, warn and log about their own insides; none of it is for the user."""
+    """Silence what exporters print, warn and log about their own insides while the block runs."""
     before, handlers = logging.root.manager.disable, list(logging.root.handlers)
     noise = io.StringIO()
     with warnings.catch_warnings(), contextlib.redirect_stdout(noise), contextlib.redirect_stderr(noise):

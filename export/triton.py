@@ -1,4 +1,4 @@
-"""A bundle's subnets as a model repository of the Triton Inference Server: one model per worker.
+"""Writes a bundle's subnets as a model repository of the Triton Inference Server: one model per worker.
 
     DIR/digits-00/config.pbtxt      backend, tensors, instance group, warm-up, versions, checksums
     DIR/digits-00/1/model.onnx      the subnet, as it is in the bundle
@@ -24,24 +24,25 @@ from sensai_serve.remote import BUNDLE, SCORES, WORKER, checksum_key, model_name
 
 TritonBackend = Literal["onnxruntime", "python"]
 KEPT = 2
-"""Versions that Triton serves side by side: the old one answers until every gateway has gone over to the new one."""
+"""Number of versions that Triton serves side by side: the old one answers until every gateway uses the new one."""
 WARM_UP_RUNS = 3
+"""Runs of zeros through each model before Triton says that it is ready."""
 _PARAMETER = re.compile(r'key: "([^"]+)" value \{ string_value: ("(?:[^"\\]|\\.)*") \}')
 
 
 @dataclass(frozen=True)
 class TritonOptions:
-    """How Triton is to run the subnets."""
+    """Options of how Triton runs the subnets."""
 
     backend: TritonBackend = "onnxruntime"
-    """`python` for a server without the ONNX Runtime backend: it runs the same files through onnxruntime in Python."""
+    """``python`` is for servers without the ONNX Runtime backend: the same files run through onnxruntime in Python."""
     instances: int = 1
-    """Of each subnet on its device; one runs one input at a time."""
+    """Instances of each subnet on its device; each runs one request at a time."""
     max_batch: int = 64
-    """Inputs in one request at most. Requests are never batched together: one input, answered soon, is the point."""
+    """The most inputs in one request. Requests are never batched together, for that would delay each of them."""
     site_packages: str = ""
-    """For the Python backend: the folder on the serving machine that has numpy and onnxruntime; empty where the
-    backend's Python has them."""
+    """Folder on the serving machine that has numpy and onnxruntime, for the Python backend; empty where the backend's
+    Python has them."""
 
     def __post_init__(self) -> None:
         if self.backend not in get_args(TritonBackend):
@@ -56,17 +57,17 @@ def write_repository(bundle: Bundle, out: Path, gpu_of: Sequence[int | None], op
     A version that is there already is not written again, so the same bundle gives the same repository.
 
     Args:
-        bundle: whose subnets; every file is checked.
-        out: the repository; made where it is not there, other models in it are left alone.
-        gpu_of: for each worker, the card that its instances are pinned to; None for the CPU.
-        options: how Triton runs them.
+        bundle: the bundle whose subnets are added; every file is checked.
+        out: the repository, made where there is none; other models in it are left alone.
+        gpu_of: for each worker the number of the GPU that its instances are pinned to; None for the CPU.
+        options: options of how Triton runs them.
 
     Returns:
         The version, a whole number from 1, the same for every worker.
 
     Raises:
         BundleError: a file is missing or damaged.
-        OutputExistsError: a model of the same name that is not of this bundle's name, or a file in the way.
+        OutputExistsError: a model of the same name belongs to another bundle, or a file is in the way.
     """
     bundle.verify()
     if out.exists() and not out.is_dir():

@@ -1,4 +1,4 @@
-"""What a machine runs out of, memory and disk, as one clear error; what is done by then is kept."""
+"""Turns running out of memory or disk into one clear error; what is done by then is kept."""
 
 from __future__ import annotations
 
@@ -16,10 +16,14 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextmanager
 def enough_memory(what: str, device: torch.device | str) -> Iterator[None]:
-    """While the block runs, memory that runs out is one clear error.
+    """Turn running out of memory inside the block into one clear error.
+
+    Args:
+        what: what the memory is used for, for the message.
+        device: torch's name of the device.
 
     Raises:
-        WorkError: it did; says what to lower.
+        WorkError: memory ran out; the message says what to lower.
     """
     try:
         yield
@@ -27,17 +31,17 @@ def enough_memory(what: str, device: torch.device | str) -> Iterator[None]:
         if type(error) is RuntimeError and "DefaultCPUAllocator" not in str(error):  # the CPU's has no type of its own
             raise
         raise WorkError(
-            f"{what}: out of memory on {device}, expected less to be asked of it: lower --jobs where several share it, "
-            "and running again goes on from what is done; or lower --batch in a new run"
+            f"{what}: out of memory on {device}, expected less to be asked of it: lower --jobs where several share it "
+            "(running again goes on from what is done), or lower --batch in a new run"
         ) from error
 
 
 @contextmanager
 def enough_disk(path: Path) -> Iterator[None]:
-    """While the block writes what is to be at `path`, a disk that is full is one clear error.
+    """Turn a full disk inside the block, which writes what is to be at `path`, into one clear error.
 
     Raises:
-        WorkError: it is.
+        WorkError: the disk is full.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""How the offline side reports progress."""
+"""The callback by which the offline side reports progress."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The run directory: everything that pruning leaves behind, data only. What export reads.
+"""The run directory: everything that pruning writes, as data only; export reads it.
 
 RUN/recipe.json             every option, and digests of the data and the weights: another recipe is refused
 RUN/task.json               labels, input, who covers what, and what the budget came to
@@ -42,25 +42,27 @@ TASK = "task.json"
 NETWORK = "network.json"
 REFERENCE = "reference"
 RECOVERED = "recovered"
-"""The first, or only one: see `pruning.planning.stages.recovered`."""
+"""Name of the first, or only, compact network; see `pruning.planning.stages.recovered`."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """How to build a network from the reference's architecture; its weights lie beside."""
+    """What a network is built from: the reference's architecture and a cut; its weights are in another file."""
 
     classes: tuple[int, ...]
     """The classes it scores, in this order."""
     head: str
     cut: Cut
     macs: int = 0
+    """Multiply-accumulate operations for one input."""
     parameters: int = 0
+    """Number of weights."""
     removed: tuple[str, ...] = ()
     """Residual blocks that were dropped, by the names that `pruning.cutting.blocks` gives them."""
 
 
 def finished(folder: Path) -> bool:
-    """Whether there is a whole network in it."""
+    """Whether the folder holds a whole network."""
     return (folder / NETWORK).is_file()
 
 
@@ -71,12 +73,13 @@ class Run:
     path: Path
     recipe: Recipe
     digests: dict[str, str]
-    """SHA-256 of the ``data`` and of the ``weights``; by them, not by their paths, is a run of the same recipe."""
+    """SHA-256 of the ``data`` and of the ``weights``. A run is of the same recipe if these are the same, whatever the
+    paths."""
     labels: tuple[str, ...]
     spec: InputSpec
     assignment: Assignment
     budget: Budget
-    """The recipe's; where that is in microseconds, what it was found to come to when the run was begun."""
+    """The recipe's budget; one in microseconds as the fraction of channels that it came to when the run was begun."""
 
     def create(self, reference: nn.Module, size: Size) -> None:
         """Make the directory, with the recipe, the task and the reference in it.
@@ -109,11 +112,11 @@ class Run:
         """Read a run directory.
 
         Raises:
-            InputError: there is none, or it is damaged.
+            InputError: there is no run directory at `path`, or it is damaged.
         """
         path = Path(path)
         if not (path / RECIPE).is_file():
-            raise InputError(f"{path} is no run, expected a directory that `sensai prune --out` made")
+            raise InputError(f"{path} is no run directory, expected one that `sensai prune --out` made")
         recipe, task = _read_json(path / RECIPE), _read_json(path / TASK)
         try:
             assignment, asked = task["assignment"], Recipe.from_json(recipe["recipe"])
@@ -161,7 +164,7 @@ class Run:
         """The data of the recipe.
 
         Raises:
-            DataError: no longer there, or no longer what the run was made with.
+            DataError: the data is missing, or is no longer what the run was made with.
         """
         dataset = data.load(self.recipe.data, seed=self.recipe.seed)
         if dataset.digest() != self.digests["data"]:
@@ -170,7 +173,7 @@ class Run:
 
     @property
     def split(self) -> tuple[Labels, Labels]:
-        """Indices of the training part: to train on, and to validate on."""
+        """Indices of the training part: those to train on, and those to validate on."""
         return data.split(self.dataset.y, self.recipe.validation, self.recipe.seed)
 
     def folder(self, worker: int) -> str:
@@ -195,7 +198,7 @@ class Run:
             _save(temporary, network, model, validation)
 
     def network(self, name: str) -> Network:
-        """What ``network.json`` says of the network of that name.
+        """Read ``network.json`` of the network of that name.
 
         Raises:
             InputError: it is not finished, or damaged.
@@ -224,13 +227,17 @@ class Run:
             model = remove_blocks(model, network.removed, shape)
         model = apply_cut(model, network.cut, shape)
         head = heads.find(network.head)
-        if name != REFERENCE:  # which is kept as it came
+        if name != REFERENCE:  # the reference keeps its own output layer
             replace_output(model, output, head, network.classes)
         models.load_weights(model, self.path / name / "weights.safetensors")
         return Subnet(model, head).eval()
 
     def validation_scores(self, worker: int) -> Floats:
-        """Scores [V, k] that a worker's network gave the validation part when it was made."""
+        """Scores [V, k] that a worker's network gave the validation part when it was made.
+
+        Raises:
+            InputError: they are missing or damaged.
+        """
         try:
             return np.asarray(np.load(self.path / self.folder(worker) / "validation.npy", allow_pickle=False))
         except (OSError, ValueError) as error:

@@ -18,23 +18,23 @@ _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far scores, which are in [0, 1], may be from torch's in FP32 before an export is refused."""
+    """The largest difference between scores, which are in [0, 1], and torch's in FP32 that an export may have."""
 
     worst: float
-    """Of any single score."""
+    """Largest difference of any single score."""
     mean: float
-    """Of all scores of one network."""
+    """Largest mean difference of the scores of one network."""
 
 
 @dataclass(frozen=True)
 class Precision:
-    """A way of writing a network down."""
+    """A numeric format that networks are exported in."""
 
     convert: Callable[[bytes, Floats], bytes]
-    """An FP32 ONNX file to one of this precision; the second argument is [calibration, *shape]."""
+    """Converts an FP32 ONNX file to this precision; the second argument is inputs [calibration, *shape]."""
     tolerance: Tolerance
     calibration: int = 0
-    """How many training inputs the conversion looks at."""
+    """Number of training inputs that the conversion looks at."""
 
 
 def find(name: str) -> Precision:
@@ -50,8 +50,8 @@ def find(name: str) -> Precision:
 def output_nodes(model: onnx.ModelProto) -> list[str]:
     """Names of the nodes from the last layer with weights to the outputs.
 
-    They stay in FP32 in every precision: what is lost there goes straight into the scores, and what they cost is
-    nothing beside the layers before them.
+    They stay in FP32 in every precision: rounding there goes straight into the scores, and they cost next to nothing
+    beside the layers before them.
     """
     producers = {output: node for node in model.graph.node for output in node.output}
     names: dict[str, None] = {}

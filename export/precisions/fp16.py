@@ -17,7 +17,7 @@ from sensai_serve.preprocess import Floats
 
 
 def convert(data: bytes, inputs: Floats) -> bytes:
-    """See `export.precisions.Precision`."""
+    """Convert an FP32 ONNX file to this precision; see `export.precisions.Precision`."""
     model = onnx.load_from_string(data)
     with quiet():
         model = convert_float_to_float16(

@@ -1,4 +1,4 @@
-"""``fp32``: as torch computes."""
+"""``fp32``: single precision, as torch computes."""
 
 from __future__ import annotations
 

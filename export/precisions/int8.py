@@ -36,7 +36,7 @@ class _Batches(CalibrationDataReader):  # type: ignore[misc]
 
 
 def convert(data: bytes, inputs: Floats) -> bytes:
-    """See `export.precisions.Precision`."""
+    """Convert an FP32 ONNX file to this precision; see `export.precisions.Precision`."""
     model = onnx.load_from_string(data)
     add_pre_process_metadata(model)  # what that stands for, folding batch normalisation, torch's exporter has done
     with tempfile.TemporaryDirectory() as folder, quiet():

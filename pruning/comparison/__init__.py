@@ -1,1 +1,1 @@
-"""What ``sensai compare`` makes: which points there are, and their networks."""
+"""Makes the points of ``sensai compare``: monoliths and class-parallel networks of several sizes."""

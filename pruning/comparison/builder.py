@@ -35,7 +35,15 @@ class PointBuilder:
     _groups: dict[tuple[str, int], list[list[int]]] = field(default_factory=dict)
 
     def check(self, every: Sequence[Point], on_progress: OnProgress) -> None:
-        """Raise what would be wrong with a point before any is made: its groups, its heads, the smallest size's cut."""
+        """Check the points before any is made: their groups, their heads, and the cut of the smallest size.
+
+        Args:
+            every: all points.
+            on_progress: called with progress.
+
+        Raises:
+            SensaiError: a point cannot be made, or its directory holds something else.
+        """
         plugins.find("pruning.grouping", self.plan.recipe.grouping, "group")  # also where no point has groups
         begun = [Run.resume(self.run_of(one), one.recipe, self.plan.digests) is not None for one in every]
         plans = {one.name: self.plan_of(one) for one in every}
@@ -45,7 +53,7 @@ class PointBuilder:
             check_cuts(reference_source(plan, on_progress))
 
     def plan_of(self, point: Point) -> RunPlan:
-        """The point's own: same data, same reference."""
+        """The plan of one point: the common data and reference, the point's recipe and assignment."""
         recipe, dataset = point.recipe, self.plan.dataset
         groups = None
         if recipe.groups is not None:
@@ -57,16 +65,17 @@ class PointBuilder:
         return replace(self.plan, recipe=recipe, assignment=matrix, budget=recipe.budget)
 
     def run_of(self, point: Point) -> Path:
-        """Its run directory."""
+        """Path of a point's run directory."""
         return self.folder / point.name / "run"
 
     def begin(self, every: Sequence[Point], on_progress: OnProgress) -> None:
-        """Where several networks may be made at a time, make first, at the same time, those that nothing comes before:
-        monoliths, and each size's shared recovery.
+        """Make the networks that depend on no other, several at a time: monoliths, and each size's shared recovery.
+
+        Does nothing with fewer than two slots.
 
         Args:
             every: all points.
-            on_progress: hears of progress.
+            on_progress: called with progress.
 
         Raises:
             SensaiError: as `pruning.pipeline.prune.prune_reference`.
@@ -90,27 +99,30 @@ class PointBuilder:
         """Prune and retrain what the point's run does not hold yet.
 
         Args:
-            point: which.
-            others: whose answers of the reference, and whose shared recovery, are taken over where they are the same
-                and finished.
-            on_progress: hears of progress.
+            point: the point to make.
+            others: points whose teacher logits and shared recovery are reused where they are the same and finished.
+            on_progress: called with progress.
 
         Raises:
             SensaiError: as `pruning.pipeline.prune.prune_reference`.
         """
         plan, path = self.plan_of(point), self.open(point, others).path
         run = prune_reference(plan, path, slots=self.slots, on_progress=on_progress)
-        return replace(run, recipe=plan.recipe)  # which knows where the data lies now
+        return replace(run, recipe=plan.recipe)  # this one says where the data lies now
 
     def left(self, point: Point) -> int:
-        """Image passes of the networks that the point's opened run lacks yet."""
+        """Image passes of the networks that the point's run, which must be open, still lacks."""
         run, recipe = Run.open(self.run_of(point)), point.recipe
         shared = sum(recipe.recover_images or 0 for name in _recoveries(point) if not run.has(name))
         own = sum(recipe.images or 0 for worker in range(run.assignment.n_workers) if not run.has(run.folder(worker)))
         return shared + own
 
     def open(self, point: Point, others: Sequence[Point]) -> Run:
-        """The point's run, begun if it was not, with what it takes over of others.
+        """The point's run, begun if it was not, with what it can reuse of other points.
+
+        Args:
+            point: the point whose run is opened.
+            others: points whose teacher logits and shared recovery are reused where they are the same and finished.
 
         Raises:
             OutputExistsError: its directory holds something else.

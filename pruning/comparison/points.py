@@ -18,25 +18,29 @@ from pruning.recipe import Recipe
 from sensai_serve.errors import InputError
 
 MOST = 10
-"""Workers, where nobody says how many, and the classes divide into that many or less."""
+"""The most workers where the user does not say how many; as many of them as divide the classes."""
 PER_NETWORK, TOTAL = BUDGETS = ("per-network", "total")
 MONOLITH, SINGLE, GROUPED = "monolith", "r = 1", "grouped"
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Which points there are."""
+    """The points of a comparison: sizes, image passes, and codes."""
 
     amounts: tuple[float, ...]
-    """Of the recipe's target, say of the reference's MACs."""
+    """Sizes: fractions of the recipe's target, say of the reference's MACs."""
     passes: int
+    """Image passes of one network, or of all networks of a point."""
     budgets: tuple[str, ...]
+    """Some of `BUDGETS`: what the passes are counted over."""
     share: float
-    """Of the passes that go to the recovery that all workers of a size start from."""
+    """Fraction of the passes for the recovery that all workers of a size start from."""
     workers: int
+    """Number of workers of the points r = 1 and cyclic."""
     groups: int
+    """Number of workers of the grouped point."""
     recoveries: int = 1
-    """Shared networks of a size that a further cyclic point's workers start from; 1: there is no such point."""
+    """Number of shared networks that the workers of a further cyclic point start from; 1: there is no such point."""
 
     def __post_init__(self) -> None:
         if not self.amounts or not all(0 < amount < 1 for amount in self.amounts):
@@ -58,15 +62,18 @@ class Point:
     """One way of spending the passes on networks of one size."""
 
     name: str
-    """Of its directory."""
+    """Name of its directory."""
     series: str
+    """Name of the line that it belongs to in pictures."""
     amount: float
+    """Size: a fraction of the recipe's target."""
     budget: str
     """One of `BUDGETS`; empty for a monolith, for which both are the same."""
     recipe: Recipe
     workers: int
+    """Number of networks that answer together."""
     passes: int
-    """Of all its networks together."""
+    """Image passes of all its networks together."""
 
 
 def sweep_for(
@@ -101,10 +108,10 @@ def points(base: Recipe, n_classes: int, sweep: Sweep, n_train: int) -> list[Poi
     """Every point of the sweep: for each size the monolith, then the class-parallel ones.
 
     Args:
-        base: what all points have in common; where it does not say how many views of an image there are, they are as
-            many for all.
+        base: the recipe that all points have in common; where it does not say how many views of an image there are, all
+            points get the same number.
         n_classes: C.
-        sweep: what they differ in.
+        sweep: the sizes, passes and codes that points differ in.
         n_train: images that are trained on.
 
     Raises:

@@ -17,13 +17,13 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 Role = Literal["producer", "consumer", "batch_norm", "layer_norm"]
-"""What a layer does with a channel: makes it, reads it, or normalises and scales it."""
+"""A layer's part in a channel: it makes the channel, reads it, or normalises and scales it."""
 TINY = float(np.finfo(np.float64).tiny)
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """What the images of some classes do on the inputs of one layer; each [inputs], means over images."""
+    """Statistics of the inputs of one layer over the images of some classes; each [inputs], means over images."""
 
     sparsity: Floats
     """Fraction of activations whose magnitude is below theta1."""
@@ -47,7 +47,7 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Member:
-    """Which channels of one layer, outputs or inputs, are a channel group's; P places, in any order."""
+    """The channels of one layer, outputs or inputs, that are a channel group's; P places, in any order."""
 
     layer: str
     positions: npt.NDArray[np.int64]
@@ -68,7 +68,7 @@ class MemberWeights:
 
 @dataclass(frozen=True)
 class GroupEvidence:
-    """What a criterion may judge the channels of one group by: activations and weights."""
+    """Everything that a criterion may judge the channels of one group by: activations and weights."""
 
     layer: str
     """Name of the group."""

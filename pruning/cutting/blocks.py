@@ -1,9 +1,10 @@
-"""Drop whole residual blocks: in a deep thin network the cost is the number of operators, not their width.
+"""Drops whole residual blocks: in a deep thin network the cost is the number of operators, not their width.
 
 A block is a part of the network's graph that goes around an identity skip: one operand of an addition is made from the
 other. Without it the addition is its skip. The graph says where blocks are, so no architecture is known by name.
 
-Source of the idea: Veit et al., "Residual Networks Behave Like Ensembles of Relatively Shallow Networks", 2016.
+Source of the idea: Veit et al., "Residual Networks Behave Like Ensembles of Relatively Shallow Networks", 2016,
+https://arxiv.org/abs/1605.06431.
 """
 
 from __future__ import annotations
@@ -33,14 +34,16 @@ class Block:
     """A part of a traced network that may be left out."""
 
     name: str
-    """Of the first layer in it, which no other block has."""
+    """Name of its first layer, which is in no other block."""
     layers: tuple[str, ...]
-    """All that have weights in it, in the order in which they run, then bare parameters."""
+    """Names of its layers that have weights, in the order in which they run, then of bare parameters."""
     skip: fx.Node
+    """The operand of the addition that the block goes around."""
     branch: fx.Node
+    """The operand of the addition that the block makes."""
     addition: fx.Node
     inside: tuple[fx.Node, ...]
-    """What nothing needs without the block, in the order in which it runs."""
+    """Nodes that are of no use without the block, in the order in which they run."""
 
 
 def find_blocks(network: fx.GraphModule, input_shape: Sequence[int]) -> list[Block]:
@@ -116,20 +119,19 @@ def block_importance(
     *,
     on_step: Callable[[int, int], None] = lambda done, total: None,
 ) -> Mapping[str, Floats]:
-    """For each block and class, the first-order change of the loss if the block's output were zero: mean over images of
-    |sum of output x gradient|.
+    """First-order change of the loss if a block's output were zero: mean over images of |sum of output x gradient|.
 
     Source: Molchanov et al., "Importance Estimation for Neural Network Pruning", 2019, with the block as the unit.
 
     Args:
         network: gives logits [N, C]; not changed.
-        blocks: of it.
+        blocks: the network's blocks.
         dataset: where the images come from.
-        indices: [N] which training images, of every class some.
+        indices: [N] training images, some of every class.
         on_step: called with images done and N.
 
     Returns:
-        [C] by the block's name.
+        For each block, by its name, the change [C] for each class.
     """
     device = next(network.parameters()).device
     name_of = {block.branch: block.name for block in blocks}
@@ -178,7 +180,7 @@ def _is_relu(node: fx.Node, network: fx.GraphModule) -> bool:
 
 
 def _only_for(addition: fx.Node, candidates: set[fx.Node]) -> tuple[fx.Node, ...]:
-    """Those of `candidates` that nothing but `addition` needs, directly or not."""
+    """The nodes of `candidates` that only `addition` needs, directly or through others."""
     found: list[fx.Node] = []
     dead = {addition}
     for node in reversed(list(addition.graph.nodes)):
@@ -189,7 +191,7 @@ def _only_for(addition: fx.Node, candidates: set[fx.Node]) -> tuple[fx.Node, ...
 
 
 def _layers(network: fx.GraphModule, inside: Sequence[fx.Node]) -> tuple[str, ...]:
-    """What has weights (not norms and biases alone) and runs nowhere but `inside`."""
+    """Names of layers and parameters that have weights (not norms and biases alone) and run only `inside`."""
     elsewhere = {node.target for node in network.graph.nodes if node not in inside}
     layers: list[str] = []
     for node in sorted(inside, key=lambda node: node.op == "get_attr"):  # bare parameters last: no names for a block
@@ -223,7 +225,7 @@ def _shapes(network: fx.GraphModule, input_shape: Sequence[int]) -> dict[fx.Node
 
 
 class _Tracer(fx.Tracer):
-    """Remembers the innermost module that could not be followed."""
+    """A tracer that remembers the innermost module that could not be followed."""
 
     failed = ""
 

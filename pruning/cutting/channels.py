@@ -1,4 +1,4 @@
-"""Cut channels out of a network, whatever its architecture: the dependency graph says what goes together."""
+"""Cuts channels out of a network of any architecture: the dependency graph says which can only be cut together."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pruning.cutting.profile import PRUNABLE
 from sensai_serve.errors import ModelError
 
 Cut = Mapping[str, tuple[int, ...]]
-"""For each channel group, by its name: the output channels of that layer that stay, ascending."""
+"""The output channels that stay, ascending, by the name of the channel group."""
 PART_COUNTS = (1, 2, 3, 4, 6, 8, 12, 16)
 """Numbers of equal parts, attention heads mostly, that are tried for a group."""
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm)
@@ -43,10 +43,12 @@ class ChannelGroup:
 
 @dataclass(frozen=True)
 class Size:
-    """What one input costs, and what is kept."""
+    """Size of a network."""
 
     macs: int
+    """Multiply-accumulate operations for one input."""
     parameters: int
+    """Number of weights."""
 
 
 def find_channel_groups(model: nn.Module, input_shape: Sequence[int]) -> list[ChannelGroup]:
@@ -99,14 +101,14 @@ def is_depthwise(layer: nn.Module) -> bool:
 
 
 def _member(layer: str, item: Any) -> Member:
-    """What torch-pruning says of one layer in a group, an entry of its `Group`."""
+    """One layer in an entry of torch-pruning's `Group` as a `Member`."""
     return Member(layer, np.asarray(item.idxs, np.int64), np.asarray(item.root_idxs, np.int64))
 
 
 def _cuttable(model: nn.Module, groups: list[ChannelGroup], input_shape: Sequence[int]) -> list[ChannelGroup]:
-    """Those of `groups` that the network still runs without some channels of, in blocks of as many as it needs.
+    """The groups that can be cut, each in as many equal parts as the network needs.
 
-    What a network reshapes to sizes that are written in its code cannot be cut, or, as the heads of an attention, only
+    Channels that a network reshapes to sizes written in its code cannot be cut, or, as the heads of an attention, only
     by the same number in each of some equal parts. The graph does not show that, a trial does: on shapes alone, without
     numbers, so that large networks cost no more than small ones.
     """
@@ -128,7 +130,7 @@ def _cuttable(model: nn.Module, groups: list[ChannelGroup], input_shape: Sequenc
 def _parts_of(
     bare: nn.Module, groups: Sequence[ChannelGroup], input_shape: Sequence[int], *, alike: bool
 ) -> tuple[list[int], str]:
-    """In how many equal parts each group can be cut, 0 where it cannot, and the first reason for which one cannot."""
+    """The number of equal parts in which each group can be cut, 0 where it cannot, and the first reason why not."""
     keys = [_looks(bare, group) if alike else group.layer for group in groups]
     known: dict[Hashable, int] = {}
     reason = ""
@@ -151,7 +153,7 @@ def _looks(bare: nn.Module, group: ChannelGroup) -> Hashable:
 
 
 def _trial(bare: nn.Module, groups: Sequence[ChannelGroup], input_shape: Sequence[int]) -> str:
-    """Why the network does not run without the first channel of each block of `groups`; empty if it does."""
+    """Why the network does not run without the first channel of each part of `groups`; empty if it does."""
     cut = {}
     for group in groups:
         channels = np.arange(group.channels)
@@ -199,7 +201,7 @@ def alike_in_parts(group: ChannelGroup, importance: Floats) -> Floats:
 
 
 def kept_outputs(groups: Sequence[ChannelGroup], cut: Cut) -> dict[str, list[int]]:
-    """For every layer that makes channels of a group, the positions of the output channels that stay, ascending."""
+    """The output channels that stay, ascending, of every layer that makes channels of a group; by layer."""
     kept: dict[str, list[int]] = {}
     for group in groups:
         for member in group.producers:
@@ -231,16 +233,17 @@ def apply_cut(model: nn.Module, cut: Cut, input_shape: Sequence[int]) -> nn.Modu
 
 
 def compose(first: Mapping[str, Sequence[int]], second: Cut) -> Cut:
-    """The one cut that is `first`, then `second` of what `first` left.
+    """The one cut that does what `first` does and then `second` to what is left.
 
     Args:
-        first: by layer, at least those of `second` that lost outputs: a cut, or its `kept_outputs`.
-        second: of all groups that are left.
+        first: channels that stay, by layer, for at least the layers of `second` that lost outputs: a cut, or its
+            `kept_outputs`.
+        second: a cut of all groups that are left.
     """
     return {name: tuple(first[name][i] for i in kept) if name in first else kept for name, kept in second.items()}
 
 
 def measure(model: nn.Module, input_shape: Sequence[int]) -> Size:
-    """MACs for one input, and parameters."""
+    """Size of a network for inputs of `input_shape` (without the batch axis)."""
     macs, parameters = tp.utils.count_ops_and_params(model, example(model, input_shape))
     return Size(int(macs), int(parameters))

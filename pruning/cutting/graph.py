@@ -1,6 +1,7 @@
-"""Follow a network: torch-pruning's dependency graph of it, and the module to blame where that fails.
+"""Follows a network: torch-pruning's dependency graph of it, and the module to blame where that fails.
 
-Source of the graph: Fang et al., "DepGraph: Towards Any Structural Pruning", 2023.
+Source of the graph: Fang et al., "DepGraph: Towards Any Structural Pruning", 2023,
+https://arxiv.org/abs/2301.12900.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from sensai_serve.errors import ModelError
 
 
 def dependency_graph(model: nn.Module, input_shape: Sequence[int]) -> Any:
-    """What channels of which layers go together.
+    """The dependency graph of `model`: which channels of which layers can only be cut together.
 
     Raises:
         ModelError: torch-pruning cannot follow the network; names the module.
@@ -41,7 +42,7 @@ def dependency_graph(model: nn.Module, input_shape: Sequence[int]) -> Any:
 
 @contextmanager
 def watching(model: nn.Module) -> Iterator[Callable[[], str]]:
-    """While the block runs, know which module of `model` is at work: once one raised, the innermost one to blame."""
+    """While the block runs, name the module of `model` that is running; once one raised, the innermost of them."""
     kind, entered = type(model).__name__, [""]
 
     def enter(name: str) -> Callable[..., None]:
@@ -62,11 +63,11 @@ def watching(model: nn.Module) -> Iterator[Callable[[], str]]:
 
 
 def example(model: nn.Module, input_shape: Sequence[int]) -> Tensor:
-    """An input [1, *input_shape] of zeros, where the network is."""
+    """An input [1, *input_shape] of zeros, on the network's device."""
     parameter = next(model.parameters(), None)
     return torch.zeros(1, *input_shape, device=None if parameter is None else parameter.device)
 
 
 def first_line(error: BaseException) -> str:
-    """Of what it says."""
+    """First line of an error's message, at most 200 characters; its type where it has no message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

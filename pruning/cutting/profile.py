@@ -1,4 +1,4 @@
-"""Profile a network: what the training images of each class do on every channel that feeds a prunable layer."""
+"""Profiles a network: what the training images of each class do on every channel that feeds a prunable layer."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ BATCH = 128
 
 @dataclass(frozen=True)
 class Profile:
-    """Per layer, class and input channel: the means that `Statistics` names."""
+    """Statistics of activations, by layer, class and input channel."""
 
     layers: Mapping[str, Floats]
-    """[4, C, channels] for the layer of that name, in the order of the fields of `Statistics`."""
+    """Arrays [4, C, channels] by the layer's name; the first axis is the fields of `Statistics`, in their order."""
 
     def statistics(self, layer: str, classes: Sequence[int]) -> Statistics:
-        """Of one layer over some classes, each class weighing the same. Arrays [channels].
+        """Statistics of one layer over some classes, each class weighing the same.
 
         Raises:
             ModelError: the network computes that layer without calling it as a module.
@@ -53,8 +53,8 @@ def profile(
     Args:
         model: gives logits [N, C]; not changed.
         dataset: where the images come from.
-        indices: [N] which training images, of every class some.
-        theta1: activations of smaller magnitude count as none.
+        indices: [N] training images, some of every class.
+        theta1: activations of smaller magnitude count as zero.
         on_step: called with images done and N.
     """
     network = copy.deepcopy(model).eval().requires_grad_(False)
@@ -115,12 +115,12 @@ def backward_over(
     after: Callable[[Tensor], None],
     on_step: Callable[[int, int], None],
 ) -> None:
-    """Forward and backward over images of the training part, batch by batch; nothing is trained.
+    """Run forward and backward over images of the training part, batch by batch; nothing is trained.
 
     Args:
-        run: inputs [B, *shape], which want gradients, to logits [B, C].
+        run: inputs [B, *shape], which require gradients, to logits [B, C].
         dataset: where the images come from.
-        indices: [N] which of them.
+        indices: [N] images of the training part.
         device: where to compute.
         after: called with the labels [B] of a batch once its gradients are there.
         on_step: called with images done and N.

@@ -1,4 +1,4 @@
-"""How many channels are cut: a fraction of every group, all below a threshold, or what a budget asks for."""
+"""Decides how many channels are cut: a fraction of every group, all below a threshold, or what a budget asks for."""
 
 from __future__ import annotations
 

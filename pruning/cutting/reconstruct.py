@@ -1,9 +1,10 @@
-"""Give a cut network a start: each layer makes, from what is left of its input, what it made in the whole network.
+"""Reconstructs a cut network: each layer is fitted to make, from what is left of its input, what it made before.
 
 Layer by layer, in the order in which they run, the weights become the least-squares fit of the whole network's outputs
 on the channels that stay; batch normalisation takes its statistics anew. One pass over a few images, no gradient.
 
-Source: He et al., "Channel Pruning for Accelerating Very Deep Neural Networks", 2017, section 3.1 (reconstruction).
+Source: He et al., "Channel Pruning for Accelerating Very Deep Neural Networks", 2017, section 3.1
+(reconstruction), https://arxiv.org/abs/1707.06168.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 ROWS = 65_536
-"""Outputs that each layer is fitted to: images times evenly spaced positions."""
+"""Number of outputs that each layer is fitted to: images times evenly spaced positions."""
 RIDGE = 1e-3
-"""Pull towards the weights that the cut left, relative to the mean square of the inputs."""
+"""Strength of the pull towards the weights that the cut left, relative to the mean square of the inputs."""
 CHUNK = 16
+"""Images whose inputs are unfolded at a time."""
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -84,7 +86,7 @@ def _output_rows(output: Tensor) -> Tensor:
 
 
 def _input_rows(layer: nn.Linear | nn.Conv2d, x: Tensor) -> Tensor:
-    """What each of the output rows is made of: [N, positions, inputs]."""
+    """The inputs that each of the output rows is made of: [N, positions, inputs]."""
     if isinstance(layer, nn.Linear):
         rows = x.reshape(len(x), -1, x.shape[-1])
     else:

@@ -24,7 +24,7 @@ class ExecutorTask:
     """One call, described so that any process can make it."""
 
     name: str
-    """What errors call it, say ``worker 3``."""
+    """The task's name in errors, say ``worker 3``."""
     function: str
     """``package.module:function``, called as ``function(slot, on_progress, **arguments)``."""
     arguments: Mapping[str, Any]
@@ -36,7 +36,7 @@ class ExecutorTask:
 
 @dataclass(frozen=True)
 class Slot:
-    """Where one task at a time is carried out."""
+    """A place where one task at a time is carried out."""
 
     device: str
     """Torch's name of the device."""

@@ -25,7 +25,7 @@ from sensai_serve import errors, user_code
 from sensai_serve.errors import InputError, PluginError, SensaiError, WorkError
 
 RETRIES = 10
-"""How often a lost task is carried out again."""
+"""The number of times that a lost task is carried out again."""
 POLL_S = 0.2
 """Seconds between two looks of the driver at the tasks."""
 REPORT_S = 0.5

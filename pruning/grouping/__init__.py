@@ -1,4 +1,4 @@
-"""Grouping: which classes share a subnet.
+"""Groupings decide which classes share a subnet.
 
 A new way is one new file here with a function ``group(classes, n_groups, seed)`` that puts the C classes of a `Classes`
 into groups of equal size, to within one.
@@ -26,8 +26,8 @@ Group = Callable[["Classes", int, int], list[list[int]]]
 """Classes, the number of groups and a seed to groups: ascending, in the order of their first class."""
 Features = npt.NDArray[np.float64]
 TEMPERATURE = 4.0
-"""That logits are divided by before confusions are read off them: of images that a reference has learnt by heart, as
-published weights have all training images, it is too sure to show what looks alike to it."""
+"""Temperature that logits are divided by before confusions are read off them. Published weights have seen all training
+images, and a reference is too sure of images that it has learnt by heart to show which classes look alike to it."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def class_features(model: nn.Module, dataset: Dataset, indices: Labels, *, batch
     Args:
         model: gives logits.
         dataset: where the images come from.
-        indices: which training images, of every class some.
+        indices: [N] training images, some of every class.
         batch: images at a time.
     """
     layer = model.get_submodule(output_layer(model, dataset.spec.shape))
@@ -89,14 +89,14 @@ def class_features(model: nn.Module, dataset: Dataset, indices: Labels, *, batch
 def class_confusion(
     model: nn.Module, dataset: Dataset, indices: Labels, *, temperature: float = TEMPERATURE
 ) -> Features:
-    """What the model takes each class for: the mean probability [C, C] of class j over images of class i.
+    """Confusion of classes: the mean probability [C, C] that the model gives class j over images of class i.
 
     Probabilities rather than counted mistakes: a good reference makes too few of these to tell classes apart by.
 
     Args:
         model: gives logits.
         dataset: where the images come from.
-        indices: which training images; the row of a class that has none is 0.
+        indices: [N] training images; the row of a class without any is 0.
         temperature: divides the logits.
     """
     logits = infer(model, dataset, dataset.x[indices]).astype(np.float64) / temperature
@@ -112,7 +112,7 @@ def check_groups(n_classes: int, n_groups: int, *, uneven: bool = True) -> None:
 
     Args:
         n_classes: C.
-        n_groups: G.
+        n_groups: G, the number of groups.
         uneven: whether groups may differ by one class.
 
     Raises:

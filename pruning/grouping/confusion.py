@@ -15,7 +15,7 @@ import numpy.typing as npt
 from pruning.grouping import Classes, Features, check_groups, from_assignment
 
 STARTS = 8
-"""Partitions drawn to start from; the best end counts."""
+"""Number of random partitions that the search starts from; the best result is kept."""
 
 
 def group(classes: Classes, n_groups: int, seed: int) -> list[list[int]]:
@@ -30,7 +30,7 @@ def together(confusion: Features, n_groups: int, seed: int) -> list[list[int]]:
     Args:
         confusion: [C, C] what is gained where two classes share a group; the diagonal does not count.
         n_groups: G, 1 to C.
-        seed: of the partitions that are started from.
+        seed: seed of the partitions that the search starts from.
     """
     gain = confusion + confusion.T
     np.fill_diagonal(gain, 0.0)

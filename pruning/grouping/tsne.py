@@ -20,9 +20,9 @@ def group(classes: Classes, n_groups: int, seed: int) -> list[list[int]]:
     """Groups of equal size, to within one.
 
     Args:
-        classes: whose mean features are compared.
-        n_groups: G.
-        seed: of the embedding and of the clustering.
+        classes: the classes, whose mean features are compared.
+        n_groups: G, the number of groups.
+        seed: seed of the embedding and of the clustering.
 
     Returns:
         G groups of class indices, each ascending, in the order of their first class.

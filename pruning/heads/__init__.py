@@ -1,4 +1,4 @@
-"""Heads: what a network's logits mean, what they are trained on, and the scores in [0, 1] that leave the graph.
+"""Heads: what a network's logits mean, which loss they are trained with, and the scores in [0, 1] they become.
 
 A new head is one new file here with an object ``head`` that does what `Head` says.
 """
@@ -16,13 +16,13 @@ from sensai_serve.errors import ModelError
 
 
 class Head(Protocol):
-    """Between the logits of C classes under a softmax, a network's own logits, and scores of its k classes.
+    """Converts between the logits of C classes under a softmax, a network's own logits, and scores of its k classes.
 
-    A network's own logits are as many as its head wants (here called outputs), whichever classes it is for.
+    The head decides how many logits of its own (here called outputs) a network for k classes has.
     """
 
     def own_logits(self, logits: Tensor, classes: Sequence[int]) -> Tensor:
-        """What the logits [N, C] of a network for all classes would be as this head's logits [N, outputs]."""
+        """Convert the logits [N, C] of a network for all classes to this head's logits [N, outputs] for `classes`."""
         ...
 
     def rows(self, weight: Tensor, bias: Tensor, classes: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -36,15 +36,15 @@ class Head(Protocol):
         ...
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Logits [N, outputs] to probabilities [N, outputs]."""
+        """Convert logits [N, outputs] to probabilities [N, outputs]."""
         ...
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The mean loss of logits [N, outputs] against probabilities [N, outputs]."""
+        """Mean loss of logits [N, outputs] against target probabilities [N, outputs]."""
         ...
 
     def scores(self, logits: Tensor) -> Tensor:
-        """Logits [N, outputs] to scores [N, k] in [0, 1]."""
+        """Convert logits [N, outputs] to scores [N, k] in [0, 1]."""
         ...
 
 
@@ -88,8 +88,8 @@ def replace_output(model: nn.Module, layer: str, head: Head, classes: Sequence[i
     Args:
         model: changed in place; its logits are [N, C].
         layer: name of its output layer.
-        head: decides on rows.
-        classes: of 0..C-1.
+        head: the head that the layer is for.
+        classes: the classes that it is to score, each in 0..C-1.
 
     Raises:
         ModelError: the output layer is of a kind that has no rows to take.

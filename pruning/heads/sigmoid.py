@@ -1,4 +1,4 @@
-"""``sigmoid``: each class for itself, yes or no."""
+"""``sigmoid``: an independent yes or no for each class."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pruning.heads import others
 
 
 class Sigmoid:
-    """Binary cross-entropy per class."""
+    """A binary classifier for each class, trained with binary cross-entropy."""
 
     def own_logits(self, logits: Tensor, classes: Sequence[int]) -> Tensor:
         """Log odds of each class against all others."""
@@ -30,7 +30,7 @@ class Sigmoid:
         return weight[chosen] - others_weight, bias[chosen] - others_bias
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Of each class, whatever the others'."""
+        """Probability of each class, independent of the others'; [N, k]."""
         return torch.sigmoid(logits)
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ class Sigmoid:
         return logits
 
     def scores(self, logits: Tensor) -> Tensor:
-        """Probabilities."""
+        """Probability of each class, [N, k]."""
         return self.probabilities(logits)
 
 

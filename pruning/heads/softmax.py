@@ -1,4 +1,4 @@
-"""``softmax``: one class and no other, over all classes: the head of a reference or of one network for all classes."""
+"""``softmax``: exactly one of all classes; the head of a reference or of one network for all classes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pruning.heads import against_others
 
 
 class Softmax:
-    """Cross-entropy over the classes; scores are probabilities that sum to 1."""
+    """A classifier over all classes, trained with cross-entropy; scores are probabilities that sum to 1."""
 
     def own_logits(self, logits: Tensor, classes: Sequence[int]) -> Tensor:
-        """The same."""
+        """The logits [N, C] of the classes, in their order."""
         return logits[:, list(classes)]
 
     def rows(self, weight: Tensor, bias: Tensor, classes: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -22,7 +22,7 @@ class Softmax:
         return weight[list(classes)], bias[list(classes)]
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Of each class; they sum to 1."""
+        """Probability of each class; they sum to 1."""
         return logits.softmax(dim=1)
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ class Softmax:
         return against_others(logits)
 
     def scores(self, logits: Tensor) -> Tensor:
-        """Probabilities."""
+        """Probability of each class, [N, k]."""
         return self.probabilities(logits)
 
 

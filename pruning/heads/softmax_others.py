@@ -1,4 +1,4 @@
-"""``softmax_others``: one of the worker's classes or none of them; "none" is dropped at the output."""
+"""``softmax_others``: one of the worker's classes, or "others", which is dropped at the output."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pruning.heads import against_others, others
 
 
 class SoftmaxOthers:
-    """Cross-entropy over the classes and "others", the last logit."""
+    """A classifier over the worker's classes and "others", the last logit; trained with cross-entropy."""
 
     def own_logits(self, logits: Tensor, classes: Sequence[int]) -> Tensor:
         """The logits of the classes, and the log of the summed exponentials of all others'."""
@@ -30,7 +30,7 @@ class SoftmaxOthers:
         return torch.cat([weight[chosen], others_weight[None]]), torch.cat([bias[chosen], others_bias[None]])
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Of each class and of "others"; they sum to 1."""
+        """Probability of each class and of "others", [N, k + 1]; they sum to 1."""
         return logits.softmax(dim=1)
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:

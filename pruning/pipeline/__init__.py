@@ -1,1 +1,1 @@
-"""Makes the networks of a run: plans it, cuts, trains, and resumes where it was stopped."""
+"""Makes the networks of a run: teacher logits, cut, retrain, and resume where it was stopped."""

@@ -33,7 +33,7 @@ def network_task(run: Run, data: str, *, worker: int | None = None, recovery: in
     Args:
         run: the run; every process that carries out the task must see its directory and the data.
         data: source of the run's data, where it lies now.
-        worker: whose network; None: a compact one for all classes.
+        worker: the worker whose network is built; None: a compact network for all classes.
         recovery: number of that compact network.
         label: put in front of the names of progress stages, where several runs are built at the same time.
     """
@@ -60,7 +60,7 @@ def build_network(
         on_progress: called with progress. Calls with the same function, run and slot load data and reference once.
         run: path of the run directory.
         data: see `network_task`, as the arguments below.
-        worker: whose network, or None.
+        worker: the worker whose network is built, or None.
         recovery: number of the compact network.
         label: put in front of the names of progress stages.
 
@@ -121,11 +121,12 @@ class NetworkBuilder:
     run: Run
     on_progress: OnProgress
     reference: SourceNetwork
+    """The plan's reference, as a network to cut from."""
     _recovered: dict[str, SourceNetwork] = field(default_factory=dict)
 
     @cached_property
     def teacher_logits(self) -> TeacherLogits | None:
-        """The reference's, to what networks are trained on; None: it is asked in every step."""
+        """The reference's logits for what networks are trained on; None: computed in every step."""
         return open_teacher_logits(self.plan, self.run.path / FOLDER)
 
     def recover(self, number: int) -> None:
@@ -172,7 +173,7 @@ class NetworkBuilder:
         snapshot.clear()  # also where the process ended just after the network was written
 
     def _source(self, name: str) -> SourceNetwork:
-        """Read back even where it was just made: a resumed run must go on from the same numbers."""
+        """A finished network to cut from; read back even if just made, for a resumed run must see the same numbers."""
         if name == REFERENCE:
             return self.reference
         if name not in self._recovered:

@@ -1,4 +1,4 @@
-"""What a run will come to before it is made: sizes from real cuts, time from a burst of real training steps."""
+"""Estimates a run before it is made: sizes from real cuts, time from a burst of real training steps."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ from sensai_serve import plugins
 BURST = 6
 """Training steps that are timed; the first two warm up."""
 BYTES = 4
-"""Of a parameter in a file."""
+"""Bytes of a parameter in a file."""
 SNAPSHOT = 2
-"""An unfinished training keeps each parameter and its momentum."""
+"""Numbers that the snapshot of an unfinished training keeps for each parameter: its value and its momentum."""
 HERE = Slot("", None)
-"""This process, wherever the plan's reference is."""
+"""Stands for this process and the device that the plan's reference is on."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run will come to."""
+    """Size, time and disk space of a run."""
 
     sizes: tuple[Size, ...]
-    """Of each worker's network, with the reference's own output layer."""
+    """Size of each worker's network, with the reference's own output layer."""
     seconds: float
-    """Of the reference's answers and of retraining; profiling and reconstruction come on top."""
+    """Seconds for the teacher logits and for retraining; profiling and reconstruction come on top."""
     disk: int
-    """Bytes, with the snapshots of trainings that are under way."""
+    """Bytes on disk at most, the snapshots of unfinished trainings included."""
 
 
 def estimate(
@@ -56,10 +56,10 @@ def estimate(
     """Cut every worker's network and train a few steps of the first; nothing is kept.
 
     Args:
-        plan: of the run.
+        plan: the plan of the run.
         slots: where workers' networks would be made.
-        latency: how to measure a subnet; needed where the recipe's target is microseconds.
-        on_progress: hears of profiling and measuring.
+        latency: measures a subnet; needed where the recipe's target is microseconds.
+        on_progress: called with the progress of profiling and measuring.
 
     Raises:
         ModelError: the cut cannot be made.
@@ -77,12 +77,12 @@ def estimate(
         for stage in _from_the_reference(plan):
             kept += recoveries * [measure(cut_network(source, stage)[0], plan.shape).parameters]
             seconds += math.ceil(recoveries / jobs) * _seconds(source, stage, HERE if alone else slots[0])
-    answers = 0
+    logits = 0
     if (views := views_of(plan)) is not None:
         with enough_memory(STAGE, plan.device):
-            seconds += _seconds_to_answer(plan, views)
-        answers = 2 * views.count * len(plan.train) * plan.dataset.n_classes
-    return Estimate(sizes, seconds, answers + BYTES * (sum(kept) + jobs * SNAPSHOT * max(kept[1:])))
+            seconds += _seconds_for_teacher(plan, views)
+        logits = 2 * views.count * len(plan.train) * plan.dataset.n_classes
+    return Estimate(sizes, seconds, logits + BYTES * (sum(kept) + jobs * SNAPSHOT * max(kept[1:])))
 
 
 def whole(plan: RunPlan, worker: int) -> Stage:
@@ -100,7 +100,7 @@ def _from_the_reference(plan: RunPlan) -> list[Stage]:
 
 
 def _no_logits(plan: RunPlan) -> TeacherLogits | None:
-    """What stands for the reference's answers while there are none: they take as long to look up."""
+    """Zeros in place of teacher logits that are not computed yet; they take as long to look up."""
     views = views_of(plan)
     if views is None:
         return None
@@ -108,11 +108,11 @@ def _no_logits(plan: RunPlan) -> TeacherLogits | None:
     return TeacherLogits(views, views.count * (nothing,), plan.train)
 
 
-def _seconds_to_answer(plan: RunPlan, views: Views) -> float:
-    ask, x = make_teacher(plan), torch.zeros(BATCH, *plan.shape, device=plan.device)
+def _seconds_for_teacher(plan: RunPlan, views: Views) -> float:
+    teacher, x = make_teacher(plan), torch.zeros(BATCH, *plan.shape, device=plan.device)
     at = [time.perf_counter()]
     for _ in range(3):
-        float(ask(x).sum())  # a number on the host: a GPU has to be through with it
+        float(teacher(x).sum())  # a number on the host: waits until a GPU is done
         at.append(time.perf_counter())
     return float(np.median(np.diff(at))) * views.count * len(plan.train) / BATCH
 

@@ -1,4 +1,4 @@
-"""From a reference to one retrained subnet per worker; what a run directory holds already is not made again."""
+"""Prunes a reference into one retrained subnet per worker; what the run directory holds is not made again."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def prune_reference(
     """Make every network of the plan that the run directory `out` does not hold yet.
 
     Args:
-        plan: what to make.
+        plan: the plan of the run.
         out: the run directory, a new one or an unfinished one.
         slots: where workers' networks are made; one after the other in this process where there are less than two. The
             weights are the same however many there are, if each has as many threads.
-        executor: plugin that has them made.
-        latency: how to measure a subnet; needed where the recipe's target is microseconds.
-        on_progress: hears of progress.
+        executor: name of the plugin that carries out the tasks of making them.
+        latency: measures a subnet; needed where the recipe's target is microseconds.
+        on_progress: called with progress.
 
     Raises:
         OutputExistsError: `out` holds something else.
@@ -87,13 +87,18 @@ def prune_reference(
 
 
 def check_cuts(source: SourceNetwork) -> None:
-    """Raise what would be wrong with a cut of the reference before anything is written."""
+    """Check that the reference can be cut as the recipe asks, before anything is written.
+
+    Raises:
+        ModelError: the cut cannot be made.
+        PluginError: there is no such criterion, head or sampling.
+    """
     plan = source.plan
     workers = [specialisation(plan, worker) for worker in range(plan.assignment.n_workers)]
     for stage in [recovery(plan)] if recovery_images(plan) else workers:
         choose_cut(source, stage.amount, stage.depth, stage.classes)
     if plan.budget.recover_amount is not None and plan.budget.target in ("macs", "parameters"):
-        # Of the reference, for there is nothing else yet: what cannot be met now cannot be later.
+        # The reference is cut because there is nothing else yet: what cannot be met now cannot be met later.
         choose_cut(source, plan.budget.amount, plan.recipe.depth, workers[0].classes)
     for stage in workers:
         heads.find(stage.head)
@@ -101,7 +106,7 @@ def check_cuts(source: SourceNetwork) -> None:
 
 
 def validation_accuracy(plan: RunPlan, run: Run) -> float:
-    """Accuracy of the merged answer on the validation part, from the scores each worker kept."""
+    """Accuracy of the merged answer on the validation part, in [0, 1], from the scores that each worker kept."""
     collector = MergePlan(run.assignment, "majority", 0.5).collect(len(plan.validation), "all")
     for worker in range(run.assignment.n_workers):
         collector.add(worker, run.validation_scores(worker))
@@ -109,6 +114,9 @@ def validation_accuracy(plan: RunPlan, run: Run) -> float:
 
 
 def reference_accuracy(plan: RunPlan) -> float:
-    """Accuracy of the reference on the validation part; optimistic where its weights have seen all training images."""
+    """Accuracy of the reference on the validation part, in [0, 1].
+
+    It is optimistic where the weights have seen all training images, as published weights have.
+    """
     logits = infer(plan.reference, plan.dataset, plan.dataset.x[plan.validation])
     return float((logits.argmax(axis=1) == plan.dataset.y[plan.validation]).mean())

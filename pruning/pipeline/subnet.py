@@ -1,4 +1,4 @@
-"""Make one network for some classes: cut it, reconstruct its layers, give it a head, retrain it, calibrate it."""
+"""Makes one network for some classes: cut, reconstruct its layers, give it a head, retrain, calibrate."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from sensai_serve import plugins
 from sensai_serve.preprocess import Floats, normalise
 
 CERTAIN = 50.0
-"""A logit so high that a label written with it is certain."""
+"""The logit that stands for certainty where labels are written as logits."""
 
 
 def make_network(
@@ -37,10 +37,10 @@ def make_network(
     """Cut a network for some classes out of `base`, reconstruct what its layers made, give it a head, and retrain it.
 
     Args:
-        source: what it is cut out of.
+        source: the network that it is cut from.
         teacher_logits: the reference's logits for what it is trained on; None: computed in every step.
-        stage: what it is for.
-        snapshot: where its retraining is kept while it is unfinished.
+        stage: what the network is for and how it is retrained.
+        snapshot: keeps the retraining while it is unfinished.
 
     Raises:
         ModelError: the cut cannot be made.
@@ -100,7 +100,7 @@ def calibrate(plan: RunPlan, network: nn.Module, output: str, head: Head, classe
 
 
 def cut_network(source: SourceNetwork, stage: Stage) -> tuple[nn.Module, Trimmed, Cut]:
-    """What is left of `base` for a stage, its output layer still the base's, and how it came to it.
+    """Cut a network for a stage; its output layer is still the source's.
 
     Raises:
         ModelError: the cut cannot be made.
@@ -119,15 +119,15 @@ def distillation(plan: RunPlan, head: Head, classes: Sequence[int], teacher_logi
     """The loss of a network for `classes`: against the reference's logits for the same views, and against the labels.
 
     Args:
-        plan: of the run.
-        head: of the network.
-        classes: that it scores.
+        plan: the plan of the run.
+        head: the network's head.
+        classes: the classes that it scores.
         teacher_logits: the reference's logits; None: computed in every step.
 
-    Source: Hinton et al., "Distilling the Knowledge in a Neural Network", 2015: both sides' logits are divided by a
-    temperature, so that what the reference holds possible counts beside what it holds true. The reference's logits
-    are turned into the head's own logits first, so that what is learnt are probabilities of the classes, comparable
-    between workers.
+    Source: Hinton et al., "Distilling the Knowledge in a Neural Network", 2015, https://arxiv.org/abs/1503.02531. Both
+    sides' logits are divided by a temperature, so that what the reference holds possible counts beside what it holds
+    true. The reference's logits are converted to the head's own first, so that what is learnt are probabilities of the
+    classes, comparable between workers.
     """
     weight, temperature, device = plan.recipe.distil, plan.recipe.temperature, plan.device
     hard = labels_as(head, plan, classes).to(device)

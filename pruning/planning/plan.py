@@ -1,4 +1,4 @@
-"""A recipe with everything that it names loaded and checked: what is known before the work starts."""
+"""Loads and checks everything that a recipe names, before the work starts."""
 
 from __future__ import annotations
 
@@ -24,32 +24,33 @@ from sensai_serve.errors import InputError
 
 @dataclass(frozen=True)
 class RunPlan:
-    """A recipe with what it names loaded: all that is known before the work starts."""
+    """A recipe with what it names loaded: everything that is known before the work starts."""
 
     recipe: Recipe
     dataset: Dataset
     reference: nn.Module
     assignment: Assignment
     digests: dict[str, str]
+    """SHA-256 of the ``data`` and of the ``weights``."""
     train: Labels
     """Indices of the training part that are trained on."""
     validation: Labels
     """Indices of the training part that choices are made on."""
     size: Size
-    """Of the reference."""
+    """Size of the reference."""
     budget: Budget
-    """The recipe's; where that is in microseconds, what it was found to come to."""
+    """The recipe's budget; one in microseconds as the fraction of channels that it was measured to come to."""
     threads: int | None = None
-    """Of the CPU; None: as many as pay, for each network."""
+    """CPU threads; None: as many as pay, for each network."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one input."""
+        """Shape of one input, without the batch axis."""
         return self.dataset.spec.shape
 
     @property
     def device(self) -> torch.device:
-        """Where it is computed."""
+        """Device that the reference is on."""
         return next(self.reference.parameters()).device
 
 
@@ -58,9 +59,9 @@ def make_plan(recipe: Recipe, weights: str | Path, *, device: str = "cpu", threa
 
     Args:
         recipe: every option.
-        weights: of the reference.
-        device: torch's name of where to compute.
-        threads: of the CPU; None: as many as pay.
+        weights: file with the reference's weights.
+        device: torch's name of the device to compute on.
+        threads: CPU threads; None: as many as pay.
 
     Raises:
         InputError: the data, the model, the weights or the assignment is wrong, or classes do not divide into groups.
@@ -89,10 +90,15 @@ def make_plan(recipe: Recipe, weights: str | Path, *, device: str = "cpu", threa
 
 
 def plan_of(run: Run, *, device: str = "cpu", threads: int | None = None) -> RunPlan:
-    """The plan that a run directory was made for, from what is kept there and the data of its recipe.
+    """The plan that a run directory was made for, from what it holds and the data of its recipe.
+
+    Args:
+        run: an opened run.
+        device: torch's name of the device to compute on.
+        threads: CPU threads; None: as many as pay.
 
     Raises:
-        InputError: the data is gone or another one, or the directory is damaged.
+        InputError: the data is missing or another one, or the directory is damaged.
     """
     use_threads(threads, run.spec.shape)
     train, validation = run.split
@@ -112,7 +118,7 @@ def plan_of(run: Run, *, device: str = "cpu", threads: int | None = None) -> Run
 
 
 def groups_of(recipe: Recipe, dataset: Dataset, model: nn.Module) -> list[list[int]] | None:
-    """The groups that the recipe puts the classes into; None where it does not.
+    """The groups that the recipe puts the classes into; None where it does not group them.
 
     Raises:
         AssignmentError: there are more groups than classes, or the classes do not divide into them evenly.
@@ -126,7 +132,7 @@ def groups_of(recipe: Recipe, dataset: Dataset, model: nn.Module) -> list[list[i
 
 
 def classes_seen(recipe: Recipe, dataset: Dataset, model: nn.Module) -> Classes:
-    """The classes as the reference `model` sees them: what groupings go by."""
+    """The classes as the reference `model` sees them, which groupings go by."""
     train, validation = data.split(dataset.y, recipe.validation, recipe.seed)
     sample = some_of_each_class(dataset.y, train, recipe.profile_images, recipe.seed)
     return Classes(model, dataset, sample, validation)

@@ -11,7 +11,7 @@ import numpy as np
 from pruning.grouping import Features
 from pruning.progress import OnProgress
 from pruning.report import facts, pictures
-from pruning.report.facts import Answers, Kept
+from pruning.report.facts import GivenLabels, Kept
 from pruning.run import REFERENCE, Network, Run
 from sensai_serve.guarantees import guarantees
 from sensai_serve.lost_workers import AccuracyAtLoss
@@ -21,16 +21,16 @@ from sensai_serve.report.page import page
 STAGES = 4
 
 
-def report(run: Run, answers: Answers | None, on_progress: OnProgress) -> str:
-    """The page of a run.
+def report(run: Run, answers: GivenLabels | None, on_progress: OnProgress) -> str:
+    """The report of a run, an HTML page.
 
     Args:
-        run: a finished one.
-        answers: of the test part, where a bundle kept them; None: those of the validation part.
-        on_progress: hears of progress.
+        run: a finished run.
+        answers: labels of the test part, where a bundle kept them; None: those of the validation part are computed.
+        on_progress: called with progress, in the stage ``report``.
 
     Raises:
-        InputError: the run is not finished, or its data is gone.
+        InputError: the run is not finished, or its data is missing.
     """
     made = facts.networks(run)  # refuses an unfinished run before any work
     on_progress("report", 0, STAGES)
@@ -57,7 +57,7 @@ def report(run: Run, answers: Answers | None, on_progress: OnProgress) -> str:
     return text
 
 
-def _lead(run: Run, answers: Answers) -> list[str]:
+def _lead(run: Run, answers: GivenLabels) -> list[str]:
     right, reference = (float((given == answers.label).mean()) for given in (answers.merged, answers.reference))
     lines = [
         f"{right:.2%} of the {answers.part}'s {len(answers.label):,} inputs are right when all workers are merged; the "
@@ -73,7 +73,7 @@ def _lead(run: Run, answers: Answers) -> list[str]:
 
 def _pictures(
     run: Run,
-    answers: Answers,
+    answers: GivenLabels,
     made: Sequence[Network],
     kept: Kept,
     points: Features | None,
@@ -92,7 +92,7 @@ def _pictures(
     return drawn if points is None else [*drawn, pictures.clustering(points, run.labels, symbols)]
 
 
-def _summary(run: Run, answers: Answers, made: Sequence[Network], reference: Network) -> Table:
+def _summary(run: Run, answers: GivenLabels, made: Sequence[Network], reference: Network) -> Table:
     promises = guarantees(run.assignment)
     largest = max(made, key=lambda network: network.macs)
     right, before = (float((given == answers.label).mean()) for given in (answers.merged, answers.reference))
@@ -124,7 +124,7 @@ def _workers(run: Run, made: Sequence[Network], reference: Network) -> Table:
 
 
 def _data(
-    run: Run, answers: Answers, kept: Kept, points: Features | None, curve: Sequence[AccuracyAtLoss]
+    run: Run, answers: GivenLabels, kept: Kept, points: Features | None, curve: Sequence[AccuracyAtLoss]
 ) -> dict[str, Any]:
     n_classes = len(run.labels)
     before, after = (

@@ -1,4 +1,4 @@
-"""The figures behind a run's report: answers, what is taken for what, channels that stayed, and what losses cost."""
+"""The figures of a run's report: accuracy, confusion of classes, kept channels, and the cost of lost workers."""
 
 from __future__ import annotations
 
@@ -25,25 +25,27 @@ VALIDATION, TEST = "validation part", "test part"
 
 
 @dataclass(frozen=True)
-class Answers:
-    """Labels that the same inputs were given, [N] each."""
+class GivenLabels:
+    """The labels [N] that the reference and the merged workers gave the same inputs, beside the true ones."""
 
     part: str
-    """Which inputs, in words."""
+    """The part of the data, in words."""
     label: Labels
-    """The true ones."""
+    """True labels."""
     reference: Labels
+    """Labels given by the reference."""
     merged: Labels
+    """Labels given by all workers merged."""
 
 
 @dataclass(frozen=True)
 class Kept:
-    """Which output channels of the reference's layers each worker has left."""
+    """The output channels of the reference's layers that each worker has kept."""
 
     layers: tuple[str, ...]
-    """Those that lose channels or are gone in some worker."""
+    """Names of the layers that lose channels, or are gone, in some worker."""
     masks: tuple[npt.NDArray[np.bool_], ...]
-    """For each layer [W, channels of the reference's]."""
+    """For each layer, who kept which channel: bool [W, channels of the reference's layer]."""
 
     @cached_property
     def counts(self) -> npt.NDArray[np.int64]:
@@ -65,7 +67,7 @@ class Kept:
 
 
 def networks(run: Run) -> list[Network]:
-    """Every worker's.
+    """The networks of all workers, in their order.
 
     Raises:
         InputError: the run is not finished.
@@ -99,12 +101,12 @@ def scored_validation(run: Run) -> ScoredInputs:
     return ScoredInputs(MergePlan(run.assignment), validation_scores(run))
 
 
-def validation_answers(run: Run) -> Answers:
-    """What the reference and the merged workers say of the validation part. Never the test part."""
+def validation_answers(run: Run) -> GivenLabels:
+    """Labels of the validation part from the reference and from the merged workers; the test part is not looked at."""
     dataset, (_, validation) = run.dataset, run.split
     merged = scored_validation(run).labels()
     logits = infer(run.load(REFERENCE).network, dataset, dataset.x[validation])
-    return Answers(VALIDATION, dataset.y[validation], logits.argmax(axis=1).astype(np.int64), merged)
+    return GivenLabels(VALIDATION, dataset.y[validation], logits.argmax(axis=1).astype(np.int64), merged)
 
 
 def confusion(label: Labels, given: Labels, n_classes: int) -> npt.NDArray[np.int64]:
@@ -122,7 +124,7 @@ def rates(label: Labels, given: Labels, n_classes: int) -> npt.NDArray[np.float6
 
 
 def kept_channels(run: Run) -> Kept:
-    """Which channels each worker kept, and layers of blocks that it went without."""
+    """The channels that each worker kept; of a layer in a dropped block, none."""
     reference, made = run.load(REFERENCE).network, networks(run)
     totals = {
         member.layer: int(member.positions.max()) + 1
@@ -151,9 +153,9 @@ def _groups_without(run: Run, removed: Sequence[str]) -> list[ChannelGroup]:
 
 
 def class_map(run: Run) -> Features | None:
-    """Where t-SNE puts each class by its mean penultimate features, [C, 2]: what the grouping `tsne` goes by.
+    """Position [C, 2] of each class in the t-SNE embedding that the grouping `tsne` goes by.
 
-    None for fewer than four classes, which there is nothing to embed of.
+    None where there are fewer than four classes, too few to embed.
     """
     if len(run.labels) < 4:
         return None

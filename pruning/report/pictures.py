@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pruning.grouping import Features
-from pruning.report.facts import Answers, Kept, rates
+from pruning.report.facts import GivenLabels, Kept, rates
 from pruning.run import Network
 from sensai_serve.lost_workers import AccuracyAtLoss
 from sensai_serve.report import Picture
@@ -24,7 +24,7 @@ MOST_CLASSES = 50
 """Rows in the picture of accuracy per class."""
 
 
-def accuracy_per_class(answers: Answers, labels: Sequence[str]) -> Picture:
+def accuracy_per_class(answers: GivenLabels, labels: Sequence[str]) -> Picture:
     """One row per class: the reference's accuracy and the merged one, joined."""
     before, after = (np.diag(rates(answers.label, given, len(labels))) * 100
                      for given in (answers.reference, answers.merged))  # fmt: skip
@@ -49,7 +49,7 @@ def accuracy_per_class(answers: Answers, labels: Sequence[str]) -> Picture:
     return Picture("accuracy-per-class", "Accuracy per class", draw, note, (WIDTH, 1.4 + 0.26 * len(shown)))
 
 
-def confusions(answers: Answers, labels: Sequence[str], symbols: Sequence[Sequence[int]]) -> list[Picture]:
+def confusions(answers: GivenLabels, labels: Sequence[str], symbols: Sequence[Sequence[int]]) -> list[Picture]:
     """Before and after, classes of a group side by side, on one scale of shades."""
     order = [c for symbol in symbols for c in symbol] or list(range(len(labels)))
     both = [rates(answers.label, given, len(labels))[np.ix_(order, order)]
@@ -83,7 +83,7 @@ def kept_per_worker(kept: Kept) -> Picture:
 
 
 def kept_by_how_many(kept: Kept) -> Picture:
-    """For each layer the shares of its channels that all workers, some, and none have kept."""
+    """One bar per layer: the fractions of its channels that all workers, some, and none have kept."""
     by = np.array([
         [(mask.all(axis=0)).mean(), (mask.any(axis=0) & ~mask.all(axis=0)).mean(), (~mask.any(axis=0)).mean()]
         for mask in kept.masks

@@ -1,4 +1,4 @@
-"""Sampling: which training images the next iteration sees.
+"""Samplings decide which training images the next iteration sees.
 
 A new way is one new file here with a function ``batches(y, indices, classes, size, generator)`` that yields index
 arrays [size] for ever.

@@ -1,7 +1,7 @@
-"""Turn a budget in microseconds into one that needs no clock: the share of each layer's channels that has to go.
+"""Turns a budget in microseconds into a pruning ratio, by measuring networks that are cut to it.
 
-Measured once, before anything is made, and kept in the run: a run that goes on, on a busier machine or in several
-processes, must come to the same networks.
+This is done once, before anything is made, and the ratio is kept in the run: a run that is resumed, on a busier machine
+or in several processes, must come to the same networks.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from pruning.selection.source import SourceNetwork, Trimmed, equal_importance, r
 from sensai_serve.errors import InputError, ModelError
 
 Latency = Callable[[nn.Module], float]
-"""Microseconds that one input takes in a subnet, exported, where it is going to run."""
+"""Measures the microseconds that one input takes in an exported subnet, where it is going to run."""
 
 STEPS = 6
-"""Halvings of the ratio: a sixty-fourth of the channels is finer than a noisy clock can tell apart."""
+"""Number of halvings of the ratio: a noisy clock cannot tell less than a sixty-fourth of the channels apart."""
 
 
 def meet_budget(plan: RunPlan, latency: Latency | None, on_progress: OnProgress) -> RunPlan:
-    """The plan with a budget in microseconds as the share of channels to cut; any other plan as it is.
+    """The plan with a budget in microseconds replaced by the fraction of channels to cut; any other plan unchanged.
 
     Networks are cut from the reference for this, with untrained weights, which take as long as trained ones. Workers
     that keep different blocks are each held against the budget.
 
     Args:
-        plan: of any target.
-        latency: how to measure.
-        on_progress: hears of measurements, in the stage ``measure``.
+        plan: a plan with any target.
+        latency: measures a subnet; None where there is no need.
+        on_progress: called with the number of measurements, in the stage ``measure``.
 
     Raises:
         InputError: there is nothing to measure with.
@@ -77,7 +77,7 @@ def meet_budget(plan: RunPlan, latency: Latency | None, on_progress: OnProgress)
 
 
 def _further(plan: RunPlan) -> str:
-    """What might help where width alone does not."""
+    """Options that might help where cutting channels alone does not, as the end of an error message."""
     multiple = plan.recipe.multiple
     finer = f"; --multiple 1 leaves layers fewer than {multiple} channels" if multiple > 1 else ""
     try:
@@ -88,7 +88,7 @@ def _further(plan: RunPlan) -> str:
 
 
 def _kinds(source: SourceNetwork, stages: Sequence[Stage]) -> list[tuple[Trimmed, Stage]]:
-    """One stage for each set of blocks and number of outputs that stages have: others take as long."""
+    """One stage for each set of blocks and number of outputs; all others take as long as one of these."""
     kinds = {}
     for stage in stages:
         trimmed = source.without(source.dispensable(stage.depth, stage.classes))

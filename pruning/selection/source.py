@@ -32,7 +32,7 @@ class Trimmed:
 
 @dataclass(frozen=True)
 class PruningRatio:
-    """How much of every channel group is cut."""
+    """The fraction of every channel group that is cut, and how the rest is rounded."""
 
     ratio: float
     """Fraction of the group's channels that are cut, 0 to below 1."""
@@ -69,7 +69,7 @@ class SourceNetwork:
 
     @cached_property
     def profile(self) -> Profile:
-        """What the classes' training images do in the network; taken when first asked for."""
+        """Statistics of the classes' training images in the network; computed when first asked for."""
         return profile(
             self.network,
             self.plan.dataset,
@@ -80,7 +80,7 @@ class SourceNetwork:
 
     @cached_property
     def block_importance(self) -> Mapping[str, Floats]:
-        """For each block that could be dropped, by name, the change of the loss for each class without it, [C]."""
+        """The change of the loss for each class [C] without a block, by the name of each removable block."""
         traced = trace(self.network)
         blocks = find_blocks(traced, self.plan.shape)
         return block_importance(
@@ -123,7 +123,7 @@ class SourceNetwork:
         return self._trimmed[removed]
 
     def pruning_ratio(self, amount: float, trimmed: Trimmed, multiple: int) -> PruningRatio:
-        """How much of every channel group has to go to bring the network to `amount` of the recipe's target.
+        """The part of every channel group that has to be cut to bring the network to `amount` of the recipe's target.
 
         Args:
             amount: fraction of the reference's MACs or parameters to keep, or of each group's channels to cut.

@@ -14,18 +14,18 @@ from pruning.data import Augmentation, Labels
 
 @dataclass(frozen=True)
 class Moves:
-    """What is done to each of N pictures."""
+    """Random changes of N pictures: mirrored or not, and moved."""
 
     mirrored: Tensor | None
-    """[N], left and right; None: none is."""
+    """[N], whether left and right are exchanged; None: nowhere."""
     top: Tensor
-    """[N], rows of what comes in from above, 0 to twice the largest shift, which is where nothing moves."""
+    """[N], first row that is kept of the padded picture, 0 to twice the largest shift; that shift moves nothing."""
     left: Tensor
-    """[N], and columns."""
+    """[N], first column, likewise."""
 
 
 def draw(n: int, augmentation: Augmentation, generator: torch.Generator) -> Moves:
-    """Moves for `n` pictures, each its own."""
+    """Draw independent changes for `n` pictures."""
     mirrored = torch.rand(n, generator=generator) < 0.5 if augmentation.flip else None
     top, left = torch.randint(0, 2 * augmentation.shift + 1, (2, n), generator=generator)
     return Moves(mirrored, top, left)
@@ -48,7 +48,7 @@ def augment(x: Tensor, augmentation: Augmentation, moves: Moves) -> Tensor:
 
 
 def changes(augmentation: Augmentation, shape: tuple[int, ...]) -> bool:
-    """Whether inputs [*shape] have more than one view."""
+    """Whether augmentation changes inputs of that shape at all."""
     return len(shape) == 3 and (augmentation.flip or augmentation.shift > 0)
 
 
@@ -57,14 +57,19 @@ class Views:
     """The same few views of each of N images, wherever they are asked for."""
 
     count: int
-    """V."""
+    """V, the number of views of each image."""
     n_images: int
-    """N."""
+    """N, the number of images."""
     augmentation: Augmentation
     seed: int
 
     def of(self, indices: Labels | Tensor, views: Tensor) -> Moves:
-        """What makes, of each image [B] of `indices`, the view [B] of that number."""
+        """The changes that make the wanted view of each image.
+
+        Args:
+            indices: [B] images.
+            views: [B] number of the view of each.
+        """
         at = views * self.n_images + torch.as_tensor(indices)
         every = self._every
         return Moves(None if every.mirrored is None else every.mirrored[at], every.top[at], every.left[at])

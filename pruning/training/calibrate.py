@@ -1,8 +1,9 @@
-"""Make a network's scores as sure as they are right, on images that it was not trained on.
+"""Calibrates a network: its scores become as confident as they are right, on images that it was not trained on.
 
 Workers are trained apart and their scores are compared in the merge, so all should mean the same.
 
-Source: Guo et al., "On Calibration of Modern Neural Networks", 2017, section 4.2 (temperature scaling).
+Source: Guo et al., "On Calibration of Modern Neural Networks", 2017, section 4.2 (temperature scaling),
+https://arxiv.org/abs/1706.04599.
 """
 
 from __future__ import annotations
@@ -15,23 +16,23 @@ from torch import Tensor, nn
 from pruning.heads import Head
 
 RANGE = 20.0
-"""A network is made this many times surer or less sure, at most."""
+"""The largest factor that logits are multiplied or divided by."""
 HALVINGS = 40
 PRIOR = 1.0
-"""Standard deviation of the factor's logarithm before anything is seen: few images, all of them right, do not make a
-network infinitely sure."""
+"""Standard deviation of the prior on the factor's logarithm: few images, all of them right, must not make a network
+infinitely confident."""
 
 
 def fit_scale(head: Head, logits: Tensor, targets: Tensor) -> float:
-    """The factor, one over the temperature, at which the logits' loss (and the prior's) is least.
+    """The factor, one over the temperature, that minimises the loss of the logits (and of the prior).
 
     Args:
-        head: whose loss it is.
+        head: the head whose loss is minimised.
         logits: [V, outputs] of images that the network was not trained on.
         targets: [V, outputs], their labels as the head's probabilities.
 
     Returns:
-        In 1/20 to 20.
+        A factor between 1/20 and 20.
     """
     logits, targets = logits.double(), targets.double()
 
@@ -49,6 +50,6 @@ def fit_scale(head: Head, logits: Tensor, targets: Tensor) -> float:
 
 @torch.no_grad()
 def fold_scale(layer: nn.Module, scale: float) -> None:
-    """Multiply what an output layer gives, in its own weights: the exported graph is the same as without."""
+    """Multiply the outputs of an output layer by `scale`, in its own weights: the exported graph stays the same."""
     for parameter in layer.parameters():
         parameter.mul_(scale)

@@ -1,4 +1,4 @@
-"""The training loop: of a reference, of one compact network for all classes, and of every worker's subnet."""
+"""The training loop, for a reference, a compact network for all classes, and every worker's subnet."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sensai_serve.preprocess import Floats, normalise
 
 @dataclass(frozen=True)
 class Batch:
-    """What a network is trained on in one step."""
+    """The images that a network is trained on in one step."""
 
     x: Tensor
     """[B, *shape], augmented."""
@@ -34,7 +34,7 @@ class Batch:
 
 
 Loss = Callable[[Batch, Tensor], Tensor]
-"""A batch and the network's logits [B, outputs] for it, to a scalar."""
+"""Gives the loss, a scalar, from a batch and the network's logits [B, outputs] for it."""
 OnStep = Callable[[int, int], None]
 """Called with images done and images in all."""
 
@@ -48,7 +48,7 @@ ResNet-20 is a fifth slower on two threads than on one, and three times where ot
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast."""
+    """Length and learning rate of a training."""
 
     images: int
     """Image passes in all: what the work is proportional to."""

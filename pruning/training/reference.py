@@ -1,4 +1,4 @@
-"""Train a reference: the network that subnets are later cut out of, for users who have none."""
+"""Trains a reference, the network that subnets are later cut from, for users who have none."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from pruning.training.snapshot import Snapshot
 
 @dataclass(frozen=True)
 class Trained:
-    """A reference and how good it is on images that it has not seen and no choice of its training was made on."""
+    """A reference, and its accuracy on images that it was not trained on and on which nothing was chosen."""
 
     model: nn.Module
     dataset: Dataset
     accuracy: float
-    """Fraction of the validation part."""
+    """Accuracy on the validation part, in [0, 1]."""
 
 
 def train(
@@ -48,18 +48,18 @@ def train(
     """Train a network from scratch on the training part of `source`, less its validation part.
 
     Args:
-        source: of the data.
-        model_name: of the network.
+        source: source of the data.
+        model_name: name of the network.
         epochs: passes over the training part.
         rate: peak of the one-cycle learning rate.
         batch: images per iteration.
         validation: fraction of the training part that is kept out. `sensai prune` with the same fraction and seed keeps
             out the same images.
-        seed: of initial weights, order and augmentation.
+        seed: seed of initial weights, order and augmentation.
         precision: as `fit` takes it.
-        device: torch's name of where to compute.
-        threads: of the CPU; None: as many as pay.
-        on_step: hears of progress.
+        device: torch's name of the device to compute on.
+        threads: CPU threads; None: as many as pay.
+        on_step: called with images done and images in all.
         snapshot: file that an unfinished training is kept in and goes on from; the caller removes it.
 
     Raises:

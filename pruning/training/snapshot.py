@@ -1,4 +1,4 @@
-"""A training that was killed goes on from its last snapshot, to the same weights as if nothing had happened."""
+"""Snapshots of unfinished trainings: a killed training goes on to the same weights as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from sensai_serve.bundle import atomic_file
 from sensai_serve.errors import InputError, OutputExistsError
 
 SECONDS = 60.0
-"""Between two snapshots: what a killed training loses at most."""
+"""Seconds between two snapshots: the most that a killed training loses."""
 
 
 class Training(Protocol):
-    """What a snapshot keeps of an unfinished training."""
+    """The parts of an unfinished training that a snapshot keeps."""
 
     @property
     def model(self) -> nn.Module:
@@ -31,18 +31,18 @@ class Training(Protocol):
 
     @property
     def optimiser(self) -> SGD:
-        """What changes its weights."""
+        """The optimiser of its weights."""
         ...
 
     @property
     def cycle(self) -> OneCycleLR:
-        """What sets the learning rate."""
+        """The schedule of the learning rate."""
         ...
 
 
 @dataclass
 class Snapshot:
-    """Where the state of one unfinished training is kept."""
+    """The file that keeps the state of one unfinished training."""
 
     path: Path
     recipe: dict[str, Any]
@@ -51,7 +51,7 @@ class Snapshot:
     _written: float = field(default_factory=time.monotonic)
 
     def restore(self, training: Training, generator: Generator) -> int:
-        """Bring everything to where the snapshot left it.
+        """Restore the state of a training from the snapshot.
 
         Raises:
             OutputExistsError: the snapshot is of another recipe.
@@ -84,7 +84,7 @@ class Snapshot:
         return int(state["step"])
 
     def keep(self, step: int, training: Training, generator: Generator) -> None:
-        """Write the state after `step` steps, where the last time is long enough ago.
+        """Write the state after `step` steps if the last snapshot is older than `every` seconds.
 
         Raises:
             WorkError: the disk is full.
@@ -93,7 +93,7 @@ class Snapshot:
             self.write(step, training, generator)
 
     def is_due(self) -> bool:
-        """Whether the last time is long enough ago."""
+        """Whether the last snapshot is older than `every` seconds."""
         return time.monotonic() - self._written >= self.every
 
     def write(self, step: int, training: Training, generator: Generator) -> None:
@@ -120,7 +120,7 @@ class Snapshot:
         self._written = time.monotonic()
 
     def clear(self) -> None:
-        """Remove it, once what it was kept for is written."""
+        """Remove the file, once the trained network is written."""
         self.path.unlink(missing_ok=True)
 
 

@@ -14,7 +14,7 @@ from sensai_serve.errors import InputError
 
 if TYPE_CHECKING:
     from benchmarks.compare.measure import Candidate
-    from export.comparison import Result
+    from export.comparison import PointResult
     from pruning.comparison.builder import PointBuilder
     from pruning.comparison.points import Point
     from sensai_serve.options import Option
@@ -159,11 +159,11 @@ def _entries(
 ) -> list[Candidate]:
     """Make all networks, then, and only then, look at the test part."""
     from benchmarks.compare.measure import GIVEN, REFERENCE
-    from export.comparison import finish, from_weights, measure_given, read_given
+    from export.comparison import finish, from_weights, measure_external, read_external
 
     plan, folder = builder.plan, builder.folder
     dataset = plan.dataset
-    others = [read_given(text, dataset) for text in given]
+    others = [read_external(text, dataset) for text in given]
     if len({one.name for one in others} | {one.name for one in points} | {REFERENCE}) <= len(points) + len(others):
         raise InputError("--point: two points have the same name, expected different ones, and none a point made here")
     builder.check(points, report)
@@ -181,7 +181,7 @@ def _entries(
     reference = from_weights(REFERENCE, plan.recipe.model, weights, dataset, dataset.spec)
     for network in [reference, *others]:
         report("test part", len(entries), total)
-        found = measure_given(network, dataset, plan.validation, folder / network.name, plan.digests)
+        found = measure_external(network, dataset, plan.validation, folder / network.name, plan.digests)
         series, size = (REFERENCE, "") if network.name == REFERENCE else (GIVEN, network.name)
         entries.append(_entry(found, folder / network.name, series, size, "", 0))
     for one, run in zip(points, runs, strict=True):
@@ -218,7 +218,7 @@ def _within(name: str, passes: int, report: Report) -> Report:
     return hear
 
 
-def _entry(found: Result, folder: Path, series: str, size: str, budget: str, passes: int) -> Candidate:
+def _entry(found: PointResult, folder: Path, series: str, size: str, budget: str, passes: int) -> Candidate:
     from benchmarks.compare.measure import Candidate
 
     files = [folder / file for file in found.files]

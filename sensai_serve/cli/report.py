@@ -11,7 +11,7 @@ from sensai_serve.cli.progress import progress
 from sensai_serve.errors import InputError
 
 if TYPE_CHECKING:
-    from pruning.report.facts import Answers
+    from pruning.report.facts import GivenLabels
     from pruning.run import Run
 
 app = typer.Typer()
@@ -54,9 +54,9 @@ def report(
     typer.echo(f"{out}: {len(page) / 2**20:.1f} MiB, nothing else needed")
 
 
-def _answers(run: Run, path: Path) -> Answers:
+def _answers(run: Run, path: Path) -> GivenLabels:
     from benchmarks.subjects.inputs import kept_labels
-    from pruning.report.facts import TEST, Answers
+    from pruning.report.facts import TEST, GivenLabels
     from sensai_serve.bundle import Bundle
 
     bundle = Bundle.open(path)
@@ -65,4 +65,4 @@ def _answers(run: Run, path: Path) -> Answers:
     kept = kept_labels(bundle)
     if kept is None:
         raise InputError(f"{path} has no answers to the test part, expected one exported with --evaluate")
-    return Answers(TEST, kept["label"], kept["reference"], kept["class_id"])
+    return GivenLabels(TEST, kept["label"], kept["reference"], kept["class_id"])

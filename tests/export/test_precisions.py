@@ -16,7 +16,7 @@ from benchmarks.subjects.in_process import in_process
 from benchmarks.subjects.networks import monolith
 from export import precisions
 from export.assemble import export
-from export.networks import steadiest
+from export.networks import choose_golden
 from export.parity import Difference, check_parity, session
 from export.precisions import Precision, Tolerance
 from export.to_onnx import to_onnx
@@ -174,8 +174,8 @@ def test_golden_samples_are_steady_and_of_many_classes():
     of_input = Difference(0.0, 0.0, np.array([0, 0.3, 0, 0.1, 0.00001, 0.5, 0.5, 0.5]), nothing)
     of_rounding = Difference(0.0, 0.0, nothing, np.array([0, 0, 0.2, 0, 0, 0.5, 0.5, 0.5]))
     class_id = np.array([0, 1, 1, 0, 0, 2, 3, 4])
-    assert steadiest([of_input, of_rounding], class_id, 3).tolist() == [0, 1, 4]
-    assert steadiest([of_input, of_rounding], class_id, 8).tolist() == [0, 1, 5, 6, 7, 4, 3, 2]
+    assert choose_golden([of_input, of_rounding], class_id, 3).tolist() == [0, 1, 4]
+    assert choose_golden([of_input, of_rounding], class_id, 8).tolist() == [0, 1, 5, 6, 7, 4, 3, 2]
 
 
 def test_the_command_prints_speed_and_accuracy_of_both_precisions(table_run, tmp_path, capsys):
