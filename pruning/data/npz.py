@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from pruning.data import Dataset, existing, from_arrays, take_options
+from pruning.data._arrays import NAMES, Picture
 from sensai_serve.errors import DataError
+
+_IMAGE: dict[str, Picture] = {"RGB": "RGB", "L": "L", "no": "no", "guess": "guess"}
 
 
 def load(argument: str, options: Mapping[str, str], seed: int) -> Dataset:
-    """Read the file `argument`. Numbers are taken as they are and normalised by the training part's moments."""
-    take_options("npz", options, ())
+    """Read the file `argument`.
+
+    Options: ``image`` (``RGB`` or ``L``: x holds pictures, which makes a bundle that takes image files; ``no``; guessed
+    for uint8), ``flip`` (1: a mirrored picture is still of its class; 0). Other numbers are taken as they are and
+    normalised by the training part's moments.
+    """
+    take_options("npz", options, ("image", "flip"))
+    image, flip = options.get("image", "guess"), options.get("flip", "0")
+    if image not in _IMAGE or flip not in ("0", "1"):
+        raise DataError(f"npz: image is {image!r} and flip {flip!r}, expected RGB, L or no, and 0 or 1")
     path = existing(argument, "npz")
+    arrays: dict[str, Any] = {}
+    known = {name for names in NAMES.values() for name in names}
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} is no .npz file of arrays ({error})") from None
-    return from_arrays(Path(path).stem, arrays, seed=seed)
+            for name in file.files:
+                arrays[name] = file[name] if name in known else None
+    except MemoryError:
+        raise DataError(f"{path}: its arrays do not fit in memory") from None
+    except Exception as error:  # zip files, compression and array headers raise whatever they like over damage
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{path} is no .npz file of arrays ({reason or type(error).__name__})") from None
+    return from_arrays(Path(path).stem, arrays, seed=seed, picture=_IMAGE[image], flip=flip == "1")

@@ -1,0 +1,70 @@
+"""A dataset: labelled examples, raw as a user has them, and the way from them to the network's input."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pruning.data._labels import Labels, class_indices
+from sensai_serve.errors import DataError
+from sensai_serve.preprocess import InputSpec
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random changes of training images that do not change their class."""
+
+    flip: bool = False
+    """Mirror left and right, every second image."""
+    shift: int = 0
+    """Move by up to this many pixels along each axis; what comes in from outside is 0 after normalisation."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A training and a test part, raw; `spec` says how the core makes network inputs of them."""
+
+    name: str
+    labels: tuple[str, ...]
+    spec: InputSpec
+    x: npt.NDArray[Any]
+    """[N, *spec.shape], pixels or readings before normalisation."""
+    y: Labels
+    """[N]; given as `class_indices` takes it."""
+    x_test: npt.NDArray[Any]
+    y_test: Labels
+    augmentation: Augmentation = Augmentation()
+
+    def __post_init__(self) -> None:
+        if len(set(self.labels)) != len(self.labels) or not self.labels:
+            raise DataError(f"{self.name}: two classes have the same label, or there is none, expected all different")
+        for x, y, part in ((self.x, "y", "training"), (self.x_test, "y_test", "test")):
+            if len(x) == 0:
+                raise DataError(f"{self.name}: the {part} part has no examples, expected some")
+            if x.shape[1:] != self.spec.shape:
+                raise DataError(
+                    f"{self.name}: {part} examples have shape {list(x.shape[1:])}, expected {list(self.spec.shape)}"
+                )
+            object.__setattr__(self, y, class_indices(self.name, part, getattr(self, y), len(x), self.labels))
+        empty = np.flatnonzero(np.bincount(self.y, minlength=self.n_classes) == 0)
+        if len(empty):
+            raise DataError(
+                f"{self.name}: class {self.labels[empty[0]]!r} has no training examples, expected at least one of each"
+            )
+
+    @property
+    def n_classes(self) -> int:
+        """C."""
+        return len(self.labels)
+
+    def digest(self) -> str:
+        """SHA-256 over all arrays, so that a run knows its data again."""
+        digest = hashlib.sha256()
+        for array in (self.x, self.y, self.x_test, self.y_test):
+            digest.update(f"{array.dtype}{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
