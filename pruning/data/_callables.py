@@ -1,4 +1,4 @@
-"""A user's own function as a source: called with the options that it takes, and blamed by file and line."""
+"""A user's own function as a source, called with the options that it takes."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sensai_serve.blame import blame
-from sensai_serve.errors import DataError, SensaiError
+from sensai_serve.errors import DataError
 
 
 def call_source(place: str, function: Callable[..., Any], options: Mapping[str, str], seed: int) -> Any:
-    """What `function` returns.
+    """What `function` returns. Whatever it raises is passed on.
 
     Args:
         place: its ``package.module:callable``, for messages.
@@ -20,7 +19,7 @@ def call_source(place: str, function: Callable[..., Any], options: Mapping[str, 
         seed: of the run.
 
     Raises:
-        DataError: it takes no such option, needs more, or fails.
+        DataError: it takes no such option, or needs more.
     """
     given: dict[str, Any] = dict(options)
     try:
@@ -42,9 +41,4 @@ def call_source(place: str, function: Callable[..., Any], options: Mapping[str, 
                 f"{place}: needs {', '.join(needed)}, expected a function of no more than options "
                 f"(?{needed[0]}=...) and seed"
             )
-    try:
-        return function(**given)
-    except SensaiError:
-        raise
-    except Exception as error:
-        raise DataError(f"{place}: {blame(error)}") from error
+    return function(**given)

@@ -112,7 +112,7 @@ def _hot(what: str, array: npt.NDArray[Any]) -> Labels:
         raise DataError(
             f"{what} are {array.dtype} {list(array.shape)} and not one-hot, expected one class for each example"
         )
-    return array.argmax(axis=1).astype(np.int64)
+    return np.asarray(array.argmax(axis=1), np.int64)
 
 
 def _first_gap(distinct: npt.NDArray[Any]) -> int | None:

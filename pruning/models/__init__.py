@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pruning.models._weights import match, read_weights
+from pruning.notices import say
 from sensai_serve import plugins, user_code
 from sensai_serve.errors import ModelError
 
@@ -69,37 +70,43 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     Args:
         model: changed in place.
         path: ``.safetensors``, ``.npz`` (arrays by name) or a file of `torch.save`, read with ``weights_only=True``: a
-            state dict, or one under the key ``state_dict``, names with or without ``module.`` before them.
+            state dict, or one inside a checkpoint, with or without a prefix (``module.``, ``_orig_mod.``, ...) before
+            its names. What was left off is said.
 
     Raises:
-        ModelError: not there, unreadable, or weights of another network.
+        ModelError: not there, unreadable, weights of another network, or numbers that are not finite.
     """
     path = Path(path)
     if not path.is_file():
         raise ModelError(f"weights: {str(path)!r} is not there, expected a file")
     try:
-        state = _read(path)
+        found = match(read_weights(path), model)
+        if found is None:
+            raise TypeError("it holds no tensors by name")
     except Exception as error:  # three readers, each with errors of its own
         raise ModelError(
             f"weights: {path} cannot be read ({_first_line(error)}), expected .safetensors, .npz or a state dict"
         ) from None
     try:
-        model.load_state_dict(state)
+        model.load_state_dict(found.state)
     except (RuntimeError, TypeError, AttributeError) as error:
-        raise ModelError(f"weights: {path} does not fit the model ({_mismatch(model, state, error)})") from None
+        raise ModelError(f"weights: {path} does not fit the model ({_mismatch(model, found.state, error)})") from None
+    _check_finite(model, path)
+    if notes := found.notes():
+        say(f"weights: {path}: {notes}")
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: torch.from_numpy(np.array(arrays[name])) for name in arrays.files}
-    raw: Any = torch.load(path, map_location="cpu", weights_only=True)
-    raw = raw.get("state_dict", raw)
-    return {name.removeprefix("module."): value for name, value in raw.items()}
+def _check_finite(model: nn.Module, path: Path) -> None:
+    """Raise ModelError for parameters that are NaN or infinite, and buffers that are NaN: masks hold infinity."""
+    parameters = dict(model.named_parameters())
+    for name, value in model.state_dict(keep_vars=True).items():
+        if isinstance(value, Tensor) and value.is_floating_point():
+            bad = ~torch.isfinite(value) if name in parameters else torch.isnan(value)
+            if count := int(bad.sum()):
+                raise ModelError(
+                    f"weights: {path}: {name} holds NaN or infinity ({count} of {value.numel()} numbers), expected "
+                    "finite ones; a training that diverged, or a damaged file, leaves such"
+                )
 
 
 def _call(factory: Any, name: str, n_classes: int, input_shape: tuple[int, ...]) -> nn.Module:

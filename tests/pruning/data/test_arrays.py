@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pruning import data
-from pruning import notices
+from pruning import data, notices
 from sensai_serve.errors import DataError
 from sensai_serve.preprocess import from_image, normalise
 
@@ -127,13 +126,6 @@ import numpy as np
 def arrays(size="4", seed=9):
     return {"x": np.full((8, int(size)), float(seed)), "y": [0, 1] * 4}
 
-def fails():
-    x = {}
-    return np.ones((2, 2)) @ x["nothing"]
-
-def inside():
-    return np.ones((2, 3)) @ np.ones((2, 3))
-
 def needs(path):
     return path
 
@@ -142,7 +134,7 @@ def everything(**options):
 """
 
 
-def test_a_function_of_ones_own_is_given_its_options_and_blamed_by_line(tmp_path, monkeypatch) -> None:
+def test_a_function_of_ones_own_is_given_its_options(tmp_path, monkeypatch) -> None:
     (tmp_path / "own_data_source.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
     assert data.load("own_data_source:arrays?size=7", seed=5).x.tolist()[0] == [5.0] * 7
@@ -150,8 +142,6 @@ def test_a_function_of_ones_own_is_given_its_options_and_blamed_by_line(tmp_path
     for source, message in {
         "own_data_source:arrays?depth=1": "has no parameter 'depth'",
         "own_data_source:needs": r"needs path, .*\?path=",
-        "own_data_source:fails": r"KeyError: 'nothing' \(.*own_data_source.py:9\)",
-        "own_data_source:inside": r"ValueError: matmul.* \(.*own_data_source.py:12\)",
         "own_data_source:needs?path=here": "gave str, expected a Dataset",
     }.items():
         with pytest.raises(DataError, match=message) as caught:
