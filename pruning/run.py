@@ -47,7 +47,7 @@ RECOVERED = "recovered"
 
 @dataclass(frozen=True)
 class Network:
-    """What a network is built from: the reference's architecture and a cut; its weights are in another file."""
+    """A recipe for building a network from the reference's architecture; the weights are in another file."""
 
     classes: tuple[int, ...]
     """The classes it scores, in this order."""

@@ -1,4 +1,4 @@
-"""Joint retraining: all workers' networks learn from the loss of the merged answer, with workers lost at random.
+"""Retrains all workers jointly: their networks learn from the loss of the merged answer, with workers lost at random.
 
 Networks that were trained apart err alike where they were made of the same data; trained on what their merged answer
 gets wrong, each learns what the others lack. Losing workers at random meanwhile keeps any of them dispensable, and a
@@ -41,16 +41,16 @@ def retrain_jointly(
     """Train the networks that `Run.apart` names together, and keep those of `workers` as the run's subnets.
 
     Args:
-        plan: of the run.
-        run: holds every worker's network as it was trained apart.
+        plan: the plan of the run.
+        run: the run, which holds every worker's network as it was trained apart.
         teacher_logits: the reference's logits; None: computed in every step.
-        workers: whose networks are held by this process.
-        on_progress: hears of progress.
-        exchange: with the processes that hold the others; None: this one holds all.
+        workers: the workers whose networks this process holds.
+        on_progress: called with progress, in the stage `STAGE`.
+        exchange: shares logits with the processes that hold the others; None: this one holds all.
 
     Raises:
         InputError: a network is missing or damaged.
-        WorkError: another process is gone, memory ran out, or the disk is full.
+        WorkError: another process ended, memory ran out, or the disk is full.
     """
     recipe, rows, dataset = plan.recipe, plan.assignment.rows, plan.dataset
     loaded = {worker: run.load(run.apart(worker)) for worker in workers}
@@ -94,7 +94,7 @@ def joint_loss(plan: RunPlan, teacher_logits: TeacherLogits | None) -> JointLoss
     """The loss of the merged answer, plus `Recipe.joint_own` times the loss of each worker by itself.
 
     The merged answer is a softmax over each class's mean log odds, over the copies that are not lost; it is held
-    against the reference's answers and the labels, as `distillation` does for one network. It is weighted by the number
+    against the reference's logits and the labels, as `distillation` does for one network. It is weighted by the number
     of copies, so that a network's step is as long as it is when it is trained alone.
     """
     recipe, assignment = plan.recipe, plan.assignment

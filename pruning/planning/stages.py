@@ -174,5 +174,5 @@ def specialisation(plan: RunPlan, worker: int) -> Stage:
 
 
 def joint_schedule(plan: RunPlan) -> Schedule:
-    """How long and how fast all workers' networks are trained together."""
+    """Length and learning rate of the joint retraining of all workers' networks."""
     return Schedule(plan.recipe.joint_images, plan.recipe.joint_rate, plan.recipe.batch)

@@ -45,7 +45,7 @@ class Kept:
     layers: tuple[str, ...]
     """Names of the layers that lose channels, or are gone, in some worker."""
     masks: tuple[npt.NDArray[np.bool_], ...]
-    """For each layer, who kept which channel: bool [W, channels of the reference's layer]."""
+    """One mask [W, channels of the reference's layer] per layer: who kept which channel."""
 
     @cached_property
     def counts(self) -> npt.NDArray[np.int64]:

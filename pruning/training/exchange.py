@@ -1,4 +1,4 @@
-"""How the processes of a joint training share logits: over gloo, on one machine or several."""
+"""Exchanges logits between the processes of a joint training: over gloo, on one machine or several."""
 
 from __future__ import annotations
 
@@ -15,14 +15,18 @@ from sensai_serve.errors import WorkError
 
 
 class Exchange(Protocol):
-    """How processes share logits and agree on when to write snapshots."""
+    """Shares logits between processes, and lets them agree on when to write snapshots."""
 
     @property
     def leads(self) -> bool:
         """Whether this process decides for all."""
 
     def gather(self, own: Mapping[int, Tensor], due: bool) -> tuple[dict[int, Tensor], bool]:
-        """All workers' tensors FP32 out of each process's own, and whether the leading process says that it is due.
+        """Gather all workers' tensors, FP32, and whether the leading process says that a snapshot is due.
+
+        Args:
+            own: the tensors of this process, by worker.
+            due: whether this process holds that a snapshot is due.
 
         Raises:
             WorkError: another process is gone.
@@ -42,7 +46,7 @@ class Alone:
     leads = True
 
     def gather(self, own: Mapping[int, Tensor], due: bool) -> tuple[dict[int, Tensor], bool]:
-        """The same."""
+        """The tensors of this process, which are all that there are, and `due`."""
         return dict(own), due
 
     def wait(self) -> None:

@@ -1,4 +1,4 @@
-"""Train several networks at once on one loss of all their logits.
+"""Trains several networks at once on one loss of all their logits.
 
 Each process holds some of the networks. What processes exchange in a step are logits, a few kilobytes: every process
 computes the same loss from all logits and takes the gradient of its own networks' logits from it. Activations and
@@ -25,12 +25,12 @@ from pruning.training.loop import Batch, OnStep, Schedule, Trainer, next_batch, 
 from pruning.training.snapshot import SECONDS, Snapshot
 
 JointLoss = Callable[[Batch, Mapping[int, Tensor], frozenset[int]], Tensor]
-"""A batch, the logits [B, outputs] of every worker's network, and the workers that count as lost, to a scalar."""
+"""Gives the loss, a scalar, from a batch, every worker's logits [B, outputs], and the workers that count as lost."""
 
 
 @dataclass(frozen=True)
 class JointSnapshots:
-    """Where the state of an unfinished joint training is kept: a directory a step, in it a file for each worker."""
+    """The state of an unfinished joint training on disk: a directory per step, in it a file for each worker."""
 
     path: Path
     n_workers: int
@@ -84,20 +84,20 @@ def fit_jointly(
     stays good without any of them.
 
     Args:
-        models: by worker, the networks of this process.
-        n_workers: of all processes together.
+        models: the networks of this process, by worker.
+        n_workers: number of workers in all processes together.
         dataset: raw images, normalised and augmented here.
         batches: which training images come next, for ever; the same in every process.
         loss: what is minimised; the same in every process.
-        most_lost: workers that are lost in a step, at most.
+        most_lost: the most workers that are lost in a step.
         schedule: image passes of each network, and the learning rate.
-        seed: of augmentation, of who is lost, and of dropout.
+        seed: seed of augmentation, of the workers that are lost, and of dropout.
         precision: as in `pruning.training.loop.fit`.
-        views: that each image is one of, at random; None: it is augmented anew each time.
-        threads: of the CPU for one network; None: as many as torch has.
-        exchange: with other processes; None: this one holds all networks.
-        on_step: hears of progress.
-        snapshots: where an unfinished training is kept and goes on from; the caller clears them.
+        views: fixed views of each image, one of which is drawn at random; None: each image is augmented anew.
+        threads: CPU threads for one network; None: as many as torch has.
+        exchange: shares logits with other processes; None: this one holds all networks.
+        on_step: called with images done and images in all.
+        snapshots: keeps an unfinished training, which goes on from it; the caller clears them.
 
     Raises:
         WorkError: another process is gone, or the disk is full.
@@ -168,7 +168,7 @@ def merged_log_odds(
     """The mean log odds [B, C] of each class over the copies that arrived.
 
     Args:
-        log_odds: by worker, [B, k], one column for each class of its row.
+        log_odds: log odds [B, k] by worker, one column for each class of its row.
         rows: for each worker the classes that it covers.
         n_classes: C.
         lost: workers whose copies did not arrive; a class that has no other gets 0.

@@ -26,11 +26,11 @@ class Batch:
     """The images that a network is trained on in one step."""
 
     x: Tensor
-    """[B, *shape], augmented."""
+    """Inputs [B, *shape], normalised and augmented."""
     indices: Labels
-    """[B], of the training part."""
+    """Indices [B] of the images in the training part."""
     views: Tensor | None
-    """[B], which view of each image it is; None where they are drawn anew each time."""
+    """Number [B] of the view of each image; None where images are augmented anew."""
 
 
 Loss = Callable[[Batch, Tensor], Tensor]
@@ -40,7 +40,7 @@ OnStep = Callable[[int, int], None]
 
 
 SMALL = 512
-"""Numbers in an input below which one CPU thread is the fastest."""
+"""Number of values in an input below which one CPU thread is the fastest."""
 THIN = 1_000_000
 """MACs in a layer, on average, below which several threads wait for each other more than they compute: a third of a
 ResNet-20 is a fifth slower on two threads than on one, and three times where other work takes a share of the cores."""
@@ -51,7 +51,7 @@ class Schedule:
     """Length and learning rate of a training."""
 
     images: int
-    """Image passes in all: what the work is proportional to."""
+    """Image passes in all, which the work is proportional to."""
     rate: float
     """Peak of the one-cycle learning rate."""
     batch: int = 128
@@ -77,21 +77,21 @@ def fit(
     """Train `model` in place: stochastic gradient descent with Nesterov momentum and a one-cycle learning rate.
 
     Args:
-        model: inputs [N, *shape] to logits [N, outputs].
+        model: gives logits [N, outputs] for inputs [N, *shape].
         dataset: raw images, normalised and augmented here, batch by batch.
-        batches: which training images come next, for ever.
-        loss: what is minimised.
+        batches: an endless iterator of the training images of each step.
+        loss: the loss that is minimised.
         schedule: image passes and learning rate.
-        seed: of augmentation, and of dropout where the network has it.
+        seed: seed of augmentation, and of dropout where the network has it.
         precision: ``bf16`` computes in bfloat16 with channels last; ``auto`` does where it pays.
-        views: that each image is one of, at random; None: it is augmented anew each time.
-        threads: of the CPU, meanwhile; None: as many as torch has.
-        on_step: hears of progress.
-        snapshot: where an unfinished training is kept and goes on from; the caller clears it.
+        views: fixed views of each image, one of which is drawn at random; None: each image is augmented anew.
+        threads: CPU threads during the training; None: as many as torch has.
+        on_step: called with images done and images in all.
+        snapshot: keeps an unfinished training, which goes on from it; the caller clears it.
 
     Raises:
         OutputExistsError: the snapshot is of another recipe.
-        InputError: it cannot be read.
+        InputError: the snapshot cannot be read.
     """
     device = next(model.parameters()).device
     torch.manual_seed(seed)
@@ -232,8 +232,8 @@ def threads_for(model: nn.Module, macs: int) -> int:
     """CPU threads to train on where nobody says how many.
 
     Args:
-        model: whose layers compute `macs` for one input.
-        macs: of all layers together.
+        model: the network.
+        macs: MACs of all its layers for one input.
     """
     layers = sum(isinstance(module, nn.Conv2d | nn.Linear) for module in model.modules())
     return 1 if macs < THIN * layers else torch.get_num_threads()
@@ -243,7 +243,7 @@ def require_device(device: str) -> None:
     """Check that torch can compute there.
 
     Raises:
-        DeviceError: it cannot.
+        DeviceError: torch cannot compute there.
     """
     try:
         torch.empty(0, device=device)

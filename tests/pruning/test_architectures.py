@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pruning.cutting.parts import find_blocks, trace
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from export.parity import check_parity
 from export.to_onnx import to_onnx
 from pruning import models
+from pruning.cutting.blocks import find_blocks, trace
 from pruning.cutting.channels import apply_cut, find_channel_groups
 from pruning.cutting.ratios import cut_to_ratio
 from pruning.pipeline.prune import prune_reference

@@ -134,7 +134,7 @@ def test_nobody_is_left_when_the_command_is_stopped(wine, tmp_path, how):
         assert time.monotonic() < deadline, "a process of the executor outlived the command"
 
 
-def test_jobs_are_dealt_over_devices():
+def test_jobs_are_spread_over_devices():
     assert make_slots(None, ["cpu"], None) == (Slot("cpu", None),)
     assert make_slots(None, ["cuda:0", "cuda:1"], 3) == (Slot("cuda:0", 3), Slot("cuda:1", 3))
     assert [slot.device for slot in make_slots(3, ["cuda:0", "cuda:1"], 1)] == ["cuda:0", "cuda:1", "cuda:0"]

@@ -131,22 +131,22 @@ def test_copies_of_a_class_come_from_different_recoveries_as_far_as_that_goes(n,
     assume(redundancy < n)
     assume(count <= n)
     matrix = assignment.build("cyclic", n, redundancy=redundancy)
-    dealt, fewer = assign_origins(matrix.rows, count), assign_origins(matrix.rows, count - 1)
+    assigned, fewer = assign_origins(matrix.rows, count), assign_origins(matrix.rows, count - 1)
 
-    def together(deal: tuple[int, ...]) -> int:  # pairs of copies of a class that come from one recovery
-        return sum(deal[a] == deal[b] for ws in matrix.workers_of for a, b in itertools.combinations(ws, 2))
+    def together(chosen: tuple[int, ...]) -> int:  # pairs of copies of a class that come from one recovery
+        return sum(chosen[a] == chosen[b] for ws in matrix.workers_of for a, b in itertools.combinations(ws, 2))
 
-    assert together(dealt) <= together(fewer)
-    assert set(dealt) == set(range(count))
+    assert together(assigned) <= together(fewer)
+    assert set(assigned) == set(range(count))
     for workers in matrix.workers_of:
-        assert len({dealt[worker] for worker in workers}) > 1 or count == 2
+        assert len({assigned[worker] for worker in workers}) > 1 or count == 2
 
 
 @pytest.mark.parametrize(("n", "count"), [(10, 5), (12, 4), (20, 4), (3, 3), (100, 4)])
 def test_with_enough_recoveries_every_copy_has_its_own(n, count):
     matrix = assignment.build("cyclic", n, redundancy=3)
-    dealt = assign_origins(matrix.rows, count)
-    assert all(len({dealt[worker] for worker in workers}) == 3 for workers in matrix.workers_of)
+    assigned = assign_origins(matrix.rows, count)
+    assert all(len({assigned[worker] for worker in workers}) == 3 for workers in matrix.workers_of)
 
 
 def test_each_worker_is_made_of_its_recovery_and_recoveries_differ(wine, tmp_path):
