@@ -22,6 +22,7 @@ from serving.engine.options import GatewayOptions, Group, Inference, parse_words
 from serving.placement.worker_map import WorkerMap, parse_workers
 from serving.runtime.devices import default_devices
 from serving.runtime.endpoint import Security
+from serving.runtime.keepalive import NEVER_MS, Keepalive
 from serving.telemetry.logs import LogFormat
 
 
@@ -61,6 +62,15 @@ class Remote(Group):
     token_file: Annotated[Path | None, Flag(metavar="FILE")] = None
     """A file that holds the token that nodes ask for."""
 
+    keepalive_time: Annotated[int, Flag(metavar="MS")] = Field(default=NEVER_MS, ge=1)
+    """Milliseconds without a message after which this gateway pings a server over gRPC; by default it never does."""
+    keepalive_timeout: Annotated[int, Flag(metavar="MS")] = Field(default=20_000, ge=1)
+    """Milliseconds after which such a ping without an answer ends the connection."""
+    keepalive_permit_without_calls: bool = False
+    """Ping also while no call is open."""
+    http2_max_pings_without_data: int = Field(default=2, ge=0)
+    """Pings in a row without a message between them; 0 for no limit."""
+
     def worker_map(self) -> WorkerMap | None:
         """Which worker runs where; None where placement says.
 
@@ -69,7 +79,33 @@ class Remote(Group):
         """
         if not self.workers and self.file is None:
             return None
-        return parse_workers(self.workers, self.file, Security(self.ca, self.cert, self.key, self.token_file))
+        security = Security(self.ca, self.cert, self.key, self.token_file)
+        keepalive = Keepalive(
+            self.keepalive_time,
+            self.keepalive_timeout,
+            self.keepalive_permit_without_calls,
+            self.http2_max_pings_without_data,
+        )
+        return parse_workers(self.workers, self.file, security, keepalive)
+
+
+class GrpcKeepalive(Group):
+    """Pings over gRPC, with Triton's options; by default clients may ping twice a second, also without a call."""
+
+    time: Annotated[int, Flag("--grpc-keepalive-time", "MS")] = Field(default=7_200_000, ge=1)
+    """Milliseconds without a message after which the server pings a client."""
+    timeout: Annotated[int, Flag("--grpc-keepalive-timeout", "MS")] = Field(default=20_000, ge=1)
+    """Milliseconds after which such a ping without an answer ends the connection."""
+    permit_without_calls: Annotated[bool, Flag("--grpc-keepalive-permit-without-calls")] = True
+    """Pings are allowed while no call is open."""
+    http2_max_pings_without_data: Annotated[int, Flag("--grpc-http2-max-pings-without-data")] = Field(default=2, ge=0)
+    """Pings that the server sends in a row without a message between them; 0 for no limit."""
+    http2_min_recv_ping_interval_without_data: Annotated[
+        int, Flag("--grpc-http2-min-recv-ping-interval-without-data", "MS")
+    ] = Field(default=500, ge=0)
+    """Milliseconds that must lie between two pings of a client without a message between them."""
+    http2_max_ping_strikes: Annotated[int, Flag("--grpc-http2-max-ping-strikes")] = Field(default=2, ge=0)
+    """Pings of a client that may come too early before its connection is ended; 0 for any number."""
 
 
 class Limits(Group):
@@ -122,6 +158,8 @@ class Settings(BaseSettings):
     """How requests are answered."""
     remote: Annotated[Remote, Section("Workers on other machines"), Prefix("worker-")] = Remote()
     """Workers on other machines."""
+    grpc_keepalive: Annotated[GrpcKeepalive, Section("gRPC keepalive")] = GrpcKeepalive()
+    """Pings over gRPC."""
     limits: Annotated[Limits, Section("What requests may cost"), Prefix("max-")] = Limits()
     """What requests may cost."""
     shared_memory: Annotated[bool | None, Section("The process")] = None

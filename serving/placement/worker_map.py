@@ -14,6 +14,7 @@ from pathlib import Path
 from sensai_serve.errors import InputError
 from serving.runtime.devices import Device, parse_device
 from serving.runtime.endpoint import Security, parse_endpoint, read
+from serving.runtime.keepalive import NO_PINGS, Keepalive
 
 _IDS = re.compile(r"\d{1,6}(-\d{1,6})?(,\d{1,6}(-\d{1,6})?)*")
 MAX_WORKERS = 100_000
@@ -62,13 +63,16 @@ class WorkerMap:
         return tuple(devices.index(found.get(w, others)) for w in range(n_workers))
 
 
-def parse_workers(specs: Sequence[str], file: Path | None, security: Security) -> WorkerMap:
+def parse_workers(
+    specs: Sequence[str], file: Path | None, security: Security, keepalive: Keepalive = NO_PINGS
+) -> WorkerMap:
     """Parse the lines of ``--worker`` and ``--workers FILE`` together.
 
     Args:
         specs: lines such as ``0,3=grpc://HOST:PORT``.
         file: a file of such lines; empty lines and comments after # are skipped.
         security: the security of every connection.
+        keepalive: when gRPC connections are pinged.
 
     Raises:
         InputError: a line is not valid, or the file cannot be read.
@@ -80,7 +84,7 @@ def parse_workers(specs: Sequence[str], file: Path | None, security: Security) -
         named += [(f"{file}:{number}: ", line) for number, line in enumerate(lines, 1) if line]
         if not named:
             raise InputError(f"{file} lists no workers, expected lines such as 0,3,7=grpc://HOST:PORT")
-    return WorkerMap(tuple(_parse(where, spec, security) for where, spec in named))
+    return WorkerMap(tuple(_parse(where, spec, security, keepalive) for where, spec in named))
 
 
 def workers_on(workers: WorkerMap, host: str) -> tuple[int, ...]:
@@ -120,7 +124,7 @@ def parse_ids(text: str) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def _parse(where: str, spec: str, security: Security) -> tuple[tuple[int, ...] | None, Device]:
+def _parse(where: str, spec: str, security: Security, keepalive: Keepalive) -> tuple[tuple[int, ...] | None, Device]:
     workers, equals, target = (part.strip() for part in spec.partition("="))
     if not equals:
         raise InputError(f"{where}worker is {spec!r}, expected WORKERS=grpc://HOST:PORT or WORKERS=cpu:CORE")
@@ -128,7 +132,7 @@ def _parse(where: str, spec: str, security: Security) -> tuple[tuple[int, ...] |
         ids = None if workers == "*" else parse_ids(workers)
         if "://" not in target:
             return ids, parse_device(target)
-        endpoint = parse_endpoint(target, security)
+        endpoint = parse_endpoint(target, security, keepalive)
     except InputError as error:
         raise type(error)(f"{where}{error}") from None
     if endpoint.model and (ids is None or len(ids) > 1):

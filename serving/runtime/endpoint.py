@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal, cast, get_args
 
 from sensai_serve.errors import InputError
+from serving.runtime.keepalive import NO_PINGS, Keepalive
 
 Scheme = Literal["grpc", "grpcs", "http", "https"]
 _URL = re.compile(r"(grpcs?|https?)://(\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]@]+):(\d{1,5})(?:/([A-Za-z0-9][A-Za-z0-9._-]*))?/?")
@@ -56,6 +57,8 @@ class WorkerEndpoint:
     model: str = ""
     """The model of the one worker there; empty for the name that `sensai_serve.remote.model_name` gives."""
     security: Security = Security()
+    keepalive: Keepalive = NO_PINGS
+    """When a gRPC connection is pinged."""
 
     @property
     def address(self) -> str:
@@ -76,7 +79,7 @@ class WorkerEndpoint:
         return f"{self.server}/{self.model}" if self.model else self.server
 
 
-def parse_endpoint(url: str, security: Security) -> WorkerEndpoint:
+def parse_endpoint(url: str, security: Security, keepalive: Keepalive = NO_PINGS) -> WorkerEndpoint:
     """Parse the URL of a server that runs workers.
 
     Raises:
@@ -87,7 +90,7 @@ def parse_endpoint(url: str, security: Security) -> WorkerEndpoint:
         schemes = "|".join(get_args(Scheme))
         raise InputError(f"{url!r} is no server, expected {schemes}://HOST:PORT or .../MODEL")
     host = match[2].removeprefix("[").removesuffix("]")
-    return WorkerEndpoint(cast(Scheme, match[1]), host, int(match[3]), match[4] or "", security)
+    return WorkerEndpoint(cast(Scheme, match[1]), host, int(match[3]), match[4] or "", security, keepalive)
 
 
 def read(path: Path) -> bytes:

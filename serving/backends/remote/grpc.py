@@ -79,13 +79,14 @@ class GrpcConnection:
         security = self._endpoint.security
         if (token := security.token()) is not None:
             self._metadata = (("authorization", f"Bearer {token}"),)
+        options = [*_OPTIONS, *self._endpoint.keepalive.arguments()]
         if self._endpoint.encrypted:
             pem = [None if path is None else read(path) for path in (security.ca, security.key, security.cert)]
             self._channel = grpc.aio.secure_channel(
-                self._endpoint.address, grpc.ssl_channel_credentials(*pem), options=_OPTIONS
+                self._endpoint.address, grpc.ssl_channel_credentials(*pem), options=options
             )
         else:
-            self._channel = grpc.aio.insecure_channel(self._endpoint.address, options=_OPTIONS)
+            self._channel = grpc.aio.insecure_channel(self._endpoint.address, options=options)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         try:
             await self._stub.ServerLive(pb.ServerLiveRequest(), timeout=CONNECT_S, metadata=self._metadata)

@@ -30,7 +30,7 @@ async def listen(plane: DataPlane, settings: Settings, address: str) -> AsyncIte
     Raises:
         InputError: `address` is malformed, in use, or not of this machine.
     """
-    limits = settings.limits
+    limits, keepalive = settings.limits, settings.grpc_keepalive
     try:
         where = parse_address(address)
     except ValueError as error:
@@ -42,6 +42,12 @@ async def listen(plane: DataPlane, settings: Settings, address: str) -> AsyncIte
             ("grpc.max_send_message_length", -1),
             ("grpc.max_metadata_size", limits.header_bytes),
             ("grpc.max_connection_idle_ms", int(limits.idle_s * 1000)),
+            ("grpc.keepalive_time_ms", keepalive.time),
+            ("grpc.keepalive_timeout_ms", keepalive.timeout),
+            ("grpc.keepalive_permit_without_calls", int(keepalive.permit_without_calls)),
+            ("grpc.http2.max_pings_without_data", keepalive.http2_max_pings_without_data),
+            ("grpc.http2.min_ping_interval_without_data_ms", keepalive.http2_min_recv_ping_interval_without_data),
+            ("grpc.http2.max_ping_strikes", keepalive.http2_max_ping_strikes),
         ]
     )
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(InferenceServicer(plane), server)
