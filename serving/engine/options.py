@@ -1,4 +1,4 @@
-"""How a model is served: the one description of it, for settings, the command line and whoever makes a `Gateway`."""
+"""The options of how a model is served, for settings, the command line and code that makes a `Gateway`."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Inference(Group):
     processes: Processes = "worker"
     """What has a process of its own in the backend ``process``: every worker, or every device."""
     wait: Wait = "decided"
-    """What a request waits for that does not say so itself."""
+    """What a request waits for unless it says otherwise."""
     patience: float = Field(default=4.0, ge=0, allow_inf_nan=False)
     """A straggler is given up after this many times what the slowest healthy worker takes; 0: never."""
     deadline_ms: float | None = Field(default=None, gt=0, allow_inf_nan=False)
@@ -72,14 +72,14 @@ class Inference(Group):
 
 
 class GatewayOptions(Inference):
-    """All that a `Gateway` is told: how requests are answered, and what other groups of settings say about it."""
+    """All options of a `Gateway`: those of `Inference`, and what other groups of settings say about it."""
 
     devices: Annotated[tuple[InstanceOf[Device], ...], BeforeValidator(_parse_devices)] = Field(
         default_factory=default_devices
     )
     """Devices that workers are placed on."""
     workers: InstanceOf[WorkerMap] | None = None
-    """Which worker runs where, some of them on other machines; `devices` are its own then. None: placement decides."""
+    """Which worker runs where, if a user says so; `devices` are then the map's. None: placement decides."""
     max_in_flight: int = 64
     """Requests that are answered or waiting at a time; more are refused."""
     max_batch: int = 64

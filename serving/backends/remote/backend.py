@@ -16,8 +16,8 @@ from sensai_serve.errors import InputError
 from sensai_serve.plugins import find
 from serving.backends import Backend as AnyBackend
 from serving.backends import BackendPlan, Task
-from serving.backends.remote.grpc import GrpcConnection
-from serving.backends.remote.http import HttpConnection
+from serving.backends.remote.grpc import RemoteGrpcConnection
+from serving.backends.remote.http import RemoteHttpConnection
 from serving.backends.remote.message import EncodedInput
 from serving.backends.remote.server import RemoteConnection, RemoteServer, WorkerReports
 from serving.runtime.endpoint import WorkerEndpoint
@@ -94,7 +94,7 @@ class Backend:
         plan, endpoint = self._plan, next(iter(workers.values()))
         models = {worker: each.model for worker, each in workers.items()}
 
-        connection = GrpcConnection if endpoint.scheme in ("grpc", "grpcs") else HttpConnection
+        connection = RemoteGrpcConnection if endpoint.scheme in ("grpc", "grpcs") else RemoteHttpConnection
 
         def connect(reports: WorkerReports) -> RemoteConnection:
             return connection(endpoint, models, plan.bundle.manifest, plan.max_batch, reports)

@@ -19,16 +19,10 @@ from sensai_serve.remote import BUNDLE, model_name
 from serving.backends import Cause, Task
 from serving.backends.remote.identity import ModelDescription, version_for
 from serving.backends.remote.message import WORKERS, EncodedInput
-from serving.backends.remote.server import WorkerReports
+from serving.backends.remote.server import CONNECT_S, QUIET_S, SILENT_S, WorkerReports
 from serving.backends.remote.stream import NodeStream, WorkerStream
 from serving.runtime.endpoint import WorkerEndpoint, read
 
-CONNECT_S = 2.0
-"""Seconds that a server may take to answer while a connection is made."""
-QUIET_S = 0.5
-"""A server that sent nothing for this many seconds is asked whether it is live."""
-SILENT_S = 2.0
-"""A server that does not answer that within this many seconds is lost."""
 _STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
 _OPTIONS = [
     ("grpc.max_receive_message_length", -1),
@@ -39,7 +33,7 @@ _OPTIONS = [
 ]
 
 
-class GrpcConnection:
+class RemoteGrpcConnection:
     """See `serving.backends.remote.server.RemoteConnection`."""
 
     def __init__(

@@ -14,23 +14,20 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-import httptools
 import numpy as np
 
 from sensai_serve.errors import BundleError, InputError, ServingError
 from sensai_serve.manifest import Manifest
 from sensai_serve.remote import SCORES, model_name
 from serving.backends import HOLDS, Cause, Scores, Task
-from serving.backends.remote.grpc import CONNECT_S, QUIET_S, SILENT_S
+from serving.backends.remote.http_client import HEADER_LENGTH, HttpClientProtocol
 from serving.backends.remote.identity import ModelDescription, version_for
 from serving.backends.remote.message import EncodedInput
-from serving.backends.remote.server import WorkerReports
+from serving.backends.remote.server import CONNECT_S, QUIET_S, SILENT_S, WorkerReports
 from serving.runtime.endpoint import WorkerEndpoint
 
-_HEADER_LENGTH = "inference-header-content-length"
 
-
-class HttpConnection:
+class RemoteHttpConnection:
     """See `serving.backends.remote.server.RemoteConnection`."""
 
     def __init__(
@@ -41,7 +38,7 @@ class HttpConnection:
         max_batch: int,
         reports: WorkerReports,
     ) -> None:
-        """Nothing is connected before `open`. See `serving.backends.remote.grpc.GrpcConnection`."""
+        """Nothing is connected before `open`. See `serving.backends.remote.grpc.RemoteGrpcConnection`."""
         self.broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._endpoint = endpoint
         self._models = models
@@ -150,91 +147,6 @@ class HttpConnection:
                 return
 
 
-class HttpClientProtocol(asyncio.Protocol):
-    """Sends one request at a time over one kept-alive connection."""
-
-    def __init__(self, head: str) -> None:
-        """Start without a connection.
-
-        Args:
-            head: header lines that every request has.
-        """
-        self.heard = time.monotonic()
-        """`time.monotonic` when the server last sent anything."""
-        self._head = head
-        self._transport: Any = None
-        self._parser: Any = None
-        self._reply: asyncio.Future[tuple[int, dict[str, str], bytes]] | None = None
-        self._headers: dict[str, str] = {}
-        self._body: list[bytes] = []
-
-    def ask(
-        self, method: str, path: str, parts: Sequence[bytes | memoryview] = (), header_length: int | None = None
-    ) -> asyncio.Future[tuple[int, dict[str, str], bytes]]:
-        """Send a request.
-
-        Args:
-            method: such as ``GET``.
-            path: the target.
-            parts: the parts of the body.
-            header_length: bytes of the body's JSON, where tensors follow it; None where none do.
-
-        Returns:
-            A future of status, headers and body, which raises ConnectionError if the connection ends before.
-        """
-        self._reply = asyncio.get_running_loop().create_future()
-        if self._transport is None or self._transport.is_closing():
-            self._reply.set_exception(ConnectionResetError("the connection is closed"))
-            return self._reply
-        self._parser = httptools.HttpResponseParser(self)
-        self._headers, self._body = {}, []
-        lines = f"{method} {path} HTTP/1.1\r\n{self._head}Content-Length: {sum(map(len, parts))}\r\n"
-        if header_length is not None:
-            lines += f"{_HEADER_LENGTH}: {header_length}\r\n"
-        self._transport.writelines([f"{lines}\r\n".encode(), *parts])
-        return self._reply
-
-    def close(self) -> None:
-        """Close the connection."""
-        if self._transport is not None:
-            self._transport.close()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """See `asyncio.Protocol`."""
-        self._transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        """See `asyncio.Protocol`."""
-        self.heard = time.monotonic()
-        try:
-            if self._parser is not None:
-                self._parser.feed_data(data)
-        except httptools.HttpParserError as error:
-            self._fail(ConnectionResetError(f"the answer cannot be read ({error})"))
-            self.close()
-
-    def connection_lost(self, error: Exception | None) -> None:
-        """See `asyncio.Protocol`."""
-        self._fail(ConnectionResetError(str(error) if error else "the server closed the connection"))
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """See httptools."""
-        self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
-
-    def on_body(self, body: bytes) -> None:
-        """See httptools."""
-        self._body.append(body)
-
-    def on_message_complete(self) -> None:
-        """See httptools."""
-        if self._reply is not None and not self._reply.done():
-            self._reply.set_result((self._parser.get_status_code(), self._headers, b"".join(self._body)))
-
-    def _fail(self, error: ConnectionError) -> None:
-        if self._reply is not None and not self._reply.done():
-            self._reply.set_exception(error)
-
-
 class _WorkerConnection:
     """One worker's connection, and the tasks that wait for it."""
 
@@ -294,7 +206,7 @@ class _WorkerConnection:
 
 
 def _scores(headers: dict[str, str], body: bytes) -> Scores:
-    length = int(headers[_HEADER_LENGTH])
+    length = int(headers[HEADER_LENGTH])
     (output,) = [each for each in json.loads(body[:length])["outputs"] if each["name"] == SCORES]
     if output["datatype"] != "FP32":
         raise ValueError(f"{SCORES} are {output['datatype']}, expected FP32")

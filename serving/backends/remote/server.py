@@ -20,6 +20,12 @@ from serving.backends.remote.message import EncodedInput
 
 log = logging.getLogger(__name__)
 
+CONNECT_S = 2.0
+"""Seconds that a server may take to answer while a connection is made."""
+QUIET_S = 0.5
+"""A server that sent nothing for this many seconds is asked whether it is live."""
+SILENT_S = 2.0
+"""A server that does not answer that within this many seconds is lost."""
 PAUSE_S = (0.1, 1.0)
 """Seconds before a lost server is tried again: the first, doubled each time up to the last."""
 RETRY_S = 1.0
