@@ -16,9 +16,10 @@ import pytest
 import sensai_serve
 from sensai_serve.bundle import Bundle
 from sensai_serve.errors import BundleError, DeviceError, OverloadedError, UncoveredError
-from sensai_serve.plugins import available
+from sensai_serve.plugins import available, find
 from serving.address import Address
-from serving.backends import Cause
+from serving.backends import BackendPlan, Cause
+from serving.engine.fanout import Probe
 from serving.engine.gateway import Gateway
 from serving.engine.health import State
 from serving.engine.options import GatewayOptions
@@ -103,6 +104,41 @@ def test_answers_are_those_of_the_bundle_in_process(tiny_bundle: Path, backend: 
                 assert np.allclose(reply.answer.scores, expected.scores, atol=1e-6)
                 assert reply.answer.arrived == tuple(range(10))
                 assert sorted(reply.worker_seconds) == list(range(10))
+
+    run(test)
+
+
+def test_some_of_the_workers_run_under_their_own_ids(tiny_bundle: Path, backend: str) -> None:
+    local, workers = sensai_serve.load(tiny_bundle), (7, 2, 5)
+
+    async def test() -> None:
+        async with AsyncExitStack() as stack:
+            devices, up = (parse_device(f"cpu:{min(os.sched_getaffinity(0))}"),), []
+            if backend == "remote":
+                devices = (await at_a_node(stack, tiny_bundle, ONE_CORE, ()))["devices"][:1]
+            plan = BackendPlan(
+                bundle=Bundle.open(tiny_bundle),
+                workers=workers,
+                devices=devices,
+                device_of=dict.fromkeys(workers, 0),
+                max_batch=4,
+                faults=(),
+                on_up=up.append,
+                on_down=lambda worker: None,
+                inline_s=0.0 if backend == ON_THREADS else 0.001,
+                processes="device",
+            )
+            made = find("serving.backends", "ort" if backend == ON_THREADS else backend, "Backend")(plan)
+            stack.push_async_callback(asyncio.to_thread, made.stop)
+            await asyncio.to_thread(made.start)
+            assert sorted(up) == [2, 5, 7]
+            expected = local.scores(inputs(2))
+            for worker in workers:
+                probe = Probe(inputs(2), asyncio.get_running_loop())
+                made.submit(probe, [worker])
+                arrival = await asyncio.wait_for(probe.arrival, 20)
+                assert arrival is not None
+                assert np.allclose(arrival.scores, expected[worker], atol=1e-6)
 
     run(test)
 
