@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pruning.data._dataset import Augmentation, Dataset
+from pruning.data._duplicates import warn_of_duplicates
 from pruning.data._labels import Labels, class_indices, names_of
 from pruning.notices import say
 from sensai_serve.errors import DataError
@@ -60,9 +62,13 @@ def from_arrays(
         )
     if test is not None:
         x_test, y_test = test, given["y_test"]
+        if x_test.shape[1:] != x.shape[1:]:
+            raise DataError(f"{name}: test examples have shape {list(x_test.shape[1:])}, expected {list(x.shape[1:])}")
     else:
         kept, held_out = split(y, 0.2, seed)
         x, y, x_test, y_test = x[kept], y[kept], x[held_out], y[held_out]
+    if mode is not None:
+        warn_of_duplicates(name, _digests(x), _digests(x_test), (range(len(x)), range(len(x_test))))
     image = None if mode is None else ImageSpec(mode=mode, resize=(x.shape[2], x.shape[3]))
     scale = 1.0 if mode is None else 1 / 255
     spec = InputSpec(shape=tuple(x.shape[1:]), normalisation=moments_of(x, scale=scale), image=image)
@@ -97,6 +103,10 @@ def moments_of(x: npt.NDArray[Any], *, scale: float) -> Normalisation:
     std = x.std(axis=axes, dtype=np.float64) * abs(scale)
     std = np.where(std > 1e-12, std, 1.0)  # a constant reading carries nothing, and must not divide by 0
     return Normalisation(scale=scale, mean=tuple(map(float, mean)), std=tuple(map(float, std)))
+
+
+def _digests(x: Array) -> list[bytes]:
+    return [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in x]
 
 
 def _by_name(name: str, arrays: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -10,11 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from pruning.data import Augmentation, Dataset, Labels, existing, moments_of, split, take_options
-from sensai_serve.errors import DataError, ImageError
+from pruning.data._duplicates import warn_of_duplicates
+from pruning.data._layout import find_layout
+from pruning.data._tree import PassedOver, images_beside, images_under
+from pruning.notices import say
+from sensai_serve.errors import DataError, RequestError
 from sensai_serve.preprocess import MODES, ImageSpec, InputSpec, read_image
-
-SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-TEST_FOLDERS = ("test", "val", "validation")
 
 
 def load(argument: str, options: Mapping[str, str], seed: int) -> Dataset:
@@ -26,7 +29,7 @@ def load(argument: str, options: Mapping[str, str], seed: int) -> Dataset:
     take_options("folder", options, ("size", "mode", "flip"))
     root = existing(argument, "folder")
     size, mode = options.get("size", "64"), options.get("mode", "RGB")
-    if not size.isdigit() or not 1 <= int(size) <= 4096:
+    if not (size.isascii() and size.isdigit() and len(size) < 5 and 1 <= int(size) <= 4096):
         raise DataError(f"folder: size is {size!r}, expected pixels, 1 to 4096")
     if mode not in MODES or options.get("flip", "1") not in ("0", "1"):
         raise DataError(
@@ -37,32 +40,56 @@ def load(argument: str, options: Mapping[str, str], seed: int) -> Dataset:
     image = ImageSpec(mode=colour, resize=side, crop=(side, side))
     unscaled = InputSpec(shape=(MODES[mode], side, side), image=image)
 
-    train = root / "train" if (root / "train").is_dir() else root
-    labels = tuple(sorted(d.name for d in train.iterdir() if d.is_dir() and not d.name.startswith(".")))
-    if not labels:
-        raise DataError(f"folder: {train} has no folders, expected one for each class")
-    x, y = _read(train, labels, unscaled)
-    test = next((root / name for name in TEST_FOLDERS if train != root and (root / name).is_dir()), None)
-    if test is not None:
-        x_test, y_test = _read(test, labels, unscaled)
+    passed = PassedOver()
+    layout = find_layout(root, passed)
+    whole = _read(layout.training, layout.labels, unscaled, passed, required=True)
+    if layout.test is not None:
+        train, test = whole, _read((layout.test,), layout.labels, unscaled, passed, required=False)
     else:
-        kept, held_out = split(y, 0.2, seed)
-        x, y, x_test, y_test = x[kept], y[kept], x[held_out], y[held_out]
-    spec = InputSpec(shape=unscaled.shape, normalisation=moments_of(x, scale=1 / 255), image=image)
+        kept, held_out = split(whole.y, 0.2, seed)
+        train, test = whole.take(kept), whole.take(held_out)
+    for folder in {root, *layout.training, *([layout.test] if layout.test else [])}:
+        for file in images_beside(folder):
+            passed.add("images beside the class folders", file)
+    if passed.counts:
+        say(f"folder: {root}: left out: {passed}")
+    warn_of_duplicates(f"folder: {root}", train.digests, test.digests, (train.files, test.files))
+    spec = InputSpec(shape=unscaled.shape, normalisation=moments_of(train.x, scale=1 / 255), image=image)
     augmentation = Augmentation(flip=options.get("flip", "1") == "1", shift=max(1, side // 8))
-    return Dataset(root.resolve().name, labels, spec, x, y, x_test, y_test, augmentation)
+    return Dataset(root.resolve().name, layout.labels, spec, train.x, train.y, test.x, test.y, augmentation)
 
 
-def _read(root: Path, labels: Sequence[str], spec: InputSpec) -> tuple[npt.NDArray[np.uint8], Labels]:
-    images, y = [], []
+@dataclass(frozen=True)
+class _Part:
+    x: npt.NDArray[np.uint8]
+    y: Labels
+    files: list[Path]
+    digests: list[bytes]
+    """Of the files' bytes."""
+
+    def take(self, index: Labels) -> _Part:
+        return _Part(self.x[index], self.y[index], [self.files[i] for i in index], [self.digests[i] for i in index])
+
+
+def _read(
+    places: Sequence[Path], labels: Sequence[str], spec: InputSpec, passed: PassedOver, *, required: bool
+) -> _Part:
+    images, y, files, digests = [], [], [], []
     for index, label in enumerate(labels):
-        files = sorted(f for f in (root / label).rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file())
-        if not files:
-            raise DataError(f"folder: class {label!r} has no images in {root / label}, expected at least one")
-        for file in files:
+        found = [file for place in places for file in images_under(place / label, passed)]
+        if not found and required:
+            raise DataError(f"folder: class {label!r} has no images in {places[0] / label}, expected at least one")
+        for file in found:
             try:
-                images.append(read_image(file, spec))
-            except (ImageError, OSError) as error:
+                data = file.read_bytes()
+                images.append(read_image(data, spec))
+            except RequestError as error:
                 raise DataError(f"{file}: {error}") from None
-        y += [index] * len(files)
-    return np.stack(images), np.asarray(y, np.int64)
+            except OSError as error:
+                raise DataError(f"{file}: cannot be read ({error.strerror}), expected an image") from None
+            digests.append(hashlib.blake2b(data, digest_size=16).digest())
+        files += found
+        y += [index] * len(found)
+    if not images:
+        raise DataError(f"folder: {places[0]} has no images, expected some of each class")
+    return _Part(np.stack(images), np.asarray(y, np.int64), files, digests)
