@@ -13,6 +13,7 @@ from pruning.cutting.channels import Size, measure
 from pruning.cutting.profile import some_of_each_class
 from pruning.data import Dataset, Labels
 from pruning.grouping import Classes, Group, check_groups
+from pruning.planning.reference import ReferenceCheck, check_reference
 from pruning.recipe import Budget, Recipe
 from pruning.run import REFERENCE, Run
 from pruning.training.loop import use_threads
@@ -42,6 +43,8 @@ class RunPlan:
     """The recipe's budget; one in microseconds as the fraction of channels that it was measured to come to."""
     threads: int | None = None
     """CPU threads; None: as many as pay, for each network."""
+    check: ReferenceCheck | None = None
+    """How the reference answers some of the validation part; None for a run that goes on."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -55,7 +58,7 @@ class RunPlan:
 
 
 def make_plan(recipe: Recipe, weights: str | Path, *, device: str = "cpu", threads: int | None = None) -> RunPlan:
-    """Load data and reference, group the classes where the recipe says so, and assign them to workers.
+    """Load data and reference, hold them against each other, and assign the classes, grouped or not, to workers.
 
     Args:
         recipe: every option.
@@ -72,6 +75,7 @@ def make_plan(recipe: Recipe, weights: str | Path, *, device: str = "cpu", threa
     model = models.create(recipe.model, dataset.n_classes, dataset.spec.shape)
     models.load_weights(model, weights)
     model.to(device).eval()
+    check = check_reference(model, dataset, validation, recipe.seed)
     groups = groups_of(recipe, dataset, model)
     matrix = assignment.build(
         recipe.assignment,
@@ -86,7 +90,7 @@ def make_plan(recipe: Recipe, weights: str | Path, *, device: str = "cpu", threa
         raise InputError(f"recoveries is {recipe.recoveries}, expected at most as many, {most}, {why}")
     digests = {"data": dataset.digest(), "weights": sha256_of(Path(weights))}
     size = measure(model, dataset.spec.shape)
-    return RunPlan(recipe, dataset, model, matrix, digests, train, validation, size, recipe.budget, threads)
+    return RunPlan(recipe, dataset, model, matrix, digests, train, validation, size, recipe.budget, threads, check)
 
 
 def plan_of(run: Run, *, device: str = "cpu", threads: int | None = None) -> RunPlan:

@@ -33,6 +33,12 @@ def prune(
         Path | None,
         typer.Option(metavar="FILE", help="Options from a TOML file (docs/pruning.md); those given here win."),
     ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Labels in the order of the reference's outputs, one a line; the data's order."
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Directory of the run; an unfinished one goes on.")
     ] = None,
@@ -55,7 +61,7 @@ def prune(
     """Cut one small subnet per worker out of a trained network and retrain each. A killed run goes on where it was."""
     from dataclasses import replace
 
-    from pruning.data import absolute
+    from pruning.data import absolute, with_order
     from pruning.executors import make_slots
     from pruning.pipeline.estimate import estimate
     from pruning.pipeline.prune import prune_reference, reference_accuracy, validation_accuracy
@@ -71,13 +77,14 @@ def prune(
     if out is None and not dry_run:
         raise InputError("--out is missing, expected a directory for the run (or --dry-run)")
     chosen = Recipe.from_json((read_recipe(recipe) if recipe else {}) | from_flags(options))
-    chosen = replace(chosen, data=absolute(chosen.data))
+    chosen = replace(chosen, data=absolute(chosen.data if labels is None else with_order(chosen.data, labels)))
     import_plugins(chosen)
     for name in device:
         require_device(name)
     slots = make_slots(jobs, device, threads)
+    plan = make_plan(chosen, weights, device=device[0], threads=threads)
+    typer.echo(str(plan.check))
     with progress(quiet=quiet) as report:
-        plan = make_plan(chosen, weights, device=device[0], threads=threads)
         if out is None or dry_run:
             found = estimate(plan, slots, latency=_latency(plan), on_progress=report)
         else:

@@ -1,0 +1,90 @@
+"""The reference held against its labels before any work: NaN is refused, and no better than chance is said."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from pruning.data import Dataset, Labels
+from pruning.notices import say
+from pruning.training.loop import infer
+from sensai_serve.errors import ModelError
+
+SAMPLE = 1000
+"""Examples that are looked at, at most."""
+_SIGMAS = 3.0
+_BETTER = 0.1
+
+
+@dataclass(frozen=True)
+class ReferenceCheck:
+    """How the reference answers some of the validation part."""
+
+    right: int
+    count: int
+
+    @property
+    def accuracy(self) -> float:
+        """In [0, 1]."""
+        return self.right / self.count
+
+    def __str__(self) -> str:
+        return f"reference: {self.accuracy:.2%} of {self.count:,} validation examples right"
+
+
+def check_reference(model: nn.Module, dataset: Dataset, validation: Labels, seed: int) -> ReferenceCheck:
+    """Ask the reference for examples of the validation part and hold its answers against their labels.
+
+    Warns when it is no better than chance, or when its outputs fit the labels far better in another order.
+
+    Args:
+        model: gives logits [N, C].
+        dataset: data with its labels.
+        validation: indices of the validation part; of the training part where there is none.
+        seed: of the sample.
+
+    Raises:
+        ModelError: an output is NaN or infinite.
+    """
+    chosen = validation if len(validation) else np.arange(len(dataset.y))
+    if len(chosen) > SAMPLE:
+        chosen = np.sort(np.random.default_rng(seed).choice(chosen, SAMPLE, replace=False))
+    logits = infer(model, dataset, dataset.x[chosen])
+    if bad := int((~np.isfinite(logits)).any(axis=1).sum()):
+        raise ModelError(
+            f"reference: {bad} of {len(chosen)} answers hold NaN or infinity, expected finite numbers: weights of a "
+            "training that diverged, or inputs normalised otherwise (?mean=...&std=...)"
+        )
+    answers, truth = logits.argmax(axis=1), dataset.y[chosen]
+    check = ReferenceCheck(int((answers == truth).sum()), len(chosen))
+    _say_what_is_odd(check, _confusion(truth, answers, dataset.n_classes))
+    return check
+
+
+def _confusion(truth: Labels, answers: npt.NDArray[np.intp], n_classes: int) -> npt.NDArray[np.int64]:
+    counts = np.bincount(truth * n_classes + answers, minlength=n_classes * n_classes)
+    return np.asarray(counts.reshape(n_classes, n_classes), np.int64)
+
+
+def _say_what_is_odd(check: ReferenceCheck, confusion: npt.NDArray[np.int64]) -> None:
+    """Say when the answers, counted [true class, answer], are no better than chance or in another order."""
+    usual = confusion.argmax(axis=1)
+    reordered = int(confusion.max(axis=1).sum()) / check.count
+    is_permutation = len(set(usual.tolist())) == len(usual)
+    if is_permutation and (usual != np.arange(len(usual))).any() and reordered - check.accuracy > _BETTER:
+        say(
+            f"{check}, and {reordered:.2%} if the network's outputs stand for the classes in another order: give that "
+            "order with --labels FILE, one label a line (folders are taken alphabetically)"
+        )
+        return
+    chance = int(confusion.sum(axis=1).max()) / check.count
+    if len(usual) > 1 and check.accuracy <= chance + _SIGMAS * math.sqrt(chance * (1 - chance) / check.count):
+        say(
+            f"{check}, no better than chance ({chance:.2%}): check how inputs are normalised (?mean=...&std=... on "
+            "--data, in units of the scaled input), the order of the classes (--labels FILE) and that the weights are "
+            "of this network and data"
+        )
