@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click import Context
 from typer.main import get_command
 
 from sensai_serve.assignment import cyclic
@@ -34,8 +35,9 @@ BUNDLED = [key for key in OBJECTS if key[0] != "ServiceMonitor"]
 def accepts(command: list[str], arguments: list[str]) -> None:
     """Our own command line takes these arguments."""
     assert command[0] == "sensai"
-    found = get_command(app).commands[command[1]]  # type: ignore[attr-defined]
-    found.make_context(command[1], list(arguments))
+    group: Any = get_command(app)
+    name, found, rest = group.resolve_command(Context(group), [command[1], *arguments])
+    found.make_context(name, rest)
 
 
 @pytest.mark.parametrize("key", BUNDLED, ids="-".join)

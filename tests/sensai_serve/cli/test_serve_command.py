@@ -98,7 +98,7 @@ def test_abstention_is_set_by_flags(start, sensai, tiny_bundle: Path, picture: P
     flags = ("--abstain-unelected", "--abstain-margin", "1")
     _, out, _ = sensai("serve", "--show-settings", *flags)
     shown = {words[0]: words[1:3] for line in out.splitlines() if len(words := line.replace("│", " ").split()) > 2}
-    assert shown["inference.abstain_unelected"] == ["True", "flag"]
+    assert shown["inference.abstain_unelected"] == ["true", "flag"]
     assert shown["inference.abstain_margin"] == ["1.0", "flag"]
     _, url = start(tiny_bundle, "--http", "127.0.0.1:0", *flags)
     _, out, _ = sensai("predict", url, picture, "--json")
