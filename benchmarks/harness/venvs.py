@@ -12,6 +12,7 @@ import sys
 import venv
 from collections.abc import Sequence
 from importlib.metadata import distributions
+from importlib.util import find_spec
 from pathlib import Path
 
 from sensai_serve.errors import ServingError
@@ -54,8 +55,11 @@ def environment(name: str, requirements: Sequence[str]) -> tuple[Path, dict[str,
     if not (folder / _DONE).exists():
         shutil.rmtree(folder, ignore_errors=True)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        venv.create(folder, with_pip=True, symlinks=True)
-        command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements]
+        # Our own pip installs into it where there is one: a pip of the environment's own takes seconds to set up.
+        own_pip = find_spec("pip") is None
+        venv.create(folder, with_pip=own_pip, symlinks=True)
+        pip = [str(python), "-m", "pip"] if own_pip else [sys.executable, "-m", "pip", "--python", str(python)]
+        command = [*pip, "install", "--quiet", "--disable-pip-version-check", *requirements]
         try:
             _run(command, f"{name} cannot be installed")
             versions = _run([str(python), "-c", _VERSIONS], f"{name} cannot be installed")
