@@ -10,9 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
-import shutil
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +24,7 @@ from sensai_serve.errors import BundleError, ChecksumError, OutputExistsError
 from sensai_serve.examples import bundle_path
 from sensai_serve.manifest import Manifest
 from sensai_serve.onnxfile import OnnxSignature, read_signature
+from sensai_serve.temporaries import temporary_beside
 
 MANIFEST = "manifest.json"
 GOLDEN = "golden.npz"
@@ -209,7 +207,7 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     """A new directory that appears at `path` whole, or not at all.
 
     Yields a directory beside `path` under a temporary name; when the block ends it is renamed, when it raises it is
-    removed.
+    removed. Temporaries that killed processes left beside it are removed too.
 
     Raises:
         OutputExistsError: `path` holds something already.
@@ -217,17 +215,13 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     refuse_existing(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
+    with temporary_beside(path, directory=True) as temporary:
         yield temporary
         temporary.chmod(0o755)
         refuse_existing(path)
         if path.is_dir():
             path.rmdir()
         temporary.rename(path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 @contextmanager
@@ -238,16 +232,10 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
+    with temporary_beside(path, directory=False) as temporary:
         yield temporary
         temporary.chmod(0o644)
         temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def refuse_existing(path: Path) -> None:
