@@ -92,12 +92,20 @@ def test_what_a_task_raises_is_raised_here(wine, tmp_path):
     assert not children()
 
 
-def test_a_process_that_cannot_even_start_says_why(wine, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("code", "error", "message"),
+    [
+        ("import os, sys; print('no such luck', file=sys.stderr, flush=True); os._exit(3)",
+         WorkError, r"worker \d ended with exit code 3 \(no such luck\)"),
+        ("raise SystemError('no such luck')", PluginError, r"bad/torch_pruning\.py:1: SystemError: no such luck"),
+    ],
+)  # fmt: skip
+def test_a_process_that_cannot_even_start_says_why(wine, tmp_path, monkeypatch, code, error, message):
     (tmp_path / "bad").mkdir()
-    (tmp_path / "bad" / "torch_pruning.py").write_text("raise SystemError('no such luck')")
+    (tmp_path / "bad" / "torch_pruning.py").write_text(code)
     plan = make_plan(replace(WINE, recover_images=0), wine, threads=1)
     monkeypatch.syspath_prepend(tmp_path / "bad")
-    with pytest.raises(WorkError, match=r"ended with exit code 1 \(SystemError: no such luck\)"):
+    with pytest.raises(error, match=message):
         prune_reference(plan, tmp_path / "run", slots=TWO)
 
 
