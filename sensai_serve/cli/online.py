@@ -112,10 +112,17 @@ def _show(settings: list[Described]) -> None:
     from rich.console import Console
     from rich.table import Column, Table
 
-    table = Table(Column("setting", no_wrap=True), "value", Column("from", no_wrap=True), "what it is")
+    console = Console()
+    longest = 34 if console.width < 140 else None  # else the longest names leave no room for values
+    table = Table(
+        Column("setting", overflow="fold", min_width=longest, max_width=longest),
+        Column("value", overflow="fold", min_width=8),
+        Column("from", no_wrap=True),
+        "what it is",
+    )
     for setting in settings:
         table.add_row(setting.name, setting.value or "none", setting.origin, setting.help)
-    Console().print(table)
+    console.print(table)
 
 
 def _bundles_in(repository: Path | None) -> list[Path]:
