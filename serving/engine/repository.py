@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import logging
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from sensai_serve.bundle import MANIFEST, Bundle
 from sensai_serve.errors import BundleError, ControlOffError, InputError, SensaiError, UnknownModelError
 from serving.engine.gateway import Gateway
 from serving.engine.options import GatewayOptions
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -102,12 +105,62 @@ class Repository:
         directory = self._controlled()
         await self._change(name, self._replace(name, directory))
 
-    async def _replace(self, name: str, directory: Path) -> None:
+    async def reload(self) -> None:
+        """Load every bundle that has changed on disk, and serve what the directory holds now.
+
+        Models whose bundle is new in the directory are loaded, and those whose bundle has gone from there are unloaded.
+        What cannot be served is logged, and the model that was loaded before still answers.
+        """
+        directory, loaded = self._directory, dict(self._gateways)
+        found = {} if directory is None else await asyncio.to_thread(_bundles_in, directory)
+        for name, gateway in loaded.items():
+            path = gateway.bundle.path
+            if path.parent == directory and not path.exists() and name not in found:
+                await self._reloaded(name, self._remove(name), "unloaded: its bundle has gone")
+            else:
+                await self._reloaded(name, self._refresh(name, found.get(name, path)), "")
+        for name, path in found.items():
+            if name not in loaded:
+                await self._reloaded(name, self._refresh(name, path), "")
+
+    async def _reloaded(self, name: str, change: Coroutine[Any, Any, None], done: str) -> None:
+        swaps, loaded = self.swaps, name in self._gateways
         try:
-            path = (await asyncio.to_thread(_bundles_in, directory)).get(name)
-            if path is None:
-                raise UnknownModelError(f"unknown model {name!r}, expected one of {', '.join(self.available())}")
-            gateway = self._gateway(await asyncio.to_thread(Bundle.open, path))
+            await self._change(name, change)
+        except SensaiError as error:
+            self._failed[name] = str(error)
+            log.error("model %s %s: %s", name, "stays as it was" if loaded else "is not loaded", error)
+        else:
+            done = done or ("loaded anew" if self.swaps > swaps else "" if loaded else "loaded")
+            if done:
+                log.info("model %s is %s", name, done)
+
+    async def _refresh(self, name: str, path: Path) -> None:
+        """Load the bundle at `path` unless it is the one that is served."""
+        bundle = await asyncio.to_thread(Bundle.open, path)
+        if bundle.manifest.name != name:
+            raise BundleError(f"{path} is called {bundle.manifest.name!r} now, expected {name!r}")
+        served = self._gateways.get(name)
+        if served is None or served.manifest != bundle.manifest:
+            await self._serve(name, bundle)
+
+    async def _replace(self, name: str, directory: Path) -> None:
+        path = (await asyncio.to_thread(_bundles_in, directory)).get(name)
+        if path is None:
+            message = f"unknown model {name!r}, expected one of {', '.join(self.available())}"
+            self._failed[name] = message
+            raise UnknownModelError(message)
+        try:
+            bundle = await asyncio.to_thread(Bundle.open, path)
+        except SensaiError as error:
+            self._failed[name] = str(error)
+            raise
+        await self._serve(name, bundle)
+
+    async def _serve(self, name: str, bundle: Bundle) -> None:
+        """Serve the bundle as the model `name`, in place of one that is served already."""
+        try:
+            gateway = self._gateway(bundle)
             await gateway.start()
         except SensaiError as error:
             self._failed[name] = str(error)

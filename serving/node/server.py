@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
-import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -20,6 +19,7 @@ from serving.address import Address
 from serving.node.node import Node
 from serving.node.servicer import Servicer
 from serving.runtime.endpoint import Security, read
+from serving.runtime.signals import handle_signals
 
 BODY_BYTES = 64 * 1024 * 1024
 """Bytes of the largest message."""
@@ -43,18 +43,16 @@ def run(make_node: Callable[[], Node], address: Address, security: Security, on_
     """
 
     async def main() -> None:
-        stop, loop = asyncio.Event(), asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop.set)
+        stop, ready = asyncio.Event(), asyncio.Event()
         node = make_node()
+
+        async def reload() -> None:
+            await ready.wait()
+            await node.reload()
+
+        handle_signals(stop, reload)
         async with serving(node, address, security) as url:
-            reloads: set[asyncio.Task[None]] = set()
-
-            def reload() -> None:
-                reloads.add(task := loop.create_task(node.reload()))
-                task.add_done_callback(reloads.discard)
-
-            loop.add_signal_handler(signal.SIGHUP, reload)
+            ready.set()
             on_ready(url)
             await stop.wait()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import resource
-import signal
 from collections.abc import Callable, Sequence
 
 import uvloop
@@ -13,6 +12,7 @@ import uvloop
 from sensai_serve.errors import ServingError
 from serving.dataplane import DataPlane
 from serving.engine.repository import Repository
+from serving.runtime.signals import handle_signals
 from serving.server.listeners import listening
 from serving.settings import Settings
 from serving.telemetry.logs import configure
@@ -22,7 +22,9 @@ OnReady = Callable[[Sequence[str]], None]
 
 
 def run(repository: Repository, settings: Settings, on_ready: OnReady) -> None:
-    """Serve until SIGTERM or SIGINT, then let requests in flight finish and return.
+    """Serve until SIGTERM, SIGINT or SIGQUIT, then let requests in flight finish and return.
+
+    SIGHUP loads the bundles anew, once the server is ready; see `serving.runtime.signals` for other signals.
 
     Args:
         repository: the models; this function starts and stops them.
@@ -34,11 +36,18 @@ def run(repository: Repository, settings: Settings, on_ready: OnReady) -> None:
     """
 
     async def main() -> None:
-        stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop.set)
-        await serve(plane, settings, stop, on_ready)
+        stop, ready = asyncio.Event(), asyncio.Event()
+
+        async def reload() -> None:
+            await ready.wait()
+            await repository.reload()
+
+        def now_ready(urls: Sequence[str]) -> None:
+            ready.set()
+            on_ready(urls)
+
+        handle_signals(stop, reload)
+        await serve(plane, settings, stop, now_ready)
 
     plane = DataPlane(repository, settings)
     configure(settings.log_format, plane.logs)

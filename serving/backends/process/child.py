@@ -70,7 +70,8 @@ class Config:
 def main(config: Config) -> None:
     """Load every worker, report each as ready, and run tasks until killed."""
     _end_with_gateway(config.parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the gateway decides
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):  # a terminal sends them to the whole process group
+        signal.signal(number, signal.SIG_IGN)  # the gateway decides what happens
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE_ADJ))
     memory = Memory(config.memory_fd, config.layout)

@@ -160,3 +160,44 @@ def test_two_bundles_of_one_name_and_none_at_all_are_refused(tiny_bundle: Path) 
         Repository([bundle, bundle], OPTIONS)
     with pytest.raises(InputError, match="at least one bundle"):
         Repository([], OPTIONS)
+
+
+def test_loading_anew_serves_what_the_directory_holds_now(make_bundle, tmp_path, caplog) -> None:
+    first, second = (make_bundle(name="digits", seed=seed) for seed in (1, 2))
+    outside, directory = tmp_path / "outside", tmp_path / "models"
+    directory.mkdir()
+    shutil.copytree(first, directory / "digits")
+    shutil.copytree(make_bundle(name="gone"), directory / "gone")
+    shutil.copytree(make_bundle(name="named"), outside)
+
+    def scores(repository: Repository) -> asyncio.Task:
+        return asyncio.ensure_future(repository.get("digits").infer(inputs()))
+
+    async def test() -> None:
+        paths = [directory / "digits", directory / "gone", outside]
+        repository = Repository([Bundle.open(path) for path in paths], OPTIONS, directory)
+        await repository.start()
+        await repository.reload()
+        assert (repository.names(), repository.swaps) == (["digits", "gone", "named"], 0)  # nothing has changed
+        replace(second, directory / "digits")
+        shutil.rmtree(directory / "gone")
+        shutil.copytree(make_bundle(name="new"), directory / "new")
+        (outside / "subnets/00.onnx").write_bytes(b"")
+        (outside / "manifest.json").write_text("{}")
+        with caplog.at_level("INFO", "serving.engine.repository"):
+            await repository.reload()
+        assert (repository.names(), repository.swaps) == (["digits", "named", "new"], 1)
+        assert repository.ready
+        assert (await scores(repository)).answer.scores == pytest.approx(
+            sensai_serve.load(second).predict_tensor(inputs()).scores, abs=1e-5
+        )
+        lines = [record.getMessage().partition(":")[0] for record in caplog.records]
+        assert sorted(lines) == [
+            "model digits is loaded anew",
+            "model gone is unloaded",
+            "model named stays as it was",
+            "model new is loaded",
+        ]
+        await repository.stop()
+
+    asyncio.run(test())
