@@ -17,12 +17,12 @@ from export.evaluate import evaluate, merged_accuracy, scores_of
 from export.networks import FP32, Exporter, choose_golden
 from export.parity import Difference
 from export.speed import microseconds
+from pruning.merging import merge_plan
 from pruning.run import RECOVERED, REFERENCE, Run
 from sensai_serve.bundle import GOLDEN, MANIFEST, Bundle, atomic_directory, sha256_of
 from sensai_serve.bundle import REFERENCE as REFERENCE_FILE
 from sensai_serve.local import load
-from sensai_serve.manifest import Manifest, SubnetSpec
-from sensai_serve.merge import MergePlan
+from sensai_serve.manifest import Manifest, MergeSpec, SubnetSpec
 
 GOLDEN_SAMPLES = 8
 """Number of golden samples in a bundle."""
@@ -59,13 +59,14 @@ def export(
     Raises:
         OutputExistsError: `out` is not empty.
         InputError: the run is not finished or its data is missing.
-        PluginError: there is no such precision.
+        PluginError: there is no such precision or merge rule.
         ModelError: a network cannot be exported, or its ONNX file gives other scores than torch.
     """
     exporter = Exporter(run, precision, padding)
     _ = exporter.precision, exporter.samples  # refuses an unknown precision and missing data before any work
     for worker in range(run.assignment.n_workers):
         run.network(run.folder(worker))  # refuses an unfinished run
+    merge = merge_plan(run)
     with atomic_directory(out) as folder:
         files = _write_networks(exporter, folder, with_monolith, on_progress)
         manifest = Manifest(
@@ -76,6 +77,7 @@ def export(
             kind=run.assignment.kind,
             offsets=run.assignment.offsets,
             symbols=run.assignment.symbols,
+            merge=MergeSpec(merge.rule, merge.threshold),
             reference=REFERENCE_FILE,
             checksums=files.checksums,
             provenance=_provenance(run) | files.provenance,
@@ -153,8 +155,7 @@ def _validated(run: Run, bundle: Bundle, precision: str) -> dict[str, float]:
     if not len(validation):
         return {}
     x, y = run.dataset.x[validation], run.dataset.y[validation]
-    merge = bundle.manifest.merge
-    plan = MergePlan(bundle.assignment, merge.rule, merge.threshold)
+    plan = bundle.merge_plan
     kept = [run.validation_scores(worker) for worker in range(run.assignment.n_workers)]
     accuracy = {f"validation_{FP32}": merged_accuracy(plan, kept, y)}
     if precision != FP32:

@@ -24,7 +24,6 @@ from pruning.run import Run
 from sensai_serve.bundle import Bundle, atomic_directory, atomic_file, sha256_of
 from sensai_serve.errors import InputError, OutputExistsError
 from sensai_serve.lost_workers import ScoredInputs, accuracy_curve
-from sensai_serve.merge import MergePlan
 from sensai_serve.onnxfile import read_signature
 from sensai_serve.preprocess import InputSpec, normalise
 
@@ -91,8 +90,7 @@ def finish(run: Run, folder: Path) -> PointResult:
         export(run, place, name=folder.name, with_evaluation=False)
     bundle, dataset, (_, validation) = Bundle.open(place), run.dataset, run.split
     subnets = bundle.manifest.subnets
-    merge = bundle.manifest.merge
-    plan = MergePlan(bundle.assignment, merge.rule, merge.threshold)
+    plan = bundle.merge_plan
     scores = scores_of(bundle, dataset.x_test)
     curve = accuracy_curve(ScoredInputs(plan, scores), dataset.y_test, up_to=1)
     result = PointResult(

@@ -19,6 +19,8 @@ from sensai_serve.options import Flag, NoFlag, Option, Plugins, Range, Section, 
 
 Target = Literal["macs", "parameters", "channels", "threshold", "microseconds"]
 Precision = Literal["auto", "fp32", "bf16"]
+BEST_RULE = "auto"
+"""What `Recipe.merge` is where the validation part is to choose."""
 CUTS: dict[Target, str] = {
     "macs": "Keep this fraction of the reference's multiply-accumulate operations.",
     "parameters": "Or keep this fraction of its parameters.",
@@ -66,6 +68,9 @@ class Recipe:
     """How classes are put into groups."""
     uneven: bool = False
     """Groups may differ by one class where the classes do not divide evenly."""
+    merge: Annotated[str, Plugins("sensai_serve.merge.rules", "Rule", also=(BEST_RULE,))] = "majority"
+    """How the copies of a class become one answer; ``auto`` is the rule that is right most often on the validation
+    part."""
 
     criterion: Annotated[str, Section("How much is cut"), Plugins("pruning.criteria", "importance")] = "taylor"
     """What makes a channel important."""

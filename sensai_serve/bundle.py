@@ -14,6 +14,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from sensai_serve.assignment import Assignment
 from sensai_serve.errors import BundleError, ChecksumError, OutputExistsError
 from sensai_serve.examples import bundle_path
 from sensai_serve.manifest import Manifest
+from sensai_serve.merge import MergePlan
 from sensai_serve.onnxfile import OnnxSignature, read_signature
 from sensai_serve.temporaries import temporary_beside
 
@@ -127,6 +129,18 @@ class Bundle:
         return (
             None if name is None else self._network(name, self.manifest.checksums.get(name), self.assignment.n_classes)
         )
+
+    @cached_property
+    def merge_plan(self) -> MergePlan:
+        """How the copies of its workers are merged.
+
+        Raises:
+            PluginError: the rule that the manifest names is not there, or was not allowed.
+        """
+        merge = self.manifest.merge
+        plan = MergePlan(self.assignment, merge.rule, merge.threshold)
+        _ = plan.rule_type
+        return plan
 
     def golden(self) -> Golden:
         """The golden samples.

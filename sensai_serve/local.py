@@ -16,7 +16,7 @@ from sensai_serve.bundle import Bundle
 from sensai_serve.errors import BundleError, WorkerError
 from sensai_serve.examples import file_path
 from sensai_serve.manifest import Manifest
-from sensai_serve.merge import Answer, MergePlan
+from sensai_serve.merge import Answer
 from sensai_serve.preprocess import Floats, from_image, normalise
 
 if TYPE_CHECKING:
@@ -48,11 +48,12 @@ class Classifier:
 
         Raises:
             BundleError: a file is missing, damaged, or no network that ONNX Runtime can run.
+            PluginError: the bundle's merge rule is not there, or was not allowed.
         """
         import onnxruntime as ort
 
         self.manifest: Manifest = bundle.manifest
-        self.plan = MergePlan(bundle.assignment, bundle.manifest.merge.rule, bundle.manifest.merge.threshold)
+        self.plan = bundle.merge_plan
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1

@@ -74,6 +74,8 @@ class Plugins:
     """What a plugin's file calls the thing."""
     others: bool = False
     """It takes other names too, which only the plugins know."""
+    also: tuple[str, ...] = ()
+    """Names that mean something else than a plugin."""
 
 
 @dataclass(frozen=True)
@@ -210,19 +212,25 @@ def check_ranges(declared: Any, fail: type[Exception]) -> None:
                 raise fail(f"{field.name} is {value}, expected {mark.expected()}")
 
 
-def import_plugins(declared: Any) -> None:
+def import_plugins(declared: Any, *names: str) -> None:
     """Import the plugins that the fields of a dataclass instance name, so that what is wrong with one is said early.
+
+    Args:
+        declared: the instance.
+        names: the fields; all where there are none.
 
     Raises:
         PluginError: one that there is not, or that cannot be imported.
     """
     hints = get_type_hints(type(declared), include_extras=True)
     for field in dataclasses.fields(declared):
+        if names and field.name not in names:
+            continue
         for mark in split(hints[field.name])[1]:
             if isinstance(mark, Plugins):
                 name = str(getattr(declared, field.name)).partition("?")[0]
                 callable_given = ":" in name and name.partition(":")[0] not in plugins.available(mark.package)
-                if callable_given or not mark.others:
+                if callable_given or not (mark.others or name in mark.also):
                     plugins.find(mark.package, name, mark.attribute)
 
 

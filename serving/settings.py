@@ -154,6 +154,8 @@ class Settings(BaseSettings):
     """Further listeners, each ``TRANSPORT=ADDRESS``; a transport is a plugin of ``serving.transports``."""
     repository: Annotated[Path | None, Flag(metavar="DIR")] = None
     """A directory of bundles, all of which are served; clients may load and unload them. Without it they may not."""
+    merge_rules: Annotated[Words, Flag(metavar="package.module:callable")] = ()
+    """Merge rules of one's own that bundles may name. A bundle is data, and cannot allow itself code."""
     inference: Annotated[Inference, Section("How requests are answered")] = Inference()
     """How requests are answered."""
     remote: Annotated[Remote, Section("Workers on other machines"), Prefix("worker-")] = Remote()

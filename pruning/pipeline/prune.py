@@ -9,6 +9,7 @@ from pathlib import Path
 from pruning import heads
 from pruning.executors import Execute, Slot
 from pruning.limits import enough_memory
+from pruning.merging import merge_plan
 from pruning.pipeline.builder import NetworkBuilder, joint_tasks, network_task
 from pruning.pipeline.joint import forget_joint
 from pruning.pipeline.teacher import FOLDER, compute_teacher_logits
@@ -21,7 +22,7 @@ from pruning.selection.latency import Latency, meet_budget
 from pruning.selection.source import SourceNetwork, reference_source
 from pruning.training.loop import infer
 from sensai_serve import plugins
-from sensai_serve.merge import MergePlan
+from sensai_serve.lost_workers import ScoredInputs, accuracy
 
 
 def prune_reference(
@@ -107,10 +108,9 @@ def check_cuts(source: SourceNetwork) -> None:
 
 def validation_accuracy(plan: RunPlan, run: Run) -> float:
     """Accuracy of the merged answer on the validation part, in [0, 1], from the scores that each worker kept."""
-    collector = MergePlan(run.assignment, "majority", 0.5).collect(len(plan.validation), "all")
-    for worker in range(run.assignment.n_workers):
-        collector.add(worker, run.validation_scores(worker))
-    return float((collector.answer().class_id == plan.dataset.y[plan.validation]).mean())
+    truth = plan.dataset.y[plan.validation]
+    scores = [run.validation_scores(worker) for worker in range(run.assignment.n_workers)]
+    return accuracy(ScoredInputs(merge_plan(run, truth), scores).labels(), truth)
 
 
 def reference_accuracy(plan: RunPlan) -> float:

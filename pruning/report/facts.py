@@ -14,12 +14,12 @@ from pruning.cutting.channels import ChannelGroup, find_channel_groups, kept_out
 from pruning.data import Labels
 from pruning.grouping import Features
 from pruning.grouping.tsne import embed
+from pruning.merging import merge_plan
 from pruning.planning.plan import classes_seen
 from pruning.run import REFERENCE, Network, Run
 from pruning.training.loop import infer
 from sensai_serve.errors import InputError
 from sensai_serve.lost_workers import AccuracyAtLoss, ScoredInputs, accuracy_curve
-from sensai_serve.merge import MergePlan
 
 VALIDATION, TEST = "validation part", "test part"
 
@@ -98,7 +98,7 @@ def scored_validation(run: Run) -> ScoredInputs:
     Raises:
         InputError: the run is not finished, or the scores are not of this data.
     """
-    return ScoredInputs(MergePlan(run.assignment), validation_scores(run))
+    return ScoredInputs(merge_plan(run), validation_scores(run))
 
 
 def validation_answers(run: Run) -> GivenLabels:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -76,7 +77,14 @@ def train(
 app.command()(prune)
 
 
+def _export_options() -> tuple[Option, ...]:
+    from pruning.recipe import recipe_options
+
+    return tuple(replace(option, default="") for option in select(recipe_options(), "merge"))
+
+
 @app.command()
+@takes(_export_options)
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN|BUNDLE", help="What `sensai prune --out` made, or a bundle.")],
     out: Annotated[Path | None, typer.Option(metavar="BUNDLE", help="A new or empty directory.")] = None,
@@ -111,6 +119,7 @@ def export(
         str, typer.Option(metavar="DIR", help="Where Triton's Python backend finds onnxruntime, if not by itself.")
     ] = "",
     quiet: Quiet = False,
+    **recipe: Any,
 ) -> None:
     """Make a bundle of a run: ONNX files that agree with torch, evaluated as the server will run them.
 
@@ -122,32 +131,34 @@ def export(
 
     run = bundle_path(run)
     if (run / MANIFEST).is_file():
-        if triton is None or out is not None:
-            raise InputError(f"{run} is a bundle already, expected --triton, and no --out")
+        if triton is None or out is not None or recipe:
+            raise InputError(f"{run} is a bundle already, expected --triton, and neither --out nor --merge")
         bundle = Bundle.open(run)
     elif out is None:
         raise InputError("--out is missing, expected a new directory for the bundle")
     else:
         options = {"name": name, "precision": precision, "padding": pad_channels}
         options |= {"with_monolith": monolith, "with_evaluation": evaluate}
-        bundle = _export(run, out, data, options, quiet)
+        bundle = _export(run, out, recipe | ({} if data is None else {"data": data}), options, quiet)
     if triton is not None:
         typer.echo(write_triton(bundle, triton, triton_backend, device or ["cpu"], site_packages))
 
 
-def _export(run: Path, out: Path, data: str | None, options: dict[str, Any], quiet: bool) -> Bundle:
-    from dataclasses import replace
-
+def _export(run: Path, out: Path, recipe: dict[str, Any], options: dict[str, Any], quiet: bool) -> Bundle:
+    """Export a run, with what is given of its recipe anew."""
     from export.assemble import export as export_run
     from pruning.data import absolute
     from pruning.run import Run
     from sensai_serve.bundle import refuse_existing
+    from sensai_serve.options import import_plugins
 
     refuse_existing(out)
+    if "data" in recipe:
+        recipe["data"] = absolute(recipe["data"])
     with progress(quiet=quiet) as report:
         opened = Run.open(run)
-        if data is not None:
-            opened = replace(opened, recipe=replace(opened.recipe, data=absolute(data)))
+        opened = replace(opened, recipe=replace(opened.recipe, **recipe))
+        import_plugins(opened.recipe, "merge")
         bundle = export_run(opened, out, **options, on_progress=report)
     for line in _summary(bundle, options):
         typer.echo(line)

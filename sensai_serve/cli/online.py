@@ -54,6 +54,7 @@ def serve(
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its library would write lines of its own to stderr
     from sensai_serve.bundle import Bundle
     from sensai_serve.errors import InputError
+    from sensai_serve.merge.rules import allow
     from serving.engine.repository import Repository
     from serving.server import run
     from serving.settings import describe_settings, load_settings
@@ -63,6 +64,8 @@ def serve(
         _show(describe_settings(settings_file, **flags))
         return
     settings = load_settings(settings_file, **flags)
+    for rule in settings.merge_rules:
+        allow(rule)
     opened = [Bundle.open(path) for path in [*(bundles or []), *_bundles_in(settings.repository)]]
     if not opened and settings.repository is None:
         raise InputError("nothing to serve, expected directories of bundles or --repository")
@@ -84,8 +87,16 @@ def predict(
     files: Annotated[list[Path], typer.Argument(help="Images; or numbers as .npy, .npz, .json or .csv rows.")],
     model: Annotated[str | None, typer.Option(help="Which model, where a server has several.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per input instead.")] = False,
+    merge_rule: Annotated[
+        list[str] | None,
+        typer.Option(metavar="package.module:callable", help="A merge rule of one's own that the bundle may name."),
+    ] = None,
 ) -> None:
     """Classify files with a bundle in this process, or with a server."""
+    from sensai_serve.merge.rules import allow
+
+    for rule in merge_rule or ():
+        allow(rule)
     predictions = _predict(target, files, model)
     if as_json:
         for name, prediction in predictions:

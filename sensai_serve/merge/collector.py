@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +13,7 @@ import numpy.typing as npt
 from sensai_serve.assignment import Assignment
 from sensai_serve.errors import RequestError
 from sensai_serve.merge.answer import Answer
-from sensai_serve.merge.rules import Layout, Rule
-from sensai_serve.plugins import find
+from sensai_serve.merge.rules import Layout, Rule, find_rule, make_layout
 
 Wait = Literal["decided", "all", "quorum", "first"]
 """decided: until no awaited copy can change a class. all: every copy. quorum: more than half of every class's copies.
@@ -46,7 +44,7 @@ class MergePlan:
     @cached_property
     def rule_type(self) -> type[Rule]:
         """The rule's class, a plugin of ``sensai_serve.merge.rules``."""
-        return cast("type[Rule]", find("sensai_serve.merge.rules", self.rule, "Rule"))
+        return find_rule(self.rule)
 
     @cached_property
     def copies(self) -> tuple[int, ...]:
@@ -66,14 +64,7 @@ class MergePlan:
     @cached_property
     def layout(self) -> Layout:
         """Where each worker's copies go."""
-        starts = tuple(itertools.accumulate(self.copies, initial=0))
-        following = list(starts)  # of each class, where the next worker's copy goes
-        places = []
-        for row in self.assignment.rows:
-            places.append(tuple((c, following[c]) for c in row))
-            for c in row:
-                following[c] += 1
-        return Layout(tuple(places), starts, self.copies, self.threshold)
+        return make_layout(self.assignment.rows, self.assignment.n_classes, self.threshold)
 
     def collect(self, n_inputs: int = 1, wait: Wait = "decided") -> Collector:
         """Start one request of `n_inputs` inputs."""

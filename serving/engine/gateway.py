@@ -15,7 +15,7 @@ import numpy.typing as npt
 from sensai_serve.bundle import Bundle
 from sensai_serve.errors import BundleError, NotReadyError, OverloadedError, RequestError
 from sensai_serve.manifest import Manifest
-from sensai_serve.merge import Answer, MergePlan, Wait, parse_wait
+from sensai_serve.merge import Answer, Wait, parse_wait
 from sensai_serve.plugins import find
 from serving.backends import Backend, BackendPlan, Cause
 from serving.engine.admission import Admission
@@ -50,7 +50,7 @@ class Gateway:
         self.version = version
         self.options = options
         self._counters = Counters(worker_seconds=[0.0] * n_workers, worker_runs=[0] * n_workers)
-        self.plan = MergePlan(bundle.assignment, bundle.manifest.merge.rule, bundle.manifest.merge.threshold)
+        self.plan = bundle.merge_plan
         costs = [s.macs for s in bundle.manifest.subnets]
         if options.workers is None:
             self.placement: Placement = place(bundle.assignment, len(options.devices), costs)

@@ -12,6 +12,7 @@ from sensai_serve.assignment import Assignment, cyclic
 from sensai_serve.lost_workers import ScoredInputs, accuracy_curve, sets_of_workers
 from sensai_serve.merge import MergePlan
 from sensai_serve.merge.collector import merge
+from sensai_serve.merge.rules import allow
 from sensai_serve.merge.rules.majority import Rule as Majority
 
 N = 12
@@ -21,6 +22,9 @@ class InputByInput(Majority):
     """The majority without a vectorised form, as a rule of somebody else's has none."""
 
     merge_many = None  # type: ignore[assignment]
+
+
+allow(f"{__name__}:InputByInput")
 
 
 @pytest.mark.parametrize("rule", [*plugins.available("sensai_serve.merge.rules"), f"{__name__}:InputByInput"])

@@ -8,9 +8,18 @@ evaluation over many sets of lost workers uses it, and merges one input after th
 
 from __future__ import annotations
 
+import itertools
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
+
+from sensai_serve import plugins
+from sensai_serve.errors import PluginError
+
+ALLOWED = "SENSAI_MERGE_RULES"
+"""The variable of the environment that lists the callables that a bundle may name, with spaces between them."""
+_allowed: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,7 @@ class Verdict:
     """The outcome for one input over the copies that have arrived. Lists are of length C."""
 
     scores: list[float]
+    """Of each class what the rule makes of its arrived copies, in [0, 1]: usually their mean; 0 where none arrived."""
     votes: list[int]
     copies: list[int]
     margin: float
@@ -58,3 +68,48 @@ class Rule(Protocol):
 
     def verdict(self) -> Verdict:
         """The outcome over the copies that have arrived."""
+
+
+def allow(name: str) -> None:
+    """Let bundles name a ``package.module:callable`` as their rule. A bundle is data: it cannot allow itself code."""
+    _allowed.add(name)
+
+
+def find_rule(name: str) -> type[Rule]:
+    """The rule of that name.
+
+    Args:
+        name: a file here, an installed entry point, or a ``package.module:callable`` that was allowed.
+
+    Raises:
+        PluginError: there is none, or it was not allowed.
+    """
+    if ":" in name and name not in _allowed and name not in os.environ.get(ALLOWED, "").split():
+        known = ", ".join(plugins.available(__name__))
+        raise PluginError(
+            f"merge rule {name!r} is code that was not allowed here, expected one of {known}, or --merge-rule {name} "
+            f"(or {ALLOWED} in the environment) from whoever trusts it"
+        )
+    return cast("type[Rule]", plugins.find(__name__, name, "Rule"))
+
+
+def make_layout(rows: Sequence[Sequence[int]], n_classes: int, threshold: float) -> Layout:
+    """Where the copies of workers go that cover these classes.
+
+    Args:
+        rows: for each worker, its classes, in the order of its scores.
+        n_classes: C.
+        threshold: a copy at or above it is a vote.
+    """
+    copies = [0] * n_classes
+    for row in rows:
+        for c in row:
+            copies[c] += 1
+    starts = list(itertools.accumulate(copies, initial=0))
+    following = list(starts)  # of each class, where the next worker's copy goes
+    places = []
+    for row in rows:
+        places.append(tuple((c, following[c]) for c in row))
+        for c in row:
+            following[c] += 1
+    return Layout(tuple(places), tuple(starts), tuple(copies), threshold)

@@ -1,0 +1,52 @@
+"""The merge rule of a run: the one that its recipe names, or the one that is best on its validation part."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pruning.data import Labels
+from pruning.recipe import BEST_RULE
+from pruning.run import Run
+from sensai_serve import plugins
+from sensai_serve.lost_workers import ScoredInputs, accuracy
+from sensai_serve.merge import MergePlan
+from sensai_serve.merge.rules import allow
+
+MAJORITY = "majority"
+
+
+def merge_plan(run: Run, truth: Labels | None = None) -> MergePlan:
+    """How the workers of a finished run are merged, in its report, in its summary and in the bundle made of it.
+
+    Args:
+        run: whose networks are all there.
+        truth: the labels of its validation part, where they are at hand; else its data is loaded if they are needed.
+
+    Raises:
+        InputError: the run is not finished.
+        PluginError: there is no rule of that name.
+    """
+    rule = run.recipe.merge
+    if rule == BEST_RULE:
+        rule = best_rule(run, run.dataset.y[run.split[1]] if truth is None else truth)
+    elif ":" in rule:
+        allow(rule)  # the run's maker named it
+    plan = MergePlan(run.assignment, rule)
+    _ = plan.rule_type
+    return plan
+
+
+def best_rule(run: Run, truth: Labels) -> str:
+    """The rule that is right most often on the validation part; the majority where none is right more often.
+
+    Args:
+        run: whose networks are all there.
+        truth: the labels of its validation part [V].
+    """
+    scores = [np.asarray(run.validation_scores(worker)) for worker in range(run.assignment.n_workers)]
+    others = [rule for rule in plugins.available("sensai_serve.merge.rules") if rule != MAJORITY]
+    right = {
+        rule: accuracy(ScoredInputs(MergePlan(run.assignment, rule), scores).labels(), truth)
+        for rule in (MAJORITY, *others)
+    }
+    return max(right, key=lambda rule: right[rule])  # the first of equal ones

@@ -1,0 +1,46 @@
+"""Mean of log odds: the class whose arrived copies have the largest mean of log(score / (1 - score)) wins.
+
+It is the logarithmic opinion pool of workers that each say how likely a class is. Unlike a vote it counts how sure
+each of them is. Scores are clipped, so that one worker that is certain cannot outweigh all others. A reply's scores are
+the probabilities that the mean log odds stand for.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from sensai_serve.merge.rules import Layout
+from sensai_serve.merge.rules._means import MeanValue, largest_mean
+
+CLIP = 1e-4
+"""Scores are taken to be at least this, and at most one minus it: log odds of at most 9.2."""
+_GRID = 2.0**20
+"""Log odds are rounded to multiples of its inverse, a millionth."""
+
+
+class Rule(MeanValue):
+    """One input's merge. See `sensai_serve.merge.rules.Rule`."""
+
+    __slots__ = ()
+
+    def __init__(self, layout: Layout) -> None:
+        super().__init__(layout, log_odds, _probability)
+
+    @staticmethod
+    def merge_many(copies: npt.NDArray[np.float64], threshold: float) -> npt.NDArray[np.int64]:
+        """The classes [N] that win, of many inputs at once. See `sensai_serve.merge.rules`."""
+        clipped = np.clip(copies, CLIP, 1 - CLIP)
+        return largest_mean(np.floor(np.log(clipped / (1 - clipped)) * _GRID + 0.5) / _GRID, copies)
+
+
+def log_odds(score: float) -> float:
+    """Log odds of a score, clipped and rounded."""
+    clipped = min(max(score, CLIP), 1 - CLIP)
+    return math.floor(math.log(clipped / (1 - clipped)) * _GRID + 0.5) / _GRID
+
+
+def _probability(mean: float) -> float:
+    return 1 / (1 + math.exp(-mean))

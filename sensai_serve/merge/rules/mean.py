@@ -1,0 +1,32 @@
+"""Mean score: the class whose arrived copies have the largest mean score wins."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from sensai_serve.merge.rules import Layout
+from sensai_serve.merge.rules._means import MeanValue, largest_mean
+
+_GRID = 2.0**40
+"""Scores are rounded to multiples of its inverse. FP32 scores above 2**-16 are such multiples already."""
+
+
+class Rule(MeanValue):
+    """One input's merge. See `sensai_serve.merge.rules.Rule`."""
+
+    __slots__ = ()
+
+    def __init__(self, layout: Layout) -> None:
+        super().__init__(layout, _value, float)
+
+    @staticmethod
+    def merge_many(copies: npt.NDArray[np.float64], threshold: float) -> npt.NDArray[np.int64]:
+        """The classes [N] that win, of many inputs at once. See `sensai_serve.merge.rules`."""
+        return largest_mean(np.floor(copies * _GRID + 0.5) / _GRID, copies)
+
+
+def _value(score: float) -> float:
+    return math.floor(score * _GRID + 0.5) / _GRID

@@ -1,0 +1,175 @@
+"""Every merge rule does what `sensai_serve.merge.rules.Rule` says: deciding early gives what waiting would have given.
+
+A new file in ``sensai_serve/merge/rules`` is tested here without a line changed.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sensai_serve.assignment import Assignment, cyclic
+from sensai_serve.merge import MergePlan
+from sensai_serve.merge.collector import merge
+from sensai_serve.plugins import available
+
+every_rule = pytest.mark.parametrize("rule", available("sensai_serve.merge.rules"))
+
+# Few distinct values make ties and near-ties common; the neighbours of 0, 0.5 and 1 are where rounding would show.
+edges = [0.0, 1.0, 0.5, np.nextafter(np.float32(0.5), np.float32(0)), np.nextafter(np.float32(1), np.float32(0)), 1e-30]
+score = st.one_of(
+    st.sampled_from([float(e) for e in edges]), st.floats(0, 1, width=32).map(abs), st.sampled_from([0.25, 0.75, 0.9])
+)
+Scores = dict[int, np.ndarray]
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> tuple[Assignment, list[np.ndarray], list[tuple[int, bool]]]:
+    """A random matrix, random scores, and an order in which workers arrive (True) or are erased (False)."""
+    n_workers = draw(st.integers(1, 6))
+    n_classes = draw(st.integers(1, 6))
+    rows = [set(draw(st.sets(st.integers(0, n_classes - 1), min_size=1))) for _ in range(n_workers)]
+    for c in range(n_classes):
+        if not any(c in row for row in rows):
+            rows[draw(st.integers(0, n_workers - 1))].add(c)
+    ordered = [tuple(draw(st.permutations(sorted(row)))) for row in rows]
+    scores = [
+        np.array([draw(st.lists(score, min_size=len(r), max_size=len(r)))], np.float32) for r in ordered
+    ]  # fmt: skip
+    order = draw(st.permutations(range(n_workers)))
+    return Assignment(tuple(ordered), n_classes), scores, [(w, draw(st.integers(0, 4)) > 0) for w in order]
+
+
+def merged(plan: MergePlan, scores: Scores) -> int:
+    """The class when these workers arrive, in their order, and no others."""
+    given_ = [scores[w].reshape(1, -1) if w in scores else None for w in range(plan.assignment.n_workers)]
+    return int(merge(plan, given_).class_id[0])
+
+
+def feed(plan: MergePlan, scores: list[np.ndarray], events: list[tuple[int, bool]]):
+    collector = plan.collect(1, "decided")
+    for worker, arrives in events:
+        if collector.done:
+            break
+        if arrives:
+            assert collector.add(worker, scores[worker])
+        else:
+            collector.erase(worker)
+    return collector
+
+
+@every_rule
+@given(request_=requests(), data=st.data())
+def test_decided_holds_whatever_the_missing_copies_say(rule: str, request_, data: st.DataObject) -> None:
+    assignment, scores, events = request_
+    plan = MergePlan(assignment, rule)
+    collector = feed(plan, scores, events)
+    assert collector.done
+    answer = collector.answer()
+    said = int(answer.class_id[0])
+    arrived = {w: scores[w] for w in answer.arrived}
+    assert answer.decided_early == bool(collector.awaited)
+    present = {w: scores[w] for w, arrives in events if arrives}
+    assert merged(plan, present) == said
+    for worker in collector.awaited:
+        if data.draw(st.booleans()):
+            n = len(assignment.rows[worker])
+            arrived[worker] = np.array(data.draw(st.lists(score, min_size=n, max_size=n)), np.float32)
+    assert merged(plan, arrived) == said
+
+
+@every_rule
+@given(request_=requests(), data=st.data())
+def test_complete_holds_whatever_the_lost_copies_would_have_said(rule: str, request_, data: st.DataObject) -> None:
+    assignment, scores, events = request_
+    plan = MergePlan(assignment, rule)
+    answer = feed(plan, scores, events).answer()
+    if not answer.complete:
+        return
+    whole = {w: scores[w] for w in answer.arrived}
+    for worker in answer.missing:
+        n = len(assignment.rows[worker])
+        whole[worker] = np.array(data.draw(st.lists(score, min_size=n, max_size=n)), np.float32)
+    assert merged(plan, whole) == answer.class_id[0]
+
+
+@every_rule
+@given(request_=requests())
+def test_decided_is_not_later_than_it_must_be(rule: str, request_) -> None:
+    """Where it still waits, some outcome of the awaited copies gives another class."""
+    assignment, scores, events = request_
+    plan = MergePlan(assignment, rule)
+    for n_events in range(len(events)):
+        collector = feed(plan, scores, events[:n_events])
+        if collector.done:
+            return
+        arrived = {w: scores[w] for w, arrives in events[:n_events] if arrives}
+        outcomes = {merged(plan, arrived)}
+        for c in range(assignment.n_classes):
+            for against in (
+                False,
+                True,
+            ):  # all that is awaited is for c and against the rest, or reversed
+                extreme = {w: np.array([(k == c) != against for k in assignment.rows[w]]) for w in collector.awaited}
+                outcomes.add(merged(plan, arrived | {w: row.astype(np.float32) for w, row in extreme.items()}))
+        assert len(outcomes) > 1
+
+
+@every_rule
+@given(request_=requests())
+def test_order_of_arrival_changes_nothing(rule: str, request_) -> None:
+    assignment, scores, events = request_
+    plan, answers = MergePlan(assignment, rule), []
+    for order in (events, events[::-1], sorted(events)):
+        collector = plan.collect(1, "all")
+        for worker, arrives in order:
+            if arrives:
+                collector.add(worker, scores[worker])
+            else:
+                collector.erase(worker)
+        answers.append(collector.answer())
+    for other in answers[1:]:
+        for name in ("scores", "votes", "copies", "margin", "class_id"):
+            assert (getattr(other, name) == getattr(answers[0], name)).all()
+        assert (other.complete, other.elected) == (answers[0].complete, answers[0].elected)
+
+
+@every_rule
+@given(request_=requests())
+def test_an_answer_makes_sense(rule: str, request_) -> None:
+    assignment, scores, events = request_
+    present = {w: scores[w] for w, arrives in events if arrives}
+    given_ = [present.get(w) for w in range(assignment.n_workers)]
+    answer = merge(MergePlan(assignment, rule), given_)
+    best = int(answer.class_id[0])
+    assert (best == -1) == (not present)
+    assert (answer.scores >= 0).all()
+    assert (answer.scores <= 1).all()
+    assert ((answer.copies == 0) <= (answer.scores == 0)).all()
+    assert (answer.votes <= answer.copies).all()
+    assert answer.margin[0] >= 0
+    if best >= 0:
+        assert answer.copies[0, best] > 0
+        assert answer.elected == (2 * answer.votes[0, best] > answer.copies[0, best])
+    else:
+        assert not answer.elected
+
+
+@every_rule
+def test_a_clear_answer_is_decided_before_all_arrive(rule: str) -> None:
+    plan = MergePlan(cyclic(10, (0, 1, 3)), rule)
+    collector = plan.collect()
+    for worker, row in enumerate(plan.assignment.rows):
+        collector.add(worker, np.array([[1.0 if c == 4 else 0.0 for c in row]], np.float32))
+        if collector.done:
+            break
+    answer = collector.answer()
+    assert (answer.class_id[0], answer.decided_early, answer.complete, answer.elected) == (4, True, True, True)
+
+
+@every_rule
+def test_equal_classes_go_to_the_first(rule: str) -> None:
+    answer = merge(MergePlan(Assignment(((0, 1, 2),) * 3, 3), rule), [np.array([[0.2, 0.7, 0.7]], np.float32)] * 3)
+    assert (answer.class_id[0], answer.margin[0]) == (1, 0)
