@@ -124,10 +124,11 @@ def _show(settings: list[Described]) -> None:
     from rich.table import Column, Table
 
     console = Console()
-    longest = 34 if console.width < 140 else None  # else the longest names leave no room for values
+    # In a narrow terminal the longest names and values are folded, or they would leave no room for the others.
+    longest, widest = (34, 10) if console.width < 140 else (None, None)
     table = Table(
         Column("setting", overflow="fold", min_width=longest, max_width=longest),
-        Column("value", overflow="fold", min_width=8),
+        Column("value", overflow="fold", max_width=widest),
         Column("from", no_wrap=True),
         "what it is",
     )
