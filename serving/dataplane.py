@@ -40,7 +40,7 @@ class DataPlane:
         """
         self.repository = repository
         self.limits = settings.limits
-        self.regions = Regions(allowed=settings.shares_memory)
+        self.regions = Regions(allowed=settings.shares_memory, most=settings.limits.regions)
         self.tracing = Tracing()
         self.logs = LogFilter()
         self._metrics = Metrics(repository)

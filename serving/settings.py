@@ -129,6 +129,8 @@ class Limits(Group):
     """Seconds that a connection may stay open between requests."""
     half_closed_s: float = Field(default=0.1, ge=0, allow_inf_nan=False)
     """Seconds that an answer has once its client has closed its sending side, since the client may be gone."""
+    regions: int = Field(default=256, ge=1)
+    """Regions of shared memory that are registered at a time."""
     in_flight: int = Field(default=64, ge=1)
     """Requests that a model answers or holds waiting at a time."""
 

@@ -132,7 +132,7 @@ def _input(inputs: object, tail: memoryview | None, spec: InputSpec, max_batch: 
     if size is None and tail:
         raise RequestError(f"{len(tail)} bytes after the JSON, expected none: no input has a binary_data_size")
     if region is not None:
-        return from_bytes(region, shape, spec)
+        return from_bytes(region.read(), shape, spec)
     if size is None:
         return from_json(tensor["data"], shape, spec)
     if tail is None:

@@ -13,6 +13,7 @@ import orjson
 from sensai_serve.errors import RequestError
 from sensai_serve.merge import Answer
 from serving.v2.request import InferRequest, RequestedOutput
+from serving.v2.shared_memory import RegionPart
 from serving.v2.tensors import OUTPUTS
 
 
@@ -29,18 +30,21 @@ class OutputTensor:
         """The values as little-endian bytes in row-major order."""
         return self.data.tobytes() if isinstance(self.data, np.ndarray) else text_bytes(self.data)
 
-    def write(self, region: memoryview, name: str) -> None:
+    def write(self, region: RegionPart, name: str) -> None:
         """Write the values to shared memory; `name` is the output's, for the error.
 
         Raises:
-            RequestError: `region` is too small.
+            RequestError: `region` is too small, or its object has become so.
         """
-        raw = self.data.reshape(-1).view(np.uint8).data if isinstance(self.data, np.ndarray) else self.to_bytes()
-        if len(raw) > len(region):
+        if isinstance(self.data, np.ndarray):
+            raw = np.ascontiguousarray(self.data).reshape(-1).view(np.uint8).data
+        else:
+            raw = memoryview(self.to_bytes())
+        if len(raw) > region.byte_size:
             raise RequestError(
-                f"output {name!r}: {len(raw)} bytes, the shared memory given for them holds {len(region)}"
+                f"output {name!r}: {len(raw)} bytes, the shared memory given for them holds {region.byte_size}"
             )
-        region[: len(raw)] = raw
+        region.write(raw)
 
 
 def encode_response(

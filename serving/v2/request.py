@@ -9,7 +9,7 @@ from typing import Any
 from sensai_serve.errors import RequestError
 from sensai_serve.merge import WAITS, Wait
 from sensai_serve.preprocess import Floats
-from serving.v2.shared_memory import Regions
+from serving.v2.shared_memory import RegionPart, Regions
 from serving.v2.tensors import OUTPUTS, shown
 
 
@@ -22,7 +22,7 @@ class RequestedOutput:
     """Whether its values come as bytes after the JSON, and not as numbers in it."""
     class_count: int = 0
     """Where above 0, the reply holds the `class_count` largest values of each row, as ``value:index:label``."""
-    region: memoryview | None = None
+    region: RegionPart | None = None
     """Shared memory that its values are written to in place of the reply."""
 
 
@@ -102,7 +102,7 @@ def binary_by_default(parameters: Mapping[str, Any]) -> bool:
     return _boolean(parameters, "binary_data_output", default=False)
 
 
-def region_part(parameters: Mapping[str, Any], regions: Regions, where: str) -> memoryview | None:
+def region_part(parameters: Mapping[str, Any], regions: Regions, where: str) -> RegionPart | None:
     """The shared memory that a tensor's parameters name; None where they name none.
 
     Args:

@@ -1,21 +1,57 @@
 """Regions of POSIX shared memory that clients on this machine register, so that tensors need not go through a socket.
 
-A region stays mapped until the last request that uses it has ended, even if it is unregistered before.
+Tensors are copied in and out by system calls on the object's descriptor, and the object is never mapped: a client may
+cut its object short at any time, and touching a mapping beyond the object's end, or a part of it that the full memory
+has no page for, would end this process with SIGBUS. A system call fails instead.
+
+An object stays open until the last request that uses it has ended, even if its regions are unregistered before.
 """
 
 from __future__ import annotations
 
-import mmap
 import os
 import re
+import stat
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 from sensai_serve.errors import RequestError, UnknownRegionError, UnsupportedError
 
 DIRECTORY = Path("/dev/shm")  # noqa: S108 - Linux keeps POSIX shared memory here; no temporary file is made
 _KEY = re.compile(r"/?[^/\0]{1,250}")
+
+
+class SharedObject:
+    """An open shared memory object; closed when nothing refers to it any more."""
+
+    def __init__(self, descriptor: int) -> None:
+        """Take over an open descriptor."""
+        self._descriptor = descriptor
+        weakref.finalize(self, os.close, descriptor)
+
+    @property
+    def size(self) -> int:
+        """Its size now, in bytes."""
+        return os.fstat(self._descriptor).st_size
+
+    def read(self, start: int, byte_size: int) -> npt.NDArray[np.uint8]:
+        """A copy of `byte_size` bytes from `start` on; shorter where the object ends before."""
+        copy = np.empty(byte_size, np.uint8)
+        done = 0
+        while done < byte_size and (more := os.preadv(self._descriptor, [copy.data[done:]], start + done)):
+            done += more
+        return copy[:done]
+
+    def write(self, start: int, data: memoryview) -> None:
+        """Write bytes from `start` on. Raises OSError where the memory is full."""
+        done = 0
+        while done < len(data):
+            done += os.pwritev(self._descriptor, [data[done:]], start + done)
 
 
 @dataclass(frozen=True)
@@ -30,24 +66,71 @@ class Region:
     """Where the region begins in the object, in bytes."""
     byte_size: int
     """Size of the region in bytes."""
-    memory: mmap.mmap
-    """Mapping of the whole object; closed when nothing refers to it any more."""
+    memory: SharedObject
+    """The object."""
+
+
+@dataclass(frozen=True, slots=True)
+class RegionPart:
+    """The part of a region that one tensor is in."""
+
+    region: Region
+    offset: int
+    """Where it begins in the region, in bytes."""
+    byte_size: int
+    """Its size in bytes."""
+
+    def read(self) -> memoryview:
+        """A copy of its bytes.
+
+        Raises:
+            RequestError: the object has become smaller.
+        """
+        copy = self.region.memory.read(self.region.offset + self.offset, self.byte_size)
+        if len(copy) < self.byte_size:
+            raise self._shrunk()
+        return copy.data
+
+    def write(self, data: memoryview) -> None:
+        """Write bytes, at most `byte_size`, to its beginning.
+
+        Raises:
+            RequestError: the object has become smaller, or the machine's shared memory is full.
+        """
+        region = self.region
+        start = region.offset + self.offset
+        if region.memory.size < start + len(data):  # or writing would make it larger again
+            raise self._shrunk()
+        try:
+            region.memory.write(start, data)
+        except OSError as error:
+            reason = error.strerror
+            raise RequestError(f"shared memory region {region.name!r} cannot be written: {reason}") from None
+
+    def _shrunk(self) -> RequestError:
+        region = self.region
+        return RequestError(
+            f"shared memory region {region.name!r}: {region.key!r} is smaller than when it was registered"
+        )
 
 
 class Regions:
     """All registered regions, by name."""
 
-    def __init__(self, *, allowed: bool) -> None:
+    def __init__(self, *, allowed: bool, most: int) -> None:
         """Start without regions.
 
         Args:
             allowed: whether clients may register regions.
+            most: regions that may be registered at a time.
         """
         self.allowed = allowed
+        self._most = most
         self._regions: dict[str, Region] = {}
+        self._objects: weakref.WeakValueDictionary[tuple[int, int], SharedObject] = weakref.WeakValueDictionary()
 
     def register(self, name: str, key: str, offset: int, byte_size: int) -> None:
-        """Map a part of a shared memory object.
+        """Register a part of a shared memory object.
 
         Args:
             name: the region's name.
@@ -57,7 +140,7 @@ class Regions:
 
         Raises:
             UnsupportedError: shared memory is turned off.
-            RequestError: the name is taken, the object does not exist, or it is too small.
+            RequestError: the name is taken, the object does not exist or is too small, or there are too many regions.
         """
         if not self.allowed:
             raise UnsupportedError("shared memory is turned off here")
@@ -66,8 +149,13 @@ class Regions:
         if byte_size < 1 or offset < 0:
             raise RequestError(f"shared memory region {name!r}: offset is {offset} and byte_size {byte_size}, "
                                "expected 0 or more and 1 or more")  # fmt: skip
-        memory = _open(name, key)
-        size = len(memory)
+        if len(self._regions) >= self._most:
+            raise RequestError(
+                f"shared memory region {name!r}: {self._most} regions are registered, expected one of them to be "
+                "unregistered first"
+            )
+        memory = self._open(name, key)
+        size = memory.size
         if offset + byte_size > size:
             raise RequestError(
                 f"shared memory region {name!r} ends at {offset + byte_size}, expected at most {size}, the bytes of "
@@ -98,12 +186,12 @@ class Regions:
         """Every region, by name."""
         return dict(sorted(self._regions.items()))
 
-    def part(self, name: str, offset: int, byte_size: int) -> memoryview:
-        """A writable view of `byte_size` bytes of a region from `offset` on.
+    def part(self, name: str, offset: int, byte_size: int) -> RegionPart:
+        """The part of a region of `byte_size` bytes from `offset` on.
 
         Raises:
             UnknownRegionError: no region of that name is registered.
-            RequestError: the part is not inside the region, or its object has become smaller.
+            RequestError: the part is not inside the region.
         """
         region = self.get(name)
         if offset < 0 or byte_size < 0 or offset + byte_size > region.byte_size:
@@ -111,22 +199,25 @@ class Regions:
                 f"shared memory region {name!r}: offset {offset} and {byte_size} bytes, expected a part of its "
                 f"{region.byte_size} bytes"
             )
-        # Reading beyond the end of an object that has shrunk would end this process with SIGBUS.
-        if region.memory.size() < region.offset + region.byte_size:
-            raise RequestError(f"shared memory region {name!r}: {region.key!r} is smaller than when it was registered")
-        start = region.offset + offset
-        return memoryview(region.memory)[start : start + byte_size]
+        return RegionPart(region, offset, byte_size)
 
-
-def _open(name: str, key: str) -> mmap.mmap:
-    if not _KEY.fullmatch(key) or key.lstrip("/") in (".", ".."):
-        raise RequestError(f"shared memory region {name!r}: key is {key[:60]!r}, expected the name of a shared memory")
-    try:
-        descriptor = os.open(DIRECTORY / key.lstrip("/"), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    def _open(self, name: str, key: str) -> SharedObject:
+        """The object called `key`, opened once however many of its regions are registered."""
+        where = f"shared memory region {name!r}"
+        if not _KEY.fullmatch(key) or key.lstrip("/") in (".", ".."):
+            raise RequestError(f"{where}: key is {key[:60]!r}, expected the name of a shared memory")
         try:
-            return mmap.mmap(descriptor, 0)  # duplicates the descriptor
-        finally:
+            path = DIRECTORY / key.lstrip("/")
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError as error:
+            raise RequestError(f"{where}: {key!r} cannot be opened: {error.strerror}") from None
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
             os.close(descriptor)
-    except (OSError, ValueError) as error:  # ValueError: an empty object
-        reason = error.strerror if isinstance(error, OSError) else "it is empty"
-        raise RequestError(f"shared memory region {name!r}: {key!r} cannot be opened: {reason}") from None
+            raise RequestError(f"{where}: {key!r} is no shared memory object")
+        identity = status.st_dev, status.st_ino
+        if (known := self._objects.get(identity)) is not None:
+            os.close(descriptor)
+            return known
+        memory = self._objects[identity] = SharedObject(descriptor)
+        return memory

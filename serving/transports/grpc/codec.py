@@ -96,7 +96,7 @@ def _input(request: pb.ModelInferRequest, spec: InputSpec, max_batch: int, regio
             "shared_memory_region"
         )
     if region is not None:
-        return from_bytes(region, shape, spec)
+        return from_bytes(region.read(), shape, spec)
     if raw:
         if len(raw) != 1:
             raise RequestError(f"{len(raw)} raw_input_contents, expected 1, as many as inputs")

@@ -26,7 +26,7 @@ FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 
 def decode(body: bytes, header_length: int | None, *, max_batch: int = 4) -> InferRequest:
-    return decode_request(body, header_length, SPEC, max_batch, Regions(allowed=True))
+    return decode_request(body, header_length, SPEC, max_batch, Regions(allowed=True, most=16))
 
 
 def body_of(array: np.ndarray, *, binary: bool, padding: int = 0, **more: Any) -> tuple[bytes, int | None]:

@@ -16,6 +16,8 @@ import tritonclient.utils.shared_memory as shm
 from tritonclient.utils import InferenceServerException
 
 from sensai_serve.bundle import Bundle, Golden
+from sensai_serve.errors import RequestError
+from serving.v2.shared_memory import Regions
 
 DEVICE = Path("/dev/shm")
 
@@ -283,6 +285,46 @@ def test_file_descriptors_of_regions_are_given_back(client, region) -> None:
         refused(400, client.register_system_shared_memory, "other", region[0], 2000)
         client.unregister_system_shared_memory("mine")
     assert open_files() <= before
+
+
+def test_the_number_of_regions_is_bounded_and_one_object_is_opened_once(run_server, tiny_bundle, region) -> None:
+    with (
+        run_server(tiny_bundle, limits={"regions": 5}) as server,
+        triton.InferenceServerClient(server.address) as client,
+    ):
+        client.register_system_shared_memory("0", region[0], 1000)
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        for name in "1234":
+            client.register_system_shared_memory(name, region[0], 1000)
+        assert len(list(Path("/proc/self/fd").iterdir())) <= before
+        assert "5 regions are registered" in refused(400, client.register_system_shared_memory, "5", region[0], 1000)
+        client.unregister_system_shared_memory("3")
+        client.register_system_shared_memory("5", region[0], 1000)
+
+
+def test_what_is_no_shared_memory_object_is_refused(client) -> None:
+    fifo = DEVICE / f"sensai_test_{uuid.uuid4().hex}"
+    os.mkfifo(fifo)
+    try:
+        assert "is no shared memory object" in refused(400, client.register_system_shared_memory, "x", fifo.name, 10)
+    finally:
+        fifo.unlink()
+
+
+def test_an_object_cut_short_while_its_request_runs_ends_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "object"
+    path.write_bytes(bytes(range(100)))
+    regions = Regions(allowed=True, most=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("serving.v2.shared_memory.DIRECTORY", tmp_path)
+        regions.register("mine", "object", 0, 100)
+    part = regions.part("mine", 50, 50)
+    assert bytes(part.read()) == bytes(range(50, 100))
+    os.truncate(path, 70)
+    for use in (part.read, lambda: part.write(memoryview(bytes(50)))):
+        with pytest.raises(RequestError, match="smaller than when it was registered"):
+            use()
+    assert path.stat().st_size == 70
 
 
 def test_the_settings_decide_where_shared_memory_is_allowed() -> None:
