@@ -125,12 +125,12 @@ def _show(settings: list[Described]) -> None:
 
     console = Console()
     # In a narrow terminal the longest names and values are folded, or they would leave no room for the others.
-    longest, widest = (34, 10) if console.width < 140 else (None, None)
+    longest, widest, help_width = (34, 10, max(8, console.width - 64)) if console.width < 140 else (None, None, None)
     table = Table(
         Column("setting", overflow="fold", min_width=longest, max_width=longest),
         Column("value", overflow="fold", max_width=widest),
         Column("from", no_wrap=True),
-        "what it is",
+        Column("what it is", max_width=help_width),
     )
     for setting in settings:
         table.add_row(setting.name, setting.value or "none", setting.origin, setting.help)
