@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DONE := $(VENV)/.installed
 
-.PHONY: demo serve test check format docs-tables soak clean
+.PHONY: demo serve test check format docs docs-tables soak clean
 
 $(DONE): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -36,8 +36,12 @@ format: $(DONE)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(DONE)  ## the documentation site, in site/; no network is needed
+	$(BIN)/python docs/site/stage.py
+	$(BIN)/zensical build --clean --strict
+
 docs-tables: $(DONE)  ## write the tables of options in docs/ anew, from what declares them
 	$(BIN)/python -m sensai_serve.cli.tables
 
 clean:
-	rm -rf $(VENV) bundles runs
+	rm -rf $(VENV) bundles runs build site
