@@ -1,4 +1,4 @@
-"""Who covers what: the assignment matrix, and the offsets of the cyclic codes.
+"""The assignment matrix, which says what each worker covers, and the offsets of the cyclic codes.
 
 Binary, grouped and cyclic assignments differ only here. Everything after (pruning, retraining, export, placement,
 merging) sees the rows and the matrix.
@@ -21,7 +21,7 @@ import numpy.typing as npt
 from sensai_serve.errors import AssignmentError
 
 SEARCH_STEPS = 300_000
-"""Nodes of the offset search that are visited before it settles for the best found."""
+"""Nodes that the search for offsets visits before it takes the best found."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Assignment:
 
     @property
     def n_workers(self) -> int:
-        """W."""
+        """Number of workers, W."""
         return len(self.rows)
 
     @cached_property
@@ -65,12 +65,12 @@ class Assignment:
 
     @cached_property
     def workers_of(self) -> tuple[tuple[int, ...], ...]:
-        """For each class, the workers that cover it, ascending."""
+        """The workers that cover each class, ascending."""
         return tuple(tuple(int(w) for w in np.flatnonzero(column)) for column in self.matrix.T)
 
     @property
     def redundancy(self) -> int:
-        """r: copies of the class that has the fewest."""
+        """Number of copies of the class that has the fewest, r."""
         return min(map(len, self.workers_of))
 
 
@@ -169,17 +169,17 @@ def build(
 
 @dataclass(frozen=True)
 class OffsetSearch:
-    """What the search for good offsets found."""
+    """Result of the search for good offsets."""
 
     offsets: tuple[int, ...]
     golomb: bool
-    """All differences modulo W distinct: two lost workers cost at most one common symbol."""
+    """Whether all differences modulo W are distinct: two lost workers cost at most one common symbol."""
     largest_share: int
-    """The most symbols that two workers have in common."""
+    """The largest number of symbols that two workers have in common."""
     pairs_at_largest: int
-    """Unordered pairs of workers that share that many."""
+    """Number of unordered pairs of workers that share that many."""
     exhaustive: bool
-    """False where the search space was too large to say that nothing is better."""
+    """Whether the whole search space was visited, so that nothing better exists."""
 
 
 def search_offsets(n_workers: int, redundancy: int) -> OffsetSearch:
@@ -219,7 +219,7 @@ def largest_share(offsets: Sequence[int], n_workers: int) -> tuple[int, int]:
 
 
 def _shares(offsets: Sequence[int], n_workers: int) -> Counter[int]:
-    """For each distance d between two workers, how many symbols they share: ordered pairs of offsets d apart."""
+    """Number of symbols that two workers share, by their distance d: ordered pairs of offsets d apart."""
     return Counter((a - b) % n_workers for a, b in itertools.permutations(offsets, 2))
 
 

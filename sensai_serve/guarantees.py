@@ -1,4 +1,4 @@
-"""What the assignment matrix alone promises when workers are lost. Promises about copies, not about answers."""
+"""Guarantees when workers are lost, computed from the assignment matrix: about copies, not about answers."""
 
 from __future__ import annotations
 
@@ -9,47 +9,48 @@ from math import comb
 from sensai_serve.assignment import Assignment
 
 ENUMERATE = 200_000
-"""Loss sets up to which they are counted one by one; past that they are bounded."""
+"""Up to this many sets of lost workers are counted one by one; more are bounded."""
 
 
 @dataclass(frozen=True)
 class LossCount:
-    """How many of the sets of this many lost workers leave some class without any copy."""
+    """Number of the sets of `lost` workers whose loss leaves some class without a copy."""
 
     lost: int
     uncovering_least: int
     uncovering_most: int
-    """Equal to the least where the sets were enumerated."""
+    """Upper bound; equal to the lower one where the sets were enumerated."""
     total: int
 
     @property
     def exact(self) -> bool:
-        """Whether the count is a count and no bound."""
+        """Whether the two bounds are the same number."""
         return self.uncovering_least == self.uncovering_most
 
 
 @dataclass(frozen=True)
 class Guarantees:
-    """Computed by `guarantees`."""
+    """What is guaranteed when workers are lost. See `guarantees`."""
 
     redundancy: int
-    """Copies of the class with the fewest."""
+    """Number of copies of the class that has the fewest."""
     losses_covered: int
-    """Any this many workers may be lost and every class still has a copy."""
+    """Number of workers, whichever they are, whose loss leaves every class a copy."""
     losses_majority: int
-    """Any this many workers may be lost and every class still has more than half of all its copies."""
+    """Number of workers, whichever they are, whose loss leaves every class more than half of all its copies."""
     common_classes: int
-    """The most classes that any two workers have in common: what two losses can take two copies of."""
+    """The largest number of classes that two workers have in common: losing both takes two copies of each."""
     uncovering: tuple[LossCount, ...]
-    """For 1, 2, ... lost workers."""
+    """Loss sets that leave a class without a copy, for 1, 2, ... lost workers."""
 
 
 def guarantees(assignment: Assignment, *, up_to: int | None = None) -> Guarantees:
-    """What losing workers can cost, from the matrix.
+    """Compute what is guaranteed when workers are lost.
 
     Args:
         assignment: who covers what.
-        up_to: the most lost workers to count loss sets for; two more than are always survived where None.
+        up_to: the largest number of lost workers that loss sets are counted for; None: two more than are always
+            survived.
     """
     copies = [len(workers) for workers in assignment.workers_of]
     covered = min(copies) - 1
@@ -62,6 +63,17 @@ def guarantees(assignment: Assignment, *, up_to: int | None = None) -> Guarantee
         common_classes=max((len(a & b) for a, b in itertools.combinations(rows, 2)), default=0),
         uncovering=tuple(_count(assignment, lost) for lost in range(1, last + 1)),
     )
+
+
+def tolerates(losses: int, total: int, what: str) -> str:
+    """Say in words how many losses are tolerated: ``tolerates the loss of any 2 of 10 workers``.
+
+    Args:
+        losses: number of losses after which every class still has a copy.
+        total: how many there are.
+        what: what is lost, in the singular.
+    """
+    return f"tolerates the loss of any {losses} of {total} {what}s" if losses else f"tolerates no lost {what}"
 
 
 def survives(assignment: Assignment, lost: set[int]) -> bool:

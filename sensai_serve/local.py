@@ -1,4 +1,4 @@
-"""A bundle in this process, for scripts, notebooks and offline evaluation: ``load(bundle).predict(x)``.
+"""Runs a bundle in this process, for scripts, notebooks and offline evaluation: ``load(bundle).predict(x)``.
 
 The same files, the same preprocessing and the same merge as the server, without one.
 """

@@ -1,4 +1,4 @@
-"""``manifest.json``: what a bundle says about itself. Parsed strictly, so that what is accepted makes sense."""
+"""``manifest.json``, the description of a bundle, parsed strictly."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class SubnetSpec:
-    """One worker's network."""
+    """Description of one worker's network."""
 
     worker: int
     file: str
     """Path inside the bundle."""
     sha256: str
     classes: tuple[int, ...]
-    """The classes it scores, in the order of its output."""
+    """The classes that it scores, in the order of its output."""
     head: str = "sigmoid"
     macs: int = 0
     """Multiply-accumulate operations for one input; 0 where unknown."""
@@ -37,7 +37,7 @@ class SubnetSpec:
 
 @dataclass(frozen=True)
 class MergeSpec:
-    """How copies become one answer."""
+    """How the copies of a class become one answer."""
 
     rule: str = "majority"
     threshold: float = 0.5
@@ -46,7 +46,7 @@ class MergeSpec:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All of ``manifest.json``."""
+    """The whole content of ``manifest.json``."""
 
     name: str
     labels: tuple[str, ...]
@@ -81,7 +81,7 @@ class Manifest:
 
     @property
     def assignment(self) -> Assignment:
-        """The matrix, from what each subnet says it covers."""
+        """The assignment that the subnets' classes make."""
         try:
             return Assignment(
                 tuple(s.classes for s in self.subnets),
@@ -95,7 +95,7 @@ class Manifest:
 
     @property
     def precision(self) -> str:
-        """Of the subnets' arithmetic, as the bundle's maker says it: ``fp32``, ``int8``; empty where it does not."""
+        """Arithmetic of the subnets, as the bundle's maker says it: ``fp32``, ``int8``; empty where nothing is said."""
         said = self.provenance.get("precision")
         return str(said.get("name", "")) if isinstance(said, Mapping) else ""
 

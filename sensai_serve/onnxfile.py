@@ -1,4 +1,4 @@
-"""Read what an ONNX file says of itself, without the onnx package and without trusting the file.
+"""Reads the signature of an ONNX file, without the onnx package and without trusting the file.
 
 An ONNX file is a Protocol Buffers message. Only the fields that a bundle's check needs are walked: inputs, outputs, and
 whether any tensor, however deeply nested, keeps its data in another file (which a runtime would open for us).
@@ -36,9 +36,9 @@ class OnnxValue:
 
     name: str
     element_type: int
-    """1 is FP32."""
+    """ONNX's number of the type; 1 is FP32."""
     shape: tuple[int | None, ...] | None
-    """None for an axis of any size, and for a shape that is not said."""
+    """Sizes, None for an axis of any size; None for an unknown shape."""
 
     def accepts(self, shape: Sequence[int]) -> bool:
         """Whether this is FP32 [N, *shape] with N free."""
@@ -54,7 +54,7 @@ class OnnxValue:
 
 @dataclass(frozen=True)
 class OnnxSignature:
-    """What goes in, what comes out, and whether anything lies elsewhere."""
+    """Inputs and outputs of a network, and whether any of its weights lie in another file."""
 
     inputs: tuple[OnnxValue, ...]
     outputs: tuple[OnnxValue, ...]
@@ -77,7 +77,7 @@ def read_signature(data: bytes) -> OnnxSignature:
         outputs = tuple(_value(body) for number, body in fields if number == 12)
         return OnnxSignature(inputs, outputs, _external(memoryview(data), "model", 0))
     except (ValueError, IndexError, UnicodeDecodeError):
-        raise BundleError("is no ONNX model") from None
+        raise BundleError("is not an ONNX model") from None
 
 
 def _external(data: memoryview, message: str, depth: int) -> bool:

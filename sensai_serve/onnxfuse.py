@@ -1,7 +1,7 @@
-"""Several small ONNX networks with one input as one network: one call where there were many.
+"""Fuses several small ONNX networks of one input into one network, which takes one call to run.
 
 Protocol Buffers messages are copied field by field, and only names are written anew. What this does not know how to
-rename, it refuses: whoever asks runs the networks one by one then.
+rename, it refuses; the caller then runs the networks one by one.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ OUTPUT = "scores"
 
 
 class CannotFuseError(Exception):
-    """The networks use something that is not renamed here; the message says what."""
+    """The networks use something that cannot be renamed here; the message says what."""
 
 
 def fuse(networks: Sequence[bytes], input_name: str) -> bytes:
-    """One network out of several.
+    """Make one network of several.
 
     Args:
         networks: ONNX files, each with this one input and the output ``scores`` FP32 [N, k], of the same operator sets.
-        input_name: of the input that they share.
+        input_name: name of the input that they share.
 
     Raises:
         CannotFuseError: they differ in their operator sets or inputs, or hold subgraphs, functions, sparse or external

@@ -1,4 +1,4 @@
-"""What a worker is called where another process serves it: the names that the exporting and the calling side agree on.
+"""Names of a worker that another process serves, on which the exporting and the calling side agree.
 
 A worker is a model of the Open Inference Protocol whose name is the bundle's and the worker's, whose one output is
 ``scores`` FP32 [N, k], and whose configuration holds the SHA-256 of its subnet as a parameter, one for each version.
@@ -13,19 +13,19 @@ from sensai_serve.manifest import Manifest
 SCORES = "scores"
 """The output of every worker."""
 BUNDLE = "sensai_bundle"
-"""Parameter of a model's configuration: the name of the bundle that it is of."""
+"""Parameter of a model's configuration that holds the name of its bundle."""
 WORKER = "sensai_worker"
-"""Parameter: the worker's id."""
+"""Parameter of a model's configuration that holds the worker's id."""
 _SHA256 = re.compile(r"sha256:(\d+)")
 
 
 def model_name(manifest: Manifest, worker: int) -> str:
-    """What a worker is called as a model: ``digits-03``."""
+    """Name of a worker as a model, say ``digits-03``."""
     return f"{manifest.name}-{worker:02}"
 
 
 def checksum_key(version: str) -> str:
-    """Parameter of a model's configuration: the SHA-256 of the subnet that this version runs."""
+    """Parameter of a model's configuration that holds the SHA-256 of the subnet which this version runs."""
     return f"sha256:{version}"
 
 

@@ -1,4 +1,4 @@
-"""A user's own modules beside the packages of this project: found after them, and blamed for what they raise."""
+"""A user's own modules: found after the packages of this project, and named by line for what they raise."""
 
 from __future__ import annotations
 

@@ -14,30 +14,39 @@ app = typer.Typer()
 
 @app.command()
 def node(
-    bundle: Annotated[Path, typer.Argument(help="The bundle's directory; SIGHUP loads anew what it holds.")],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Directory of the bundle; SIGHUP loads it anew.")],
     *,
-    workers: Annotated[str | None, typer.Option(metavar="IDS", help="Which: 0,3,7 or 0-4; all if not given.")] = None,
+    workers: Annotated[
+        str | None, typer.Option(metavar="IDS", help="Workers to serve, say 0,3,7 or 0-4; all if not given.")
+    ] = None,
     workers_file: Annotated[
-        Path | None, typer.Option(help="Or: those that this file, as `sensai place` prints it, gives to --host.")
+        Path | None, typer.Option(help="File as `sensai place` prints it: serve the workers that it gives to --host.")
     ] = None,
-    host: Annotated[str | None, typer.Option(help="This machine in that file; its host name if not given.")] = None,
-    grpc: Annotated[str, typer.Option(help="HOST:PORT to listen on; port 0 is any free one.")] = "127.0.0.1:8001",
+    host: Annotated[
+        str | None, typer.Option(help="Name of this machine in that file; its host name if not given.")
+    ] = None,
+    grpc: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Address to listen on; port 0 is any free one.")
+    ] = "127.0.0.1:8001",
     device: Annotated[
-        list[str] | None, typer.Option(help="Where workers run: cpu:CORE or cuda:CARD; give it several times.")
+        list[str] | None, typer.Option(help="Device that workers run on, cpu:CORE or cuda:CARD; give it several times.")
     ] = None,
-    backend: Annotated[str, typer.Option(help="What runs them: ort or process.")] = "ort",
-    cert: Annotated[Path | None, typer.Option(help="A PEM file: this node's certificate; TLS is spoken then.")] = None,
-    key: Annotated[Path | None, typer.Option(help="A PEM file: its private key.")] = None,
+    backend: Annotated[str, typer.Option(help="What runs the workers: ort or process.")] = "ort",
+    cert: Annotated[Path | None, typer.Option(metavar="PEM", help="This node's certificate; turns TLS on.")] = None,
+    key: Annotated[Path | None, typer.Option(metavar="PEM", help="The private key of that certificate.")] = None,
     client_ca: Annotated[
-        Path | None, typer.Option(help="A PEM file: whose certificates gateways must show (mutual TLS).")
+        Path | None, typer.Option(metavar="PEM", help="Certificates that gateways' must be signed by (mutual TLS).")
     ] = None,
-    token_file: Annotated[Path | None, typer.Option(help="A file: the token that gateways must show.")] = None,
-    log_format: Annotated[str, typer.Option(help="Of the log on standard error: text or json.")] = "text",
+    token_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File with the token that gateways must show.")
+    ] = None,
+    log_format: Annotated[str, typer.Option(help="Format of the log on standard error: text or json.")] = "text",
     fault: Annotated[
-        list[str] | None, typer.Option(help="Let workers fail on purpose: 3:delay=50ms, 0+4:drop=0.1.")
+        list[str] | None,
+        typer.Option(help="Faults on purpose, for tests and demonstrations: 3:delay=50ms, 0+4:drop=0.1."),
     ] = None,
 ) -> None:
-    """Serve only some workers of a bundle over gRPC, for `sensai serve --backend remote` elsewhere."""
+    """Serve some workers of a bundle over gRPC, for a gateway on another machine."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its library would write lines of its own to stderr
     from sensai_serve.errors import InputError
     from serving.address import Address
@@ -80,16 +89,26 @@ def node(
 
 @app.command()
 def check(
-    bundle: Annotated[Path, typer.Argument(help="The bundle's directory.")],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Directory of the bundle.")],
     *,
-    worker: Annotated[list[str] | None, typer.Option(help="As of `sensai serve`.")] = None,
-    workers: Annotated[Path | None, typer.Option(help="As of `sensai serve`.")] = None,
-    worker_ca: Annotated[Path | None, typer.Option(help="As of `sensai serve`.")] = None,
-    worker_cert: Annotated[Path | None, typer.Option(help="As of `sensai serve`.")] = None,
-    worker_key: Annotated[Path | None, typer.Option(help="As of `sensai serve`.")] = None,
-    worker_token_file: Annotated[Path | None, typer.Option(help="As of `sensai serve`.")] = None,
+    worker: Annotated[
+        list[str] | None, typer.Option(metavar="IDS=WHERE", help="Where a worker runs: 0,3=grpc://HOST:PORT.")
+    ] = None,
+    workers: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File of such lines, as `sensai place` prints it.")
+    ] = None,
+    worker_ca: Annotated[
+        Path | None, typer.Option(metavar="PEM", help="Certificates that nodes' must be signed by.")
+    ] = None,
+    worker_cert: Annotated[
+        Path | None, typer.Option(metavar="PEM", help="Certificate to show nodes that ask for one (mutual TLS).")
+    ] = None,
+    worker_key: Annotated[Path | None, typer.Option(metavar="PEM", help="The private key of that certificate.")] = None,
+    worker_token_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File with the token that nodes ask for.")
+    ] = None,
 ) -> None:
-    """Hold nodes and Triton servers against a bundle, as a gateway does before it serves: checksums, golden samples."""
+    """Check nodes and Triton servers against a bundle, as a gateway does at its start: checksums, golden samples."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     import asyncio
 
@@ -124,10 +143,10 @@ def check(
 
 @app.command()
 def place(
-    bundle: Annotated[Path, typer.Argument(help="The bundle's directory.")],
-    servers: Annotated[list[str], typer.Argument(metavar="URL...", help="Nodes, say grpc://node-1:8001.")],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Directory of the bundle.")],
+    servers: Annotated[list[str], typer.Argument(metavar="URL...", help="Addresses of nodes, say grpc://node-1:8001.")],
 ) -> None:
-    """Say which workers to run where: a file for `sensai serve --workers`, and what losing hosts would cost."""
+    """Place workers on hosts: print a file for `sensai serve --workers`, and what losing hosts would cost."""
     from sensai_serve.bundle import Bundle
     from sensai_serve.errors import InputError
     from serving.placement.domains import host_lines, hosts_of, spread
@@ -151,18 +170,23 @@ def place(
 
 @app.command()
 def plan(
-    bundle: Annotated[Path, typer.Argument(help="The bundle's directory.")],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Directory of the bundle.")],
     *,
     latency: Annotated[
         str,
-        typer.Option(help="Of one worker, as the gateway sees it: p50=2ms,p99=8ms[,stragglers=0.01,slow=10,own=300us]"),
+        typer.Option(
+            metavar="p50=MS,p99=MS",
+            help="Latency of one worker as the gateway sees it: p50=2ms,p99=8ms[,stragglers=0.01,slow=10,own=300us].",
+        ),
     ],
     hosts: Annotated[int, typer.Option(min=1, help="Machines to spread the workers over.")] = 10,
     loss: Annotated[float, typer.Option(help="Probability that a machine is down.")] = 0.001,
-    patience: Annotated[float, typer.Option(min=0, help="As of `sensai serve`.")] = 4.0,
-    requests: Annotated[int, typer.Option(min=100, help="Simulated, of each redundancy.")] = 10_000,
-    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
+    patience: Annotated[
+        float, typer.Option(min=0, help="Give a straggler up after this many times what healthy workers take.")
+    ] = 4.0,
+    requests: Annotated[int, typer.Option(min=100, help="Requests to simulate at each redundancy.")] = 10_000,
+    seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
 ) -> None:
     """Simulate a bundle on many hosts: latency, availability and cost for one to five copies of every class."""
@@ -204,7 +228,7 @@ def plan(
 
 
 def _nines(unavailable: float) -> str:
-    """A probability near 1 with two figures of what it lacks."""
+    """Availability in percent, with two significant digits of what is missing to 100%."""
     from math import floor, log10
 
     if unavailable <= 0:

@@ -1,4 +1,4 @@
-"""A running server's ``/v1`` as a client sees it, with the standard library alone."""
+"""A client of a running server's ``/v1`` endpoints, on the standard library alone."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from sensai_serve.errors import InputError, RequestError, ServingError
 
 
 class Endpoint:
-    """One connection to one server, kept open from request to request."""
+    """A connection to one server, kept open between requests."""
 
     def __init__(self, url: str, *, timeout_s: float = 60.0) -> None:
-        """Nothing is sent yet.
+        """Take the URL apart; nothing is sent yet.
 
         Raises:
-            InputError: no URL of a server.
+            InputError: `url` is not the URL of a server.
         """
         self._url = url
         try:
@@ -32,11 +32,11 @@ class Endpoint:
         self._path = parts.path.rstrip("/")
 
     def shape(self, model: str | None) -> tuple[int, ...]:
-        """The shape of one input of a model, of the only one where None.
+        """Return the shape of one input of a model, or of the only model where `model` is None.
 
         Raises:
-            RequestError: no such model, or several and none is named.
-            ServingError: the server cannot be reached or does not answer as one.
+            RequestError: there is no such model, or there are several and none is named.
+            ServingError: the server cannot be reached, or it is another kind of server.
         """
         shapes = {entry["name"]: tuple(entry["shape"]) for entry in self._ask("GET", "/v1/models")}
         if model is None and len(shapes) == 1:

@@ -1,8 +1,9 @@
-"""``sensai inspect``: what a bundle holds and what its code promises, as tables."""
+"""``sensai inspect``: what a bundle holds and what its assignment guarantees, as tables."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,11 +20,11 @@ app = typer.Typer()
 
 @app.command()
 def inspect(
-    bundle: Annotated[Path, typer.Argument(help="The bundle's directory.")],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Directory of the bundle.")],
     devices: Annotated[
-        str | None, typer.Option(help="Where it would be served, say cpu:0,cpu:1: prints the placement.")
+        str | None, typer.Option(help="Devices to place the workers on, say cpu:0,cpu:1; shows the placement.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
     """Show a bundle's workers, classes, sizes, guarantees, accuracy, and its placement on devices; check every file."""
     from rich.console import Console
@@ -55,17 +56,21 @@ def inspect(
     if placed is not None:
         for line in _placement_lines(opened, placed):
             console.print(line)
-    for key, value in manifest.accuracy.items():
-        console.print(f"{key.replace('_', ' ')}: {_figure(value)}")
+    for line in accuracy_lines(manifest.accuracy):
+        console.print(line, highlight=False)
     console.print("[green]every file is as it was written[/green]")
 
 
 def promise_lines(promises: Guarantees, n_workers: int) -> list[str]:
     """The guarantees in words, one a line."""
+    from sensai_serve.guarantees import tolerates
+
+    covered, majority = promises.losses_covered, promises.losses_majority
+    kept = ": every class still has a copy" if covered else ""
+    half = f"with any {majority} lost" if majority else "with no worker lost"
     lines = [
-        f"redundancy {promises.redundancy}: any {promises.losses_covered} of {n_workers} workers can be lost and every "
-        "class still has a copy",
-        f"any {promises.losses_majority} can be lost and every class keeps more than half of its copies; "
+        f"redundancy {promises.redundancy}: {tolerates(covered, n_workers, 'worker')}{kept}",
+        f"{half}, every class keeps more than half of its copies; "
         f"two workers have at most {promises.common_classes} classes in common",
     ]
     for count in promises.uncovering:
@@ -76,6 +81,26 @@ def promise_lines(promises: Guarantees, n_workers: int) -> list[str]:
                 f"({count.uncovering_most / count.total:.1%}{'' if count.exact else ' at most'})"
             )
     return lines
+
+
+def accuracy_lines(accuracy: Mapping[str, Any]) -> Iterator[str]:
+    """What a manifest says about accuracy, each figure with what it is, one a line."""
+    for key, value in accuracy.items():
+        name, colon, precision = key.partition("validation_")
+        if colon and not name:
+            meaning = f"right on the validation part, which choices are made on, with subnets in {precision}"
+        else:
+            meaning = _MEANINGS.get(key, "")
+        yield f"{key.replace('_', ' ')}: {_figure(value)}{meaning and ' '}{meaning}"
+
+
+_MEANINGS = {
+    "test": "of the test part right",
+    "reference": "of the test part right by the network before pruning",
+    "monolith": "of the test part right by one pruned network for all classes",
+    "elected": "of the answers are a class that more than half of its copies vote for",
+}
+"""What the figures of a manifest's accuracy are, after the figure."""
 
 
 def _place(bundle: Bundle, devices: str) -> Any:
@@ -114,8 +139,10 @@ def _workers(bundle: Bundle, placed: Any) -> Table:
 
 
 def _placement_lines(bundle: Bundle, placed: Any) -> list[str]:
+    from sensai_serve.guarantees import tolerates
+
     names, placement = placed
-    lines = [f"placement: any {placement.losses_covered} of {placement.n_devices} devices can be lost"]
+    lines = [f"placement {tolerates(placement.losses_covered, placement.n_devices, 'device')}"]
     beyond = [lost for lost in placement.surviving if len(lost) > placement.losses_covered]
     if beyond:
         sets = ", ".join("{" + ", ".join(names[d] for d in lost) + "}" for lost in beyond[:8])

@@ -31,7 +31,7 @@ def _reference_options() -> tuple[Option, ...]:
 @takes(_reference_options, complete=True)
 def train(
     *,
-    out: Annotated[Path, typer.Option(help="The weights, a .safetensors file.")],
+    out: Annotated[Path, typer.Option(help="File to write the weights to, .safetensors.")],
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training part.")] = 30,
     rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 0.1,
     device: Device = "cpu",
@@ -86,20 +86,23 @@ def _export_options() -> tuple[Option, ...]:
 @app.command()
 @takes(_export_options)
 def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN|BUNDLE", help="What `sensai prune --out` made, or a bundle.")],
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN|BUNDLE", help="Directory that `sensai prune --out` made; with --triton, or a bundle."
+        ),
+    ],
     out: Annotated[Path | None, typer.Option(metavar="BUNDLE", help="A new or empty directory.")] = None,
-    data: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="Where the run's data lies now, if it moved.")
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="The model's name when served; the data's if not given.")] = None,
+    data: Annotated[str | None, typer.Option(metavar="SOURCE", help="The run's data, where it has moved.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the model when served; the data's if not given.")] = None,
     precision: Annotated[
         str,
-        typer.Option(help="Of subnets and monolith: fp32 | fp16 | int8 | package.module:callable."),
+        typer.Option(help="Arithmetic of subnets and monolith: fp32 | fp16 | int8 | package.module:callable."),
     ] = "fp32",
     pad_channels: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Fill layers up to a multiple with zeros; 1: none; what is fastest here if not given."
+            min=1, help="Pad layers with zeros to a multiple of this many channels; 1: not; the fastest if not given."
         ),
     ] = None,
     monolith: Annotated[

@@ -1,4 +1,4 @@
-"""Progress of long work: bars with the time left on a terminal, a line now and then where there is none."""
+"""Progress of long work: bars with the time left on a terminal, a line every ten seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LINE_EVERY_S = 10.0
 
 
 class Report(Protocol):
-    """Hears how far each stage is."""
+    """Called with how far each stage is."""
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """`done` of `total` units of `stage`; the first call of a new stage starts it."""
@@ -21,7 +21,7 @@ class Report(Protocol):
 
 @contextmanager
 def progress(*, quiet: bool = False) -> Iterator[Report]:
-    """While the block runs, show on stderr what is reported."""
+    """Show on stderr what is reported while the block runs."""
     if quiet:
         yield lambda stage, done, total: None
     elif sys.stderr.isatty():
@@ -63,7 +63,7 @@ def _bars() -> Iterator[Report]:
 
 
 class _Lines:
-    """A line when a stage ends, and every ten seconds within one."""
+    """Writes a line when a stage ends, and every ten seconds within one."""
 
     def __init__(self) -> None:
         self._started: dict[str, float] = {}

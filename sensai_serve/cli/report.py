@@ -1,4 +1,4 @@
-"""``sensai report``: what a run made, on one page with pictures."""
+"""``sensai report``: a page with pictures of what a run made."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ app = typer.Typer()
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(help="What `sensai prune --out` made.")],
-    out: Annotated[Path, typer.Option(metavar="FILE", help="The page, an .html file; one that is there is replaced.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Directory that `sensai prune --out` made.")],
+    out: Annotated[
+        Path, typer.Option(metavar="FILE", help="The page to write, an .html file; replaced where it exists.")
+    ],
     bundle: Annotated[
         Path | None,
-        typer.Option(metavar="BUNDLE", help="Of the run: show the test part's answers that `sensai export` kept."),
+        typer.Option(metavar="BUNDLE", help="The run's bundle: show its answers to the test part."),
     ] = None,
-    data: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="Where the run's data lies now, if it moved.")
-    ] = None,
+    data: Annotated[str | None, typer.Option(metavar="SOURCE", help="The run's data, where it has moved.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
 ) -> None:
     """Draw a run: accuracy per class, what is taken for what, kept channels, sizes, groups, lost workers.
 
-    From the validation part. The test part is shown only as a bundle kept it, and never looked at again.
+    Figures are of the validation part. With --bundle the answers to the test part that the bundle kept are shown too.
     """
     from dataclasses import replace
 

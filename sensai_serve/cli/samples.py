@@ -1,4 +1,4 @@
-"""Inputs from the files that a user names: images as they are, numbers from .npy, .npz, .json and .csv."""
+"""Inputs read from files: images as they are, numbers from .npy, .npz, .json and .csv."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ Numbers = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Sample:
-    """One input."""
+    """One input of a model, as read from a file."""
 
     name: str
-    """The file, and the row where it holds several."""
+    """Name of the file, with the row where it holds several inputs."""
     raw: bytes | Numbers
     """An image file's bytes, or the raw numbers of one input."""
 
 
 def read_samples(path: Path, shape: tuple[int, ...]) -> Iterator[Sample]:
-    """The inputs in one file; what is no .npy, .npz, .json or .csv is an image.
+    """Read the inputs in one file; any file that is not .npy, .npz, .json or .csv is taken for an image.
 
     Args:
         path: the file, or `example:NAME` for a picture that comes with the package.
-        shape: of one input of the model.
+        shape: shape of one input of the model.
 
     Raises:
-        DataError: damaged, or numbers that do not fit the shape.
-        OSError: cannot be read.
+        DataError: the file is damaged, or its numbers do not fit the shape.
+        OSError: the file cannot be read.
     """
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
@@ -47,7 +47,7 @@ def read_samples(path: Path, shape: tuple[int, ...]) -> Iterator[Sample]:
     try:
         array = np.asarray(reader(path), np.float64)
     except (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, RecursionError):
-        raise DataError(f"{path}: no readable {path.suffix} file of numbers") from None
+        raise DataError(f"{path} is damaged, expected a {path.suffix} file of numbers") from None
     inputs = _split(array, shape)
     if inputs is None:
         raise DataError(
@@ -58,7 +58,7 @@ def read_samples(path: Path, shape: tuple[int, ...]) -> Iterator[Sample]:
 
 
 def _split(array: Numbers, shape: tuple[int, ...]) -> Numbers | None:
-    """[N, *shape] from one input, from a batch, and from either with each input as one flat row."""
+    """Reshape one input, a batch, or flat rows to [N, *shape]; None where the array is none of them."""
     size = int(np.prod(shape))
     if array.shape == shape or array.shape[1:] == shape or (array.ndim <= 2 and array.shape[-1:] == (size,)):
         return array.reshape(-1, *shape)

@@ -1,4 +1,4 @@
-"""What ``sensai export --triton`` does: place the workers on the cards, then write the model repository."""
+"""``sensai export --triton``: place the workers on devices and write a Triton model repository."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ if TYPE_CHECKING:
 
 
 def write_triton(bundle: Bundle, out: Path, backend: str, devices: Sequence[str], site_packages: str) -> str:
-    """Write a Triton model repository; what there is to say about it, one line.
+    """Write a Triton model repository, and return one line that says what was written.
 
     Args:
-        bundle: whose subnets.
-        out: the repository, made or added to.
+        bundle: the bundle whose subnets Triton will run.
+        out: the repository; made, or added to where it exists.
         backend: ``onnxruntime`` or ``python``.
-        devices: that Triton runs them on, ``cpu`` or ``cuda:CARD``.
+        devices: devices that Triton runs them on, ``cpu`` or ``cuda:CARD``.
         site_packages: see `export.triton.TritonOptions`.
 
     Raises:
-        InputError: a device or a backend that is none, a damaged bundle, a directory that holds something else.
+        InputError: an unknown device or backend, a damaged bundle, or a directory that holds something else.
     """
     from export.triton import TritonBackend, TritonOptions, write_repository
     from sensai_serve.errors import DeviceError

@@ -1,4 +1,4 @@
-"""Copies to one answer: the vote, when it is decided, and what is waited for.
+"""The merge: copies become one answer, as soon as it is decided.
 
 `MergePlan` is made once per bundle; `MergePlan.collect` starts one request, fed by `Collector.add` and
 `Collector.erase` until it says that the answer stands. How copies are counted is a plugin of

@@ -1,4 +1,4 @@
-"""What a merged request says."""
+"""The answer to a merged request."""
 
 from __future__ import annotations
 
@@ -38,41 +38,41 @@ class Answer:
         self.missing = missing
         """The other workers, ascending."""
         self.decided_early = decided_early
-        """No copy that was still awaited could have changed a class_id."""
+        """Whether the answer was given while copies were awaited that could not have changed a class_id."""
         self.complete = complete
-        """No copy that is missing, for whatever reason, could have changed a class_id."""
+        """Whether no missing copy, for whatever reason it is missing, could have changed a class_id."""
         self.degraded = degraded
-        """Some class had no copy left and the answer was given all the same, or by the reference."""
+        """Whether the answer was given, or came from the reference, although some class had no copy left."""
         self._arrays: dict[str, npt.NDArray[Any]] = {}
 
     @property
     def scores(self) -> npt.NDArray[np.float32]:
-        """[N, C], mean of the arrived copies; 0 where none arrived."""
+        """Score of each class, FP32 [N, C]: what the rule makes of its arrived copies; 0 where none arrived."""
         return self._array("scores", np.float32)
 
     @property
     def votes(self) -> npt.NDArray[np.int32]:
-        """[N, C], arrived copies that are at least the threshold."""
+        """Number of arrived copies that are at least the threshold, [N, C]."""
         return self._array("votes", np.int32)
 
     @property
     def copies(self) -> npt.NDArray[np.int32]:
-        """[N, C], arrived copies."""
+        """Number of arrived copies, [N, C]."""
         return self._array("copies", np.int32)
 
     @property
     def margin(self) -> npt.NDArray[np.float32]:
-        """[N], best mean score minus second best."""
+        """Best score minus second best, [N]."""
         return self._array("margin", np.float32)
 
     @property
     def class_id(self) -> npt.NDArray[np.int64]:
-        """[N]; -1 where no copy of any class arrived, and where it abstains."""
+        """The winning class, [N]; -1 where no copy of any class arrived, and where the answer abstains."""
         return self._array("class_id", np.int64)
 
     @property
     def elected(self) -> bool:
-        """In every row more than half of the arrived copies of the class_id voted for it."""
+        """Whether in every row more than half of the arrived copies of the class_id voted for it."""
         return all(row.elected for row in self.rows)
 
     def abstaining(self, *, unelected: bool, margin: float) -> Answer:

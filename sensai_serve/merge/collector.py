@@ -1,4 +1,4 @@
-"""One request's copies as they arrive, and when enough of them are there."""
+"""Collects the copies of one request and says when enough have arrived."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def parse_wait(text: str) -> Wait:
 
 @dataclass(frozen=True)
 class MergePlan:
-    """What every request of a bundle shares: who covers what, the rule and its threshold."""
+    """The assignment, the merge rule and its threshold, which all requests of a bundle share."""
 
     assignment: Assignment
     rule: str = "majority"
@@ -48,17 +48,17 @@ class MergePlan:
 
     @cached_property
     def copies(self) -> tuple[int, ...]:
-        """For each class, how many copies it has."""
+        """Number of copies of each class."""
         return tuple(map(len, self.assignment.workers_of))
 
     @cached_property
     def everybody(self) -> tuple[int, ...]:
-        """All workers."""
+        """Ids of all workers."""
         return tuple(range(self.assignment.n_workers))
 
     @cached_property
     def widths(self) -> tuple[int, ...]:
-        """For each worker, how many classes it scores."""
+        """Number of classes that each worker scores."""
         return tuple(map(len, self.assignment.rows))
 
     @cached_property
@@ -72,7 +72,7 @@ class MergePlan:
 
 
 class Collector:
-    """The copies of one request. Not thread-safe: feed it from one thread, or under a lock."""
+    """Collects the copies of one request. Not thread-safe: call it from one thread, or under a lock."""
 
     __slots__ = ("_arrived", "_awaited", "_decided", "_erased", "_needs", "_plan", "_rows", "_unmet", "_wait",
                  "_widths", "done")  # fmt: skip
@@ -95,7 +95,7 @@ class Collector:
             self._needs = []
         self._unmet = len(self._needs)
         self.done = False
-        """The wait is over: `answer` is what it waited for."""
+        """Whether the wait is over."""
 
     @property
     def awaited(self) -> frozenset[int]:
@@ -111,7 +111,7 @@ class Collector:
 
     @property
     def can_spare_the_rest(self) -> bool:
-        """Of every class at least half of the copies that may still come have come, and at least one."""
+        """Whether of every class at least one copy has arrived, and at least as many as are awaited."""
         for workers in self._plan.assignment.workers_of:
             arrived = sum(w in self._arrived for w in workers)
             awaited = sum(w in self._awaited for w in workers)

@@ -1,4 +1,4 @@
-"""What reports are made of: tables and pictures, which `page` puts on an HTML page and `drawing` draws."""
+"""Tables and pictures of reports; `page` puts them on an HTML page, `drawing` draws them."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[Row]
     note: str = ""
-    """What a reader must know to read it right."""
+    """What a reader has to know to read the table rightly."""
     prose: bool = False
-    """The cells are words, to be wrapped, not figures to be aligned."""
+    """Whether the cells are words, to be wrapped, instead of figures, to be aligned."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Picture:
     """A plot."""
 
     name: str
-    """Of its file, without the ending."""
+    """Name of the picture's file, without the ending."""
     title: str
     draw: Callable[[Figure], None]
     """Draws on an empty figure."""

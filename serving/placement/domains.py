@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from math import comb
 
 from sensai_serve.assignment import Assignment
-from sensai_serve.guarantees import survives
+from sensai_serve.guarantees import survives, tolerates
 from serving.placement.place import place
 from serving.runtime.devices import Device
 
@@ -46,8 +46,9 @@ def host_lines(assignment: Assignment, labels: Sequence[str], hosts: dict[str, s
     names = list(hosts)
     covered = losses_covered(assignment, hosts)
     if covered == len(names):
-        return ["every other host can be lost: every class has a copy on this one"]
-    lines = [f"any {covered} of {len(names)} other hosts can be lost and every class still has a copy"]
+        return ["tolerates the loss of every other host: every class has a copy on this one"]
+    kept_copies = ": every class still has a copy" if covered else ""
+    lines = [f"{tolerates(covered, len(names), 'other host')}{kept_copies}"]
     lost: list[tuple[tuple[str, ...], set[int]]] = []
     kept: list[tuple[tuple[str, ...], set[int]]] = []
     for chosen in itertools.combinations(names, covered + 1) if comb(len(names), covered + 1) <= TRIED else ():

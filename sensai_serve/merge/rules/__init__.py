@@ -24,16 +24,16 @@ _allowed: set[str] = set()
 
 @dataclass(frozen=True)
 class Layout:
-    """Where each copy of one input lies in a flat list: class after class, a class's copies in worker order."""
+    """The place of each copy of one input in a flat list: class after class, a class's copies in worker order."""
 
     places: Sequence[Sequence[tuple[int, int]]]
-    """For each worker, (class, place) of each of its scores, in their order."""
+    """The (class, place) of each score of each worker, in the order of the scores."""
     starts: Sequence[int]
     """Class c's copies lie at starts[c] to starts[c + 1]; one number more than there are classes."""
     copies: Sequence[int]
-    """For each class, how many copies it has in all."""
+    """Number of copies of each class."""
     threshold: float
-    """A copy at or above it is a vote."""
+    """A copy of at least this votes for its class."""
 
 
 @dataclass(slots=True)
@@ -41,7 +41,7 @@ class Verdict:
     """The outcome for one input over the copies that have arrived. Lists are of length C."""
 
     scores: list[float]
-    """Of each class what the rule makes of its arrived copies, in [0, 1]: usually their mean; 0 where none arrived."""
+    """Score of each class in [0, 1]: what the rule makes of its arrived copies, usually their mean; 0 for none."""
     votes: list[int]
     copies: list[int]
     margin: float
@@ -55,19 +55,19 @@ class Rule(Protocol):
     def __init__(self, layout: Layout) -> None: ...
 
     def add(self, worker: int, scores: Sequence[float]) -> None:
-        """The copies of one worker, each in [0, 1], have arrived."""
+        """Take the copies of one worker, each in [0, 1]."""
 
     def erase(self, worker: int) -> None:
-        """The copies of one worker will not come."""
+        """Stop awaiting the copies of one worker, which will not come."""
 
     def decided(self) -> bool:
-        """No copy still awaited can change the class, whatever it says and whether it comes or not."""
+        """Whether no awaited copy can change the class, whatever it says and whether it comes or not."""
 
     def certain(self) -> bool:
-        """No copy that is missing, awaited or erased, could have changed the class."""
+        """Whether no missing copy, awaited or erased, could have changed the class."""
 
     def verdict(self) -> Verdict:
-        """The outcome over the copies that have arrived."""
+        """Return the outcome over the copies that have arrived."""
 
 
 def allow(name: str) -> None:

@@ -50,7 +50,7 @@ class MeanValue:
         self._untouched = n_classes  # classes with copies that are awaited, none of which has arrived
 
     def add(self, worker: int, scores: Sequence[float]) -> None:
-        """The copies of one worker, each in [0, 1], have arrived."""
+        """Take the copies of one worker, each in [0, 1]."""
         threshold, value = self._layout.threshold, self._value
         for (c, _), score in zip(self._layout.places[worker], scores, strict=True):
             self._sum[c] += value(score)
@@ -61,7 +61,7 @@ class MeanValue:
             self._raise(c)
 
     def erase(self, worker: int) -> None:
-        """The copies of one worker will not come."""
+        """Stop awaiting the copies of one worker, which will not come."""
         for c, _ in self._layout.places[worker]:
             self._open[c] -= 1
             if self._arrived[c]:
@@ -70,7 +70,7 @@ class MeanValue:
                 self._untouched -= 1
 
     def decided(self) -> bool:
-        """No copy still awaited can change the class, whatever it says and whether it comes or not."""
+        """Whether no awaited copy can change the class, whatever it says and whether it comes or not."""
         best, low, rivals = self._best, self._best_low, self._rivals
         if best < 0 or (self._untouched and low < self._most):
             return False
@@ -85,7 +85,7 @@ class MeanValue:
         return True
 
     def certain(self) -> bool:
-        """No copy that is missing, awaited or erased, could have changed the class."""
+        """Whether no missing copy, awaited or erased, could have changed the class."""
         best = self.verdict().class_id
         if best < 0:
             return False
@@ -98,7 +98,7 @@ class MeanValue:
         return True
 
     def verdict(self) -> Verdict:
-        """The outcome over the copies that have arrived."""
+        """Return the outcome over the copies that have arrived."""
         best, best_mean = -1, -float("inf")
         first = second = 0.0
         scores = []

@@ -50,7 +50,7 @@ class Rule:
         self._ones = False  # some copy is exactly 1
 
     def add(self, worker: int, scores: Sequence[float]) -> None:
-        """The copies of one worker, each in [0, 1], have arrived."""
+        """Take the copies of one worker, each in [0, 1]."""
         low, high, arrived, threshold = self._low, self._high, self._arrived, self._layout.threshold
         for (c, place), score in zip(self._layout.places[worker], scores, strict=True):
             low[place] = high[place] = score
@@ -65,7 +65,7 @@ class Rule:
                     self._ones = True
 
     def erase(self, worker: int) -> None:
-        """The copies of one worker will not come."""
+        """Stop awaiting the copies of one worker, which will not come."""
         for c, place in self._layout.places[worker]:
             self._high[place] = 0.0
             self._open[c] -= 1
@@ -75,7 +75,7 @@ class Rule:
                 self._elected.append(c)
 
     def decided(self) -> bool:
-        """No copy still awaited can change the class, whatever it says and whether it comes or not."""
+        """Whether no awaited copy can change the class, whatever it says and whether it comes or not."""
         if self._untouched and not self._ones:
             return False  # such a class may still be elected with a mean of 1, which nothing beats that is less
         rivals, elected = self._rivals, self._elected
@@ -99,7 +99,7 @@ class Rule:
         return True
 
     def certain(self) -> bool:
-        """No copy that is missing, awaited or erased, could have changed the class."""
+        """Whether no missing copy, awaited or erased, could have changed the class."""
         best = self.verdict().class_id
         if best < 0:
             return False
@@ -115,7 +115,7 @@ class Rule:
         return True
 
     def verdict(self) -> Verdict:
-        """The outcome over the copies that have arrived."""
+        """Return the outcome over the copies that have arrived."""
         best, best_elected, best_mean = -1, False, -1.0
         first = second = 0.0
         scores = []

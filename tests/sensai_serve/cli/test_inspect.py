@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from sensai_serve import __version__
+from sensai_serve.assignment import binary
 from sensai_serve.cli.main import main
 
 
@@ -31,8 +33,10 @@ def test_inspect_shows_workers_guarantees_and_placement(tiny_bundle: Path, capsy
     assert code == 0
     assert "10 classes, 10 workers, cyclic assignment with offsets [0, 1, 3]" in out
     assert "class-9, class-0, class-2" in out.replace("\n", " ") or "class-9," in out
-    assert "any 2 of 10 workers can be lost" in out
-    assert "any 1 of 2 devices can be lost" in " ".join(out.split())
+    assert "redundancy 3: tolerates the loss of any 2 of 10 workers: every class still has a copy" in " ".join(
+        out.split()
+    )
+    assert "placement tolerates the loss of any 1 of 2 devices" in " ".join(out.split())
     assert "3 copies do not fit on 2 devices" in " ".join(out.split())
     assert "every file is as it was written" in out
 
@@ -79,3 +83,23 @@ def test_unknown_options_and_commands_exit_with_2() -> None:
 
 def test_the_version_is_the_packages() -> None:
     assert sensai("--version").stdout == f"sensai-serve {__version__}\n"
+
+
+def test_every_figure_of_accuracy_is_explained(tiny_bundle: Path, tmp_path: Path, capsys) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, bundle)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["accuracy"] = {"test": 0.9, "elected": 0.75, "validation_fp32": 0.5, "test_inputs": 40}
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    code, out, _ = run(capsys, "inspect", bundle)
+    assert code == 0
+    said = " ".join(out.split())
+    assert "test: 90.00% of the test part right" in said
+    assert "elected: 75.00% of the answers are a class that more than half of its copies vote for" in said
+    assert "validation fp32: 50.00% right on the validation part, which choices are made on, with subnets in" in said
+    assert "test inputs: 40" in said
+
+
+def test_no_redundancy_tolerates_no_loss(make_bundle, capsys) -> None:
+    _, out, _ = run(capsys, "inspect", make_bundle(n_classes=3, assignment=binary(3)))
+    assert "redundancy 1: tolerates no lost worker\n" in out

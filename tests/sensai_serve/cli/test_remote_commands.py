@@ -54,7 +54,7 @@ def test_serve_says_which_hosts_may_be_lost_and_answers(node_process: Any, tiny_
             assert process.stdout is not None
             try:
                 said = [process.stdout.readline() for _ in range(3)]
-                assert said[0] == "tiny: any 0 of 1 other hosts can be lost and every class still has a copy\n"
+                assert said[0] == "tiny: tolerates no lost other host\n"
                 assert "losing 127.0.0.1 leaves class-3, class-4, class-5" in said[1]
                 assert said[2].startswith("ready: http://127.0.0.1:")
             finally:

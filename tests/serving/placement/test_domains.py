@@ -43,7 +43,7 @@ def test_two_servers_of_one_host_are_lost_together() -> None:
     hosts = hosts_of(places.devices, places.device_of(10))
     assert hosts == {"a": set(range(8)), "b": {8, 9}}
     assert host_lines(CODE, LABELS, hosts) == [
-        "any 0 of 2 other hosts can be lost and every class still has a copy",
+        "tolerates no lost other host",
         "also: b",
         "losing a leaves class-3, class-4, class-5, class-6, class-7 without a copy",
     ]
@@ -52,7 +52,7 @@ def test_two_servers_of_one_host_are_lost_together() -> None:
 def test_copies_on_this_machine_are_not_lost() -> None:
     places = parse_workers(["0-2=grpc://a:1", "*=cpu"], None, Security())
     lines = host_lines(CODE, LABELS, hosts_of(places.devices, places.device_of(10)))
-    assert lines == ["every other host can be lost: every class has a copy on this one"]
+    assert lines == ["tolerates the loss of every other host: every class has a copy on this one"]
 
 
 def test_workers_are_spread_over_hosts_first_then_over_their_servers() -> None:
@@ -72,7 +72,7 @@ def test_place_prints_a_file_that_serve_takes(capsys, tiny_bundle: Path, tmp_pat
         main(["place", str(tiny_bundle), "grpc://a:1", "grpc://b:1", "grpc://c:1"])
     out = capsys.readouterr().out
     assert ended.value.code == 0
-    assert out.startswith("# any 1 of 3 other hosts can be lost")
+    assert out.startswith("# tolerates the loss of any 1 of 3 other hosts")
     (tmp_path / "workers").write_text(out)
     places = parse_workers([], tmp_path / "workers", Security())
     n_workers = Bundle.open(tiny_bundle).assignment.n_workers
