@@ -59,9 +59,12 @@ def node(
     from serving.settings import load_settings
     from serving.telemetry.controls import LogFilter
     from serving.telemetry.logs import configure
+    from serving.telemetry.stderr import capture_stderr
 
     if log_format not in ("text", "json"):
         raise InputError(f"--log-format is {log_format!r}, expected text or json")
+    if log_format == "json":
+        capture_stderr()
     if workers is not None and workers_file is not None:
         raise InputError("--workers and --workers-file: expected one of them")
     address = load_settings(None, grpc=grpc).grpc

@@ -58,12 +58,17 @@ def serve(
     from serving.engine.repository import Repository
     from serving.server import run
     from serving.settings import describe_settings, load_settings
+    from serving.telemetry.stderr import capture_stderr
 
+    if "json" in (options.get("log_format"), os.environ.get("SENSAI_LOG_FORMAT")):
+        capture_stderr()  # before anything that can go wrong
     flags = _grouped(options)
     if show_settings:
         _show(describe_settings(settings_file, **flags))
         return
     settings = load_settings(settings_file, **flags)
+    if settings.log_format == "json":
+        capture_stderr()
     for rule in settings.merge_rules:
         allow(rule)
     opened = [Bundle.open(path) for path in [*(bundles or []), *_bundles_in(settings.repository)]]

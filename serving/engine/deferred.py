@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextvars import Context
 from typing import Generic, TypeVar
 from weakref import WeakMethod
 
@@ -43,7 +44,7 @@ class DeferredWrites(Generic[_T]):
         """Write what is waiting now."""
         entries, self._waiting = self._waiting, []
         if entries and (write := self._write()) is not None:
-            write(entries)
+            Context().run(write, entries)  # the request that happens to be answered now must not be named in its logs
 
     def _flush_scheduled(self) -> None:
         self._scheduled = False

@@ -11,6 +11,7 @@ import asyncio
 import ctypes
 import logging
 from collections.abc import Coroutine, Sequence
+from contextvars import Context
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -195,7 +196,8 @@ class Repository:
                 finally:
                     await asyncio.to_thread(_trim)
 
-        task = asyncio.create_task(alone())
+        # Tasks that the model starts must not name the request that loaded it in their logs for ever.
+        task = asyncio.create_task(alone(), context=Context())
         self._changes.add(task)
         task.add_done_callback(self._changed)
         await asyncio.shield(task)

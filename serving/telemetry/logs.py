@@ -11,6 +11,8 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from serving.telemetry.stderr import stderr
+
 LogFormat = Literal["text", "json"]
 
 _request_id: ContextVar[str] = ContextVar("request_id", default="")
@@ -35,6 +37,11 @@ def begin_request(given: str | None) -> str:
     return name
 
 
+def resume_request(name: str) -> None:
+    """Set the id of a request that another task or callback began; see `begin_request`."""
+    _request_id.set(name)
+
+
 def end_request() -> None:
     """Clear the id: the request is answered, and the current task or callback goes on with something else."""
     _request_id.set("")
@@ -47,10 +54,11 @@ def configure(form: LogFormat, wanted: logging.Filter) -> None:
         form: the format of each line.
         wanted: the filter that every record must pass.
     """
-    handler = logging.StreamHandler()
+    handler = logging.StreamHandler(stderr())
     handler.setFormatter(_Json() if form == "json" else _Text())
     handler.addFilter(wanted)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.captureWarnings(form == "json")
     logging.getLogger("serving").setLevel(logging.DEBUG)  # the filter decides what is written
 
 

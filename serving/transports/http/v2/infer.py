@@ -16,7 +16,7 @@ from serving.dataplane import DataPlane
 from serving.engine.gateway import Gateway
 from serving.engine.pending import MaybePending, is_pending
 from serving.engine.reply import Reply
-from serving.telemetry.logs import end_request
+from serving.telemetry.logs import end_request, resume_request
 from serving.transports.http.asgi.compression import deflate
 from serving.transports.http.asgi.errors import ERROR_RESPONSE, error_reply, http_error
 from serving.transports.http.asgi.requests import read_body, request_id, send_reply, until_disconnected
@@ -159,6 +159,7 @@ class InferRoute:
         except Exception as error:
             answer = error_reply(error)
         if is_pending(answer):
+            end_request()  # the connection's next log line may be of another request; `_finish` runs in its own task
             return self._finish(answer, name, target, started)
         self._plane.observe("http", "infer", f"POST {target}", str(answer[0]), started)
         end_request()
@@ -167,6 +168,7 @@ class InferRoute:
     async def _finish(
         self, answer: Coroutine[Any, Any, HttpReply], name: bytes, target: str, started: float
     ) -> HttpReply:
+        resume_request(name.decode())
         try:
             reply = await answer
         except Exception as error:
