@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -91,7 +92,7 @@ def decode_request(
         return InferRequest(from_bytes(view, (1, *spec.shape), spec), every_output(binary=True))
     else:
         header, tail = view[:header_length], view[header_length:]
-    request = parse_object(header)
+    request = parse_object(header, numbers=0 if tail else max_batch * math.prod(spec.shape))
     parameters = _object(request, "parameters", "")
     wait, timeout_s = parse_options(parameters)
     request_id = request.get("id")

@@ -1,4 +1,4 @@
-"""Parses the JSON objects that clients send."""
+"""Parses the JSON objects that clients send, after counting the values that parsing would make."""
 
 from __future__ import annotations
 
@@ -9,15 +9,31 @@ import orjson
 from sensai_serve.errors import RequestError
 from serving.v2.tensors import shown
 
+MAX_MEMBERS = 4096
+"""Values that an object may hold beside the numbers of a tensor."""
+UNCOUNTED_BYTES = 16 * 1024
+"""Length in bytes up to which values are not counted: so short a text holds no more than it may."""
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
-def parse_object(body: bytes | memoryview | str, expected: str = "a JSON object") -> dict[str, Any]:
-    """Parse a JSON object in UTF-8, with or without a byte order mark; the error names what is `expected`.
+def parse_object(
+    body: bytes | memoryview | str, expected: str = "a JSON object", *, numbers: int = 0
+) -> dict[str, Any]:
+    """Parse a JSON object in UTF-8, with or without a byte order mark.
+
+    Every value becomes a Python object of some fifty bytes, and nothing else runs meanwhile, so a text of more values
+    than the request can need is refused before it is parsed.
+
+    Args:
+        body: the text.
+        expected: what the error calls a right one.
+        numbers: the most numbers that a tensor in it may have.
 
     Raises:
-        RequestError: malformed JSON, or another value than an object.
+        RequestError: too many values, malformed JSON, or another value than an object.
     """
+    if len(body) > UNCOUNTED_BYTES:
+        _count(body, numbers)
     if isinstance(body, str):
         body = body.removeprefix("\ufeff")
     elif body[:3] == _BYTE_ORDER_MARK:
@@ -29,3 +45,13 @@ def parse_object(body: bytes | memoryview | str, expected: str = "a JSON object"
     if not isinstance(content, dict):
         raise RequestError(f"the request is {shown(content)}, expected {expected}")
     return content
+
+
+def _count(body: bytes | memoryview | str, numbers: int) -> None:
+    text = body.encode() if isinstance(body, str) else bytes(body)  # bytes as they are, without a copy
+    values, lists = text.count(b","), text.count(b"[") + text.count(b"{")
+    if values > numbers + MAX_MEMBERS or lists > 2 * numbers + MAX_MEMBERS:  # numbers may be nested one by one
+        raise RequestError(
+            f"the request is JSON of {max(values, lists)} values, expected at most {numbers + MAX_MEMBERS}"
+            + (f": an input of {numbers} numbers, and what describes it" if numbers else "")
+        )

@@ -14,7 +14,7 @@ from google.protobuf.json_format import ParseDict
 from google.protobuf.message import Message
 from tritonclient.grpc import service_pb2 as pb
 
-from sensai_serve.errors import UnknownModelError
+from sensai_serve.errors import RequestError, UnknownModelError
 from serving.dataplane import DataPlane, cuda_memory
 from serving.engine.gateway import Gateway
 from serving.engine.reply import Reply
@@ -39,9 +39,11 @@ def _call(method: _Method) -> Callable[[InferenceServicer, Any, grpc.aio.Service
         started = perf_counter()
         given = dict(context.invocation_metadata() or ())
         begin_request(given.get("x-request-id"))
-        if kind == "infer":
-            _bound(request, context.time_remaining())
         try:
+            if isinstance(request, RequestError):
+                raise request
+            if kind == "infer":
+                _bound(request, context.time_remaining())
             reply = await method(self, request)
         except Exception as error:
             status, message = describe(error)
@@ -120,7 +122,7 @@ class InferenceServicer:
         return await self._infer(request)
 
     async def ModelStreamInfer(
-        self, requests: AsyncIterator[pb.ModelInferRequest], _: grpc.aio.ServicerContext
+        self, requests: AsyncIterator[pb.ModelInferRequest | RequestError], _: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.ModelStreamInferResponse]:
         """Answer requests in their order. An error is sent as a reply, and the stream goes on."""
         replies: asyncio.Queue[asyncio.Task[pb.ModelStreamInferResponse] | None] = asyncio.Queue()
@@ -248,17 +250,18 @@ class InferenceServicer:
 
         return await plane.infer(gateway, read, write)
 
-    async def _stream_reply(self, request: pb.ModelInferRequest) -> pb.ModelStreamInferResponse:
+    async def _stream_reply(self, request: pb.ModelInferRequest | RequestError) -> pb.ModelStreamInferResponse:
         started = perf_counter()
-        begin_request(request.id or None)
+        name = "" if isinstance(request, RequestError) else request.id
+        begin_request(name or None)
         try:
+            if isinstance(request, RequestError):
+                raise request
             reply = await self._infer(request)
         except Exception as error:
             status, message = describe(error)
             self.observe("stream", "ModelStreamInfer", status.grpc, started)
-            return pb.ModelStreamInferResponse(
-                error_message=message, infer_response=pb.ModelInferResponse(id=request.id)
-            )
+            return pb.ModelStreamInferResponse(error_message=message, infer_response=pb.ModelInferResponse(id=name))
         self.observe("stream", "ModelStreamInfer", "OK", started)
         reply.parameters["triton_final_response"].bool_param = True  # Triton marks the last reply to a request so
         return pb.ModelStreamInferResponse(infer_response=reply)

@@ -17,6 +17,7 @@ from serving.dataplane import DataPlane
 from serving.settings import Settings
 from serving.transports import Listener
 from serving.transports._unix_socket import socket_file
+from serving.transports.grpc.bounds import BoundedServer, requests_of
 from serving.transports.grpc.health_servicer import HealthServicer
 from serving.transports.grpc.inference_servicer import InferenceServicer
 
@@ -50,7 +51,8 @@ async def listen(plane: DataPlane, settings: Settings, address: str) -> AsyncIte
             ("grpc.http2.max_ping_strikes", keepalive.http2_max_ping_strikes),
         ]
     )
-    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(InferenceServicer(plane), server)
+    bounded = BoundedServer(server, requests_of(service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]))
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(InferenceServicer(plane), bounded)
     health = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
     health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(plane.repository, SERVICE), server)
     reflection.enable_server_reflection((SERVICE, health, reflection.SERVICE_NAME), server)

@@ -382,3 +382,17 @@ def test_sizes_of_a_shape_may_be_text(shape: list[Any]) -> None:
 def test_a_size_that_is_no_whole_number(size: Any) -> None:
     with pytest.raises(RequestError, match=r"shape is .*, expected whole numbers \[N, 2, 3\]"):
         decode(orjson.dumps({"inputs": [tensor(shape=[size, 2, 3])]}), None)
+
+
+def test_json_of_more_values_than_the_input_has_is_refused_before_it_is_parsed() -> None:
+    head = b'{"inputs":[{"name":"input","datatype":"FP32","shape":[1,2,3],"data":['
+    for filler in (b"[1],", b"1,", b"[[[[[[", b'{"a":{"a":', b"[],"):
+        with pytest.raises(RequestError, match=r"JSON of [0-9]+ values, expected at most"):
+            decode(head + filler * 20_000, None)
+    whole = np.ones((4, 2, 3), np.float32)
+    body, _ = body_of(whole, binary=False, padding=100_000)
+    np.testing.assert_array_equal(decode(body, None).inputs, whole)
+    nested = orjson.dumps(
+        {"inputs": [{"name": "input", "datatype": "FP32", "shape": [4, 2, 3], "data": whole.reshape(-1, 1).tolist()}]}
+    )
+    np.testing.assert_array_equal(decode(nested, None).inputs, whole)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -70,7 +71,7 @@ def from_json(body: bytes | str, spec: InputSpec) -> Floats:
     Raises:
         RequestError: malformed JSON, or numbers that do not fit.
     """
-    content = parse_object(body, expected='{"inputs": [...]}')
+    content = parse_object(body, '{"inputs": [...]}', numbers=math.prod(spec.shape))
     if content.get("inputs") is None:
         raise RequestError(f'the request is {shown(content)}, expected {{"inputs": [...]}}')
     raw = numbers(content["inputs"], spec)

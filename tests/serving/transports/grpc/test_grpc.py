@@ -21,6 +21,8 @@ from tritonclient.utils import InferenceServerException
 import sensai_serve
 from sensai_serve.bundle import Bundle, Golden
 from sensai_serve.errors import InputError
+from sensai_serve.protobuf import bytes_field
+from serving.transports.grpc.bounds import bounded_parser
 from serving.v2.tensors import OUTPUTS
 
 BODY = 100_000
@@ -310,3 +312,42 @@ def test_reflection(channel) -> None:
 def test_a_port_that_is_taken(run_server, tiny_bundle, served) -> None:
     with pytest.raises(InputError, match=f"cannot listen on {served.grpc}"), run_server(tiny_bundle, grpc=served.grpc):
         pass
+
+
+@pytest.mark.parametrize("method", ["ModelInfer", "ServerLive", "RepositoryIndex"])
+@pytest.mark.parametrize("sent", [b"\xff\xff\xff", b"\x0a\x7f"])
+def test_a_malformed_message_is_the_clients_fault(channel, method, sent) -> None:
+    call = channel.unary_unary(f"/inference.GRPCInferenceService/{method}")
+    with pytest.raises(grpc.RpcError, match="message of Protocol Buffers") as caught:
+        call(sent, timeout=20)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_a_message_of_more_fields_than_a_request_needs_is_refused(run_server, tiny_bundle) -> None:
+    many = pb.ModelInferRequest(model_name="tiny").SerializeToString() + b"\x32\x00" * 70_000
+    with (
+        run_server(tiny_bundle, grpc="127.0.0.1:0") as server,
+        grpc.insecure_channel(server.grpc) as channel,
+    ):
+        with pytest.raises(grpc.RpcError, match="more than 65536 fields") as caught:
+            channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")(many, timeout=20)
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        stream = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
+        reply = next(stream(iter([many]), timeout=20))
+        assert "more than 65536 fields" in pb.ModelStreamInferResponse.FromString(reply).error_message
+
+
+def test_fields_are_counted_wherever_they_are_nested() -> None:
+    parse = bounded_parser(pb.ModelInferRequest)
+
+    def field(number: int, value: bytes) -> bytes:
+        return bytes_field(number, value)
+
+    contents = b"\x42\x00" * 70_000  # bytes_contents of InferTensorContents
+    nested = field(5, field(5, contents))  # inputs { contents { ... } }
+    hidden = b"".join(field(5, field(5, b"\x42\x00" * 4000)) for _ in range(20))  # each below the uncounted length
+    for data in (contents, nested, hidden, b"\x32\x00" * 70_000):
+        assert "more than 65536 fields" in str(parse(data))
+    raw = pb.ModelInferRequest(model_name="m", raw_input_contents=[b"\x2a\x00" * 100_000])
+    raw.inputs.add(name="input").contents.fp32_contents.extend([1.5] * 100_000)
+    assert parse(raw.SerializeToString()) == raw
