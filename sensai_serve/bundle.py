@@ -32,6 +32,7 @@ MANIFEST = "manifest.json"
 GOLDEN = "golden.npz"
 REFERENCE = "reference.onnx"
 MAX_MANIFEST_BYTES = 16 * 1024 * 1024
+MAX_GOLDEN_BYTES = 512 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,10 @@ class Bundle:
         """
         data = self._read(GOLDEN, self.manifest.checksums.get(GOLDEN))
         try:
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                inflated = sum(member.file_size for member in archive.infolist())
+            if inflated > MAX_GOLDEN_BYTES:
+                raise BundleError(f"{self.path / GOLDEN} inflates to {inflated} bytes, expected {MAX_GOLDEN_BYTES}")
             with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
                 golden = Golden(
                     np.ascontiguousarray(arrays["inputs"], np.float32),
@@ -158,7 +163,9 @@ class Bundle:
                 )
         except KeyError as error:
             raise BundleError(f"{self.path / GOLDEN}: {error.args[0]}") from None
-        except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        except BundleError:
+            raise
+        except Exception as error:  # zip files, compression and array headers raise whatever they like over damage
             raise BundleError(f"{self.path / GOLDEN} is no .npz file of arrays ({error})") from None
         count = len(golden.inputs)
         expected = {

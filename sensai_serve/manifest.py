@@ -164,7 +164,7 @@ class Manifest:
                     threshold=_get(merge, "threshold", _number, 0.5, where="merge."),
                 ),
                 reference=_get(raw, "reference", _optional(_string), None),
-                checksums={k: _sha256(v) for k, v in _get(raw, "checksums", _object, {}).items()},
+                checksums=_get(raw, "checksums", _object_of(_sha256), {}),
                 accuracy=_get(raw, "accuracy", _object, {}),
                 provenance=_get(raw, "provenance", _object, {}),
             )
@@ -172,6 +172,8 @@ class Manifest:
             raise BundleError(f"manifest.json: {error}") from None
         except InputError as error:
             raise BundleError(f"manifest.json: {error}") from None
+        except (TypeError, ValueError, OverflowError) as error:  # values that no field's own check foresaw
+            raise BundleError(f"manifest.json: a field is of the wrong type or range ({error})") from None
 
 
 def _subnet(raw: Mapping[str, Any], where: str) -> SubnetSpec:
@@ -225,6 +227,10 @@ def _object(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise TypeError("an object")
     return value
+
+
+def _object_of(item: Callable[[Any], _T]) -> Callable[[Any], dict[str, _T]]:
+    return lambda value: {key: item(held) for key, held in _object(value).items()}
 
 
 def _sha256(value: Any) -> str:

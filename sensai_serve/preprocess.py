@@ -18,7 +18,7 @@ import numpy.typing as npt
 from sensai_serve.errors import ImageError, InputError, RequestError
 from sensai_serve.images.decode import decode
 from sensai_serve.images.fit import fit, resized_size
-from sensai_serve.images.formats import ImageLimits
+from sensai_serve.images.formats import MAX_SIDE, ImageLimits
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -28,6 +28,8 @@ Filter = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 FILTERS: tuple[Filter, ...] = ("nearest", "bilinear", "bicubic", "lanczos")
 MODES = {"RGB": 3, "L": 1}
 LIMITS = ImageLimits()
+MAX_ELEMENTS = 1 << 28
+"""Numbers in one input: a gibibyte of FP32."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,8 @@ class ImageSpec:
         if self.filter not in FILTERS:
             raise InputError(f"image: filter is {self.filter!r}, expected one of {', '.join(FILTERS)}")
         sizes = [self.resize] if isinstance(self.resize, int) else [*(self.resize or ()), *(self.crop or ())]
-        if any(size < 1 for size in sizes):
-            raise InputError("image: resize and crop must be sizes of at least 1 pixel")
+        if any(not 1 <= size <= MAX_SIDE for size in sizes):
+            raise InputError(f"image: resize and crop must be sizes of 1 to {MAX_SIDE} pixels")
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,8 @@ class InputSpec:
     def __post_init__(self) -> None:
         if not self.shape or any(size < 1 for size in self.shape):
             raise InputError(f"input: shape is {list(self.shape)}, expected at least one axis, each of 1 or more")
+        if self.elements > MAX_ELEMENTS:
+            raise InputError(f"input: shape is {list(self.shape)}, expected at most {MAX_ELEMENTS} numbers")
         if self.dtype != "FP32":
             raise InputError(f"input: dtype is {self.dtype!r}, expected 'FP32'")
         for name, values in (("mean", self.normalisation.mean), ("std", self.normalisation.std)):
@@ -139,7 +143,7 @@ class InputSpec:
             )
         except KeyError as error:
             raise InputError(f"input: {error.args[0]!r} is missing") from None
-        except (TypeError, ValueError, AttributeError) as error:
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:
             raise InputError(f"input: a field is of the wrong type ({error})") from None
 
 
@@ -223,4 +227,4 @@ def _pair(raw: Sequence[Any]) -> tuple[int, int]:
 
 
 def _resize(raw: Any) -> tuple[int, int] | int | None:
-    return raw if raw is None or isinstance(raw, int) else _pair(raw)
+    return raw if raw is None or (isinstance(raw, int) and not isinstance(raw, bool)) else _pair(raw)

@@ -30,9 +30,9 @@ def load(argument: str, options: Mapping[str, str], seed: int) -> Dataset:
     arrays: dict[str, Any] = {}
     known = {name for names in NAMES.values() for name in names}
     try:
-        with np.load(path, allow_pickle=False) as file:
-            for name in file.files:
-                arrays[name] = file[name] if name in known else None
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
+            for name in held.files:
+                arrays[name] = held[name] if name in known else None
     except MemoryError:
         raise DataError(f"{path}: its arrays do not fit in memory") from None
     except Exception as error:  # zip files, compression and array headers raise whatever they like over damage

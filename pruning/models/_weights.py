@@ -56,7 +56,7 @@ def read_weights(path: Path) -> Any:
 
         return load_file(path)
     if suffix == ".npz":
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return {name: torch.from_numpy(np.array(arrays[name])) for name in arrays.files}
     return torch.load(path, map_location="cpu", weights_only=True)
 

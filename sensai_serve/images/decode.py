@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import warnings
+from functools import cache
 from typing import TYPE_CHECKING
 
 from sensai_serve.errors import ImageError, InputError, TooLargeError
@@ -50,7 +52,14 @@ def _open(data: bytes, limits: ImageLimits) -> Image:
     from PIL import Image as Pillow
 
     check_structure(data, limits.pixels)
+    _be_quiet()
     return Pillow.open(io.BytesIO(data), formats=[name for name in limits.formats if name in readable()])
+
+
+@cache
+def _be_quiet() -> None:
+    """Leave Pillow's warnings about damaged files out of the log: a file is read or refused."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def _check_size(image: Image, limits: ImageLimits, file_bytes: int = 0) -> None:
