@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DONE := $(VENV)/.installed
+# Processes that share the tests.
+JOBS ?= 2
 
 .PHONY: demo serve test check format docs docs-tables soak clean
 
@@ -25,7 +27,7 @@ check: $(DONE)  ## lint, types, layers
 	$(BIN)/lint-imports --no-cache
 
 test: check  ## everything that CI runs
-	$(BIN)/python -m pytest -m 'not soak'
+	$(BIN)/python -m pytest -m 'not soak' --numprocesses $(JOBS) --dist worksteal
 
 soak: $(DONE)  ## what takes longer; figures go to benchmarks/results/ (SOAK_SECONDS=3 tries it; then to runs/soak/)
 	$(BIN)/python -m benchmarks.soak

@@ -8,6 +8,7 @@ import os
 # Processes that tests start inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 pytest_plugins = ("bundle_fixtures", "run_fixtures", "server_fixtures")
@@ -16,3 +17,11 @@ pytest_plugins = ("bundle_fixtures", "run_fixtures", "server_fixtures")
 settings.register_profile("test", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("soak", settings.get_profile("test"), max_examples=600)
 settings.load_profile("test")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def small_pictures() -> None:
+    """Reports draw their pictures with as few pixels as do."""
+    from sensai_serve.report import drawing
+
+    drawing.DPI = 30

@@ -72,12 +72,12 @@ async def started(bundle: Path, given: dict[str, Any]) -> AsyncIterator[Gateway]
 
 
 def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    asyncio.run(asyncio.wait_for(test(), 60))
+    asyncio.run(asyncio.wait_for(test(), 120))
 
 
 async def until(condition: Callable[[], bool]) -> None:
     """Wait for something that a test has set in motion."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 

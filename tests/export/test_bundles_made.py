@@ -93,8 +93,9 @@ def test_an_exported_run_s_files_are_checked_by_their_digests(digits_bundle):
         assert checksums[name] == sha256_of(digits_bundle.path / name)
 
 
-def test_a_table_of_readings_end_to_end(table_run, tmp_path):
+def test_a_table_of_readings_end_to_end_and_quietly(table_run, tmp_path, capfd):
     bundle = export(table_run, tmp_path / "bundle", name="cells")
+    assert capfd.readouterr() == ("", "")
     bundle.verify()
     assert bundle.manifest.name == "cells"
     assert bundle.manifest.input.image is None
@@ -172,11 +173,6 @@ def test_a_network_that_onnx_cannot_express_is_one_line(capfd):
     with pytest.raises(ModelError, match="ONNX export cannot express") as caught:
         to_onnx(Endless(), "input", (3,))
     assert "\n" not in str(caught.value)
-    assert capfd.readouterr() == ("", "")
-
-
-def test_the_export_is_quiet(capfd, tmp_path, table_run):
-    export(table_run, tmp_path / "bundle")
     assert capfd.readouterr() == ("", "")
 
 

@@ -6,6 +6,7 @@ import logging
 import re
 import shutil
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -34,9 +35,11 @@ SMALL = ["fp16", "int8"]
 
 
 @pytest.fixture(scope="module", params=SMALL)
-def small_bundle(request, digits_run, tmp_path_factory) -> Bundle:
-    out = tmp_path_factory.mktemp("small") / request.param
-    return export(digits_run, out, precision=request.param, with_monolith=True)
+def small_bundle(request, digits_run, make_once) -> Bundle:
+    def make(path: Path) -> None:
+        export(digits_run, path, precision=request.param, padding=1, with_monolith=True)
+
+    return Bundle.open(make_once(f"digits-{request.param}", make))
 
 
 def test_a_small_bundle_verifies_and_keeps_its_accuracy_beside_that_of_fp32(small_bundle, digits_bundle):

@@ -130,13 +130,13 @@ class Hungry(nn.Module):
         return self.layers(x)
 
 
-def test_memory_that_runs_out_says_what_to_lower(tmp_path, monkeypatch):
+def test_memory_that_runs_out_says_what_to_lower(wine_source, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parent)
     message = r"train: out of memory on cpu, expected .*lower --jobs .*or lower --batch in a new run"
     with pytest.raises(WorkError, match=message):
         train("wine", "test_limits:Hungry", epochs=1, threads=1)
     save_file(Hungry().state_dict(), tmp_path / "w.safetensors")
-    recipe = replace(WINE, model="test_limits:Hungry", recover_images=0)
+    recipe = replace(WINE, data=wine_source, model="test_limits:Hungry", recover_images=0)
     plan = make_plan(recipe, tmp_path / "w.safetensors", threads=1)
     with pytest.raises(WorkError, match="worker 0: out of memory on cpu") as caught:
         prune_reference(plan, tmp_path / "run")

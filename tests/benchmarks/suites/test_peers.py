@@ -57,12 +57,30 @@ def here(name: str, requirements) -> tuple[Path, dict[str, str]]:
     return Path(sys.executable), {"fastapi": version("fastapi")}
 
 
-def test_a_peer_is_measured_beside_ours_and_a_missing_one_is_reported(bundle: Bundle, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def measured(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> peers_run.PeersResult:
+    """FastAPI beside ours, whose bundle names a monolith, and a peer that cannot be installed."""
+    data = bundle.reference()
+    assert data is not None
+    path = tmp_path_factory.mktemp("monolith") / "bundle"
+    shutil.copytree(bundle.path, path)
+    (path / "monolith.onnx").write_bytes(data)
+    checksums = {**bundle.manifest.checksums, "monolith.onnx": hashlib.sha256(data).hexdigest()}
+    manifest = dataclasses.replace(bundle.manifest, checksums=checksums, provenance={"monolith": "monolith.onnx"})
+    (path / "manifest.json").write_text(manifest.to_json())
     steps = []
     measured = peers_run.measure(
-        bundle, SAMPLES, ["fastapi", "litserve"], FEW, lambda *step: steps.append(step), install=here
+        Bundle.open(path), SAMPLES, ["fastapi", "litserve"], FEW, lambda *step: steps.append(step), install=here
     )
     assert steps[-1] == ("peers", 2, 2)
+    return measured
+
+
+@pytest.mark.parametrize("with_monolith", [True, False])
+def test_a_peer_is_measured_beside_ours_and_a_missing_one_is_reported(measured, with_monolith, tmp_path: Path) -> None:
+    if not with_monolith:
+        compared = [dataclasses.replace(one, monolith=None) for one in measured.compared]
+        measured = dataclasses.replace(measured, compared=compared)
     assert {(one.setup, one.fan_out) for one in measured.compared} == {
         (setup.name, setup.fan_out) for setup in fastapi.PEER.setups
     }
@@ -79,17 +97,7 @@ def test_a_peer_is_measured_beside_ours_and_a_missing_one_is_reported(bundle: Bu
     assert all(one["ratio_p50"]["value"] > 0 for one in made.results["compared"])
 
 
-def test_a_monolith_takes_its_turns_beside_the_fan_out(bundle: Bundle, tmp_path: Path) -> None:
-    data = bundle.reference()
-    assert data is not None
-    shutil.copytree(bundle.path, tmp_path / "bundle")
-    (tmp_path / "bundle/monolith.onnx").write_bytes(data)
-    checksums = {**bundle.manifest.checksums, "monolith.onnx": hashlib.sha256(data).hexdigest()}
-    manifest = dataclasses.replace(bundle.manifest, checksums=checksums, provenance={"monolith": "monolith.onnx"})
-    (tmp_path / "bundle/manifest.json").write_text(manifest.to_json())
-    opened = Bundle.open(tmp_path / "bundle")
-    measured = peers_run.measure(opened, SAMPLES, ["fastapi"], FEW, lambda *_: None, install=here)
-    assert measured.missing == {}
+def test_a_monolith_takes_its_turns_beside_the_fan_out(measured: peers_run.PeersResult) -> None:
     for one in measured.compared:
         assert (one.monolith is not None) == one.fan_out
         assert one.monolith is None or sum(map(len, one.monolith)) == 20

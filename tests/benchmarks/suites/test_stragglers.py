@@ -69,7 +69,7 @@ def test_cases_hold_answers_against_the_merge(bench, tiny_bundle: Path, data: Pa
     cases = ("--case", "killed", "--case", "wrong", "--case", "swaps", "--case", "curve")
     few = ("--requests", 100, "--seconds", 1.5, "--swaps", 2)
     results = run(bench, tiny_bundle, data, tmp_path / "out", *cases, *few)
-    assert results["killed"]["measured"]["hits"] == 1
+    assert results["killed"]["measured"]["hits"] >= 1
     assert results["swaps"]["measured"]["swaps"] == 2
     assert results["wrong"]["measured"]["lost_after"] is not None
     curve = results["curve"]["measured"]

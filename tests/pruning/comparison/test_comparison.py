@@ -15,10 +15,10 @@ from pruning.run import Run
 from pruning.training.reference import train
 
 
-def test_what_nothing_comes_before_is_made_at_the_same_time_and_the_same(tmp_path):
+def test_what_nothing_comes_before_is_made_at_the_same_time_and_the_same(wine_source, tmp_path):
     model = train("wine", "mlp", epochs=5, batch=32, rate=0.05, threads=1).model
     torch.save(model.state_dict(), tmp_path / "wine.pt")
-    base = Recipe("wine", "mlp", batch=32)
+    base = Recipe(wine_source, "mlp", batch=32)
     plan = make_plan(base, tmp_path / "wine.pt", threads=1)
     sweep = sweep_for(3, (0.5,), 900, budget="per-network", recoveries=2)
     every = points(base, 3, sweep, len(plan.train))

@@ -23,8 +23,12 @@ from pruning.run import Run
 from pruning.training.reference import train
 from sensai_serve.errors import InputError, PluginError, WorkError
 
-WINE = Recipe("wine", "mlp", amount=0.5, recover_images=500, images=500, batch=32)
 TWO = (Slot("cpu", 1), Slot("cpu", 1))
+
+
+@pytest.fixture(scope="module")
+def recipe(wine_source: str) -> Recipe:
+    return Recipe(wine_source, "mlp", amount=0.5, recover_images=500, images=500, batch=32)
 
 
 @pytest.fixture(scope="module")
@@ -53,19 +57,24 @@ def children() -> set[int]:
     return found
 
 
-@pytest.mark.parametrize("changes", [{"recover_images": 0}, {"recover_amount": 0.8}])
-def test_two_jobs_make_the_networks_that_one_does(wine, tmp_path, changes):
-    plan = make_plan(replace(WINE, **changes), wine, threads=1)
+RECOVERIES = {"assignment": "cyclic", "redundancy": 3, "recoveries": 3, "recover_amount": 0.8}
+
+
+@pytest.mark.parametrize("changes", [{"recover_images": 0}, RECOVERIES])
+def test_two_jobs_make_the_networks_that_one_does(recipe, wine, tmp_path, changes):
+    plan = make_plan(replace(recipe, **changes), wine, threads=1)
     alone = prune_reference(plan, tmp_path / "alone")
     stages = set()
     shared = prune_reference(plan, tmp_path / "two", slots=TWO, on_progress=lambda stage, *_: stages.add(stage))
     same(alone, shared)
+    for name in ("recovered", "recovered-1", "recovered-2") if "recoveries" in changes else ():
+        torch.testing.assert_close(alone.load(name).state_dict(), shared.load(name).state_dict(), rtol=0, atol=0)
     assert {f"worker {w}" for w in range(3)} <= stages
     assert not children()
 
 
-def test_a_process_that_dies_is_one_clear_error_and_the_others_finish(wine, tmp_path):
-    plan = make_plan(replace(WINE, images=20_000), wine, threads=1)
+def test_a_process_that_dies_is_one_clear_error_and_the_others_finish(recipe, wine, tmp_path):
+    plan = make_plan(replace(recipe, images=20_000), wine, threads=1)
     killed = []
 
     def kill_the_first(stage: str, done: int, total: int) -> None:
@@ -81,8 +90,8 @@ def test_a_process_that_dies_is_one_clear_error_and_the_others_finish(wine, tmp_
     same(prune_reference(plan, tmp_path / "run", slots=TWO), prune_reference(plan, tmp_path / "alone"))
 
 
-def test_what_a_task_raises_is_raised_here(wine, tmp_path):
-    plan = make_plan(WINE, wine, threads=1)
+def test_what_a_task_raises_is_raised_here(recipe, wine, tmp_path):
+    plan = make_plan(recipe, wine, threads=1)
     prune_reference(plan, tmp_path / "run")
     Path(tmp_path / "run/subnets/00/network.json").unlink()
     Path(tmp_path / "run/subnets/01/network.json").unlink()
@@ -100,10 +109,10 @@ def test_what_a_task_raises_is_raised_here(wine, tmp_path):
         ("raise SystemError('no such luck')", PluginError, r"bad/torch_pruning\.py:1: SystemError: no such luck"),
     ],
 )  # fmt: skip
-def test_a_process_that_cannot_even_start_says_why(wine, tmp_path, monkeypatch, code, error, message):
+def test_a_process_that_cannot_even_start_says_why(recipe, wine, tmp_path, monkeypatch, code, error, message):
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "torch_pruning.py").write_text(code)
-    plan = make_plan(replace(WINE, recover_images=0), wine, threads=1)
+    plan = make_plan(replace(recipe, recover_images=0), wine, threads=1)
     monkeypatch.syspath_prepend(tmp_path / "bad")
     with pytest.raises(error, match=message):
         prune_reference(plan, tmp_path / "run", slots=TWO)
@@ -152,6 +161,6 @@ def test_jobs_are_spread_over_devices():
         make_slots(1, ["cuda:0", "cuda:1"], None)
 
 
-def test_an_executor_is_a_plugin(wine, tmp_path):
+def test_an_executor_is_a_plugin(recipe, wine, tmp_path):
     with pytest.raises(PluginError, match="nothing is called 'cloud', expected one of local"):
-        prune_reference(make_plan(WINE, wine), tmp_path / "run", slots=TWO, executor="cloud")
+        prune_reference(make_plan(recipe, wine), tmp_path / "run", slots=TWO, executor="cloud")

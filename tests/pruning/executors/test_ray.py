@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from pruning.executors import Slot
 from pruning.executors.ray import resources
 from pruning.training.reference import train
+from sensai_serve.cli.main import main
 
 ROOT = Path(__file__).parents[3]
 COMPARED = """
@@ -103,12 +104,14 @@ def test_a_cluster_that_is_not_there_is_one_line(python: str, wine: Path, tmp_pa
     assert done.stderr.splitlines()[-1].startswith("sensai: error: no Ray cluster at 127.0.0.1:1 (")
 
 
-def test_without_ray_the_extra_is_named(wine: Path, tmp_path: Path) -> None:
-    blocked = "import sys; sys.modules['ray'] = None; from sensai_serve.cli.main import main; main(sys.argv[1:])"
+def test_without_ray_the_extra_is_named(wine: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)  # importing it raises ImportError
     options = ("--data", "wine", "--model", "mlp", "--weights", wine, "--recover-images", 0, "--images", 500, "--quiet")
-    done = run(sys.executable, "-c", blocked, "prune", *options, "--out", tmp_path / "run", "--executor", "ray")
+    command = ("prune", *options, "--out", tmp_path / "run", "--executor", "ray")
+    with pytest.raises(SystemExit, match="2"):
+        main([str(part) for part in command])
     expected = "sensai: error: ray is not installed, expected it for this command: pip install 'sensai-serve[ray]'\n"
-    assert (done.returncode, done.stderr) == (2, expected)
+    assert capsys.readouterr().err == expected
 
 
 def test_a_task_asks_for_its_threads_and_its_part_of_a_card() -> None:

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from safetensors.torch import save_file
 from sklearn.metrics import confusion_matrix
 
-from export.assemble import export
+from export.evaluate import FILE as EVALUATION
 from pruning import models
 from pruning.pipeline.prune import prune_reference
 from pruning.planning.plan import make_plan
@@ -113,7 +113,12 @@ def test_a_wrong_report_is_one_line_and_leaves_nothing(report, digits_run, digit
     damaged = tmp_path / "damaged"
     shutil.copytree(digits_run.path, damaged)
     np.save(damaged / "subnets/01/validation.npy", np.zeros((3, 1), np.float32))
-    unlabelled = export(digits_run, tmp_path / "unlabelled", with_evaluation=False).path
+    unlabelled = tmp_path / "unlabelled"
+    shutil.copytree(digits_bundle.path, unlabelled)
+    (unlabelled / EVALUATION).unlink()
+    manifest = json.loads((unlabelled / "manifest.json").read_text())
+    del manifest["checksums"][EVALUATION]
+    (unlabelled / "manifest.json").write_text(json.dumps(manifest | {"accuracy": {}}))
     for args, message in (
         ((digits_run.path, "--out", tmp_path / "page.txt"), "expected a file that ends in .html"),
         ((tmp_path, "--out", page), "is no run"),

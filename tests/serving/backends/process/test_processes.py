@@ -49,12 +49,12 @@ def bundle(make_bundle) -> Path:
 
 
 def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    asyncio.run(asyncio.wait_for(test(), 60))
+    asyncio.run(asyncio.wait_for(test(), 120))
 
 
 async def until(condition: Callable[[], bool]) -> None:
     """Wait for something that a test has set in motion."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
@@ -220,7 +220,9 @@ def test_without_memory_a_run_fails_and_its_process_goes_on(bundle: Path) -> Non
     run(test)
 
 
-def test_the_kernel_kills_a_worker_without_memory_and_it_comes_back(bundle: Path, memory_limit) -> None:
+def test_the_kernel_kills_a_worker_without_memory_and_it_comes_back(bundle: Path, memory_limit, monkeypatch) -> None:
+    monkeypatch.setattr(_processes, "HANG_S", 60.0)  # on a busy machine memory runs out slowly
+
     async def test() -> None:
         async with serving(bundle, "2:oom,after=20") as gateway:
             memory_limit.add(pid_of(gateway, 2))
