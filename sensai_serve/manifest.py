@@ -14,6 +14,10 @@ from sensai_serve.errors import AssignmentError, BundleError, InputError
 from sensai_serve.preprocess import InputSpec
 
 SCHEMA = 1
+MAX_WHOLE = 2**53
+"""Largest whole number that is read, which every JSON parser represents exactly."""
+MAX_NUMBER = 1e30
+"""Largest magnitude of other numbers."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _T = TypeVar("_T")
@@ -75,6 +79,10 @@ class Manifest:
             _inside(s.file, f"subnets[{s.worker}].file")
         if self.reference is not None:
             _inside(self.reference, "reference")
+        for s in self.subnets:
+            for name in ("macs", "parameters"):
+                if getattr(s, name) < 0:
+                    raise BundleError(f"subnets[{s.worker}].{name} is {getattr(s, name)}, expected 0 or more")
         if not 0 < self.merge.threshold < 1:
             raise BundleError(f"merge.threshold is {self.merge.threshold}, expected a number between 0 and 1")
         _ = self.assignment
@@ -202,7 +210,7 @@ def _get(
     try:
         return convert(raw[key])
     except TypeError as error:
-        raise BundleError(f"{where}{key} is {str(raw[key])[:60]!r}, expected {error}") from None
+        raise BundleError(f"{where}{key} is {_shown(raw[key])}, expected {error}") from None
 
 
 def _string(value: Any) -> str:
@@ -212,14 +220,14 @@ def _string(value: Any) -> str:
 
 
 def _integer(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError("a whole number")
+    if not isinstance(value, int) or isinstance(value, bool) or abs(value) > MAX_WHOLE:
+        raise TypeError(f"a whole number of at most {MAX_WHOLE}")
     return value
 
 
 def _number(value: Any) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise TypeError("a number")
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= MAX_NUMBER:  # NaN is not
+        raise TypeError(f"a number of at most {MAX_NUMBER:g}")
     return float(value)
 
 
@@ -256,3 +264,8 @@ def _inside(path: str, where: str) -> None:
     parts: Sequence[str] = PurePosixPath(path).parts
     if not parts or path.startswith("/") or "\\" in path or "\0" in path or ".." in parts or ":" in path:
         raise BundleError(f"{where} is {path!r}, expected a path inside the bundle")
+
+
+def _shown(value: Any) -> str:
+    """A value for an error message; a whole number of thousands of digits cannot even be written out."""
+    return repr(str(value)[:60]) if not isinstance(value, int) or abs(value) < 10**60 else "a number of over 60 digits"

@@ -30,6 +30,8 @@ MODES = {"RGB": 3, "L": 1}
 LIMITS = ImageLimits()
 MAX_ELEMENTS = 1 << 28
 """Numbers in one input: a gibibyte of FP32."""
+SMALLEST, LARGEST = 1e-30, 1e30
+"""Magnitudes of the numbers of a normalisation, well within FP32."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,12 @@ class Normalisation:
     std: tuple[float, ...] = (1.0,)
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.scale) and self.scale != 0):
-            raise InputError(f"normalisation: scale is {self.scale}, expected a finite number that is not 0")
-        if not (self.mean and self.std and all(map(math.isfinite, (*self.mean, *self.std)))):
-            raise InputError("normalisation: mean and std must be lists of finite numbers, at least one each")
-        if any(s <= 0 for s in self.std):
-            raise InputError(f"normalisation: std holds {min(self.std)}, expected numbers above 0")
+        if not SMALLEST <= abs(self.scale) <= LARGEST:
+            raise InputError(f"normalisation: scale is {self.scale}, expected {SMALLEST:g} to {LARGEST:g}")
+        if not (self.mean and self.std and all(abs(mean) <= LARGEST for mean in self.mean)):
+            raise InputError(f"normalisation: mean and std must be lists of numbers of at most {LARGEST:g}")
+        if not all(SMALLEST <= std <= LARGEST for std in self.std):
+            raise InputError(f"normalisation: std holds {min(self.std)}, expected {SMALLEST:g} to {LARGEST:g}")
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from sensai_serve.errors import RequestError, UnsupportedError
 from serving.telemetry.statistics import Stages
+from serving.v2.tensors import shown
 
+MAX_VERBOSE = 2**32 - 1
+"""Highest verbose level that the protocol's messages can hold."""
 _LEVELS = ("OFF", "TIMESTAMPS")
+_WHOLE = re.compile(r"-1|[0-9]{1,9}")
 _trace_log = logging.getLogger("serving.trace")
 
 
@@ -42,7 +47,7 @@ class TraceSettings:
             RequestError: a value that is not valid.
             UnsupportedError: a change of ``trace_file`` or ``trace_mode``, which clients may not make.
         """
-        known = {key: value for key, value in change.items() if hasattr(self, key)}
+        known = _known(self, change)
         if "trace_file" in known or "trace_mode" in known:
             raise UnsupportedError("trace_file and trace_mode cannot be changed by clients")
         for key, value in known.items():
@@ -50,11 +55,11 @@ class TraceSettings:
                 known[key] = getattr(default, key)
             elif key == "trace_level":
                 levels = [value] if isinstance(value, str) else value
-                if not isinstance(levels, list | tuple) or not set(levels) <= set(_LEVELS):
-                    raise RequestError(f"trace_level is {value!r}, expected a list of {', '.join(_LEVELS)}")
+                if not isinstance(levels, list | tuple) or not all(level in _LEVELS for level in levels):
+                    raise RequestError(f"trace_level is {shown(value)}, expected a list of {', '.join(_LEVELS)}")
                 known[key] = tuple(levels)
-            elif not isinstance(value, str) or not value.removeprefix("-").isdecimal() or int(value) < -1:
-                raise RequestError(f"{key} is {value!r}, expected a whole number as text")
+            elif not isinstance(value, str) or not _WHOLE.fullmatch(value):
+                raise RequestError(f"{key} is {shown(value)}, expected a whole number of -1 to 999999999 as text")
         return replace(self, **known)
 
 
@@ -96,6 +101,12 @@ class Tracing:
         })  # fmt: skip
 
 
+def _known(settings: TraceSettings | LogSettings, change: Mapping[str, Any]) -> dict[str, Any]:
+    """The members of `change` that are settings; clients send others, which are ignored as Triton ignores them."""
+    names = {field.name for field in fields(settings)}
+    return {key: value for key, value in change.items() if key in names}
+
+
 @dataclass(frozen=True)
 class LogSettings:
     """What is written to the log, in the protocol's terms."""
@@ -120,14 +131,14 @@ class LogSettings:
             RequestError: a value of the wrong type.
             UnsupportedError: a change of ``log_file`` or ``log_format``, which clients may not make.
         """
-        known = {key: value for key, value in change.items() if hasattr(self, key)}
+        known = _known(self, change)
         for key, value in known.items():
             current = getattr(self, key)
             if value is None:
                 known[key] = getattr(LogSettings(), key)
-            elif type(value) is not type(current) or (type(value) is int and value < 0):
-                kind = {bool: "true or false", int: "a whole number", str: "text"}[type(current)]
-                raise RequestError(f"{key} is {value!r}, expected {kind}")
+            elif type(value) is not type(current) or (type(value) is int and not 0 <= value <= MAX_VERBOSE):
+                kind = {bool: "true or false", int: f"a whole number of 0 to {MAX_VERBOSE}", str: "text"}[type(current)]
+                raise RequestError(f"{key} is {shown(value)}, expected {kind}")
             elif key in ("log_file", "log_format") and value != current:
                 raise UnsupportedError(f"{key} cannot be changed by clients")
         return replace(self, **known)

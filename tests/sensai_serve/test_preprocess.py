@@ -140,7 +140,7 @@ def test_the_spec_survives_the_manifest() -> None:
         ({"shape": None}, "wrong type"),
         ({"dtype": "FP64"}, "expected 'FP32'"),
         ({"shape": [1, 8, 6]}, "expected 1 or 1|expected \\[3"),
-        ({"normalisation": {"std": [0.0]}}, "numbers above 0"),
+        ({"normalisation": {"std": [0.0]}}, "std holds 0.0, expected 1e-30"),
         ({"normalisation": {"mean": [0, 0]}}, "mean has 2 values, expected 1 or 3"),
         ({"normalisation": {"scale": 0}}, "scale is 0"),
         ({"image": {"mode": "HSV"}}, "mode is 'HSV'"),

@@ -1,0 +1,80 @@
+"""A manifest with any number in it is read or refused in one line, whatever the number."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sensai_serve.errors import BundleError
+from sensai_serve.manifest import Manifest
+
+WHOLE: dict[str, Any] = json.loads((Path(__file__).parents[2] / "examples/cifar10/manifest.json").read_text())
+VALUES = st.one_of(
+    st.integers(),
+    st.integers(-3, 3).map(lambda sign: sign * 10**400),
+    st.floats(),
+    st.booleans(),
+    st.none(),
+    st.text(max_size=5),
+    st.lists(st.integers(-2, 100_000), max_size=3),
+    st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
+)
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Paths to everything in a JSON value, but for what is free text about where the bundle comes from."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    found = [path] if path else []
+    for key, part in inner:
+        if path or key not in ("accuracy", "provenance"):
+            found += places(part, (*path, key))
+    return found
+
+
+PLACES = places(WHOLE)
+
+
+@given(path=st.sampled_from(PLACES), value=VALUES)
+def test_a_manifest_with_one_value_replaced_is_whole_or_refused_in_one_line(path, value):
+    changed = copy.deepcopy(WHOLE)
+    inside = changed
+    for key in path[:-1]:
+        inside = inside[key]
+    inside[path[-1]] = value
+    try:
+        manifest = Manifest.from_json(json.dumps(changed))
+    except BundleError as error:
+        assert "\n" not in str(error)
+        assert len(str(error)) < 1000
+        return
+    assert Manifest.from_json(manifest.to_json()) == manifest
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (("merge", "threshold"), 10**400, r"merge.threshold is a number of over 60 digits, expected a number"),
+        (("merge", "threshold"), float("nan"), "merge.threshold"),
+        (("input", "normalisation", "scale"), 10**400, "input: a field is of the wrong type"),
+        (("input", "normalisation", "std"), [1e-300] * 3, "std holds 1e-300"),
+        (("input", "image", "resize"), [100_000, 100_000], "sizes of 1 to 65535 pixels"),
+        (("input", "image", "crop"), [1, 100_000], "sizes of 1 to 65535 pixels"),
+        (("input", "shape"), [3, 1_000_000, 1_000_000], "at most 268435456 numbers"),
+        (("subnets", 0, "macs"), -1, r"subnets\[0\].macs is -1"),
+        (("subnets", 0, "parameters"), 2**60, r"subnets\[0\].parameters"),
+    ],
+)
+def test_every_number_has_a_range(path, value, said):
+    changed = copy.deepcopy(WHOLE)
+    inside = changed
+    for key in path[:-1]:
+        inside = inside[key]
+    inside[path[-1]] = value
+    with pytest.raises(BundleError, match=said):
+        Manifest.from_json(json.dumps(changed))
