@@ -16,7 +16,10 @@ from sensai_serve.errors import ModelError
 def cut_to_ratio(
     groups: Sequence[ChannelGroup], importance: Mapping[str, Floats], ratio: float, *, multiple: int = 1
 ) -> Cut:
-    """Cut the least important channels of every group.
+    """Cut the least important channels of every group, the same fraction of each of its sections.
+
+    A section is what the same layers make and read: where branches are concatenated and then added to another layer's
+    output, one group has channels of several layers, and each of these keeps its share.
 
     Args:
         groups: the network's channel groups.
@@ -31,16 +34,18 @@ def cut_to_ratio(
     kept = {}
     for group in groups:
         per_part = group.channels // group.parts
-        keep = per_part - round(per_part * ratio)
-        if keep < 1:
+        if per_part - round(per_part * ratio) < 1:
             raise ModelError(
                 f"cut: layer {group.layer} would lose all {group.channels} channels at a pruning ratio of {ratio:.3g}, "
                 "expected a smaller cut"
             )
-        if keep < per_part >= multiple:
-            keep = max(keep // multiple, 1) * multiple  # down: two cuts in a row then leave no more than one
-        order = np.argsort(-importance[group.layer][:per_part], kind="stable")[:keep]
-        kept[group.layer] = _in_all_parts(np.sort(order), group)
+        stay = []
+        for section in _sections(group):
+            keep = max(len(section) - round(len(section) * ratio), 1)
+            if keep < len(section) >= multiple:
+                keep = max(keep // multiple, 1) * multiple  # down: two cuts in a row then leave no more than one
+            stay.append(section[np.argsort(-importance[group.layer][section], kind="stable")[:keep]])
+        kept[group.layer] = _in_all_parts(np.sort(np.concatenate(stay)), group)
     return kept
 
 
@@ -64,6 +69,12 @@ def cut_below_threshold(groups: Sequence[ChannelGroup], importance: Mapping[str,
                 f"{threshold:.3g} (its highest is {importance[group.layer].max():.3g}), expected a lower threshold"
             )
         kept[group.layer] = _in_all_parts(keep, group)
+        for member in group.producers:
+            if not np.isin(member.channels, kept[group.layer]).any():
+                raise ModelError(
+                    f"cut: layer {member.layer} would lose all {len(np.unique(member.channels))} channels, none has an "
+                    f"importance of {threshold:.3g}, expected a lower threshold"
+                )
     return kept
 
 
@@ -97,6 +108,18 @@ def search_ratio(
         middle = (low + high) / 2
         low, high = (low, middle) if size_at(middle) <= budget else (middle, high)
     return high
+
+
+def _sections(group: ChannelGroup) -> list[npt.NDArray[np.int64]]:
+    """Channels of the first part of a group, those together that are of the same layers in every part."""
+    per_part = group.channels // group.parts
+    members = [*group.producers, *group.consumers]
+    covered = np.zeros((len(members), group.channels), np.bool_)
+    for row, member in zip(covered, members, strict=True):
+        row[member.channels] = True
+    pattern = covered.reshape(-1, per_part)  # [members x parts, channels of a part]
+    _, which = np.unique(pattern, axis=1, return_inverse=True)
+    return [np.flatnonzero(which == section) for section in range(which.max() + 1)]
 
 
 def _in_all_parts(kept: npt.NDArray[np.int64], group: ChannelGroup) -> tuple[int, ...]:

@@ -41,9 +41,9 @@ def reconstruct(network: nn.Module, whole: nn.Module, kept: Mapping[str, Sequenc
     runs: dict[str, int] = {}
 
     def remember(name: str) -> Any:
-        def hook(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> None:
+        def hook(layer: nn.Module, _: tuple[Any, ...], output: Tensor) -> None:
             runs[name] = runs.get(name, 0) + 1
-            wanted[name] = _output_rows(output)
+            wanted[name] = _output_rows(layer, output)
 
         return hook
 
@@ -79,9 +79,15 @@ def _run_with(hooks: Sequence[Any], network: nn.Module, inputs: Tensor) -> None:
             hook.remove()
 
 
-def _output_rows(output: Tensor) -> Tensor:
-    """[N, channels, H, W] or [N, ..., channels] to [N, positions, channels], positions evenly spaced."""
-    rows = output.flatten(2).transpose(1, 2) if output.ndim == 4 else output.reshape(len(output), -1, output.shape[-1])
+def _output_rows(layer: nn.Module, output: Tensor) -> Tensor:
+    """A linear layer's [N, ..., channels], or a convolution's [N, channels, H, W], to [N, positions, channels].
+
+    The positions are evenly spaced. The layout is the layer's: a linear layer may run on [N, H, W, channels].
+    """
+    if isinstance(layer, nn.Linear):
+        rows = output.reshape(len(output), -1, output.shape[-1])
+    else:
+        rows = output.flatten(2).transpose(1, 2)
     return rows[:, _positions(len(output), rows.shape[1], output.device)]
 
 
