@@ -1,15 +1,25 @@
-"""The queue in front of the workers: bounded, first come, first served.
+"""The queue in front of the workers: bounded, and fair between clients.
 
-A worker has `HOLDS` open tasks at most, so that many requests are with the workers at a time. The others wait here,
-first come, first served; past the bound they are refused at once.
+A worker has `HOLDS` open tasks at most, so that many requests are with the workers at a time. The others wait here. A
+client's requests wait in the order in which they came, and clients take turns, so that one with many open requests does
+not keep out one with a single request. Where the queue is full, the client with the most waiting requests loses its
+last one to a client with fewer (longest queue drop); other requests are refused at once.
+
+Source: Suter et al., "Design considerations for supporting TCP with per-flow queueing", 1998 (longest queue drop).
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Hashable
+from contextvars import ContextVar
 
+from sensai_serve.errors import OverloadedError
 from serving.backends import HOLDS
+
+CLIENT: ContextVar[Hashable] = ContextVar("client", default=None)
+"""Who sends the request that is being answered: transports set it to what tells connections apart."""
 
 
 class Admission:
@@ -24,18 +34,19 @@ class Admission:
         self.max_in_flight = max_in_flight
         self.in_flight = 0
         self._at_workers = 0
-        self._line: deque[asyncio.Future[bool]] = deque()
+        self._lines: dict[Hashable, deque[asyncio.Future[bool]]] = {}
+        """The waiting requests of each client that has any; the first client has the next turn."""
         self._idle = asyncio.Event()
         self._idle.set()
 
     @property
     def waiting(self) -> int:
         """The number of requests in the queue."""
-        return len(self._line)
+        return sum(map(len, self._lines.values()))
 
     def enter(self) -> bool:
         """Admit one request, which must `leave` when it is over; False if there is no room."""
-        if self.in_flight >= self.max_in_flight:
+        if self.in_flight >= self.max_in_flight and not self._make_room():
             return False
         self.in_flight += 1
         self._idle.clear()
@@ -66,35 +77,61 @@ class Admission:
 
         Returns:
             False if that time came first; then there is no place to release.
+
+        Raises:
+            OverloadedError: the request had to make room for one of a client with fewer requests.
         """
         if self.turn_now():
             return True
-        loop = asyncio.get_running_loop()
+        loop, client = asyncio.get_running_loop(), CLIENT.get()
         turn: asyncio.Future[bool] = loop.create_future()
-        self._line.append(turn)
-        timer = None if expires is None else loop.call_at(expires, self._give_up, turn)
+        self._lines.setdefault(client, deque()).append(turn)
+        timer = None if expires is None else loop.call_at(expires, self._give_up, client, turn)
         try:
             return await turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled() and turn.result():
+            if turn.done() and not turn.cancelled() and not turn.exception() and turn.result():
                 self.release()  # the place was handed over just before the cancellation
-            elif turn in self._line:
-                self._line.remove(turn)
+            else:
+                self._remove(client, turn)
             raise
         finally:
             if timer is not None:
                 timer.cancel()
 
     def release(self) -> None:
-        """Hand a place to the first in the queue, so that no later request can take it, or free it."""
-        while self._line:
-            turn = self._line.popleft()
+        """Hand a place to the next client's first request, so that no later request can take it, or free it."""
+        while self._lines:
+            client = next(iter(self._lines))
+            line = self._lines.pop(client)
+            turn = line.popleft()
+            if line:
+                self._lines[client] = line  # behind the other clients
             if not turn.done():
                 turn.set_result(True)
                 return
         self._at_workers -= 1
 
-    def _give_up(self, turn: asyncio.Future[bool]) -> None:
+    def _make_room(self) -> bool:
+        """Drop the last waiting request of the client that has the most, if it has more than the present one."""
+        most = max(self._lines.values(), key=len, default=None)
+        if most is None or len(most) <= len(self._lines.get(CLIENT.get(), ())) + 1:
+            return False
+        dropped = most.pop()
+        if not dropped.done():
+            dropped.set_exception(
+                OverloadedError("the queue is full, and the request made room for one of a client with fewer requests")
+            )
+        return True
+
+    def _give_up(self, client: Hashable, turn: asyncio.Future[bool]) -> None:
         if not turn.done():
-            self._line.remove(turn)
+            self._remove(client, turn)
             turn.set_result(False)
+
+    def _remove(self, client: Hashable, turn: asyncio.Future[bool]) -> None:
+        line = self._lines.get(client)
+        if line is not None and turn in line:
+            line.remove(turn)
+            if not line:
+                del self._lines[client]

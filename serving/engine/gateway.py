@@ -200,6 +200,10 @@ class Gateway:
         try:
             admitted = perf_counter()
             placed = await self.admission.turn(expires)
+        except OverloadedError:
+            self._counters.refused += 1
+            self.admission.leave()
+            raise
         except BaseException:
             self.admission.leave()
             raise

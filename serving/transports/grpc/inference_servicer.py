@@ -16,6 +16,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from sensai_serve.errors import RequestError, UnknownModelError
 from serving.dataplane import DataPlane, cuda_memory
+from serving.engine.admission import CLIENT
 from serving.engine.gateway import Gateway
 from serving.engine.reply import Reply
 from serving.telemetry.logs import begin_request
@@ -39,6 +40,7 @@ def _call(method: _Method) -> Callable[[InferenceServicer, Any, grpc.aio.Service
         started = perf_counter()
         given = dict(context.invocation_metadata() or ())
         begin_request(given.get("x-request-id"))
+        CLIENT.set(context.peer())
         try:
             if isinstance(request, RequestError):
                 raise request
@@ -122,9 +124,10 @@ class InferenceServicer:
         return await self._infer(request)
 
     async def ModelStreamInfer(
-        self, requests: AsyncIterator[pb.ModelInferRequest | RequestError], _: grpc.aio.ServicerContext
+        self, requests: AsyncIterator[pb.ModelInferRequest | RequestError], context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.ModelStreamInferResponse]:
         """Answer requests in their order. An error is sent as a reply, and the stream goes on."""
+        CLIENT.set(context.peer())
         replies: asyncio.Queue[asyncio.Task[pb.ModelStreamInferResponse] | None] = asyncio.Queue()
         slots = asyncio.Semaphore(STREAM_DEPTH)
 

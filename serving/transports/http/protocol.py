@@ -9,6 +9,7 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from serving.engine.admission import CLIENT
 from serving.settings import Limits
 from serving.transports.http.asgi.errors import error_body, json_headers
 from serving.transports.http.direct import DirectCycle, RequestHeads
@@ -34,6 +35,7 @@ class _BoundedProtocol(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._client = object()  # tells this connection's requests from others'
         self._in_head = False
         self._parsed_bytes = 0
         self._raw_bytes: int | None = None
@@ -61,6 +63,7 @@ class _BoundedProtocol(HttpToolsProtocol):
         """Bytes have arrived."""
         if self._refused:
             return
+        CLIENT.set(self._client)
         begins = not self._in_message and self._free()
         if begins and (known := self.heads.known(data)) is not None:
             head, body = known
