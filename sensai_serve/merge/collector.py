@@ -13,7 +13,7 @@ import numpy.typing as npt
 from sensai_serve.assignment import Assignment
 from sensai_serve.errors import RequestError
 from sensai_serve.merge.answer import Answer
-from sensai_serve.merge.rules import Layout, Rule, find_rule, make_layout
+from sensai_serve.merge.rules import CopyLayout, Rule, find_rule, make_layout
 
 Wait = Literal["decided", "all", "quorum", "first"]
 """decided: until no awaited copy can change a class. all: every copy. quorum: more than half of every class's copies.
@@ -62,7 +62,7 @@ class MergePlan:
         return tuple(map(len, self.assignment.rows))
 
     @cached_property
-    def layout(self) -> Layout:
+    def layout(self) -> CopyLayout:
         """Where each worker's copies go."""
         return make_layout(self.assignment.rows, self.assignment.n_classes, self.threshold)
 

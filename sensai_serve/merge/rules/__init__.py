@@ -23,7 +23,7 @@ _allowed: set[str] = set()
 
 
 @dataclass(frozen=True)
-class Layout:
+class CopyLayout:
     """The place of each copy of one input in a flat list: class after class, a class's copies in worker order."""
 
     places: Sequence[Sequence[tuple[int, int]]]
@@ -52,7 +52,7 @@ class Verdict:
 class Rule(Protocol):
     """Merges the copies of one input."""
 
-    def __init__(self, layout: Layout) -> None: ...
+    def __init__(self, layout: CopyLayout) -> None: ...
 
     def add(self, worker: int, scores: Sequence[float]) -> None:
         """Take the copies of one worker, each in [0, 1]."""
@@ -93,7 +93,7 @@ def find_rule(name: str) -> type[Rule]:
     return cast("type[Rule]", plugins.find(__name__, name, "Rule"))
 
 
-def make_layout(rows: Sequence[Sequence[int]], n_classes: int, threshold: float) -> Layout:
+def make_layout(rows: Sequence[Sequence[int]], n_classes: int, threshold: float) -> CopyLayout:
     """Where the copies of workers go that cover these classes.
 
     Args:
@@ -112,4 +112,4 @@ def make_layout(rows: Sequence[Sequence[int]], n_classes: int, threshold: float)
         places.append(tuple((c, following[c]) for c in row))
         for c in row:
             following[c] += 1
-    return Layout(tuple(places), tuple(starts), tuple(copies), threshold)
+    return CopyLayout(tuple(places), tuple(starts), tuple(copies), threshold)

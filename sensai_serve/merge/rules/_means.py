@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from sensai_serve.merge.rules import Layout, Verdict
+from sensai_serve.merge.rules import CopyLayout, Verdict
 
 
 class MeanValue:
@@ -29,7 +29,7 @@ class MeanValue:
     __slots__ = ("_arrived", "_best", "_best_low", "_layout", "_least", "_most", "_open", "_rivals", "_score", "_sum",
                  "_untouched", "_value", "_votes")  # fmt: skip
 
-    def __init__(self, layout: Layout, value: Callable[[float], float], score: Callable[[float], float]) -> None:
+    def __init__(self, layout: CopyLayout, value: Callable[[float], float], score: Callable[[float], float]) -> None:
         """Start one input.
 
         Args:

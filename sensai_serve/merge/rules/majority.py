@@ -24,7 +24,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from sensai_serve.merge.rules import Layout, Verdict
+from sensai_serve.merge.rules import CopyLayout, Verdict
 
 _Key = tuple[bool, float, int]
 
@@ -35,7 +35,7 @@ class Rule:
     __slots__ = ("_arrived", "_best", "_elected", "_high", "_layout", "_low", "_ones", "_open", "_rivals",
                  "_untouched", "_votes")  # fmt: skip
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: CopyLayout) -> None:
         n_classes, n_copies = len(layout.copies), layout.starts[-1]
         self._layout = layout
         self._low = [0.0] * n_copies  # awaited and erased copies count 0

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from sensai_serve.merge.rules import Layout
+from sensai_serve.merge.rules import CopyLayout
 from sensai_serve.merge.rules._means import MeanValue, largest_mean
 
 _GRID = 2.0**40
@@ -19,7 +19,7 @@ class Rule(MeanValue):
 
     __slots__ = ()
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: CopyLayout) -> None:
         super().__init__(layout, _value, float)
 
     @staticmethod
