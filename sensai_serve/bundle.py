@@ -44,13 +44,13 @@ class Golden:
     scores: npt.NDArray[np.float32]
     """[G, C], mean over the copies of each class."""
     class_id: npt.NDArray[np.int64]
-    """[G]."""
+    """[G], the winning class."""
 
     SCORE_TOLERANCE = 1e-3
     MARGIN_TOLERANCE = 2e-3
 
     def check(self, scores: npt.NDArray[np.floating], class_id: npt.NDArray[np.integer]) -> None:
-        """Hold answers against these.
+        """Check answers against these.
 
         Args:
             scores: [G, C] that were computed.
@@ -78,7 +78,7 @@ class Golden:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle on disk, its manifest read."""
+    """A bundle on disk, with its manifest read."""
 
     path: Path
     manifest: Manifest
@@ -91,7 +91,7 @@ class Bundle:
             path: the bundle's directory, or `example:NAME` for one that comes with the package.
 
         Raises:
-            BundleError: no bundle there, or a manifest that cannot be accepted.
+            BundleError: there is no bundle, or its manifest cannot be accepted.
         """
         path = bundle_path(path)
         try:
@@ -99,7 +99,7 @@ class Bundle:
                 text = file.read(MAX_MANIFEST_BYTES + 1)
         except (FileNotFoundError, NotADirectoryError):
             hint = "" if path.is_dir() else ": no such directory"
-            raise BundleError(f"{path} is no bundle{hint}, expected a directory with {MANIFEST}") from None
+            raise BundleError(f"{path} is not a bundle{hint}, expected a directory with {MANIFEST}") from None
         except OSError as error:
             raise BundleError(f"{path / MANIFEST} cannot be read: {error.strerror}") from None
         if len(text) > MAX_MANIFEST_BYTES:
@@ -111,21 +111,22 @@ class Bundle:
 
     @property
     def assignment(self) -> Assignment:
-        """Who covers what."""
+        """The assignment matrix of its workers."""
         return self.manifest.assignment
 
     def subnet(self, worker: int) -> bytes:
-        """The ONNX file of one worker, checked.
+        """Read and check the ONNX file of one worker.
 
         Raises:
-            ChecksumError: it is not the file that was written.
-            BundleError: missing, no ONNX, external data, or an input or output that does not fit the manifest.
+            ChecksumError: the file is not the one that was written.
+            BundleError: the file is missing or not ONNX, has external data, or its input or output does not fit the
+                manifest.
         """
         spec = self.manifest.subnets[worker]
         return self._network(spec.file, spec.sha256, len(spec.classes))
 
     def reference(self) -> bytes | None:
-        """The ONNX file of the unpruned network, checked; None where the bundle has none. Raises as `subnet`."""
+        """Read and check the ONNX file of the unpruned network; None where there is none. Raises as `subnet`."""
         name = self.manifest.reference
         return (
             None if name is None else self._network(name, self.manifest.checksums.get(name), self.assignment.n_classes)
@@ -133,7 +134,7 @@ class Bundle:
 
     @cached_property
     def merge_plan(self) -> MergePlan:
-        """How the copies of its workers are merged.
+        """The merge of its workers' copies.
 
         Raises:
             PluginError: the rule that the manifest names is not there, or was not allowed.
@@ -144,10 +145,10 @@ class Bundle:
         return plan
 
     def golden(self) -> Golden:
-        """The golden samples.
+        """Read the golden samples.
 
         Raises:
-            BundleError: missing, damaged, or arrays that do not fit the manifest.
+            BundleError: they are missing or damaged, or do not fit the manifest.
         """
         data = self._read(GOLDEN, self.manifest.checksums.get(GOLDEN))
         try:
@@ -166,7 +167,7 @@ class Bundle:
         except BundleError:
             raise
         except Exception as error:  # zip files, compression and array headers raise whatever they like over damage
-            raise BundleError(f"{self.path / GOLDEN} is no .npz file of arrays ({error})") from None
+            raise BundleError(f"{self.path / GOLDEN} is damaged ({error}), expected an .npz file of arrays") from None
         count = len(golden.inputs)
         expected = {
             "inputs": (count, *self.manifest.input.shape),
@@ -212,7 +213,7 @@ class Bundle:
 
     def _fits(self, signature: OnnxSignature, n_outputs: int) -> None:
         if signature.external_data:
-            raise BundleError("keeps weights in another file, expected all of it in this one")
+            raise BundleError("keeps weights in another file, expected all of them in this one")
         spec = self.manifest.input
         if len(signature.inputs) != 1 or not signature.outputs:
             raise BundleError(f"has {len(signature.inputs)} inputs, expected one, and at least one output")

@@ -28,7 +28,7 @@ class Endpoint:
             kind = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}[parts.scheme]
             self._connection = kind(parts.hostname or "", parts.port, timeout=timeout_s)
         except (KeyError, ValueError, http.client.InvalidURL):
-            raise InputError(f"{url!r} is no URL of a server, expected http://HOST:PORT") from None
+            raise InputError(f"{url!r} is not the URL of a server, expected http://HOST:PORT") from None
         self._path = parts.path.rstrip("/")
 
     def shape(self, model: str | None) -> tuple[int, ...]:

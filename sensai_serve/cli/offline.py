@@ -80,7 +80,8 @@ app.command()(prune)
 def _export_options() -> tuple[Option, ...]:
     from pruning.recipe import recipe_options
 
-    return tuple(replace(option, default="") for option in select(recipe_options(), "merge"))
+    (merge,) = select(recipe_options(), "merge")
+    return (replace(merge, default="", text=f"{merge.text} The recipe's where not given."),)
 
 
 @app.command()

@@ -149,7 +149,7 @@ def _bundles_in(repository: Path | None) -> list[Path]:
     if repository is None:
         return []
     if not repository.is_dir():
-        raise InputError(f"{repository} is no directory, expected one that holds bundles")
+        raise InputError(f"{repository} is not a directory, expected one that holds bundles")
     found = sorted(path.parent for path in repository.glob(f"*/{MANIFEST}"))
     return [path for path in found if not path.name.startswith(".")]  # a hidden one is still being written
 

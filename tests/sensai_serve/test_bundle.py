@@ -67,7 +67,7 @@ def test_a_bundle_as_written_is_accepted(tiny_bundle: Path) -> None:
 def test_paths_that_are_no_bundle_are_said(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"no such directory, expected a directory with manifest\.json"):
         Bundle.open(tmp_path / "nowhere")
-    with pytest.raises(BundleError, match="is no bundle, expected a directory with"):
+    with pytest.raises(BundleError, match="is not a bundle, expected a directory with"):
         Bundle.open(tmp_path)
 
 

@@ -116,7 +116,7 @@ def test_data_of_a_source_goes_to_a_file_that_benchmarks_read(bench, tmp_path: P
     ("arguments", "message"),
     [
         (["{tiny}", "--transport", "carrier pigeon"], "--transport is 'carrier pigeon', expected HTTP binary"),
-        (["nowhere"], "nowhere is no bundle"),
+        (["nowhere"], "nowhere is not a bundle"),
         (["{tiny}", "--data", "nowhere.npz"], "nowhere.npz is no readable .npz file"),
         (["{tiny}", "--data", "{other}"], "x has shape [4, 7], expected [N, 3, 8, 8]"),
         (["{tiny}", "--data", "nothing"], "nothing is called 'nothing'"),

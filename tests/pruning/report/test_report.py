@@ -125,7 +125,7 @@ def test_a_wrong_report_is_one_line_and_leaves_nothing(report, digits_run, digit
         ((unfinished, "--out", page), "subnets/03 is not finished"),
         ((damaged, "--out", page), "validation.npy has shape [3, 1]"),
         ((digits_run.path, "--data", "wine", "--out", page), "not the data that"),
-        ((digits_run.path, "--bundle", tmp_path, "--out", page), "is no bundle"),
+        ((digits_run.path, "--bundle", tmp_path, "--out", page), "is not a bundle"),
         ((digits_run.path, "--bundle", unlabelled, "--out", page), "has no answers to the test part"),
         ((table_run.path, "--bundle", digits_bundle.path, "--out", page), "is not a bundle of"),
     ):

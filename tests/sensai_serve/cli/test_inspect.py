@@ -53,7 +53,7 @@ def test_inspect_speaks_json(tiny_bundle: Path, capsys) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["inspect", "nowhere"], "nowhere is no bundle: no such directory"),
+        (["inspect", "nowhere"], "nowhere is not a bundle: no such directory"),
         (["inspect", "BUNDLE", "--devices", "gpu"], "device is 'gpu', expected cpu, cpu:CORE or cuda:CARD"),
         (["inspect", "BUNDLE", "--devices", "cpu:0,cpu:0"], "expected different ones"),
     ],

@@ -166,8 +166,8 @@ def test_a_damaged_bundle_is_never_ready(sensai, make_bundle, damage: Callable[[
     ("args", "message"),
     [
         ([], "nothing to serve, expected directories of bundles or --repository"),
-        (["nowhere"], "nowhere is no bundle: no such directory"),
-        (["--repository", "nowhere"], "nowhere is no directory, expected one that holds bundles"),
+        (["nowhere"], "nowhere is not a bundle: no such directory"),
+        (["--repository", "nowhere"], "nowhere is not a directory, expected one that holds bundles"),
         (["{bundle}", "--http", "8000"], "setting http: '8000' is no address, expected HOST:PORT"),
         (
             ["{bundle}", "--http", "127.0.0.1:70000"],
@@ -266,11 +266,11 @@ def test_predict_with_wrong_input(sensai, server, tiny_bundle: Path, numbers_bun
         assert "text.png: image: not a known image format" in wrong(target, text)
         assert "nowhere.png: No such file" in wrong(target, tmp_path / "nowhere.png")
         assert "short.csv: shape is [1, 3], expected [3, 8, 8], or rows of 192 numbers" in wrong(target, short)
-    assert "ragged.csv: no readable .csv file of numbers" in wrong(numbers_bundle, ragged)
-    assert "pickled.npy: no readable .npy file of numbers" in wrong(numbers_bundle, pickled)
+    assert "ragged.csv is damaged, expected a .csv file of numbers" in wrong(numbers_bundle, ragged)
+    assert "pickled.npy is damaged, expected a .npy file of numbers" in wrong(numbers_bundle, pickled)
     assert "text.png: this model takes [4] numbers, not images" in wrong(numbers_bundle, text)
-    assert "nowhere is no bundle" in wrong("nowhere", text)
-    assert "is no URL of a server" in wrong("ftp://x", text)
+    assert "nowhere is not a bundle" in wrong("nowhere", text)
+    assert "is not the URL of a server" in wrong("ftp://x", text)
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     assert "cannot be reached" in wrong(f"http://127.0.0.1:{port}", text, code=1)

@@ -203,7 +203,7 @@ def test_mutual_tls_and_the_token_let_in_who_has_both(tiny_bundle: Path, authori
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("nowhere",), "nowhere is no bundle"),
+        (("nowhere",), "nowhere is not a bundle"),
         (("{bundle}", "--workers", "0,10"), "worker 10 is not in"),
         (("{bundle}", "--workers", "0,x"), "workers are '0,x', expected ids and ranges such as 0,3-5"),
         (("{bundle}", "--workers", "3,0-4"), "workers are '3,0-4', expected each once"),
