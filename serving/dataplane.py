@@ -1,4 +1,4 @@
-"""What the server does for all transports: answer requests, count them, control models. Transports only translate."""
+"""The work that all transports share: answering requests, counting them, controlling models."""
 
 from __future__ import annotations
 

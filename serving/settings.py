@@ -1,4 +1,4 @@
-"""Every setting of the server: frozen, checked, from flags, the environment (``SENSAI_...``), a file, or defaults.
+"""The server's settings, from flags, the environment (``SENSAI_...``), a file or defaults; checked and frozen.
 
 A field of a group is set by ``SENSAI_GROUP__FIELD``, for example ``SENSAI_LIMITS__BODY_BYTES=1000000``.
 """
@@ -11,18 +11,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict, SettingsError
 
 from sensai_serve.errors import InputError
-from sensai_serve.images.formats import FORMATS, MAX_PIXELS, ImageLimits, parse_formats
 from sensai_serve.options import Flag, Option, Prefix, Section, as_text, make_option, plain
 from serving.address import Address, OptionalAddress, parse_address
-from serving.engine.options import GatewayOptions, Group, Inference, parse_words
-from serving.placement.worker_map import WorkerMap, parse_workers
+from serving.engine.options import GatewayOptions, Group, Inference
 from serving.runtime.devices import default_devices
-from serving.runtime.endpoint import Security
-from serving.runtime.keepalive import NEVER_MS, Keepalive
+from serving.setting_groups import GrpcKeepalive, Limits, Remote, Words
 from serving.telemetry.logs import LogFormat
 
 
@@ -32,112 +29,6 @@ def _check_listeners(entries: tuple[str, ...]) -> tuple[str, ...]:
         if not name or not address:
             raise ValueError(f"{entry!r} is no listener, expected TRANSPORT=ADDRESS")
     return entries
-
-
-def _known_formats(names: tuple[str, ...]) -> tuple[str, ...]:
-    try:
-        return parse_formats(names)
-    except InputError as error:
-        raise ValueError(str(error)) from None
-
-
-Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(parse_words)]
-"""Several, separated by spaces or semicolons."""
-
-
-class Remote(Group):
-    """Workers on other machines."""
-
-    workers: Annotated[Words, Flag("--worker", "IDS=WHERE")] = ()
-    """Where a worker runs: ``0,3=grpc://HOST:PORT``, ``5=cpu:0``, ``*=...`` for all others."""
-    file: Annotated[Path | None, Flag("--workers", "FILE")] = None
-    """A file of lines that say where workers run, as ``sensai place`` prints it."""
-    ca: Annotated[Path | None, Flag(metavar="PEM")] = None
-    """Certificates that nodes' certificates must be signed by, over ``grpcs`` and ``https``; the system's where not
-    given."""
-    cert: Annotated[Path | None, Flag(metavar="PEM")] = None
-    """This gateway's certificate, for nodes that ask for one (mutual TLS)."""
-    key: Annotated[Path | None, Flag(metavar="PEM")] = None
-    """The private key of this gateway's certificate."""
-    token_file: Annotated[Path | None, Flag(metavar="FILE")] = None
-    """A file that holds the token that nodes ask for."""
-
-    keepalive_time: Annotated[int, Flag(metavar="MS")] = Field(default=NEVER_MS, ge=1)
-    """Milliseconds without a message after which this gateway pings a server over gRPC; by default it never does."""
-    keepalive_timeout: Annotated[int, Flag(metavar="MS")] = Field(default=20_000, ge=1)
-    """Milliseconds after which such a ping without an answer ends the connection."""
-    keepalive_permit_without_calls: bool = False
-    """Ping also while no call is open."""
-    http2_max_pings_without_data: int = Field(default=2, ge=0)
-    """Pings in a row without a message between them; 0 for no limit."""
-
-    def worker_map(self) -> WorkerMap | None:
-        """Which worker runs where; None where placement says.
-
-        Raises:
-            InputError: a line, or a certificate without its key, that cannot be accepted.
-        """
-        if not self.workers and self.file is None:
-            return None
-        security = Security(self.ca, self.cert, self.key, self.token_file)
-        keepalive = Keepalive(
-            self.keepalive_time,
-            self.keepalive_timeout,
-            self.keepalive_permit_without_calls,
-            self.http2_max_pings_without_data,
-        )
-        return parse_workers(self.workers, self.file, security, keepalive)
-
-
-class GrpcKeepalive(Group):
-    """Pings over gRPC, with Triton's options; by default clients may ping twice a second, also without a call."""
-
-    time: Annotated[int, Flag("--grpc-keepalive-time", "MS")] = Field(default=7_200_000, ge=1)
-    """Milliseconds without a message after which the server pings a client."""
-    timeout: Annotated[int, Flag("--grpc-keepalive-timeout", "MS")] = Field(default=20_000, ge=1)
-    """Milliseconds after which such a ping without an answer ends the connection."""
-    permit_without_calls: Annotated[bool, Flag("--grpc-keepalive-permit-without-calls")] = True
-    """Pings are allowed while no call is open."""
-    http2_max_pings_without_data: Annotated[int, Flag("--grpc-http2-max-pings-without-data")] = Field(default=2, ge=0)
-    """Pings that the server sends in a row without a message between them; 0 for no limit."""
-    http2_min_recv_ping_interval_without_data: Annotated[
-        int, Flag("--grpc-http2-min-recv-ping-interval-without-data", "MS")
-    ] = Field(default=500, ge=0)
-    """Milliseconds that must lie between two pings of a client without a message between them."""
-    http2_max_ping_strikes: Annotated[int, Flag("--grpc-http2-max-ping-strikes")] = Field(default=2, ge=0)
-    """Pings of a client that may come too early before its connection is ended; 0 for any number."""
-
-
-class Limits(Group):
-    """What requests may cost; more is refused."""
-
-    body_bytes: int = Field(default=64 * 1024 * 1024, ge=1)
-    """Bytes of one request's body, as sent and as inflated."""
-    header_bytes: int = Field(default=32 * 1024, ge=1024)
-    """Bytes of one request's headers."""
-    batch: int = Field(default=64, ge=1)
-    """Inputs in one request."""
-    image_pixels: int = Field(default=MAX_PIXELS, ge=1)
-    """Pixels of one image, and of what is made of it on the way to the model; counted before each is made."""
-    image_formats: Annotated[Words, AfterValidator(_known_formats), Flag("--image-formats", "NAMES")] = tuple(FORMATS)
-    """Formats of images that are read."""
-    connections: int = Field(default=2000, ge=1)
-    """Open connections over HTTP."""
-    read_s: float = Field(default=30.0, gt=0, allow_inf_nan=False)
-    """Seconds that one request may take to arrive."""
-    idle_s: float = Field(default=75.0, gt=0, allow_inf_nan=False)
-    """Seconds that a connection may stay open between requests."""
-    half_closed_s: float = Field(default=0.1, ge=0, allow_inf_nan=False)
-    """Seconds that an answer has once its client has closed its sending side, since the client may be gone."""
-    regions: int = Field(default=256, ge=1)
-    """Regions of shared memory that are registered at a time."""
-    in_flight: int = Field(default=64, ge=1)
-    """Requests that a model answers or holds waiting at a time."""
-
-    @property
-    def images(self) -> ImageLimits:
-        """What one image may be and cost."""
-        return ImageLimits(self.image_pixels, self.image_formats)
 
 
 class Settings(BaseSettings):
@@ -198,10 +89,10 @@ class Settings(BaseSettings):
         return tuple(listeners)
 
     def gateway_options(self) -> GatewayOptions:
-        """What a gateway takes of these.
+        """The settings that a gateway takes.
 
         Raises:
-            InputError: a device, a fault or a worker's place that is none.
+            InputError: the workers have places of their own, and devices or another backend are given too.
         """
         inference, limits = self.inference, self.limits
         workers = self.remote.worker_map()
@@ -250,7 +141,7 @@ Origin = Literal["flag", "environment", "file", "default"]
 
 @dataclass(frozen=True)
 class Described:
-    """One setting: what it is and where that comes from."""
+    """One setting, its value and the source of that value."""
 
     name: str
     value: str
@@ -259,14 +150,14 @@ class Described:
 
 
 def load_settings(file: Path | None = None, /, **flags: Any) -> Settings:
-    """The settings of this process: flags win over the environment, that over the file, that over the defaults.
+    """Load the settings: a flag wins over the environment, that over the file, that over the default.
 
     Args:
-        file: TOML, with groups as tables.
-        flags: what the command line says, by field, groups as dictionaries; None where it says nothing.
+        file: a TOML file, with groups as tables.
+        flags: the values of the command line by field, groups as dictionaries; None where it gives none.
 
     Raises:
-        InputError: a value that cannot be accepted, wherever it comes from.
+        InputError: a value is not valid, or the file cannot be read.
     """
     try:
         merged: dict[str, Any] = {}
@@ -282,7 +173,7 @@ def load_settings(file: Path | None = None, /, **flags: Any) -> Settings:
 
 
 def describe_settings(file: Path | None = None, /, **flags: Any) -> list[Described]:
-    """Every setting with its value and its origin. See `load_settings`."""
+    """Describe every setting; see `load_settings` for the arguments and errors."""
     settings = load_settings(file, **flags)
     sources = _sources(file, flags)
     described = []
@@ -294,7 +185,7 @@ def describe_settings(file: Path | None = None, /, **flags: Any) -> list[Describ
 
 
 def _sources(file: Path | None, flags: dict[str, Any]) -> list[tuple[Origin, dict[str, Any]]]:
-    """What each source says, the weakest first."""
+    """The settings of each source, the weakest source first."""
     return [("file", {} if file is None else _read(file)), ("environment", EnvSettingsSource(Settings)()),
             ("flag", _given(flags))]  # fmt: skip
 

@@ -43,9 +43,9 @@ def kept(home: str) -> list[str]:
 
 
 def test_servers_nodes_and_worker_processes_keep_no_device_id(clean: dict[str, str], tiny_bundle: Path) -> None:
-    bundle = str(tiny_bundle)
+    bundle, processes = str(tiny_bundle), ("--backend", "process", "--processes", "device")
     with (
-        running(clean, "serve", bundle, "--http", "127.0.0.1:0", "--backend", "process", "--device", "cpu"),
+        running(clean, "serve", bundle, "--http", "127.0.0.1:0", *processes, "--device", "cpu"),
         running(clean, "node", bundle, "--grpc", "127.0.0.1:0", "--device", "cpu"),
     ):
         pass

@@ -60,12 +60,12 @@ def serve(
     from serving.settings import describe_settings, load_settings
     from serving.telemetry.stderr import capture_stderr
 
-    if "json" in (options.get("log_format"), os.environ.get("SENSAI_LOG_FORMAT")):
-        capture_stderr()  # before anything that can go wrong
     flags = _grouped(options)
     if show_settings:
         _show(describe_settings(settings_file, **flags))
         return
+    if "json" in (options.get("log_format"), os.environ.get("SENSAI_LOG_FORMAT")):
+        capture_stderr()  # before anything that can go wrong
     settings = load_settings(settings_file, **flags)
     if settings.log_format == "json":
         capture_stderr()

@@ -1,4 +1,4 @@
-"""What a serving process does on each signal that people and supervisors send.
+"""Signal handlers of the processes that serve.
 
 SIGTERM, SIGINT and SIGQUIT stop it after its requests, and the second of them at once. SIGHUP loads anew. SIGUSR1 logs
 the stack of every thread. SIGUSR2 is ignored.

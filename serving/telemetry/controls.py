@@ -21,7 +21,7 @@ _trace_log = logging.getLogger("serving.trace")
 
 @dataclass(frozen=True)
 class TraceSettings:
-    """Which requests are traced: a traced request logs the time of each of its stages."""
+    """The trace settings that the protocol names. A traced request logs the time of each of its stages."""
 
     trace_level: tuple[str, ...] = ("OFF",)
     """``TIMESTAMPS`` traces requests, ``OFF`` does not."""
@@ -109,7 +109,7 @@ def _known(settings: TraceSettings | LogSettings, change: Mapping[str, Any]) -> 
 
 @dataclass(frozen=True)
 class LogSettings:
-    """What is written to the log, in the protocol's terms."""
+    """The log settings that the protocol names."""
 
     log_file: str = ""
     """Always empty: the log goes to standard error."""

@@ -69,17 +69,16 @@ def capture_stderr() -> None:
     _captured = _Writer(os.dup(2))
     reading, writing = os.pipe()
     os.dup2(writing, 2)  # inheritable, as standard error is
-    os.close(writing)
     end = secrets.token_bytes(16).hex().encode()
     thread = threading.Thread(target=_read, args=(reading, _captured, end), name=LOGGER, daemon=True)
     thread.start()
-    atexit.register(_finish, thread, end)
+    atexit.register(_finish, thread, writing, end)
 
 
-def _finish(thread: threading.Thread, end: bytes) -> None:
+def _finish(thread: threading.Thread, writing: int, end: bytes) -> None:
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.flush()
-    os.write(2, b"\n" + end + b"\n")  # children may hold the pipe open, so its end would not do
+    os.write(writing, b"\n" + end + b"\n")  # children may hold the pipe open, so its end would not do
     thread.join(FLUSH_S)
 
 

@@ -21,13 +21,13 @@ class Listener:
     """A transport that accepts requests."""
 
     url: str
-    """Where clients reach it; printed when the server is ready."""
+    """URL that clients connect to; printed when the server is ready."""
     running: asyncio.Task[None]
     """Ends when the transport has stopped; the server stops too if that happens before it was told to."""
 
 
 Listen = Callable[[DataPlane, Settings, str], AbstractAsyncContextManager[Listener]]
-"""What a transport provides: an asynchronous context manager that listens while its block runs.
+"""Type of a transport: an asynchronous context manager that listens while its block runs.
 
 Its arguments are the data plane, the settings, and the address as the user wrote it. On entering it raises InputError
 where it cannot listen there. On leaving it accepts no more requests and gives those in flight

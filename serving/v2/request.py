@@ -21,7 +21,7 @@ class RequestedOutput:
     binary: bool = False
     """Whether its values come as bytes after the JSON, and not as numbers in it."""
     class_count: int = 0
-    """Where above 0, the reply holds the `class_count` largest values of each row, as ``value:index:label``."""
+    """Above 0, the reply holds the `class_count` largest values of each row, as ``value:index:label``."""
     region: RegionPart | None = None
     """Shared memory that its values are written to in place of the reply."""
 

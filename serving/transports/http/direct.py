@@ -93,7 +93,7 @@ class RequestHeads:
 
 
 class HttpConnection(Protocol):
-    """What a `DirectCycle` needs of its connection."""
+    """The part of uvicorn's connection that a `DirectCycle` uses."""
 
     loop: asyncio.AbstractEventLoop
     transport: asyncio.Transport

@@ -10,7 +10,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serving.engine.admission import CLIENT
-from serving.settings import Limits
+from serving.setting_groups import Limits
 from serving.transports.http.asgi.errors import error_body, json_headers
 from serving.transports.http.direct import DirectCycle, RequestHeads
 from serving.transports.http.v2.infer import InferRoute

@@ -115,7 +115,7 @@ def test_ids_are_those_of_the_request_or_none(tiny_bundle: Path) -> None:
     assert all("request_id" not in line for line in native)
 
 
-@pytest.mark.parametrize("arguments", [["--wait", "never"], ["--listen", "mqtt=a"], ["--grpc", "127.0.0.256:1"]])
+@pytest.mark.parametrize("arguments", [["--wait", "never"], ["--listen", "mqtt=a"]])
 def test_errors_that_end_it(tiny_bundle: Path, arguments: list[str]) -> None:
     command = [sys.executable, "-m", "sensai_serve", "serve", str(tiny_bundle), "--http", "127.0.0.1:0"]
     ended = subprocess.run(

@@ -94,7 +94,7 @@ OPENAPI = {
     "/v2/models/{name}/infer": _operation("infer", "name"),
     "/v2/models/{name}/versions/{version}/infer": _operation("infer_version", "name", "version"),
 }
-"""What the OpenAPI document says of the infer route, which FastAPI does not know."""
+"""Entries of the OpenAPI document for the infer route, which FastAPI does not know."""
 
 _PREFIX, _SUFFIX = "/v2/models/", "/infer"
 

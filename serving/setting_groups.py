@@ -1,0 +1,123 @@
+"""Groups of the server's settings: workers on other machines, pings over gRPC, limits of requests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic_settings import NoDecode
+
+from sensai_serve.errors import InputError
+from sensai_serve.images.formats import FORMATS, MAX_PIXELS, ImageLimits, parse_formats
+from sensai_serve.options import Flag
+from serving.engine.options import Group, parse_words
+from serving.placement.worker_map import WorkerMap, parse_workers
+from serving.runtime.endpoint import Security
+from serving.runtime.keepalive import NEVER_MS, Keepalive
+
+
+def _known_formats(names: tuple[str, ...]) -> tuple[str, ...]:
+    try:
+        return parse_formats(names)
+    except InputError as error:
+        raise ValueError(str(error)) from None
+
+
+Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(parse_words)]
+"""Type of a setting that holds words, which text separates by spaces or semicolons."""
+
+
+class Remote(Group):
+    """Workers on other machines."""
+
+    workers: Annotated[Words, Flag("--worker", "IDS=WHERE")] = ()
+    """Where a worker runs: ``0,3=grpc://HOST:PORT``, ``5=cpu:0``, ``*=...`` for all others."""
+    file: Annotated[Path | None, Flag("--workers", "FILE")] = None
+    """A file of lines that say where workers run, as ``sensai place`` prints it."""
+    ca: Annotated[Path | None, Flag(metavar="PEM")] = None
+    """Certificates that nodes' certificates must be signed by, over ``grpcs`` and ``https``; the system's where not
+    given."""
+    cert: Annotated[Path | None, Flag(metavar="PEM")] = None
+    """This gateway's certificate, for nodes that ask for one (mutual TLS)."""
+    key: Annotated[Path | None, Flag(metavar="PEM")] = None
+    """The private key of this gateway's certificate."""
+    token_file: Annotated[Path | None, Flag(metavar="FILE")] = None
+    """A file that holds the token that nodes ask for."""
+
+    keepalive_time: Annotated[int, Flag(metavar="MS")] = Field(default=NEVER_MS, ge=1)
+    """Milliseconds without a message after which this gateway pings a server over gRPC; by default it never does."""
+    keepalive_timeout: Annotated[int, Flag(metavar="MS")] = Field(default=20_000, ge=1)
+    """Milliseconds after which such a ping without an answer ends the connection."""
+    keepalive_permit_without_calls: bool = False
+    """Ping also while no call is open."""
+    http2_max_pings_without_data: int = Field(default=2, ge=0)
+    """Pings in a row without a message between them; 0 for no limit."""
+
+    def worker_map(self) -> WorkerMap | None:
+        """The places of the workers; None where placement decides.
+
+        Raises:
+            InputError: a line is not valid, or a certificate is given without its key.
+        """
+        if not self.workers and self.file is None:
+            return None
+        security = Security(self.ca, self.cert, self.key, self.token_file)
+        keepalive = Keepalive(
+            self.keepalive_time,
+            self.keepalive_timeout,
+            self.keepalive_permit_without_calls,
+            self.http2_max_pings_without_data,
+        )
+        return parse_workers(self.workers, self.file, security, keepalive)
+
+
+class GrpcKeepalive(Group):
+    """Pings over gRPC, with Triton's options; by default clients may ping twice a second, also without a call."""
+
+    time: Annotated[int, Flag("--grpc-keepalive-time", "MS")] = Field(default=7_200_000, ge=1)
+    """Milliseconds without a message after which the server pings a client."""
+    timeout: Annotated[int, Flag("--grpc-keepalive-timeout", "MS")] = Field(default=20_000, ge=1)
+    """Milliseconds after which such a ping without an answer ends the connection."""
+    permit_without_calls: Annotated[bool, Flag("--grpc-keepalive-permit-without-calls")] = True
+    """Pings are allowed while no call is open."""
+    http2_max_pings_without_data: Annotated[int, Flag("--grpc-http2-max-pings-without-data")] = Field(default=2, ge=0)
+    """Pings that the server sends in a row without a message between them; 0 for no limit."""
+    http2_min_recv_ping_interval_without_data: Annotated[
+        int, Flag("--grpc-http2-min-recv-ping-interval-without-data", "MS")
+    ] = Field(default=500, ge=0)
+    """Milliseconds that must lie between two pings of a client without a message between them."""
+    http2_max_ping_strikes: Annotated[int, Flag("--grpc-http2-max-ping-strikes")] = Field(default=2, ge=0)
+    """Pings of a client that may come too early before its connection is ended; 0 for any number."""
+
+
+class Limits(Group):
+    """What requests may cost. A request that would cost more is refused."""
+
+    body_bytes: int = Field(default=64 * 1024 * 1024, ge=1)
+    """Bytes of one request's body, as sent and as inflated."""
+    header_bytes: int = Field(default=32 * 1024, ge=1024)
+    """Bytes of one request's headers."""
+    batch: int = Field(default=64, ge=1)
+    """Inputs in one request."""
+    image_pixels: int = Field(default=MAX_PIXELS, ge=1)
+    """Pixels of one image, and of what is made of it on the way to the model; counted before each is made."""
+    image_formats: Annotated[Words, AfterValidator(_known_formats), Flag("--image-formats", "NAMES")] = tuple(FORMATS)
+    """Formats of images that are read."""
+    connections: int = Field(default=2000, ge=1)
+    """Open connections over HTTP."""
+    read_s: float = Field(default=30.0, gt=0, allow_inf_nan=False)
+    """Seconds that one request may take to arrive."""
+    idle_s: float = Field(default=75.0, gt=0, allow_inf_nan=False)
+    """Seconds that a connection may stay open between requests."""
+    half_closed_s: float = Field(default=0.1, ge=0, allow_inf_nan=False)
+    """Seconds that an answer has once its client has closed its sending side, since the client may be gone."""
+    regions: int = Field(default=256, ge=1)
+    """Regions of shared memory that are registered at a time."""
+    in_flight: int = Field(default=64, ge=1)
+    """Requests that a model answers or holds waiting at a time."""
+
+    @property
+    def images(self) -> ImageLimits:
+        """The formats and the largest size of an image."""
+        return ImageLimits(self.image_pixels, self.image_formats)
