@@ -20,10 +20,17 @@ def cells(line: str) -> list[str]:
     return [cell.strip() for cell in line.strip("│┃").split("│")]
 
 
-@pytest.mark.parametrize("hurry", [True, pytest.param(False, marks=pytest.mark.soak)])
-def test_the_readme_runs(tmp_path: Path, hurry: bool) -> None:
+QUICK = {
+    "train": ("--epochs", "2"),
+    "prune": ("--groups", "2", "--redundancy", "2", "--recover-images", "1000", "--images", "200"),
+}
+"""Fewer and smaller networks than the README makes, to be trained and exported in less time."""
+
+
+@pytest.mark.parametrize("added", [QUICK, pytest.param({}, marks=pytest.mark.soak)], ids=["quick", "whole"])
+def test_the_readme_runs(tmp_path: Path, added: dict[str, tuple[str, ...]]) -> None:
     said = {}
-    with Reader(tmp_path, hurry=hurry) as reader:
+    with Reader(tmp_path, added) as reader:
         for block in blocks(README, "sh", "python"):
             if block.language == "python":
                 said[block.code] = reader.python(block.code)

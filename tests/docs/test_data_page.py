@@ -114,6 +114,7 @@ def test_from_data_to_a_first_answer(made: Path, tmp_path: Path) -> None:
     for name in ("pictures.npz", "readings.npz"):
         (tmp_path / name).write_bytes((made / name).read_bytes())
     (tmp_path / "picture.png").write_bytes((made / "colours/test/red/0.png").read_bytes())
-    with Reader(tmp_path) as reader:
+    quick = {"train": ("--epochs", "2"), "prune": ("--recover-images", "300", "--images", "100")}
+    with Reader(tmp_path, quick) as reader:
         said = [reader.shell(line) for block in blocks(PAGE, "sh") for line in block.lines()]
     assert any(label in said[-1] for label in ("cat", "dog", "owl"))
