@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -16,11 +18,29 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
+def open_image(data: bytes | bytearray | memoryview, limits: ImageLimits) -> Image:
+    """A picture file opened and held against `limits`; its pixels are not decoded yet.
+
+    Raises:
+        ImageError: no picture of an allowed format, or one damaged where it says what it is.
+        TooLargeError: more pixels than allowed, or structure that costs as much.
+    """
+    from PIL import Image as Pillow
+
+    with _refusing(limits):
+        check_structure(bytes(data), limits.pixels)
+        _be_quiet()
+        allowed = [name for name in limits.formats if name in readable()]
+        image = Pillow.open(io.BytesIO(data), formats=allowed)
+        _check_size(image, limits, len(data))
+        return image
+
+
 def decode(source: bytes | bytearray | memoryview | Image, mode: str, limits: ImageLimits) -> Image:
     """The first picture of a file, turned as its EXIF says.
 
     Args:
-        source: the bytes of a file, or an image that Pillow opened, which is left as it was.
+        source: the bytes of a file, or an image that Pillow opened; that is loaded, and else left as it was.
         mode: ``RGB`` or ``L``.
         limits: what is read, and what it may cost. All are held before pixels are decoded.
 
@@ -28,32 +48,31 @@ def decode(source: bytes | bytearray | memoryview | Image, mode: str, limits: Im
         ImageError: no picture of an allowed format, or a damaged one: whatever its decoder raises.
         TooLargeError: more pixels than allowed, or structure that costs as much.
     """
-    from PIL import ImageOps, UnidentifiedImageError
+    from PIL import ExifTags, ImageOps
 
-    try:
-        if isinstance(source, bytes | bytearray | memoryview):
-            image = _open(bytes(source), limits)
-            _check_size(image, limits, len(source))
-            ImageOps.exif_transpose(image, in_place=True)
-        else:
-            _check_size(source, limits)
-            image, format_ = ImageOps.exif_transpose(source), source.format
+    image = open_image(source, limits) if isinstance(source, bytes | bytearray | memoryview) else source
+    with _refusing(limits):
+        _check_size(image, limits)
+        image.load()
+        if image.getexif().get(ExifTags.Base.Orientation) in range(2, 9):  # else it would be copied
+            format_, image = image.format, ImageOps.exif_transpose(image)
             image.format = format_
         return as_mode(image, mode)
+
+
+@contextmanager
+def _refusing(limits: ImageLimits) -> Iterator[None]:
+    """Turn whatever a decoder raises into an `ImageError`: the file is damaged."""
+    from PIL import UnidentifiedImageError
+
+    try:
+        yield
     except InputError:
         raise
     except UnidentifiedImageError:
         raise ImageError(f"image: not a known image format; {_expected(limits)}") from None
     except Exception as error:  # decoders raise anything over a damaged file: KeyError, struct.error, RecursionError
         raise ImageError(f"image: {_first_line(error)}; {_expected(limits)}") from None
-
-
-def _open(data: bytes, limits: ImageLimits) -> Image:
-    from PIL import Image as Pillow
-
-    check_structure(data, limits.pixels)
-    _be_quiet()
-    return Pillow.open(io.BytesIO(data), formats=[name for name in limits.formats if name in readable()])
 
 
 @cache

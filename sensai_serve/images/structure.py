@@ -23,8 +23,8 @@ MAX_TAG_NUMBERS = 1 << 16
 """Numbers in one tag of a TIFF: a strip for each row of the tallest picture."""
 MAX_PLAIN_BYTES = 2 * 1024 * 1024
 """Of files that Pillow decodes in Python: PPM written out as text, BMP with run lengths."""
-SCANS = 10
-"""A progressive JPEG of a careful encoder; one with more may have fewer pixels."""
+SCANS, MAX_SCANS = 10, 64
+"""Scans of a JPEG: of a picture as large as allowed, what careful encoders make; of a smaller one, more."""
 
 
 def check_structure(data: bytes, max_pixels: int) -> None:
@@ -65,10 +65,8 @@ def _jpeg(data: bytes, max_pixels: int) -> None:
         if marker == 0xDA:
             end = data.find(b"\xff\xd9", at)
             scans = data.count(b"\xff\xda", at - 2, None if end < 0 else end)
-            if area * scans > max_pixels * SCANS:
-                raise TooLargeError(
-                    f"image: {area} pixels in {scans} scans, expected at most {max_pixels * SCANS // area} scans"
-                )
+            if scans > (most := min(MAX_SCANS, max_pixels * SCANS // max(1, area))):
+                raise TooLargeError(f"image: {area} pixels in {scans} scans, expected at most {most} scans")
             return
         (length,) = struct.unpack_from(">H", data, at)
         if marker in range(0xC0, 0xD0) and marker not in (0xC4, 0xC8, 0xCC):

@@ -13,6 +13,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from sensai_serve.errors import RequestError
+from sensai_serve.images.decode import open_image
 from sensai_serve.images.formats import ImageLimits
 from sensai_serve.preprocess import Floats, InputSpec, from_image, normalise
 from serving.transports.http.asgi.types import Message, Receive
@@ -21,8 +22,11 @@ from serving.v2.tensors import from_bytes, numbers, shown
 
 FP32 = "application/x-fp32"
 """Content type of raw values: little-endian FP32 in row-major order, not normalised."""
-_decoders = ThreadPoolExecutor(max(2, min(4, os.cpu_count() or 1)), thread_name_prefix="decoder")
-"""Threads that decode images, few because a large one takes hundreds of megabytes meanwhile."""
+LARGE = 1_000_000
+"""Pixels from which an image is decoded by one of few threads, so that small ones never wait for large ones."""
+_decoders = ThreadPoolExecutor(max(2, min(8, os.cpu_count() or 1)), thread_name_prefix="decoder")
+_large_decoders = ThreadPoolExecutor(2, thread_name_prefix="large-decoder")
+"""Few, because a large image takes hundreds of megabytes meanwhile; others wait as the bytes that they are."""
 
 
 async def from_body(request: Request, body: bytes, spec: InputSpec, limits: ImageLimits) -> Floats:
@@ -51,9 +55,19 @@ async def from_body(request: Request, body: bytes, spec: InputSpec, limits: Imag
 async def from_picture(image: bytes, spec: InputSpec, limits: ImageLimits) -> Floats:
     """Decode an image file to FP32 [1, *spec.shape], normalised. Raises as `from_image`."""
     # Off the event loop: decoding a large photograph takes longer than many answers.
-    decoded = partial(from_image, image, spec, limits=limits)
-    tensor = await asyncio.get_running_loop().run_in_executor(_decoders, decoded)
+    loop = asyncio.get_running_loop()
+    tensor = await loop.run_in_executor(_decoders, _decode_small, image, spec, limits)
+    if tensor is None:
+        tensor = await loop.run_in_executor(_large_decoders, partial(from_image, image, spec, limits=limits))
     return tensor.reshape(1, *spec.shape)
+
+
+def _decode_small(image: bytes, spec: InputSpec, limits: ImageLimits) -> Floats | None:
+    """As `from_image`; None for a large image, of which only the head has been read."""
+    if spec.image is None:
+        return from_image(image, spec, limits=limits)  # which says that the model takes none
+    opened = open_image(image, limits)
+    return None if opened.width * opened.height > LARGE else from_image(opened, spec, limits=limits)
 
 
 def from_numbers(data: bytes, spec: InputSpec) -> Floats:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import file_fuzz
 import httpx
 import numpy as np
 import pytest
@@ -167,3 +168,19 @@ def test_the_page_to_try_it_from_needs_no_other_server(client) -> None:
     kinds = [client.get(f"/{name}").headers["content-type"].partition(";")[0] for name in sorted(loaded)]
     assert kinds == ["text/javascript", "text/css"]
     assert "url: 'openapi.json'" in page.text
+
+
+def test_a_damaged_file_of_any_format_is_the_clients(client) -> None:
+    rng = np.random.default_rng(3)
+    for name, sound in file_fuzz.pictures().items():
+        for _ in range(2):
+            answer = client.post("/v1/predict?model=tiny", content=file_fuzz.mutate(sound, rng))
+            assert answer.status_code in (200, 400, 413), (name, answer.text)
+            assert answer.status_code == 200 or set(answer.json()) == {"error"}
+
+
+def test_a_large_image_is_answered_as_a_small_one(run_server, tiny_bundle) -> None:
+    image = encoded(Image.new("RGB", (1100, 1000), (9, 200, 30)), "JPEG")
+    with run_server(tiny_bundle) as server:
+        answer = httpx.post(f"{server.url}/v1/predict?wait=all", content=image)
+    assert answer.json()["label"] == sensai_serve.load(tiny_bundle).predict(image).label
