@@ -47,6 +47,8 @@ class Settings(BaseSettings):
     """Further listeners, each ``TRANSPORT=ADDRESS``; a transport is a plugin of ``serving.transports``."""
     repository: Annotated[Path | None, Flag(metavar="DIR")] = None
     """A directory of bundles, all of which are served; clients may load and unload them. Without it they may not."""
+    strict_readiness: bool = True
+    """Whether a bundle of the repository that cannot be served makes the server not ready; its models serve anyhow."""
     merge_rules: Annotated[Words, Flag(metavar="package.module:callable")] = ()
     """Merge rules of one's own that bundles may name. A bundle is data, and cannot allow itself code."""
     inference: Annotated[Inference, Section("How requests are answered")] = Inference()

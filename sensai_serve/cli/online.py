@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -71,16 +71,22 @@ def serve(
         capture_stderr()
     for rule in settings.merge_rules:
         allow(rule)
-    opened = [Bundle.open(path) for path in [*(bundles or []), *_bundles_in(settings.repository)]]
+    opened = [Bundle.open(path) for path in bundles or []]
     if not opened and settings.repository is None:
         raise InputError("nothing to serve, expected directories of bundles or --repository")
+    if settings.repository is not None and not settings.repository.is_dir():
+        raise InputError(f"{settings.repository} is not a directory, expected one that holds bundles")
     served_as = settings.gateway_options()
-    served = Repository(opened, served_as, settings.repository)
-    if served_as.workers is not None:
-        for bundle in opened:
-            _say_hosts(bundle, served_as.workers)
-    what = ", ".join(map(_summary, opened)) or "nothing loaded"
-    run(served, settings, lambda urls: typer.echo(f"ready: {' '.join(urls)}  {what}"))
+    served = Repository(opened, served_as, settings.repository, whole=True, strict_readiness=settings.strict_readiness)
+
+    def on_ready(urls: Sequence[str]) -> None:
+        if served_as.workers is not None:
+            for bundle in served.served:
+                _say_hosts(bundle, served_as.workers)
+        what = ", ".join(map(_summary, served.served)) or "nothing loaded"
+        typer.echo(f"ready: {' '.join(urls)}  {what}")
+
+    run(served, settings, on_ready)
 
 
 @app.command()
@@ -140,18 +146,6 @@ def _show(settings: list[Described]) -> None:
     for setting in settings:
         table.add_row(setting.name, setting.value or "none", setting.origin, setting.help)
     console.print(table)
-
-
-def _bundles_in(repository: Path | None) -> list[Path]:
-    from sensai_serve.bundle import MANIFEST
-    from sensai_serve.errors import InputError
-
-    if repository is None:
-        return []
-    if not repository.is_dir():
-        raise InputError(f"{repository} is not a directory, expected one that holds bundles")
-    found = sorted(path.parent for path in repository.glob(f"*/{MANIFEST}"))
-    return [path for path in found if not path.name.startswith(".")]  # a hidden one is still being written
 
 
 def _say_hosts(bundle: Bundle, workers: WorkerMap) -> None:

@@ -3,16 +3,20 @@
 When a model is replaced, the old one answers while the new one is loaded, warmed and checked on its golden samples.
 Then the name means the new one, and the old one finishes its requests and ends. A bundle that cannot be served leaves
 the old model in place.
+
+Failures are isolated by bundle: one of a directory that cannot be served, because it is half copied say, is in the
+index with the reason while the others serve, and is taken up when it has changed and is whole.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import logging
 from collections.abc import Coroutine, Sequence
 from contextvars import Context
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,9 @@ from serving.engine.gateway import Gateway
 from serving.engine.options import GatewayOptions
 
 log = logging.getLogger(__name__)
+
+LOOK_EVERY_S = 1.0
+"""Seconds between two looks at the files of bundles that could not be served."""
 
 
 @dataclass(frozen=True)
@@ -35,16 +42,40 @@ class Entry:
     """Why the model is not ready; empty if it is."""
 
 
+_State = tuple[tuple[str, int, int], ...]
+
+
+@dataclass(frozen=True)
+class _Unserved:
+    """A bundle of the directory that should be served and cannot be."""
+
+    reason: str
+    tried: _State
+    """What its files looked like when it was tried."""
+    seen: _State
+    """What they looked like last."""
+
+
 class Repository:
     """One gateway per model. All calls on one event loop."""
 
-    def __init__(self, bundles: Sequence[Bundle], options: GatewayOptions, directory: Path | None = None) -> None:
+    def __init__(
+        self,
+        bundles: Sequence[Bundle],
+        options: GatewayOptions,
+        directory: Path | None = None,
+        *,
+        whole: bool = False,
+        strict_readiness: bool = True,
+    ) -> None:
         """Make the gateways; nothing is loaded yet.
 
         Args:
             bundles: the models that are served from the start.
             options: how every model is served.
             directory: where `load` finds bundles, one in each folder; None switches loading and unloading off.
+            whole: whether `start` loads every bundle of the directory.
+            strict_readiness: whether a bundle of the directory that could not be served makes the server not ready.
 
         Raises:
             InputError: two bundles have one name, or there is neither a bundle nor a directory.
@@ -56,6 +87,10 @@ class Repository:
         self._directory = directory
         self._gateways: dict[str, Gateway] = {}
         self._failed: dict[str, str] = {}
+        self._whole = whole
+        self._strict_readiness = strict_readiness
+        self._unserved: dict[Path, _Unserved] = {}
+        self._watch: asyncio.Task[None] | None = None
         self._locks: dict[str, asyncio.Lock] = {}
         self._changes: set[asyncio.Task[None]] = set()
         self.swaps = 0
@@ -85,14 +120,23 @@ class Repository:
 
     @property
     def ready(self) -> bool:
-        """Whether every loaded model is ready."""
-        return all(g.ready for g in self._gateways.values())
+        """Whether every model that should be served is ready."""
+        return all(g.ready for g in self._gateways.values()) and not (self._strict_readiness and self._unserved)
+
+    @property
+    def served(self) -> list[Bundle]:
+        """The bundles of the loaded models."""
+        return [gateway.bundle for gateway in self._gateways.values()]
 
     def index(self) -> list[Entry]:
         """List every model that is loaded or could be loaded from the directory, sorted by name."""
         entries = {n: Entry(n, g.version, g.ready, "" if g.ready else "not ready") for n, g in self._gateways.items()}
         for name in () if self._directory is None else _bundles_in(self._directory):
             entries.setdefault(name, Entry(name, "", ready=False, reason=self._failed.get(name, "unloaded")))
+        for path, unserved in self._unserved.items():
+            entries[path.name] = entries.get(path.name) or Entry(path.name, "", ready=False, reason="")
+            if not entries[path.name].ready:
+                entries[path.name] = replace(entries[path.name], reason=unserved.reason)
         return sorted(entries.values(), key=lambda entry: entry.name)
 
     async def load(self, name: str) -> None:
@@ -167,6 +211,7 @@ class Repository:
             self._failed[name] = str(error)
             raise
         self._failed.pop(name, None)
+        self._unserved.pop(bundle.path, None)
         old, self._gateways[name] = self._gateways.get(name), gateway
         if old is not None:
             self.swaps += 1
@@ -212,10 +257,10 @@ class Repository:
         return [] if self._directory is None else sorted(_bundles_in(self._directory))
 
     async def start(self) -> None:
-        """Start every model, one after the other.
+        """Start every model, one after the other; then those of the directory, as far as they can be served.
 
         Raises:
-            SensaiError: a model cannot start; those started before it are stopped.
+            SensaiError: a model that was given by itself cannot start; those started before it are stopped.
         """
         started: list[Gateway] = []
         try:
@@ -225,9 +270,50 @@ class Repository:
         except BaseException:
             await asyncio.gather(*(g.stop(0) for g in started))
             raise
+        if self._whole and self._directory is not None:
+            for path in await asyncio.to_thread(_folders_in, self._directory):
+                await self._take_up(path)
+            self._watch = asyncio.create_task(self._look_again(), context=Context())
+
+    async def _take_up(self, path: Path) -> None:
+        """Serve a bundle of the directory; note what its files looked like if that fails."""
+        state = await asyncio.to_thread(_state, path)
+        try:
+            name = (await asyncio.to_thread(Bundle.open, path)).manifest.name
+            served = self._gateways.get(name)
+            if served is None:
+                await self._change(name, self._refresh(name, path))
+            elif not _same(served.bundle.path, path):
+                raise BundleError(f"{path}: another bundle is called {name!r} too, {served.bundle.path}")
+        except Exception as error:  # whatever is wrong with it, the others serve
+            reason = str(error) if isinstance(error, SensaiError) else f"{path}: {type(error).__name__}: {error}"
+            before = self._unserved.get(path)
+            if before is None or before.reason != reason:
+                log.error("%s is not served: %s", path.name, reason)
+            self._unserved[path] = _Unserved(reason, tried=state, seen=state)
+        else:
+            if self._unserved.pop(path, None) is not None:
+                log.info("model %s is loaded", name)
+
+    async def _look_again(self) -> None:
+        """Take up bundles that could not be served once their files have changed, and change no more."""
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            for path, unserved in list(self._unserved.items()):
+                state = await asyncio.to_thread(_state, path)
+                if not state:
+                    log.info("%s is gone", path.name)
+                    del self._unserved[path]
+                elif state == unserved.seen != unserved.tried:
+                    await self._take_up(path)
+                else:
+                    self._unserved[path] = replace(unserved, seen=state)
 
     async def stop(self, drain_s: float = 10.0) -> None:
         """Let requests finish for at most `drain_s` seconds, then stop every model."""
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.gather(self._watch, return_exceptions=True)
         await asyncio.gather(*(g.stop(drain_s) for g in self._gateways.values()))
 
     def _gateway(self, bundle: Bundle) -> Gateway:
@@ -251,14 +337,32 @@ def _trim() -> None:
         trim(0)
 
 
+def _folders_in(directory: Path) -> list[Path]:
+    """Folders with a manifest, sorted; hidden ones are skipped, a bundle may be in the making there."""
+    found = sorted(manifest.parent for manifest in directory.glob(f"*/{MANIFEST}"))
+    return [path for path in found if not path.name.startswith(".")]
+
+
 def _bundles_in(directory: Path) -> dict[str, Path]:
-    """Find bundles by the name in their manifest; other folders are skipped, a bundle may be in the making there."""
-    found = {}
-    for manifest in sorted(directory.glob(f"*/{MANIFEST}")):
-        if manifest.parent.name.startswith("."):
-            continue
+    """Find bundles by the name in their manifest, the first of several, or by their folder's where it is damaged."""
+    found: dict[str, Path] = {}
+    for path in _folders_in(directory):
         try:
-            found[Bundle.open(manifest.parent).manifest.name] = manifest.parent
+            found.setdefault(Bundle.open(path).manifest.name, path)
         except BundleError:
-            found.setdefault(manifest.parent.name, manifest.parent)  # loading it will say what is wrong
+            found.setdefault(path.name, path)  # loading it will say what is wrong
     return found
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.resolve() == other.resolve()
+
+
+def _state(path: Path) -> _State:
+    """Names, sizes and times of change of a bundle's files; empty where there are none."""
+    found = []
+    for file in sorted(path.rglob("*")):
+        with contextlib.suppress(OSError):  # it has gone meanwhile
+            status = file.stat()
+            found.append((str(file), status.st_size, status.st_mtime_ns))
+    return tuple(found)

@@ -119,7 +119,7 @@ class Backend:
                 return
             worker = self._workers[number]
             if worker.run(task) > worker.limit_s * len(task.inputs):
-                log.info("worker %d is too slow to run inline and runs on its own thread from now on", number)
+                log.debug("worker %d is too slow to run inline and runs on its own thread from now on", number)
                 self._inline -= {number}
 
     def _run_fused(self, task: Task, fused: Fused) -> bool:

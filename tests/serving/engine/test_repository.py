@@ -201,3 +201,54 @@ def test_loading_anew_serves_what_the_directory_holds_now(make_bundle, tmp_path,
         await repository.stop()
 
     asyncio.run(test())
+
+
+def test_what_is_wrong_with_one_bundle_of_a_directory_does_not_keep_the_others_from_serving(
+    make_bundle, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr("serving.engine.repository.LOOK_EVERY_S", 0.01)
+    whole, other = make_bundle(name="whole"), make_bundle(name="other", seed=2)
+    shutil.copytree(whole, tmp_path / "a")
+    shutil.copytree(whole, tmp_path / "again")
+    shutil.copytree(other, tmp_path / "half")
+    manifest = (other / "manifest.json").read_bytes()
+    (tmp_path / "half/manifest.json").write_bytes(manifest[:200])
+    shutil.copytree(other, tmp_path / "damaged")
+    (tmp_path / "damaged/golden.npz").write_bytes(b"no archive")
+
+    async def test() -> None:
+        repository = Repository([], OPTIONS, tmp_path, whole=True)
+        await repository.start()
+        entries = {entry.name: entry for entry in repository.index()}
+        assert entries["whole"].ready
+        assert "manifest.json is not JSON" in entries["half"].reason
+        assert "another bundle is called 'whole' too" in entries["again"].reason
+        assert "golden" in entries["damaged"].reason
+        assert not repository.ready
+        reply = await repository.get("whole").infer(inputs())
+        assert reply.answer.complete
+        shutil.rmtree(tmp_path / "damaged")
+        shutil.rmtree(tmp_path / "again")
+        (tmp_path / "half/manifest.json").write_bytes(manifest)
+        async with asyncio.timeout(20):
+            while not repository.ready:  # noqa: ASYNC110 - files are looked at now and then, nothing tells
+                await asyncio.sleep(0.01)
+        assert {entry.name: entry.ready for entry in repository.index()} == {"other": True, "whole": True}
+        await repository.stop()
+
+    asyncio.run(test())
+
+
+def test_readiness_may_leave_out_bundles_that_cannot_be_served(make_bundle, tmp_path) -> None:
+    shutil.copytree(make_bundle(name="whole"), tmp_path / "whole")
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half/manifest.json").write_text("{")
+
+    async def test() -> None:
+        repository = Repository([], OPTIONS, tmp_path, whole=True, strict_readiness=False)
+        await repository.start()
+        assert repository.ready
+        assert [entry.ready for entry in repository.index()] == [False, True]
+        await repository.stop()
+
+    asyncio.run(test())
