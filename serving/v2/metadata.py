@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from typing import Any
 
 import sensai_serve
@@ -28,7 +30,10 @@ def server_metadata(*, shares_memory: bool) -> dict[str, Any]:
 
 
 def model_metadata(manifest: Manifest, version: str) -> dict[str, Any]:
-    """Names, datatypes and shapes of a model's input and outputs, with -1 for the batch axis."""
+    """Names, datatypes and shapes of a model's input and outputs, with -1 for the batch axis.
+
+    ``parameters`` are of the protocol over HTTP only; gRPC clients find the same in `model_config`.
+    """
     return {
         "name": manifest.name,
         "versions": [version],
@@ -40,6 +45,7 @@ def model_metadata(manifest: Manifest, version: str) -> dict[str, Any]:
             {"name": spec.name, "datatype": spec.datatype, "shape": spec.shape(len(manifest.labels))}
             for spec in OUTPUTS.values()
         ],
+        "parameters": {"normalisation": _normalisation(manifest)},
     }
 
 
@@ -52,6 +58,7 @@ def model_config(manifest: Manifest, max_batch: int) -> dict[str, Any]:
         "workers": assignment.n_workers,
         "merge_rule": manifest.merge.rule,
         "merge_threshold": manifest.merge.threshold,
+        "normalisation": _normalisation(manifest),
     }
     return {
         "name": manifest.name,
@@ -75,3 +82,8 @@ def model_config(manifest: Manifest, max_batch: int) -> dict[str, Any]:
         ],
         "parameters": {key: {"string_value": str(value)} for key, value in facts.items()},
     }
+
+
+def _normalisation(manifest: Manifest) -> str:
+    """How a client has to normalise raw values, ``(x * scale - mean) / std``, as JSON text."""
+    return json.dumps(asdict(manifest.input.normalisation))

@@ -109,7 +109,8 @@ class InferenceServicer:
     async def ModelMetadata(self, request: pb.ModelMetadataRequest) -> Message:
         """A model's inputs and outputs."""
         gateway = self._models.get(request.name, request.version)
-        return ParseDict(metadata.model_metadata(gateway.manifest, gateway.version), pb.ModelMetadataResponse())
+        described = metadata.model_metadata(gateway.manifest, gateway.version)
+        return ParseDict(described, pb.ModelMetadataResponse(), ignore_unknown_fields=True)
 
     @_call
     async def ModelConfig(self, request: pb.ModelConfigRequest) -> Message:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from pydantic import BaseModel, ConfigDict
 from pydantic.config import JsonDict
 
@@ -75,6 +77,16 @@ class PredictionResponse(_Described):
     milliseconds: Milliseconds
 
 
+class NormalisationSummary(_Described):
+    """How raw values become the network's input: ``(x * scale - mean) / std``, along the first axis of an input."""
+
+    scale: float
+    mean: list[float]
+    """One number, or one for each index of the first axis."""
+    std: list[float]
+    """One number, or one for each index of the first axis."""
+
+
 class ModelSummary(_Described):
     """One served model."""
 
@@ -85,6 +97,8 @@ class ModelSummary(_Described):
     labels: list[str]
     shape: list[int]
     """Shape of one input."""
+    normalisation: NormalisationSummary
+    """What clients of ``/v2`` do to raw values before they send them; ``/v1`` does it for its clients."""
     takes_images: bool
     """Whether an input may be an image file."""
     workers: int
@@ -161,6 +175,7 @@ def summary_of(gateway: Gateway) -> ModelSummary:
         ready=gateway.ready,
         labels=list(manifest.labels),
         shape=list(manifest.input.shape),
+        normalisation=NormalisationSummary.model_validate(asdict(manifest.input.normalisation)),
         takes_images=manifest.input.image is not None,
         workers=assignment.n_workers,
         redundancy=assignment.redundancy,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import queue
 import uuid
 from collections.abc import Iterator
@@ -83,6 +84,7 @@ def test_health_and_metadata(client) -> None:
     assert metadata["inputs"] == [{"name": "input", "datatype": "FP32", "shape": ["-1", "3", "8", "8"]}]
     assert [output["name"] for output in metadata["outputs"]] == list(OUTPUTS)
     config = client.get_model_config("tiny").config
+    assert set(json.loads(config.parameters["normalisation"].string_value)) == {"scale", "mean", "std"}
     assert (config.max_batch_size, list(config.input[0].dims)) == (64, [3, 8, 8])
     for unknown in (("nobody", ""), ("tiny", "2")):
         refused("NOT_FOUND", client.get_model_metadata, *unknown)

@@ -55,6 +55,19 @@ def test_models_are_listed(client) -> None:
     assert (wine.name, wine.labels, wine.takes_images) == ("wine", ["red", "white", "rosé"], False)
 
 
+def test_a_client_of_v2_normalises_by_what_models_says(client, tiny_bundle) -> None:
+    tiny = ModelSummary.model_validate(client.get("/v1/models").json()[0])
+    raw = np.random.default_rng(5).uniform(0, 255, (3, 8, 8)).astype(np.float32)
+    told = tiny.normalisation
+    mean, std = (np.reshape(values, (-1, 1, 1)) for values in (told.mean, told.std))
+    tensor = ((raw * told.scale - mean) / std).astype(np.float32)
+    given = {"name": "input", "datatype": "FP32", "shape": [1, 3, 8, 8], "data": tensor.ravel().tolist()}
+    answer = client.post("/v2/models/tiny/infer", json={"inputs": [given], "parameters": {"wait": "all"}}).json()
+    outputs = {output["name"]: output["data"] for output in answer["outputs"]}
+    expected = client.post("/v1/predict?model=tiny&wait=all", json={"inputs": raw.tolist()}).json()
+    np.testing.assert_allclose(outputs["scores"], list(expected["scores"].values()), atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "GIF"])
 @pytest.mark.parametrize("how", ["body", "body without a type", "form"])
 def test_a_picture_gets_the_label_that_it_gets_in_process(client, tiny_bundle, picture, kind: str, how: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -45,7 +47,7 @@ def test_health_and_metadata(client, server) -> None:
 
 
 @pytest.mark.parametrize("version", ["", "1"])
-def test_model_metadata_and_config_tell_the_same(client, version: str) -> None:
+def test_model_metadata_and_config_tell_the_same(client, tiny_bundle, version: str) -> None:
     metadata = client.get_model_metadata("tiny", version)
     assert (metadata["name"], metadata["versions"]) == ("tiny", ["1"])
     assert metadata["inputs"] == [{"name": "input", "datatype": "FP32", "shape": [-1, 3, 8, 8]}]
@@ -63,6 +65,9 @@ def test_model_metadata_and_config_tell_the_same(client, version: str) -> None:
             assert entry["data_type"] == f"TYPE_{described['datatype']}"
             assert [-1, *entry["dims"]] == described["shape"]
     assert config["max_batch_size"] == 64
+    normalisation = json.loads(metadata["parameters"]["normalisation"])
+    assert normalisation == json.loads(Path(tiny_bundle, "manifest.json").read_text())["input"]["normalisation"]
+    assert config["parameters"]["normalisation"]["string_value"] == metadata["parameters"]["normalisation"]
 
 
 @pytest.mark.parametrize("binary_in", [False, True])
