@@ -10,6 +10,7 @@ from time import perf_counter, perf_counter_ns
 from typing import Any, TypeVar
 
 from sensai_serve.errors import BundleError, RequestError, UnknownModelError, UnsupportedError
+from serving.engine.body_budget import BodyBudget
 from serving.engine.deferred import DeferredWrites
 from serving.engine.gateway import Gateway
 from serving.engine.pending import MaybePending, is_pending
@@ -41,6 +42,7 @@ class DataPlane:
         self.repository = repository
         self.limits = settings.limits
         self.regions = Regions(allowed=settings.shares_memory, most=settings.limits.regions)
+        self.bodies = BodyBudget(settings.limits.bodies_bytes)
         self.tracing = Tracing()
         self.logs = LogFilter()
         self._metrics = Metrics(repository)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_settings import NoDecode
 
 from sensai_serve.errors import InputError
@@ -96,6 +96,8 @@ class Limits(Group):
 
     body_bytes: int = Field(default=64 * 1024 * 1024, ge=1)
     """Bytes of one request's body, as sent and as inflated."""
+    bodies_bytes: int = Field(default=256 * 1024 * 1024, ge=1)
+    """Bytes of the bodies of all requests together, those that are still arriving too."""
     header_bytes: int = Field(default=32 * 1024, ge=1024)
     """Bytes of one request's headers."""
     batch: int = Field(default=64, ge=1)
@@ -116,6 +118,12 @@ class Limits(Group):
     """Regions of shared memory that are registered at a time."""
     in_flight: int = Field(default=64, ge=1)
     """Requests that a model answers or holds waiting at a time."""
+
+    @model_validator(mode="after")
+    def _check_bodies(self) -> Limits:
+        if self.bodies_bytes < self.body_bytes:
+            raise ValueError(f"bodies_bytes is {self.bodies_bytes}, expected at least body_bytes, {self.body_bytes}")
+        return self
 
     @property
     def images(self) -> ImageLimits:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -179,6 +180,11 @@ class Node:
     def ready(self) -> bool:
         """Whether the newest version is loaded and every worker of it is up."""
         return bool(self._versions) and self.newest.ready
+
+    @property
+    def largest_input_bytes(self) -> int:
+        """Bytes of the largest input of a request, a full batch."""
+        return 4 * self.options.max_batch * math.prod(self.newest.manifest.input.shape)
 
     @property
     def newest(self) -> Version:

@@ -20,12 +20,15 @@ from serving.node.node import Node
 from serving.node.servicer import Servicer
 from serving.runtime.endpoint import Security, read
 from serving.runtime.signals import handle_signals
+from serving.transports.grpc.bounds import BoundedServer, requests_of
 
-BODY_BYTES = 64 * 1024 * 1024
-"""Bytes of the largest message."""
+LEAST_MESSAGE_BYTES = 4 * 1024 * 1024
+"""Bytes that a message may always have: gRPC's own default. A bundle with larger inputs raises it."""
+METADATA_BYTES = 32 * 1024
+"""Bytes of a call's metadata."""
 DRAIN_S = 5.0
 """Seconds that open requests have to be answered when the node stops."""
-_SERVICE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+_SERVICE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 
@@ -79,17 +82,19 @@ async def serving(node: Node, address: Address, security: Security) -> AsyncIter
             interceptors=[] if token is None else [_Token(token)],
             options=[
                 ("grpc.so_reuseport", 0),  # a port in use must be an error, and not shared
-                ("grpc.max_receive_message_length", BODY_BYTES),
+                ("grpc.max_receive_message_length", max(LEAST_MESSAGE_BYTES, 2 * node.largest_input_bytes)),
+                ("grpc.max_metadata_size", METADATA_BYTES),
                 ("grpc.max_send_message_length", -1),
                 # Gateways ping to notice a cut network early.
                 ("grpc.http2.min_ping_interval_without_data_ms", 500),
                 ("grpc.keepalive_permit_without_calls", 1),
             ],
         )
-        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
+        bounded = BoundedServer(server, requests_of(_SERVICE), refuses=True)
+        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, bounded)
         healthy = health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
-        for service in ("", _SERVICE):
+        for service in ("", _SERVICE.full_name):
             await healthy.set(service, health_pb2.HealthCheckResponse.SERVING)
         try:
             if credentials is None:
@@ -135,21 +140,10 @@ class _Token(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         handler = await continuation(details)
         if handler is None or details.method.startswith(f"/{_HEALTH}/") or hmac.compare_digest(shown, self._expected):
             return handler
-        return _refusal(handler)
+        return grpc.stream_stream_rpc_method_handler(_refuse)  # of any kind of call: this kind reads nothing by itself
 
 
-def _refusal(handler: Any) -> Any:
-    """Make a handler of the same kind of call that refuses it."""
-
-    async def refuse(_: Any, context: grpc.aio.ServicerContext) -> None:
-        await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the token is missing or wrong")
-
-    async def refuse_stream(_: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
-        await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the token is missing or wrong")
-        yield  # never reached; makes this a generator
-
-    if handler.request_streaming and handler.response_streaming:
-        return grpc.stream_stream_rpc_method_handler(refuse_stream)
-    if handler.response_streaming:
-        return grpc.unary_stream_rpc_method_handler(refuse_stream)
-    return grpc.unary_unary_rpc_method_handler(refuse)
+async def _refuse(_: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+    """Refuse a call before any of its messages is read."""
+    await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the token is missing or wrong")
+    yield  # never reached; makes this a generator

@@ -122,7 +122,7 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
             raise  # abort has raised
 
     async def ModelStreamInfer(
-        self, requests: AsyncIterator[pb.ModelInferRequest], context: grpc.aio.ServicerContext
+        self, requests: AsyncIterator[pb.ModelInferRequest | RequestError], context: grpc.aio.ServicerContext
     ) -> AsyncIterator[Message]:
         """Take inputs and send scores as workers end."""
         stream = GatewayStream(self._node)
@@ -136,17 +136,19 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
             stream.close()
             reading.cancel()
 
-    async def _read(self, requests: AsyncIterator[pb.ModelInferRequest], stream: GatewayStream) -> None:
+    async def _read(self, requests: AsyncIterator[pb.ModelInferRequest | RequestError], stream: GatewayStream) -> None:
         try:
             async for request in requests:
                 try:
+                    if isinstance(request, RequestError):
+                        raise request
                     if request.model_name == self._node.name:
                         stream.submit(self._node.version(request.model_version), request)
                     else:
                         stream.send(pb.ModelStreamInferResponse(infer_response=await self._infer(request)))
                 except Exception as error:
                     _, message = describe(error)
-                    reply = pb.ModelInferResponse(id=request.id)
+                    reply = pb.ModelInferResponse(id=getattr(request, "id", ""))
                     stream.send(pb.ModelStreamInferResponse(error_message=message, infer_response=reply))
         finally:
             stream.send(None)

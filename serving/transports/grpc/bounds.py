@@ -6,7 +6,8 @@ holds millions of them. The fields of a message are counted first; one with more
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 import grpc
@@ -22,6 +23,9 @@ MAX_FIELDS = 65_536
 UNCOUNTED_BYTES = 8192
 """Length in bytes up to which a message is not looked into: it is counted as if every two bytes were a field."""
 
+MESSAGE_BYTES: ContextVar[int] = ContextVar("message_bytes", default=0)
+"""Length in bytes of the message that the current task has parsed last."""
+
 
 def bounded_parser(message: type[Message]) -> Callable[[bytes], Message | RequestError]:
     """A deserializer for gRPC that gives an error in place of a message that is malformed or too large to parse.
@@ -31,6 +35,7 @@ def bounded_parser(message: type[Message]) -> Callable[[bytes], Message | Reques
     descriptor = message.DESCRIPTOR
 
     def parse(data: bytes) -> Message | RequestError:
+        MESSAGE_BYTES.set(len(data))
         try:
             if len(data) > UNCOUNTED_BYTES and _count(memoryview(data), descriptor, MAX_FIELDS) > MAX_FIELDS:
                 return RequestError(f"{descriptor.name} has more than {MAX_FIELDS} fields, expected fewer")
@@ -61,15 +66,19 @@ class BoundedServer:
     A handler of the service gets a `RequestError` in place of a request that could not be parsed.
     """
 
-    def __init__(self, server: grpc.aio.Server, requests: Mapping[str, type[Message]]) -> None:
+    def __init__(
+        self, server: grpc.aio.Server, requests: Mapping[str, type[Message]], *, refuses: bool = False
+    ) -> None:
         """Wrap a server.
 
         Args:
             server: what the service is added to.
             requests: for each method, the type of its requests.
+            refuses: answer a unary call with INVALID_ARGUMENT instead of handing its handler the error.
         """
         self._server = server
         self._requests = requests
+        self._refuses = refuses
 
     def add_generic_rpc_handlers(self, handlers: Any) -> None:
         """Leave the unbounded handlers out; `add_registered_method_handlers` is called with the same methods."""
@@ -77,11 +86,26 @@ class BoundedServer:
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
         """Add the methods of a service."""
         bounded = {
-            name: handler._replace(request_deserializer=bounded_parser(self._requests[name]))
+            name: handler._replace(
+                request_deserializer=bounded_parser(self._requests[name]),
+                unary_unary=_refusing(handler.unary_unary) if self._refuses else handler.unary_unary,
+            )
             for name, handler in handlers.items()
         }
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, bounded),))
         self._server.add_registered_method_handlers(service, bounded)
+
+
+def _refusing(handler: Callable[[Any, Any], Awaitable[Any]] | None) -> Callable[[Any, Any], Awaitable[Any]] | None:
+    if handler is None:
+        return None
+
+    async def call(request: Any, context: grpc.aio.ServicerContext) -> Any:
+        if isinstance(request, RequestError):
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(request))
+        return await handler(request, context)
+
+    return call
 
 
 def requests_of(service: Any) -> dict[str, type[Message]]:

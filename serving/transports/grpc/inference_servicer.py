@@ -20,6 +20,7 @@ from serving.engine.admission import CLIENT
 from serving.engine.gateway import Gateway
 from serving.engine.reply import Reply
 from serving.telemetry.logs import begin_request
+from serving.transports.grpc.bounds import MESSAGE_BYTES
 from serving.transports.grpc.codec import decode, encode, scalar
 from serving.v2 import InferRequest, metadata
 from serving.v2.status import describe
@@ -41,16 +42,20 @@ def _call(method: _Method) -> Callable[[InferenceServicer, Any, grpc.aio.Service
         given = dict(context.invocation_metadata() or ())
         begin_request(given.get("x-request-id"))
         CLIENT.set(context.peer())
+        held = self._plane.bodies.hold()
         try:
             if isinstance(request, RequestError):
                 raise request
             if kind == "infer":
+                held.take(MESSAGE_BYTES.get())
                 _bound(request, context.time_remaining())
             reply = await method(self, request)
         except Exception as error:
             status, message = describe(error)
             self.observe(kind, method.__name__, status.grpc, started)
             await context.abort(grpc.StatusCode[status.grpc], message)
+        finally:
+            held.release()
         self.observe(kind, method.__name__, "OK", started)
         return reply
 
@@ -136,7 +141,7 @@ class InferenceServicer:
             try:
                 async for request in requests:
                     await slots.acquire()
-                    replies.put_nowait(asyncio.create_task(self._stream_reply(request)))
+                    replies.put_nowait(asyncio.create_task(self._stream_reply(request, MESSAGE_BYTES.get())))
             finally:
                 replies.put_nowait(None)
 
@@ -254,18 +259,23 @@ class InferenceServicer:
 
         return await plane.infer(gateway, read, write)
 
-    async def _stream_reply(self, request: pb.ModelInferRequest | RequestError) -> pb.ModelStreamInferResponse:
-        started = perf_counter()
+    async def _stream_reply(
+        self, request: pb.ModelInferRequest | RequestError, size: int
+    ) -> pb.ModelStreamInferResponse:
+        started, held = perf_counter(), self._plane.bodies.hold()
         name = "" if isinstance(request, RequestError) else request.id
         begin_request(name or None)
         try:
             if isinstance(request, RequestError):
                 raise request
+            held.take(size)
             reply = await self._infer(request)
         except Exception as error:
             status, message = describe(error)
             self.observe("stream", "ModelStreamInfer", status.grpc, started)
             return pb.ModelStreamInferResponse(error_message=message, infer_response=pb.ModelInferResponse(id=name))
+        finally:
+            held.release()
         self.observe("stream", "ModelStreamInfer", "OK", started)
         reply.parameters["triton_final_response"].bool_param = True  # Triton marks the last reply to a request so
         return pb.ModelStreamInferResponse(infer_response=reply)

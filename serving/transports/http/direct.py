@@ -79,6 +79,8 @@ class RequestHeads:
             return None
         given = dict(headers)
         length = given.get(b"content-length", b"")
+        if not self.route.knows(model):
+            return None  # refused without waiting for the body
         if not length.isdigit() or int(length) > self._most or any(name in given for name in _UNUSUAL):
             return None
         head = RequestHead(model, given, target, int(length), keep_alive)
@@ -136,6 +138,11 @@ class DirectCycle:
     def feed(self, body: bytes) -> None:
         """Take one part of the body."""
         self._chunks.append(body)
+
+    def forget(self) -> None:
+        """The request is refused before its body is complete."""
+        self._chunks.clear()
+        self.disconnected = True
 
     def end(self) -> None:
         """The body is complete: answer the request."""

@@ -10,8 +10,11 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serving.engine.admission import CLIENT
+from serving.engine.body_budget import FULL, BodyBudget
 from serving.setting_groups import Limits
-from serving.transports.http.asgi.errors import error_body, json_headers
+from serving.transports.http.asgi.errors import RETRY_LATER, error_body, json_headers
+from serving.transports.http.asgi.requests import HELD
+from serving.transports.http.asgi.types import Headers
 from serving.transports.http.direct import DirectCycle, RequestHeads
 from serving.transports.http.v2.infer import InferRoute
 
@@ -19,10 +22,16 @@ LINGER_S = 1.0
 """Seconds that the bytes of a refused client are discarded before its connection is closed."""
 
 
-def bounded_protocol(limits: Limits, route: InferRoute) -> type[asyncio.Protocol]:
-    """A protocol class for uvicorn that enforces `limits`; `route` answers infer requests."""
+def bounded_protocol(limits: Limits, route: InferRoute, bodies: BodyBudget) -> type[asyncio.Protocol]:
+    """A protocol class for uvicorn.
+
+    Args:
+        limits: what it enforces.
+        route: answers infer requests.
+        bodies: counts the bodies of all requests.
+    """
     heads = RequestHeads(route, limits.body_bytes)
-    return type("BoundedProtocol", (_BoundedProtocol,), {"limits": limits, "heads": heads})
+    return type("BoundedProtocol", (_BoundedProtocol,), {"limits": limits, "heads": heads, "bodies": bodies})
 
 
 class _BoundedProtocol(HttpToolsProtocol):
@@ -30,12 +39,14 @@ class _BoundedProtocol(HttpToolsProtocol):
 
     limits: Limits
     heads: RequestHeads
+    bodies: BodyBudget
     cycle: Any
     """Uvicorn's RequestResponseCycle, or a `DirectCycle`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._client = object()  # tells this connection's requests from others'
+        self._held = self.bodies.hold(self._refuse_body)
         self._in_head = False
         self._parsed_bytes = 0
         self._raw_bytes: int | None = None
@@ -57,6 +68,7 @@ class _BoundedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is closed."""
         self._stop_reading_timer()
+        self._held.release()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -134,10 +146,16 @@ class _BoundedProtocol(HttpToolsProtocol):
                 self._exchange = DirectCycle(self.heads.route, self, head)
                 self.cycle = self._exchange
                 return
+        self.scope["state"][HELD] = self._held
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         """Parser callback: a part of the body."""
+        if self._exchange is None and self.cycle.response_complete:
+            return  # answered without its body, which is read past
+        if not self._held.add(len(body)):
+            self._refuse_body()
+            raise httptools.HttpParserError("no room for the body")  # stops the parser
         if self._exchange is None:
             super().on_body(body)
         else:
@@ -146,6 +164,7 @@ class _BoundedProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """Parser callback: the request is complete."""
         self._in_message = False
+        self._held.arrived()
         self._stop_reading_timer()
         if self._exchange is None:
             super().on_message_complete()
@@ -156,6 +175,8 @@ class _BoundedProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """A reply has been written."""
         self._answered = self.loop.time()
+        if not self.pipeline:
+            self._held.release()
         if self.pipeline or self.timeout_keep_alive_task is None or not isinstance(self.cycle, DirectCycle):
             super().on_response_complete()
         else:  # the idle timer is running, and reads the time of the last reply
@@ -173,6 +194,16 @@ class _BoundedProtocol(HttpToolsProtocol):
         """The parser has found a syntax error."""
         if not self._refused:
             self._refuse(HTTPStatus.BAD_REQUEST, "the request is not valid HTTP")
+
+    def _refuse_body(self) -> None:
+        """Refuse the request that is arriving: there is no room for its body."""
+        self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, FULL, RETRY_LATER)
+        self._exchange, cycle = None, self.cycle
+        if isinstance(cycle, DirectCycle):
+            cycle.forget()
+        elif cycle is not None and not cycle.response_complete:
+            cycle.disconnected, cycle.body = True, bytearray()
+            cycle.message_event.set()  # the application forgets what it has read
 
     def _parsed(self, size: int) -> None:
         self._parsed_bytes += size
@@ -200,7 +231,7 @@ class _BoundedProtocol(HttpToolsProtocol):
         else:
             self._refuse(HTTPStatus.REQUEST_TIMEOUT, f"the request took longer than {self.limits.read_s:g} s to come")
 
-    def _refuse(self, status: HTTPStatus, message: str) -> None:
+    def _refuse(self, status: HTTPStatus, message: str, more: Headers = []) -> None:  # noqa: B006 - never changed
         """Answer an incomplete request with an error, unless it has a reply, and close the connection."""
         self._refused = True
         self._stop_reading_timer()
@@ -211,7 +242,7 @@ class _BoundedProtocol(HttpToolsProtocol):
             return
         body = error_body(message)
         lines = [b"HTTP/1.1 %d %s" % (status, status.phrase.encode())]
-        lines += [b"%s: %s" % header for header in [*json_headers(body), (b"connection", b"close")]]
+        lines += [b"%s: %s" % header for header in [*json_headers(body), *more, (b"connection", b"close")]]
         self.transport.write(b"\r\n".join([*lines, b"", body]))
         # Closing with unread bytes makes the kernel reset the connection, and the client may never see the reply.
         self.transport.write_eof()

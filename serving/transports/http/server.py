@@ -28,7 +28,7 @@ async def listen(plane: DataPlane, settings: Settings, address: str) -> AsyncIte
     app = create_app(plane)
     config = uvicorn.Config(
         app,
-        http=bounded_protocol(settings.limits, app.infer),
+        http=bounded_protocol(settings.limits, app.infer, plane.bodies),
         ws="websockets-sansio",
         ws_max_size=settings.limits.body_bytes,
         ws_per_message_deflate=False,  # images are compressed already, and decompression would have no limit

@@ -200,6 +200,34 @@ def test_mutual_tls_and_the_token_let_in_who_has_both(tiny_bundle: Path, authori
             assert reply.status == health_pb2.HealthCheckResponse.SERVING
 
 
+def test_a_call_without_the_token_ends_before_its_messages_are_read(tiny_bundle: Path, authority: Path) -> None:
+    """Every kind of call: the client has sent no message yet, and would never send one."""
+    end = threading.Event()
+
+    def silent() -> Iterator[bytes]:
+        end.wait()
+        yield from ()
+
+    with (
+        running(tiny_bundle, workers=(1,), security=Security(token_file=authority / "token")) as url,
+        grpc.insecure_channel(url.removeprefix("grpc://")) as channel,
+    ):
+        for method in ("ModelInfer", "ServerLive", "ModelStreamInfer"):
+            call = channel.stream_unary(f"/inference.GRPCInferenceService/{method}")
+            with pytest.raises(grpc.RpcError) as refused:
+                call(silent(), timeout=30)
+            assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
+        end.set()
+
+
+def test_a_message_is_no_larger_and_no_more_than_inputs_need(tiny_bundle: Path) -> None:
+    with running(tiny_bundle, workers=(1,)) as url, grpc.insecure_channel(url.removeprefix("grpc://")) as channel:
+        for sent, code in ((bytes(5_000_000), "RESOURCE_EXHAUSTED"), (b"\x32\x00" * 100_000, "INVALID_ARGUMENT")):
+            with pytest.raises(grpc.RpcError) as refused:
+                channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")(sent)
+            assert refused.value.code() == grpc.StatusCode[code]
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

@@ -12,6 +12,8 @@ from serving.v2.status import describe
 
 RETRY_AFTER_S = 1
 """Seconds after which an overloaded server asks its clients to try again."""
+RETRY_LATER: Headers = [(b"retry-after", str(RETRY_AFTER_S).encode())]
+"""Headers of a reply that asks for that."""
 
 ERROR_RESPONSE = {
     "description": "What was wrong and what was expected",
@@ -30,7 +32,7 @@ def error_reply(error: Exception) -> HttpReply:
     body = error_body(message)
     headers = json_headers(body)
     if isinstance(error, OverloadedError):
-        headers.append((b"retry-after", str(RETRY_AFTER_S).encode()))
+        headers += RETRY_LATER
     return status.http, headers, body
 
 

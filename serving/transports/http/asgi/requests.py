@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect
 
 from sensai_serve.errors import TooLargeError
+from serving.engine.body_budget import HeldBody
 from serving.telemetry.logs import begin_request
 from serving.transports.http.asgi.compression import IDENTITY, inflate
-from serving.transports.http.asgi.types import Headers, Receive, Send
+from serving.transports.http.asgi.types import Headers, Receive, Scope, Send
 
 _T = TypeVar("_T")
 
+HELD = "held_body"
+"""Where a request's scope holds, in its state, the `HeldBody` that counts its bytes until it is answered."""
+_inflating = ThreadPoolExecutor(2, thread_name_prefix="inflate")
+"""Few, because a body is counted when it is inflated, and takes up to the limit of one meanwhile."""
 UNWATCHED_S = 0.005
 """Seconds that a request may run before its connection is watched for a disconnect."""
 
@@ -25,20 +31,22 @@ def request_id(headers: Mapping[bytes, bytes]) -> bytes:
     return begin_request(None if given is None else given.decode("latin-1")).encode()
 
 
-async def read_body(receive: Receive, headers: Mapping[bytes, bytes], limit: int) -> bytes:
+async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
     """Read the whole body, decompressed.
 
     Args:
+        scope: ASGI's scope of the request.
         receive: ASGI's receive.
-        headers: the request's headers, names in lower case.
         limit: the largest body in bytes, both as sent and decompressed.
 
     Raises:
         TooLargeError: the body has more than `limit` bytes.
         UnsupportedError: an unknown Content-Encoding.
         RequestError: damaged compressed data.
+        OverloadedError: inflated, the body and those of other requests have too many bytes together.
         ClientDisconnect: the client disconnected before the end of the body.
     """
+    headers = dict(scope["headers"])
     length = headers.get(b"content-length", b"")
     if length.isdigit() and int(length) > limit:
         raise TooLargeError(f"the body has {int(length)} bytes, expected at most {limit}")
@@ -47,7 +55,10 @@ async def read_body(receive: Receive, headers: Mapping[bytes, bytes], limit: int
     if encoding in IDENTITY:
         return body
     # Off the event loop: 64 MiB take a tenth of a second to inflate, and zlib releases the GIL.
-    return await asyncio.to_thread(inflate, body, encoding, limit)
+    inflated = await asyncio.get_running_loop().run_in_executor(_inflating, inflate, body, encoding, limit)
+    held: HeldBody = scope["state"][HELD]
+    held.take(len(inflated))
+    return inflated
 
 
 async def until_disconnected(work: Coroutine[Any, Any, _T], receive: Receive) -> _T:

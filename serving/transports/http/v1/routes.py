@@ -87,7 +87,7 @@ def router(plane: DataPlane) -> APIRouter:
     ) -> Response:
         started = time.perf_counter()
         gateway = chosen(repository, model)
-        body = await read_body(request.receive, dict(request.scope["headers"]), limits.body_bytes)
+        body = await read_body(request.scope, request.receive, limits.body_bytes)
         inputs = await from_body(request, body, gateway.manifest.input, limits.images)
         work = answer(plane, gateway, inputs, wait, timeout_ms, started)
         prediction = await until_disconnected(work, request.receive)

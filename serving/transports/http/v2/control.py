@@ -21,7 +21,7 @@ MAX_BODY = 1 << 20
 
 async def _content(request: Request) -> dict[str, Any]:
     """The JSON object in a request's body, {} where that is empty. Clients send no content type, so it is ignored."""
-    body = await read_body(request.receive, dict(request.scope["headers"]), MAX_BODY)
+    body = await read_body(request.scope, request.receive, MAX_BODY)
     return parse_object(body) if body else {}
 
 

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 
 from starlette.requests import ClientDisconnect
 
-from sensai_serve.errors import RequestError
+from sensai_serve.errors import RequestError, UnknownModelError
 from sensai_serve.merge import WAITS
 from serving.dataplane import DataPlane
 from serving.engine.gateway import Gateway
@@ -118,6 +118,14 @@ class InferRoute:
                 return name, version
         return None
 
+    def knows(self, model: tuple[str, str]) -> bool:
+        """Whether a model of that name and version is served."""
+        try:
+            self._plane.repository.get(*model)
+        except UnknownModelError:
+            return False
+        return True
+
     async def __call__(self, model: tuple[str, str], scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request over ASGI, with an error where it is not valid."""
         started = perf_counter()
@@ -125,7 +133,8 @@ class InferRoute:
         name = request_id(given)
         try:
             if scope["method"] == "POST":
-                body = await read_body(receive, given, self._plane.limits.body_bytes)
+                self._plane.repository.get(*model)  # an unknown one is refused without waiting for the body
+                body = await read_body(scope, receive, self._plane.limits.body_bytes)
                 answer = self._begin(model, given, body)
                 if is_pending(answer):
                     answer = await until_disconnected(answer, receive)

@@ -339,6 +339,29 @@ def test_a_message_of_more_fields_than_a_request_needs_is_refused(run_server, ti
         assert "more than 65536 fields" in pb.ModelStreamInferResponse.FromString(reply).error_message
 
 
+def test_messages_together_take_no_more_memory_than_allowed(run_server, tiny_bundle, golden) -> None:
+    """Two of 20,000 bytes where 30,000 are allowed: the second is refused until the first is answered."""
+    limits = {"body_bytes": 30_000, "bodies_bytes": 30_000}
+    with (
+        run_server(tiny_bundle, grpc="127.0.0.1:0", limits=limits, inference={"faults": "*:delay=300ms"}) as server,
+        grpc.insecure_channel(server.grpc) as channel,
+    ):
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        request = pb.ModelInferRequest(model_name="tiny", id="x" * 20_000)
+        request.inputs.add(name="input", datatype="FP32", shape=[1, 3, 8, 8])
+        request.raw_input_contents.append(golden.inputs[:1].tobytes())
+        first = stub.ModelInfer.future(request)
+        while not server.repository.get("tiny").admission.in_flight:
+            assert not first.done()
+        with pytest.raises(grpc.RpcError) as refused:
+            stub.ModelInfer(request)
+        assert refused.value.code() == grpc.StatusCode.UNAVAILABLE
+        (streamed,) = stub.ModelStreamInfer(iter([request]))
+        assert "bodies of all requests" in streamed.error_message
+        assert first.result().outputs
+        assert stub.ModelInfer(request).outputs
+
+
 def test_fields_are_counted_wherever_they_are_nested() -> None:
     parse = bounded_parser(pb.ModelInferRequest)
 
