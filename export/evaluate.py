@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import numpy.typing as npt
 
 from export.parity import session
 from sensai_serve.bundle import Bundle
+from sensai_serve.cpus import usable_cores
 from sensai_serve.local import load
 from sensai_serve.merge import MergePlan
 from sensai_serve.preprocess import Floats, InputSpec, normalise
@@ -119,7 +119,7 @@ def scores_of(bundle: Bundle, x: npt.NDArray[np.generic]) -> list[Floats]:
         BundleError: the bundle is damaged.
     """
     classifier, spec = load(bundle), bundle.manifest.input
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # sessions of one thread each, and they hold no lock
+    with ThreadPoolExecutor(len(usable_cores())) as pool:  # sessions of one thread each, and they hold no lock
         parts = pool.map(lambda at: classifier.scores(normalise(x[at : at + _BATCH], spec)), range(0, len(x), _BATCH))
         batches = list(parts)
     return [np.concatenate(parts) for parts in zip(*batches, strict=True)]

@@ -10,12 +10,12 @@ what is already on disk.
 from __future__ import annotations
 
 import importlib
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pruning.progress import OnProgress
+from sensai_serve.cpus import usable_cores
 from sensai_serve.errors import InputError
 
 
@@ -79,5 +79,5 @@ def make_slots(jobs: int | None, devices: Sequence[str], threads: int | None) ->
     jobs = len(devices) if jobs is None else jobs
     if jobs < len(devices):
         raise InputError(f"jobs is {jobs}, expected at least one for each of the {len(devices)} devices")
-    cores = max(1, len(os.sched_getaffinity(0)) // jobs) if threads is None and jobs > 1 else None
+    cores = max(1, len(usable_cores()) // jobs) if threads is None and jobs > 1 else None
     return tuple(Slot(devices[i % len(devices)], threads, cores) for i in range(jobs))

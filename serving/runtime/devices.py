@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from sensai_serve.cpus import usable_cores
 from sensai_serve.errors import DeviceError
 from serving.runtime.endpoint import WorkerEndpoint
 
@@ -61,8 +62,8 @@ def parse_device(text: str) -> Device:
 
 
 def default_devices() -> tuple[Device, ...]:
-    """Return one device for every core that this process may run on."""
-    return tuple(Device("cpu", core) for core in sorted(os.sched_getaffinity(0)))
+    """Return one device for every core that this process may keep busy; see `sensai_serve.cpus`."""
+    return tuple(Device("cpu", core) for core in usable_cores())
 
 
 def require(devices: Sequence[Device]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -12,6 +11,7 @@ from fastapi import Request
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
+from sensai_serve.cpus import usable_cores
 from sensai_serve.errors import RequestError
 from sensai_serve.images.decode import open_image
 from sensai_serve.images.formats import ImageLimits
@@ -24,7 +24,7 @@ FP32 = "application/x-fp32"
 """Content type of raw values: little-endian FP32 in row-major order, not normalised."""
 LARGE = 1_000_000
 """Pixels from which an image is decoded by one of few threads, so that small ones never wait for large ones."""
-_decoders = ThreadPoolExecutor(max(2, min(8, os.cpu_count() or 1)), thread_name_prefix="decoder")
+_decoders = ThreadPoolExecutor(max(2, min(8, len(usable_cores()))), thread_name_prefix="decoder")
 _large_decoders = ThreadPoolExecutor(2, thread_name_prefix="large-decoder")
 """Few, because a large image takes hundreds of megabytes meanwhile; others wait as the bytes that they are."""
 
