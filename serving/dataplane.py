@@ -10,6 +10,7 @@ from time import perf_counter, perf_counter_ns
 from typing import Any, TypeVar
 
 from sensai_serve.errors import BundleError, RequestError, UnknownModelError, UnsupportedError
+from serving.engine.admission import client_address
 from serving.engine.body_budget import BodyBudget
 from serving.engine.deferred import DeferredWrites
 from serving.engine.gateway import Gateway
@@ -70,7 +71,8 @@ class DataPlane:
         self._metrics.observe(transport, call, status, seconds)
         if self._access_log:
             milliseconds = round(seconds * 1000, 3)
-            _access.info("%s %s", target, status, extra={"transport": transport, "milliseconds": milliseconds})
+            more = {"transport": transport, "milliseconds": milliseconds, "client": client_address()}
+            _access.info("%s %s", target, status, extra=more)
 
     async def infer(
         self, gateway: Gateway, decode: Callable[[], InferRequest], encode: Callable[[InferRequest, Reply], _T]

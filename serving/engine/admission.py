@@ -14,12 +14,22 @@ import asyncio
 from collections import deque
 from collections.abc import Hashable
 from contextvars import ContextVar
+from urllib.parse import unquote
 
 from sensai_serve.errors import OverloadedError
 from serving.backends import HOLDS
 
 CLIENT: ContextVar[Hashable] = ContextVar("client", default=None)
-"""Who sends the request that is being answered: transports set it to what tells connections apart."""
+"""Who sends the request that is being answered: transports set it to what tells connections apart, its address where it
+has one."""
+
+
+def client_address() -> str:
+    """Address of the client whose request is being answered, ``local`` over a Unix domain socket."""
+    client = CLIENT.get()
+    if not isinstance(client, str) or client.startswith("unix:"):
+        return "local"
+    return unquote(client.removeprefix("ipv4:").removeprefix("ipv6:"))  # as gRPC writes addresses
 
 
 class Admission:

@@ -17,6 +17,7 @@ LogFormat = Literal["text", "json"]
 
 _request_id: ContextVar[str] = ContextVar("request_id", default="")
 _GIVEN = re.compile(r"[\x21-\x7e]{1,128}")
+_WORD = re.compile(r"[^\s\"'=]*")
 _process = secrets.token_hex(4)
 _count = itertools.count(1)
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "request_id"}
@@ -55,7 +56,7 @@ def configure(form: LogFormat, wanted: logging.Filter) -> None:
         wanted: the filter that every record must pass.
     """
     handler = logging.StreamHandler(stderr())
-    handler.setFormatter(_Json() if form == "json" else _Text())
+    handler.setFormatter(_Json() if form == "json" else TextFormatter())
     handler.addFilter(wanted)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.captureWarnings(form == "json")
@@ -83,10 +84,33 @@ class _Json(logging.Formatter):
         return json.dumps(line, default=str)
 
 
-class _Text(logging.Formatter):
+def escaped(text: str) -> str:
+    """Text in which nothing ends a line, moves a terminal's cursor or turns the direction of writing.
+
+    Whatever `str.isprintable` refuses is written as in Python's literals, ``\\n`` or ``\\u202e``, but for spaces.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _value(value: Any) -> str:
+    text = str(value)
+    return escaped(text) if _WORD.fullmatch(text) else escaped(json.dumps(text, ensure_ascii=False))
+
+
+class TextFormatter(logging.Formatter):
+    """One line a record. What clients send is in messages and values, so those are escaped."""
+
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - overrides a method of logging
-        extra = " ".join(f"{key}={value}" for key, value in _extra(record).items())
-        return f"{super().formatMessage(record)} {extra}".rstrip()
+        """The record's line, without its exception."""
+        extra = " ".join(f"{key}={_value(value)}" for key, value in _extra(record).items())
+        return f"{escaped(super().formatMessage(record))} {extra}".rstrip()
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - overrides a method of logging
+        """The lines of an exception."""
+        # Indented: the text of an exception may hold what a client sent, and look like a line of its own.
+        return "\n".join(f"    {escaped(line)}" for line in super().formatException(ei).splitlines())

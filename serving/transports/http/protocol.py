@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Hashable
 from http import HTTPStatus
 from typing import Any
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from serving.address import Address
 from serving.engine.admission import CLIENT
 from serving.engine.body_budget import FULL, BodyBudget
 from serving.setting_groups import Limits
@@ -45,7 +47,7 @@ class _BoundedProtocol(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._client = object()  # tells this connection's requests from others'
+        self._client: Hashable = object()  # tells this connection's requests from others'
         self._held = self.bodies.hold(self._refuse_body)
         self._in_head = False
         self._parsed_bytes = 0
@@ -60,6 +62,8 @@ class _BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has connected."""
         super().connection_made(transport)
+        if self.client is not None:
+            self._client = str(Address(host=self.client[0], port=self.client[1]))
         if len(self.connections) > self.limits.connections:
             self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, f"{self.limits.connections} connections are open, the most")
         else:  # uvicorn starts to count idle time after the first response only

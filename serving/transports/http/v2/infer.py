@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 
 from starlette.requests import ClientDisconnect
 
-from sensai_serve.errors import RequestError, UnknownModelError
+from sensai_serve.errors import RequestError
 from sensai_serve.merge import WAITS
 from serving.dataplane import DataPlane
 from serving.engine.gateway import Gateway
@@ -119,10 +119,10 @@ class InferRoute:
         return None
 
     def knows(self, model: tuple[str, str]) -> bool:
-        """Whether a model of that name and version is served."""
+        """Whether a model of that name and version is served; if not, `__call__` says why."""
         try:
             self._plane.repository.get(*model)
-        except UnknownModelError:
+        except Exception:
             return False
         return True
 
