@@ -22,7 +22,7 @@ from sensai_serve.errors import RequestError
 from sensai_serve.preprocess import read_image
 
 QUICK = {"pictures": 800, "folders": 30, "checkpoints": 150, "bundles": 120}
-WHOLE = {"pictures": 100_000, "folders": 3000, "checkpoints": 20_000, "bundles": 10_000}
+WHOLE = {"pictures": 100_000, "folders": 1000, "checkpoints": 10_000, "bundles": 5000}
 
 
 @pytest.mark.parametrize("kind", QUICK)
