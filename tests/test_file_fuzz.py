@@ -51,7 +51,7 @@ def test_very_many_damaged_files(tiny_bundle: Path) -> None:
         command = [sys.executable, file_fuzz.__file__, kind, str(length.of(whole, QUICK[kind])), "2", *more]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-4000:]
-        figures[kind] = json.loads(done.stdout)
+        figures[kind] = json.loads(done.stdout.splitlines()[-1])  # ONNX Runtime prints what it falls back to
     results = Path(__file__).parents[1] / length.results
     results.mkdir(parents=True, exist_ok=True)
     (results / "file_fuzz.json").write_text(json.dumps({"machine": machine.describe()} | figures, indent=1) + "\n")

@@ -97,6 +97,13 @@ def _check_flat(root: Path, folders: list[Path]) -> None:
             f"folder: {root} has the one folder {folders[0].name}/, whose folders look like classes; "
             f"expected folder:{folders[0]}"
         )
+    inside = [{folder.name for folder in folders_in(place, PassedOver())} for place in folders]
+    if len(folders) > 1 and len(set.intersection(*inside)) > 1 and not any(map(images_beside, folders)):
+        raise DataError(
+            f"folder: {', '.join(f'{folder.name}/' for folder in folders[:4])} of {root} all hold the folders "
+            f"{', '.join(sorted(set.intersection(*inside))[:3])}: expected the names train and test (and val), or "
+            "images in them if they are classes"
+        )
 
 
 def _has_classes(folder: Path) -> bool:

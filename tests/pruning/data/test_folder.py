@@ -68,6 +68,7 @@ def test_layouts_are_understood_and_said(tmp_path, caplog, folders, expected, sa
         (["train/cat", "train/dog", "bird"], "has bird/ beside train/, whose folders look like classes"),
         (["train/cat", "training/cat", "test/cat"], "expected one training part"),
         (["test/cat", "val/cat"], "and no train/, expected train/ beside it"),
+        (["training_set/cat", "training_set/dog", "test_set/cat", "test_set/dog"], "expected the names train and test"),
         (["train", "test"], "hold no folders, expected one for each class"),
         (["pets/cat", "pets/dog"], "has the one folder pets/.* expected folder:.*pets"),
         ([], "has no folders"),
