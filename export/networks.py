@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,6 +16,7 @@ from export.precisions import Precision
 from export.speed import microseconds
 from export.to_onnx import to_onnx
 from pruning.run import Run
+from sensai_serve.errors import ModelError
 from sensai_serve.preprocess import Floats, normalise
 
 FP32 = "fp32"
@@ -114,8 +116,10 @@ class Exporter:
 
     def _onnx(self, name: str, multiple: int) -> bytes:
         spec = self.run.spec
-        network = self.run.load(name) if multiple == 1 else padded(self.run, name, multiple, self.samples)
-        return to_onnx(network, spec.name, spec.shape)
+        if multiple > 1:
+            with suppress(ModelError):  # what cannot be exported with padding is exported without
+                return to_onnx(padded(self.run, name, multiple, self.samples), spec.name, spec.shape)
+        return to_onnx(self.run.load(name), spec.name, spec.shape)
 
     def _convert(self, data: bytes) -> bytes:
         return data if self.name == FP32 else self.precision.convert(data, self.calibration)

@@ -73,7 +73,8 @@ def _padded(run: Run, name: str, multiple: int, trained: Subnet) -> Subnet:
 
 def _create(run: Run, name: str) -> nn.Module:
     network, shape = run.network(name), run.spec.shape
-    model = models.create(run.recipe.model, len(run.labels), shape).eval()
+    model = models.create(run.recipe.model, len(run.labels), shape)
+    models.make_plain(model)
     return remove_blocks(model, network.removed, shape) if network.removed else model
 
 

@@ -28,12 +28,17 @@ def enough_memory(what: str, device: torch.device | str) -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if type(error) is RuntimeError and "DefaultCPUAllocator" not in str(error):  # the CPU's has no type of its own
+        if not is_out_of_memory(error):
             raise
         raise WorkError(
             f"{what}: out of memory on {device}, expected less to be asked of it: lower --jobs where several share it "
             "(running again goes on from what is done), or lower --batch in a new run"
         ) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on any device; the CPU's has no type of its own."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 @contextmanager

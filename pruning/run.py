@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from pruning import data, heads, models
 from pruning.cutting.blocks import remove_blocks
@@ -34,7 +34,7 @@ from pruning.limits import enough_disk
 from pruning.recipe import Budget, Recipe
 from sensai_serve.assignment import Assignment
 from sensai_serve.bundle import atomic_directory, refuse_existing
-from sensai_serve.errors import DataError, InputError, OutputExistsError
+from sensai_serve.errors import DataError, InputError, ModelError, OutputExistsError
 from sensai_serve.preprocess import Floats, InputSpec
 
 RECIPE = "recipe.json"
@@ -106,6 +106,11 @@ class Run:
             _write_json(temporary / TASK, task)
             network = Network(every, "softmax", {}, size.macs, size.parameters)
             _save(temporary / REFERENCE, network, reference, None)
+
+    @staticmethod
+    def begun(path: str | Path) -> bool:
+        """Whether there is a run directory at `path`."""
+        return (Path(path) / RECIPE).is_file()
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
@@ -222,6 +227,7 @@ class Run:
         network = self.network(name)
         shape = self.spec.shape
         model = models.create(self.recipe.model, len(self.labels), shape)
+        models.make_plain(model)
         output = output_layer(model, shape)
         if network.removed:
             model = remove_blocks(model, network.removed, shape)
@@ -252,9 +258,25 @@ def _save(folder: Path, network: Network, model: nn.Module, validation: Floats |
         buffer = io.BytesIO()  # numpy, and safetensors, lose the reason for which a file cannot be written
         np.save(buffer, validation)
         (folder / "validation.npy").write_bytes(buffer.getvalue())
-    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
-    (folder / "weights.safetensors").write_bytes(save(weights))
+    (folder / "weights.safetensors").write_bytes(save(_weights(model)))
     _write_json(folder / NETWORK, vars(network))
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict of `model` with memory of its own for each tensor, as safetensors asks for.
+
+    Raises:
+        ModelError: it holds something else than tensors.
+    """
+    weights, seen = {}, set()
+    for name, value in model.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise ModelError(f"model: {name} in its state dict is {type(value).__name__}, expected tensors only")
+        weights[name] = value.contiguous()
+        if (place := weights[name].untyped_storage().data_ptr()) in seen:
+            weights[name] = weights[name].clone()
+        seen.add(place)
+    return weights
 
 
 def _write_json(path: Path, content: Any) -> None:

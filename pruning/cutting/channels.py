@@ -15,6 +15,7 @@ from torch import nn
 from pruning.criteria import Floats, Member
 from pruning.cutting.graph import dependency_graph, example, first_line, watching
 from pruning.cutting.profile import PRUNABLE
+from pruning.limits import is_out_of_memory
 from sensai_serve.errors import ModelError
 
 Cut = Mapping[str, tuple[int, ...]]
@@ -153,21 +154,28 @@ def _looks(bare: nn.Module, group: ChannelGroup) -> Hashable:
 
 
 def _trial(bare: nn.Module, groups: Sequence[ChannelGroup], input_shape: Sequence[int]) -> str:
-    """Why the network does not run without the first channel of each part of `groups`; empty if it does."""
-    cut = {}
-    for group in groups:
-        channels = np.arange(group.channels)
-        kept = channels[channels % (group.channels // group.parts) > 0]
-        if len(kept):
-            cut[group.layer] = tuple(map(int, kept))
+    """Why a network does not run without the first channel, or half, of each part of `groups`; empty if it does."""
     n_outputs = bare.eval()(example(bare, input_shape)).shape
-    small = apply_cut(bare, cut, input_shape)
-    with watching(small) as running:
-        try:
-            shape = small(example(small, input_shape)).shape
-        except Exception as error:  # whatever code makes of a size that it does not expect
-            return f"{running()} does not run without some of what {groups[0].layer} makes ({first_line(error)})"
-    return "" if shape == n_outputs else f"without some of what {groups[0].layer} makes there are other outputs"
+    for half in (False, True):
+        cut = {}
+        for group in groups:
+            per_part = group.channels // group.parts
+            place = np.arange(group.channels) % per_part
+            stay = np.flatnonzero(place < per_part - per_part // 2 if half else place > 0)
+            if len(stay):
+                cut[group.layer] = tuple(map(int, stay))
+        small = apply_cut(bare, cut, input_shape)
+        for name, kept in cut.items():
+            if len(small.get_submodule(name).weight) != len(kept):  # type: ignore[arg-type]
+                return f"{name} loses further channels along with some of its own"
+        with watching(small) as running:
+            try:
+                shape = small(example(small, input_shape)).shape
+            except Exception as error:  # whatever code makes of a size that it does not expect
+                return f"{running()} does not run without some of what {groups[0].layer} makes ({first_line(error)})"
+        if shape != n_outputs:
+            return f"without some of what {groups[0].layer} makes there are other outputs"
+    return ""
 
 
 def output_layer(model: nn.Module, input_shape: Sequence[int]) -> str:
@@ -244,6 +252,18 @@ def compose(first: Mapping[str, Sequence[int]], second: Cut) -> Cut:
 
 
 def measure(model: nn.Module, input_shape: Sequence[int]) -> Size:
-    """Size of a network for inputs of `input_shape` (without the batch axis)."""
-    macs, parameters = tp.utils.count_ops_and_params(model, example(model, input_shape))
+    """Size of a network for inputs of `input_shape` (without the batch axis).
+
+    Raises:
+        ModelError: the network does not run; names the module.
+    """
+    with watching(model) as running:
+        try:
+            macs, parameters = tp.utils.count_ops_and_params(model, example(model, input_shape))
+        except Exception as error:  # whatever code makes of a size that it does not expect
+            if is_out_of_memory(error):
+                raise
+            raise ModelError(
+                f"model: {running()} does not run ({first_line(error)}), expected sizes that follow its layers"
+            ) from None
     return Size(int(macs), int(parameters))

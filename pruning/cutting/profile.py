@@ -59,11 +59,22 @@ def profile(
     """
     network = copy.deepcopy(model).eval().requires_grad_(False)
     device = next(network.parameters()).device
+    batch_axes = _batch_axes(network, dataset.spec.shape)
+    n_images = 0
     sums: dict[str, Tensor] = {}
     pending: list[Callable[[Tensor], None]] = []
 
     def watch(name: str, layer: nn.Module) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         axis = -1 if isinstance(layer, nn.Linear) else 1
+
+        def per_channel(x: Tensor, reduce: Callable[..., Tensor] = torch.mean) -> Tensor:
+            """[images, channels], over all positions of an image."""
+            rows = x.movedim((batch_axes.get(name, 0), axis), (0, -1))
+            if len(rows) % n_images:
+                raise ModelError(
+                    f"model: {name} runs on {len(rows)} inputs for {n_images} images, expected as many for each image"
+                )
+            return reduce(rows.reshape(n_images, -1, rows.shape[-1]), dim=1)
 
         def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
             x: Tensor = inputs[0]
@@ -71,15 +82,15 @@ def profile(
             magnitude = seen.abs()
             rows = torch.stack(
                 [
-                    _per_channel((magnitude < theta1).float(), axis),
-                    _per_channel((seen <= 0).float(), axis),
-                    _per_channel(magnitude, axis),
-                    torch.zeros(len(x), x.shape[axis], device=x.device),
+                    per_channel((magnitude < theta1).float()),
+                    per_channel((seen <= 0).float()),
+                    per_channel(magnitude),
+                    torch.zeros(n_images, x.shape[axis], device=x.device),
                 ]
-            )  # [4, batch, channels]
+            )  # [4, images, channels]
 
             def take_gradient(gradient: Tensor) -> None:
-                rows[3] = _per_channel(seen * gradient, axis, torch.sum).abs()
+                rows[3] = per_channel(seen * gradient, torch.sum).abs()
 
             if x.requires_grad:
                 x.register_hook(take_gradient)  # type: ignore[no-untyped-call]
@@ -98,8 +109,14 @@ def profile(
             add(label)
         pending.clear()
 
+    def run(x: Tensor) -> Tensor:
+        nonlocal n_images
+        n_images = len(x)
+        logits: Tensor = network(x)
+        return logits
+
     try:
-        backward_over(network, dataset, indices, device, accumulate, on_step)
+        backward_over(run, dataset, indices, device, accumulate, on_step)
     finally:
         for hook in hooks:
             hook.remove()
@@ -141,10 +158,34 @@ def some_of_each_class(y: Labels, indices: Labels, count: int, seed: int) -> Lab
     return np.sort(np.concatenate(drawn))
 
 
-def _per_channel(x: Tensor, axis: int, reduce: Callable[..., Tensor] = torch.mean) -> Tensor:
-    """[batch, ...] to [batch, channels], over all positions."""
-    rows = x.movedim(axis, 1).flatten(2) if x.ndim > 2 else x[..., None]
-    return reduce(rows, dim=2)
+def _batch_axes(network: nn.Module, input_shape: Sequence[int]) -> dict[str, int]:
+    """The axis of each prunable layer's input that grows with the number of images, by the layer's name.
+
+    Windows, patches or frames may lie on it too, those of one image side by side.
+    """
+    shapes: dict[str, list[torch.Size]] = {}
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda _, inputs: shapes.setdefault(name, []).append(inputs[0].shape)
+
+    hooks = [
+        layer.register_forward_pre_hook(note(name))
+        for name, layer in network.named_modules()
+        if isinstance(layer, PRUNABLE)
+    ]
+    device = next(network.parameters()).device
+    try:
+        with torch.no_grad():
+            for count in (2, 3):
+                network(torch.zeros(count, *input_shape, device=device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    axes = {}
+    for name, seen in shapes.items():
+        grows = [axis for axis, (two, three) in enumerate(zip(seen[0], seen[-1], strict=True)) if two != three]
+        axes[name] = grows[0] if grows else 0
+    return axes
 
 
 def _accumulate(sums: dict[str, Tensor], name: str, rows: Tensor, label: Tensor, n_classes: int) -> None:

@@ -85,6 +85,8 @@ def log_odds(head: Head, logits: Tensor) -> Tensor:
 def replace_output(model: nn.Module, layer: str, head: Head, classes: Sequence[int]) -> None:
     """Give `model` the output layer that `head` needs for `classes`, started from the rows of the one it has.
 
+    It gets all names that the layer has.
+
     Args:
         model: changed in place; its logits are [N, C].
         layer: name of its output layer.
@@ -107,8 +109,10 @@ def replace_output(model: nn.Module, layer: str, head: Head, classes: Sequence[i
             new = nn.Conv2d(old.in_channels, len(weight), *shape, device=weight.device)  # type: ignore[arg-type]
         new.weight.copy_(weight.view_as(new.weight))  # type: ignore[operator,arg-type]
         new.bias.copy_(bias)  # type: ignore[operator]
-    parent, _, name = layer.rpartition(".")
-    setattr(model.get_submodule(parent), name, new)
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if child is old:
+                setattr(parent, name, new)
 
 
 def others(logits: Tensor, classes: Sequence[int]) -> Tensor:

@@ -14,10 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pruning.models._outputs import check_outputs, first_line, refuse_recurrent
+from pruning.models._plain import make_plain, with_shared_names
 from pruning.models._weights import match, read_weights
 from pruning.notices import say
-from sensai_serve import plugins, user_code
+from sensai_serve import plugins
 from sensai_serve.errors import ModelError
+
+__all__ = ["check_outputs", "create", "first_line", "load_weights", "make_plain"]
 
 
 def create(name: str, n_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
@@ -30,7 +34,8 @@ def create(name: str, n_classes: int, input_shape: tuple[int, ...]) -> nn.Module
         input_shape: of one input, without the batch axis.
 
     Raises:
-        ModelError: no family knows the name, or the network does not give C values for such an input.
+        ModelError: no family knows the name, a layer is recurrent, or the network does not give C values for such an
+            input.
         PluginError: a callable that cannot be imported.
     """
     model: nn.Module | None
@@ -45,23 +50,9 @@ def create(name: str, n_classes: int, input_shape: tuple[int, ...]) -> nn.Module
                 f"model: no network is called {name!r}, expected one of the families {', '.join(families)} "
                 "(say resnet20 or vgg16), or package.module:callable"
             )
+    refuse_recurrent(model)
     check_outputs(model, name, n_classes, input_shape)
     return model
-
-
-def check_outputs(model: nn.Module, name: str, n_classes: int, input_shape: tuple[int, ...]) -> None:
-    """Raise ModelError unless `model` gives [N, n_classes] for inputs [N, *input_shape]."""
-    model.eval()
-    try:
-        with torch.no_grad():
-            out = model(torch.zeros(2, *input_shape))
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        raise ModelError(
-            f"model: {name} does not take inputs of shape {list(input_shape)} ({_first_line(error)})"
-        ) from None
-    if not isinstance(out, Tensor) or out.shape != (2, n_classes):
-        got = f"{out.shape[-1]} values" if isinstance(out, Tensor) and out.ndim == 2 else "something else"
-        raise ModelError(f"model: {name} gives {got}, expected one for each of the {n_classes} labels")
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
@@ -71,7 +62,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         model: changed in place.
         path: ``.safetensors``, ``.npz`` (arrays by name) or a file of `torch.save`, read with ``weights_only=True``: a
             state dict, or one inside a checkpoint, with or without a prefix (``module.``, ``_orig_mod.``, ...) before
-            its names. What was left off is said.
+            its names. What was left off is said. A tensor that the model has under two names may be there under one.
 
     Raises:
         ModelError: not there, unreadable, weights of another network, or numbers that are not finite.
@@ -85,10 +76,10 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
             raise TypeError("it holds no tensors by name")
     except Exception as error:  # three readers, each with errors of its own
         raise ModelError(
-            f"weights: {path} cannot be read ({_first_line(error)}), expected .safetensors, .npz or a state dict"
+            f"weights: {path} cannot be read ({first_line(error)}), expected .safetensors, .npz or a state dict"
         ) from None
     try:
-        model.load_state_dict(found.state)
+        model.load_state_dict(with_shared_names(found.state, model))
     except (RuntimeError, TypeError, AttributeError) as error:
         raise ModelError(f"weights: {path} does not fit the model ({_mismatch(model, found.state, error)})") from None
     _check_finite(model, path)
@@ -120,7 +111,7 @@ def _call(factory: Any, name: str, n_classes: int, input_shape: tuple[int, ...])
             failure = failure or error
     else:
         raise ModelError(
-            f"model: {name} cannot be called ({_first_line(failure)}), expected a callable that needs at most "
+            f"model: {name} cannot be called ({first_line(failure)}), expected a callable that needs at most "
             "n_classes (or num_classes) and input_shape"
         ) from None
     if not isinstance(model, nn.Module):
@@ -151,10 +142,4 @@ def _mismatch(model: nn.Module, state: Mapping[str, Tensor], error: Exception) -
             return f"{key} has shape {list(state[key].shape)}, expected {list(value.shape)}"
     if extra := sorted(set(state) - set(expected)):
         return f"{extra[0]} is not in the model"
-    return _first_line(error)
-
-
-def _first_line(error: BaseException | None) -> str:
-    if error is not None and (theirs := user_code.describe(error)):
-        return theirs[:400]
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return first_line(error)

@@ -13,6 +13,7 @@ from pruning.cutting.channels import Size, measure
 from pruning.cutting.profile import some_of_each_class
 from pruning.data import Dataset, Labels
 from pruning.grouping import Classes, Group, check_groups
+from pruning.notices import say
 from pruning.planning.reference import ReferenceCheck, check_reference
 from pruning.recipe import Budget, Recipe
 from pruning.run import REFERENCE, Run
@@ -74,6 +75,8 @@ def make_plan(recipe: Recipe, weights: str | Path, *, device: str = "cpu", threa
     train, validation = data.split(dataset.y, recipe.validation, recipe.seed)
     model = models.create(recipe.model, dataset.n_classes, dataset.spec.shape)
     models.load_weights(model, weights)
+    for note in models.make_plain(model):
+        say(f"model: {note}")
     model.to(device).eval()
     check = check_reference(model, dataset, validation, recipe.seed)
     groups = groups_of(recipe, dataset, model)

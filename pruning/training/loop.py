@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pruning.data import Dataset, Labels
 from pruning.recipe import Precision
 from pruning.training.augment import Views, augment, draw
+from pruning.training.modes import into_training
 from pruning.training.snapshot import Snapshot
 from sensai_serve.errors import DeviceError
 from sensai_serve.preprocess import Floats, normalise
@@ -132,7 +133,8 @@ class Trainer:
         self._device = next(model.parameters()).device
         self._faster = use_bf16(precision, shape, self._device)
         self._layout = torch.channels_last if self._faster and len(shape) == 3 else torch.contiguous_format
-        model.to(memory_format=self._layout).train()  # type: ignore[call-overload]
+        model.to(memory_format=self._layout)  # type: ignore[call-overload]
+        into_training(model, shape)
         decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
         others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
         groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": schedule.weight_decay}, {"params": others}]

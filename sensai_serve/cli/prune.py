@@ -61,12 +61,16 @@ def prune(
     """Cut one small subnet per worker out of a trained network and retrain each. A killed run goes on where it was."""
     from dataclasses import replace
 
+    from export.trial import try_export
     from pruning.data import absolute, with_order
     from pruning.executors import make_slots
     from pruning.pipeline.estimate import estimate
     from pruning.pipeline.prune import prune_reference, reference_accuracy, validation_accuracy
+    from pruning.pipeline.rehearsal import rehearse
     from pruning.planning.plan import make_plan
     from pruning.recipe import Recipe, from_flags, read_recipe
+    from pruning.run import Run
+    from pruning.selection.source import reference_source
     from pruning.training.loop import require_device
     from sensai_serve.options import import_plugins
 
@@ -85,6 +89,8 @@ def prune(
     plan = make_plan(chosen, weights, device=device[0], threads=threads)
     typer.echo(str(plan.check))
     with progress(quiet=quiet) as report:
+        if out is None or not Run.begun(out):
+            rehearse(reference_source(plan, report), try_export, report)
         if out is None or dry_run:
             found = estimate(plan, slots, latency=_latency(plan), on_progress=report)
         else:

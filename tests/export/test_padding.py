@@ -13,6 +13,7 @@ from export.networks import Exporter
 from export.padding import padded
 from pruning import heads, models
 from pruning.cutting.channels import apply_cut, find_channel_groups, measure, output_layer
+from pruning.cutting.ratios import cut_to_ratio
 from pruning.heads import replace_output
 from pruning.recipe import Budget, Recipe
 from pruning.run import Network, Run
@@ -50,6 +51,26 @@ class Depthwise(nn.Module):
         return self.last((x + torch.relu(self.bn(self.depth(x)))).mean(dim=(2, 3)))
 
 
+class Viewing(nn.Module):
+    """Attention with as many heads as its width allows: one more channel makes others of all."""
+
+    def __init__(self, n_classes: int) -> None:
+        super().__init__()
+        self.patches, self.qkv = nn.Conv2d(3, 16, 4, 4), nn.Linear(16, 48)
+        self.project, self.last = nn.Linear(16, 16), nn.Linear(16, n_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        b, t, _ = x.shape
+        q, k, v = (part.view(b, t, -1, 4).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1))
+        x = torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, t, -1)
+        return self.last(self.project(x).mean(dim=1))
+
+
+def viewing(n_classes: int) -> nn.Module:
+    return Viewing(n_classes)
+
+
 def normed(n_classes: int) -> nn.Module:
     return Normed(n_classes)
 
@@ -59,7 +80,7 @@ def depthwise(n_classes: int) -> nn.Module:
 
 
 def make_run(path, model_name: str, shape: tuple[int, ...], head: str) -> Run:
-    """A run of one subnet with random weights, of which every layer has kept two channels of five, rounded up."""
+    """A run of one subnet with random weights, of which every layer has kept about two channels of five."""
     torch.manual_seed(0)
     model = models.create(model_name, len(LABELS), shape).eval()
     for module in model.modules():
@@ -70,10 +91,8 @@ def make_run(path, model_name: str, shape: tuple[int, ...], head: str) -> Run:
     run = Run(path, Recipe("digits", model_name), {}, LABELS, InputSpec(shape), grouped(((0, 2), (1, 3))), budget)
     run.create(model, measure(model, shape))
     random = np.random.default_rng(0)
-    cut = {
-        group.layer: tuple(sorted(random.permutation(group.channels)[: -(-group.channels * 2 // 5)].tolist()))
-        for group in find_channel_groups(model, shape)
-    }
+    groups = find_channel_groups(model, shape)
+    cut = cut_to_ratio(groups, {group.layer: random.random(group.channels) for group in groups}, 0.6)
     small = apply_cut(model, cut, shape)
     replace_output(small, output_layer(model, shape), heads.find(head), (0, 2))
     run.save("subnets/00", Network((0, 2), head, cut), small)
@@ -99,6 +118,16 @@ def test_scores_stay_as_they_are_and_channels_become_multiples(tmp_path, model, 
     x = torch.from_numpy(inputs(shape))
     with torch.inference_mode():
         torch.testing.assert_close(larger(x), trained(x), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("multiple", [4, 5, 16])
+def test_attention_whose_heads_follow_from_its_width_keeps_its_scores(tmp_path, multiple):
+    run = make_run(tmp_path / "run", f"{__name__}:viewing", (3, 8, 8), "sigmoid")
+    x = torch.from_numpy(inputs((3, 8, 8)))
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            padded(run, "subnets/00", multiple, x.numpy())(x), run.load("subnets/00")(x), atol=1e-5, rtol=1e-5
+        )
 
 
 def test_channels_that_are_normalised_together_are_left_alone(tmp_path):

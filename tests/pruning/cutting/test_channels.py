@@ -59,6 +59,36 @@ class Depthwise(nn.Module):
         return self.linear(x.mean(dim=(2, 3)))
 
 
+class Joined(nn.Module):
+    """Two branches are concatenated and then summed with a third."""
+
+    def __init__(self, branches: int = 2) -> None:
+        super().__init__()
+        self.left, self.right = nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(3, 12, 1)
+        self.middle = nn.Conv2d(24, 24, 1)
+        self.linear = nn.Linear(24, 5)
+        self.branches = branches
+
+    def forward(self, x: Tensor) -> Tensor:
+        left = self.left(x)
+        x = torch.cat([left, self.right(x) if self.branches == 2 else left], dim=1)
+        return self.linear((x + self.middle(x)).mean(dim=(2, 3)))
+
+
+class ChannelsLast(nn.Module):
+    """ConvNeXt's block: linear layers on [N, H, W, C]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 4, 4), nn.LayerNorm(8)
+        self.up, self.down, self.linear = nn.Linear(8, 16), nn.Linear(16, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.down(F.gelu(self.up(self.norm(x.permute(0, 2, 3, 1))))).permute(0, 3, 1, 2)
+        return self.linear(x.mean(dim=(2, 3)))
+
+
 def grouped() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1),
@@ -82,6 +112,7 @@ NETWORKS = {
     "mlp": lambda: models.create("mlp", 5, IMAGE),
     "concatenating": Dense,
     "depthwise": Depthwise,
+    "joined": Joined,
     "grouped": grouped,
     "flattened": flattened,
 }
@@ -131,6 +162,37 @@ def test_a_cut_network_computes_what_the_whole_one_does_with_those_channels_unre
     x = torch.randn(4, *IMAGE)
     torch.testing.assert_close(small(x), network(x), atol=1e-4, rtol=1e-4)
     assert measure(small, IMAGE).macs < measure(network, IMAGE).macs
+
+
+def test_each_of_two_concatenated_branches_keeps_its_share():
+    network = Joined().eval()
+    groups = find_channel_groups(network, IMAGE)
+    importance = {group.layer: np.arange(group.channels, dtype=float) for group in groups}
+    small = apply_cut(network, cut_to_ratio(groups, importance, 0.75), IMAGE)
+    assert [len(layer.weight) for layer in (small.left, small.right, small.middle)] == [3, 3, 6]
+    with pytest.raises(ModelError, match="layer left would lose all 12 channels, none has an importance of 13"):
+        cut_below_threshold(groups, importance, 13)
+
+
+def test_a_branch_that_is_concatenated_with_itself_loses_the_same_channel_twice():
+    network = Joined(branches=1).eval()
+    (group,) = find_channel_groups(network, IMAGE)
+    assert group.parts == 2
+    small = apply_cut(network, cut_to_ratio([group], {group.layer: np.zeros(24)}, 0.75), IMAGE)
+    assert (len(small.left.weight), len(small.middle.weight)) == (3, 6)
+    assert small(torch.zeros(2, *IMAGE)).shape == (2, 5)
+
+
+def test_linear_layers_on_the_last_of_four_axes_are_cut():
+    network = ChannelsLast().eval()
+    groups = {group.layer: group for group in find_channel_groups(network, IMAGE)}
+    kept = (1, 4, 5, 9, 14)
+    small = apply_cut(network, {"up": kept}, IMAGE)
+    assert groups["up"].channels == 16
+    with torch.no_grad():
+        network.down.weight[:, [i for i in range(16) if i not in kept]] = 0
+    x = torch.randn(2, *IMAGE)
+    torch.testing.assert_close(small(x), network(x))
 
 
 def test_the_whole_network_is_untouched(network):

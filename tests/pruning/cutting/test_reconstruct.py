@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -59,6 +60,32 @@ def test_a_whole_network_stays_what_it_is_and_the_reference_is_not_touched():
     for name, value in before.items():
         torch.testing.assert_close(same.state_dict()[name], value, atol=1e-3, rtol=1e-3)
         torch.testing.assert_close(whole.state_dict()[name], value, rtol=0, atol=0)
+
+
+class ChannelsLast(nn.Module):
+    """Linear layers on [N, H, W, C]."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(6, hidden), nn.Linear(hidden, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(torch.relu(self.up(x.permute(0, 2, 3, 1)))).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("side", [4, 32])
+def test_linear_layers_are_fitted_on_the_last_axis_whatever_the_size_of_the_picture(side):
+    torch.manual_seed(0)
+    whole, small, kept = ChannelsLast(16), ChannelsLast(8), list(range(1, 16, 2))
+    with torch.no_grad():
+        small.up.weight.copy_(whole.up.weight[kept])
+        small.up.bias.copy_(whole.up.bias[kept])
+        small.down.weight.copy_(whole.down.weight[:, kept])
+        small.down.bias.copy_(whole.down.bias)
+    x = torch.randn(16, 6, side, side)
+    before = error(small, whole, x)
+    reconstruct(small, whole, {"up": kept}, x)
+    assert error(small, whole, x) < 0.7 * before
 
 
 class Shared(nn.Module):
