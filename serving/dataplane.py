@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from sensai_serve.errors import BundleError, RequestError, UnknownModelError, UnsupportedError
 from serving.engine.admission import client_address
 from serving.engine.body_budget import BodyBudget
+from serving.engine.decoding import ImageDecoder
 from serving.engine.deferred import DeferredWrites
 from serving.engine.gateway import Gateway
 from serving.engine.pending import MaybePending, is_pending
@@ -44,6 +45,8 @@ class DataPlane:
         self.limits = settings.limits
         self.regions = Regions(allowed=settings.shares_memory, most=settings.limits.regions)
         self.bodies = BodyBudget(settings.limits.bodies_bytes)
+        limits = settings.limits
+        self.images = ImageDecoder(limits.images, limits.in_flight, limits.decode_s)
         self.tracing = Tracing()
         self.logs = LogFilter()
         self._metrics = Metrics(repository)

@@ -106,6 +106,8 @@ class Limits(Group):
     """Pixels of one image, and of what is made of it on the way to the model; counted before each is made."""
     image_formats: Annotated[Words, AfterValidator(_known_formats), Flag("--image-formats", "NAMES")] = tuple(FORMATS)
     """Formats of images that are read."""
+    decode_s: float = Field(default=10.0, gt=0, allow_inf_nan=False)
+    """Seconds that one image may wait for its decoder and be decoded."""
     connections: int = Field(default=2000, ge=1)
     """Open connections over HTTP."""
     read_s: float = Field(default=30.0, gt=0, allow_inf_nan=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING
@@ -18,8 +18,20 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-def open_image(data: bytes | bytearray | memoryview, limits: ImageLimits) -> Image:
+Check = Callable[[], None]
+"""Called while a picture is decoded; raises an `InputError` where that should end."""
+CHECKED_BYTES = 4096
+"""Bytes that a decoder takes between two checks."""
+
+
+def open_image(data: bytes | bytearray | memoryview, limits: ImageLimits, check: Check | None = None) -> Image:
     """A picture file opened and held against `limits`; its pixels are not decoded yet.
+
+    Args:
+        data: the file.
+        limits: what is read, and what it may cost.
+        check: called whenever the decoder reads on, now and later. Decoders that take the whole file at once (WebP,
+            AVIF) are not ended by it.
 
     Raises:
         ImageError: no picture of an allowed format, or one damaged where it says what it is.
@@ -31,7 +43,10 @@ def open_image(data: bytes | bytearray | memoryview, limits: ImageLimits) -> Ima
         check_structure(bytes(data), limits.pixels)
         _be_quiet()
         allowed = [name for name in limits.formats if name in readable()]
-        image = Pillow.open(io.BytesIO(data), formats=allowed)
+        file = io.BytesIO(data) if check is None else _CheckedFile(data, check)
+        image = Pillow.open(file, formats=allowed)
+        if check is not None:
+            image.decodermaxblock = CHECKED_BYTES
         _check_size(image, limits, len(data))
         return image
 
@@ -58,6 +73,18 @@ def decode(source: bytes | bytearray | memoryview | Image, mode: str, limits: Im
             format_, image = image.format, ImageOps.exif_transpose(image)
             image.format = format_
         return as_mode(image, mode)
+
+
+class _CheckedFile(io.BytesIO):
+    """A file in memory that calls a function before each read."""
+
+    def __init__(self, data: bytes | bytearray | memoryview, check: Check) -> None:
+        super().__init__(data)
+        self._check = check
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._check()
+        return super().read(size)
 
 
 @contextmanager

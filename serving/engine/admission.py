@@ -35,12 +35,14 @@ def client_address() -> str:
 class Admission:
     """The queue in front of one model's workers. All calls on the event loop's thread."""
 
-    def __init__(self, max_in_flight: int) -> None:
+    def __init__(self, max_in_flight: int, places: int = HOLDS) -> None:
         """Start empty.
 
         Args:
             max_in_flight: the most requests at the workers and in the queue together.
+            places: the most requests at the workers.
         """
+        self._places = places
         self.max_in_flight = max_in_flight
         self.in_flight = 0
         self._at_workers = 0
@@ -74,7 +76,7 @@ class Admission:
 
     def turn_now(self) -> bool:
         """Take a place at the workers, which must be released; False if none is free."""
-        if self._at_workers >= HOLDS:
+        if self._at_workers >= self._places:
             return False
         self._at_workers += 1
         return True

@@ -2,72 +2,50 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
 from fastapi import Request
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
-from sensai_serve.cpus import usable_cores
 from sensai_serve.errors import RequestError
-from sensai_serve.images.decode import open_image
-from sensai_serve.images.formats import ImageLimits
-from sensai_serve.preprocess import Floats, InputSpec, from_image, normalise
+from sensai_serve.preprocess import Floats, InputSpec, normalise
+from serving.engine.decoding import ImageDecoder
 from serving.transports.http.asgi.types import Message, Receive
 from serving.v2.json_object import parse_object
 from serving.v2.tensors import from_bytes, numbers, shown
 
 FP32 = "application/x-fp32"
 """Content type of raw values: little-endian FP32 in row-major order, not normalised."""
-LARGE = 1_000_000
-"""Pixels from which an image is decoded by one of few threads, so that small ones never wait for large ones."""
-_decoders = ThreadPoolExecutor(max(2, min(8, len(usable_cores()))), thread_name_prefix="decoder")
-_large_decoders = ThreadPoolExecutor(2, thread_name_prefix="large-decoder")
-"""Few, because a large image takes hundreds of megabytes meanwhile; others wait as the bytes that they are."""
 
 
-async def from_body(request: Request, body: bytes, spec: InputSpec, limits: ImageLimits) -> Floats:
+async def from_body(request: Request, body: bytes, spec: InputSpec, decoder: ImageDecoder) -> Floats:
     """Decode a request's body according to its content type.
 
     Args:
         request: the request whose body has been read.
         body: that body.
         spec: the model's input.
-        limits: what an image may be and cost.
+        decoder: decodes images.
 
     Returns:
         FP32 [1, *spec.shape], normalised.
 
     Raises:
         RequestError: an unreadable image, or numbers that do not fit.
+        OverloadedError: too many images wait to be decoded.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
         return from_json(body, spec)
     if kind == FP32:
         return from_numbers(body, spec)
-    return await from_picture(await _uploaded(request, body) if kind == "multipart/form-data" else body, spec, limits)
+    return await from_picture(await _uploaded(request, body) if kind == "multipart/form-data" else body, spec, decoder)
 
 
-async def from_picture(image: bytes, spec: InputSpec, limits: ImageLimits) -> Floats:
-    """Decode an image file to FP32 [1, *spec.shape], normalised. Raises as `from_image`."""
-    # Off the event loop: decoding a large photograph takes longer than many answers.
-    loop = asyncio.get_running_loop()
-    tensor = await loop.run_in_executor(_decoders, _decode_small, image, spec, limits)
-    if tensor is None:
-        tensor = await loop.run_in_executor(_large_decoders, partial(from_image, image, spec, limits=limits))
-    return tensor.reshape(1, *spec.shape)
-
-
-def _decode_small(image: bytes, spec: InputSpec, limits: ImageLimits) -> Floats | None:
-    """As `from_image`; None for a large image, of which only the head has been read."""
-    if spec.image is None:
-        return from_image(image, spec, limits=limits)  # which says that the model takes none
-    opened = open_image(image, limits)
-    return None if opened.width * opened.height > LARGE else from_image(opened, spec, limits=limits)
+async def from_picture(image: bytes, spec: InputSpec, decoder: ImageDecoder) -> Floats:
+    """Decode an image file to FP32 [1, *spec.shape], normalised. Raises as `ImageDecoder.decode`."""
+    return (await decoder.decode(image, spec)).reshape(1, *spec.shape)
 
 
 def from_numbers(data: bytes, spec: InputSpec) -> Floats:

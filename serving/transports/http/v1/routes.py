@@ -88,9 +88,12 @@ def router(plane: DataPlane) -> APIRouter:
         started = time.perf_counter()
         gateway = chosen(repository, model)
         body = await read_body(request.scope, request.receive, limits.body_bytes)
-        inputs = await from_body(request, body, gateway.manifest.input, limits.images)
-        work = answer(plane, gateway, inputs, wait, timeout_ms, started)
-        prediction = await until_disconnected(work, request.receive)
+
+        async def work() -> PredictionResponse:
+            inputs = await from_body(request, body, gateway.manifest.input, plane.images)
+            return await answer(plane, gateway, inputs, wait, timeout_ms, started)
+
+        prediction = await until_disconnected(work(), request.receive)
         return Response(prediction.model_dump_json(), media_type="application/json")
 
     return routes

@@ -9,9 +9,9 @@ import orjson
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 
 from sensai_serve.errors import SensaiError
-from sensai_serve.images.formats import ImageLimits
 from sensai_serve.preprocess import Floats, InputSpec
 from serving.dataplane import DataPlane
+from serving.engine.decoding import ImageDecoder
 from serving.telemetry.logs import begin_request
 from serving.transports.http.v1.inputs import from_json, from_numbers, from_picture
 from serving.transports.http.v1.routes import Model, TimeoutMs, Waits, answer, chosen
@@ -79,7 +79,7 @@ async def _answer(
         started = time.perf_counter()
         try:
             gateway = chosen(plane.repository, model)  # looked up for each frame: a model may be replaced in between
-            inputs = await _inputs(frame, gateway.manifest.input, plane.limits.images)
+            inputs = await _inputs(frame, gateway.manifest.input, plane.images)
             prediction = await answer(plane, gateway, inputs, wait, timeout_ms, started)
             reply, status = {"frame": number, **prediction.model_dump(mode="json")}, "200"
         except Exception as error:
@@ -92,7 +92,7 @@ async def _answer(
             return  # the client disconnected, as the reader sees too
 
 
-async def _inputs(frame: bytes | str, spec: InputSpec, limits: ImageLimits) -> Floats:
+async def _inputs(frame: bytes | str, spec: InputSpec, decoder: ImageDecoder) -> Floats:
     if isinstance(frame, str):
         return from_json(frame, spec)
-    return from_numbers(frame, spec) if spec.image is None else await from_picture(frame, spec, limits)
+    return from_numbers(frame, spec) if spec.image is None else await from_picture(frame, spec, decoder)
