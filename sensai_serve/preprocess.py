@@ -1,13 +1,15 @@
 """From what a user has (an image file, pixels, sensor readings) to what the network eats: the one path for it.
 
 Training data loading, evaluation, `sensai predict` and the server all come through here, so a JPEG gives the same
-tensor wherever it is read. Pillow is imported when the first image arrives.
+tensor wherever it is read. Pillow is imported when it is first needed, by a server that takes images at its start.
 """
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -208,6 +210,17 @@ def read_image(
     fitted = fit(image, spec.image.resize, spec.image.crop, spec.image.filter, limits.pixels)
     pixels = np.asarray(fitted, dtype=np.uint8)
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+def warm_up_images(spec: InputSpec) -> None:
+    """Read a small PNG and a JPEG, so that the first picture of a client does not wait for libraries to be loaded."""
+    from PIL import Image
+
+    for format_ in ("PNG", "JPEG"):
+        file = io.BytesIO()
+        Image.new("RGB", (16, 16)).save(file, format_)
+        with suppress(RequestError):  # a picture of this size may not fit
+            read_image(file.getvalue(), spec)
 
 
 def from_image(

@@ -1,6 +1,8 @@
 """The examples that come with the package are found by name, whole, and give the answers that they promise."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +61,23 @@ def test_predict_takes_examples_and_lists_them_where_a_name_is_wrong(capsys: pyt
     assert "expected example:airplane.png or example:automobile.png" in capsys.readouterr().err
     with pytest.raises(DataError, match="no picture"):
         sensai_serve.load("example:cifar10").predict("example:boat.png")
+
+
+def test_a_server_has_loaded_what_reads_pictures_before_the_first_one_comes() -> None:
+    code = (
+        "import asyncio, sys\n"
+        "from sensai_serve.bundle import Bundle\n"
+        "from serving.engine.gateway import Gateway\n"
+        "from serving.engine.options import GatewayOptions\n"
+        "gateway = Gateway(Bundle.open('example:cifar10'), GatewayOptions())\n"
+        "async def main():\n"
+        "    await gateway.start()\n"
+        "    print({'PIL.PngImagePlugin', 'PIL.JpegImagePlugin', 'PIL.ImageOps'} <= set(sys.modules))\n"
+        "    await gateway.stop()\n"
+        "asyncio.run(main())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "True"), done.stderr
 
 
 def test_an_example_becomes_triton_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,7 @@ from sensai_serve.errors import BundleError, NotReadyError, OverloadedError, Req
 from sensai_serve.manifest import Manifest
 from sensai_serve.merge import Answer, Wait, parse_wait
 from sensai_serve.plugins import find
+from sensai_serve.preprocess import warm_up_images
 from serving.backends import Backend, BackendPlan, Cause
 from serving.engine.admission import Admission
 from serving.engine.deferred import DeferredWrites
@@ -117,6 +118,8 @@ class Gateway:
             if options.on_missing == "reference":
                 self._reference = await asyncio.to_thread(self._open_reference)
             await supervisor.check(backend)
+            if self.manifest.input.image is not None:
+                await asyncio.to_thread(warm_up_images, self.manifest.input)
         except BaseException:
             await asyncio.to_thread(backend.stop)
             raise

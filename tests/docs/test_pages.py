@@ -43,6 +43,15 @@ def test_links_inside_the_repository_lead_somewhere(page: Path) -> None:
             assert anchor in anchors(found), target
 
 
+def test_files_that_are_named_exist(page: Path) -> None:
+    """Code spans that begin with a folder of the repository."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    folders = "sensai_serve|pruning|export|serving|benchmarks|tests|docs|deploy|examples"
+    for path in re.findall(rf"`((?:{folders})/[\w./-]*)`", text):
+        if page.name != "CHANGELOG.md" and not path.rpartition("/")[2].isupper():  # old names, and placeholders
+            assert (ROOT / path).exists(), path
+
+
 def test_python_and_toml_can_be_read(page: Path) -> None:
     for block in blocks(page, "python"):
         compile(block.code, page.name, "exec")
