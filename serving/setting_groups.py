@@ -109,7 +109,7 @@ class Limits(Group):
     decode_s: float = Field(default=10.0, gt=0, allow_inf_nan=False)
     """Seconds that one image may wait for its decoder and be decoded."""
     connections: int = Field(default=2000, ge=1)
-    """Open connections over HTTP."""
+    """Open connections over all transports together; listeners have equal shares."""
     read_s: float = Field(default=30.0, gt=0, allow_inf_nan=False)
     """Seconds that one request may take to arrive."""
     idle_s: float = Field(default=75.0, gt=0, allow_inf_nan=False)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, Field, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict, SettingsError
@@ -29,6 +30,14 @@ def _check_listeners(entries: tuple[str, ...]) -> tuple[str, ...]:
         if not name or not address:
             raise ValueError(f"{entry!r} is no listener, expected TRANSPORT=ADDRESS")
     return entries
+
+
+def _check_origins(origins: tuple[str, ...]) -> tuple[str, ...]:
+    for origin in origins:
+        parts = urlsplit(origin)
+        if origin != "*" and (not parts.scheme or not parts.netloc or parts.path.strip("/") or parts.query):
+            raise ValueError(f"{origin!r} is no origin, expected SCHEME://HOST, SCHEME://HOST:PORT or *")
+    return origins
 
 
 class Settings(BaseSettings):
@@ -51,6 +60,11 @@ class Settings(BaseSettings):
     """Whether a bundle of the repository that cannot be served makes the server not ready; its models serve anyhow."""
     merge_rules: Annotated[Words, Flag(metavar="package.module:callable")] = ()
     """Merge rules of one's own that bundles may name. A bundle is data, and cannot allow itself code."""
+    allowed_hosts: Annotated[Words, Section("Web pages"), Flag(metavar="NAME")] = ()
+    """Host names that requests over HTTP may come by besides ``localhost``, the name listened on, the machine's own
+    (where not only loopback is listened on) and IP addresses; ``*.NAME`` for all below a name, ``*`` for any."""
+    allowed_origins: Annotated[Words, AfterValidator(_check_origins), Flag(metavar="ORIGIN")] = ()
+    """Origins whose web pages may use the server (CORS), such as ``https://example.org``; ``*`` for any."""
     inference: Annotated[Inference, Section("How requests are answered")] = Inference()
     """How requests are answered."""
     remote: Annotated[Remote, Section("Workers on other machines"), Prefix("worker-")] = Remote()
@@ -74,6 +88,11 @@ class Settings(BaseSettings):
         if self.shared_memory is not None:
             return self.shared_memory
         return all(_is_loopback(address) for _, address in self.listeners())
+
+    @property
+    def connections_each(self) -> int:
+        """How many connections each listener may have open: one that is flooded does not shut out another's clients."""
+        return max(1, self.limits.connections // len(self.listeners()))
 
     def listeners(self) -> tuple[tuple[str, str], ...]:
         """Every listener: the name of its transport and its address, HTTP first.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import resource
+import sys
 from collections.abc import Callable, Sequence
 
 import uvloop
@@ -16,6 +18,10 @@ from serving.runtime.signals import handle_signals
 from serving.server.listeners import listening
 from serving.settings import Settings
 from serving.telemetry.logs import configure
+
+OWN_FILES = 160
+"""Files that the process may need beside its clients' connections: models, pipes, regions, and spare connections."""
+_log = logging.getLogger(__name__)
 
 OnReady = Callable[[Sequence[str]], None]
 """Called with the URL of every listener."""
@@ -49,9 +55,15 @@ def run(repository: Repository, settings: Settings, on_ready: OnReady) -> None:
         handle_signals(stop, reload)
         await serve(plane, settings, stop, now_ready)
 
+    files = _raise_open_file_limit()
+    settings, asked = _within(settings, files), settings.limits.connections
     plane = DataPlane(repository, settings)
     configure(settings.log_format, plane.logs)
-    _raise_open_file_limit()
+    if settings.limits.connections < asked:
+        _log.warning(
+            "limits.connections is %d in place of %d: this process may open %d files (ulimit -n), %d are its own",
+            settings.limits.connections, asked, files, OWN_FILES,
+        )  # fmt: skip
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main())
 
@@ -84,7 +96,16 @@ async def serve(plane: DataPlane, settings: Settings, stop: asyncio.Event, on_re
     await repository.stop(drain_s=0)
 
 
-def _raise_open_file_limit() -> None:
-    """Allow as many open files as the hard limit permits; the usual soft limit is below `limits.connections`."""
+def _raise_open_file_limit() -> int:
+    """Allow as many open files as the hard limit permits, and return that; the usual soft limit is far below it."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return sys.maxsize if hard == resource.RLIM_INFINITY else hard
+
+
+def _within(settings: Settings, files: int) -> Settings:
+    """The settings with no more connections than this process can open besides its own files."""
+    most = max(1, files - OWN_FILES)
+    if settings.limits.connections <= most:
+        return settings
+    return settings.model_copy(update={"limits": settings.limits.model_copy(update={"connections": most})})

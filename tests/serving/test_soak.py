@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import secrets
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.utils.shared_memory as shm
+from http_framing import Reader, disagreement, pieces, stream
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -62,6 +64,18 @@ def test_mutated_requests_do_no_harm() -> None:
     assert outcomes.total() >= INPUTS
 
 
+def test_requests_begin_and_end_where_h11_sees_it() -> None:
+    reader, seed, started = Reader(), secrets.randbits(32), time.monotonic()
+    for number in range(seed, seed + INPUTS):
+        rng = random.Random(number)
+        data = stream(rng)
+        assert disagreement(reader, data, pieces(data, rng)) is None, f"seed {number}"
+    reader.close()
+    record(
+        "framing_fuzz.json", {"streams": INPUTS, "seconds": round(time.monotonic() - started, 1), "first_seed": seed}
+    )
+
+
 def record(name: str, figures: dict[str, Any]) -> None:
     """Write figures with the machine that they were taken on."""
     RESULTS.mkdir(parents=True, exist_ok=True)
@@ -100,7 +114,7 @@ def requests(key: str) -> list[bytes]:
     bodies.append(("/v2/systemsharedmemory/region/again/unregister", ""))
     bodies.append(("/v2/systemsharedmemory/region/soak/register", json.dumps({"key": key, "byte_size": 768})))
     return [
-        f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
         for path, body in bodies
     ]
 

@@ -42,6 +42,8 @@ async def listen(plane: DataPlane, settings: Settings, address: str) -> AsyncIte
             ("grpc.max_receive_message_length", limits.body_bytes),
             ("grpc.max_send_message_length", -1),
             ("grpc.max_metadata_size", limits.header_bytes),
+            ("grpc.max_allowed_incoming_connections", settings.connections_each),
+            ("grpc.server_handshake_timeout_ms", int(limits.read_s * 1000)),
             ("grpc.max_connection_idle_ms", int(limits.idle_s * 1000)),
             ("grpc.keepalive_time_ms", keepalive.time),
             ("grpc.keepalive_timeout_ms", keepalive.timeout),

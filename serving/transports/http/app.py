@@ -19,8 +19,9 @@ from sensai_serve.errors import SensaiError
 from serving.dataplane import DataPlane
 from serving.telemetry.metrics import CONTENT_TYPE
 from serving.transports.http import docs
-from serving.transports.http.asgi.errors import error_body, error_reply, http_error
+from serving.transports.http.asgi.errors import error_body, error_reply, http_error, json_headers
 from serving.transports.http.asgi.requests import request_id, send_reply
+from serving.transports.http.asgi.sites import Sites, sharing
 from serving.transports.http.asgi.types import Message, Receive, Scope, Send
 from serving.transports.http.v1 import routes as v1
 from serving.transports.http.v1 import stream
@@ -37,13 +38,21 @@ _METHODS = ("DELETE", "GET", "PATCH", "POST", "PUT")
 class Application(FastAPI):
     """FastAPI with the infer route in front of its router and middleware."""
 
-    def __init__(self, plane: DataPlane, **settings: Any) -> None:
+    def __init__(self, plane: DataPlane, sites: Sites, **settings: Any) -> None:
         super().__init__(**settings)
+        self._sites = sites
         self.infer = InferRoute(plane)
         self._plane = plane
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request or WebSocket connection."""
+        given = dict(scope["headers"])
+        if (refused := self._sites.refusal(scope.get("method", "WEBSOCKET"), given)) is not None:
+            await self._refuse(*refused, scope, send)
+            return
+        origin = given.get(b"origin")
+        if origin is not None and self._sites.shares_with(origin):
+            send = sharing(send, origin)
         if scope["type"] != "http":
             await super().__call__(scope, receive, send)
         elif scope["method"] == "OPTIONS":
@@ -52,6 +61,16 @@ class Application(FastAPI):
             await self.infer(model, scope, receive, send)
         else:
             await self._routed(scope, receive, send)
+
+    async def _refuse(self, status: HTTPStatus, message: str, scope: Scope, send: Send) -> None:
+        """Answer a request that may not come from where it comes."""
+        started, name = perf_counter(), request_id(dict(scope["headers"]))
+        body = error_body(message)
+        kind, method = ("", scope["method"]) if scope["type"] == "http" else ("websocket.", "WS")
+        headers = [*json_headers(body), (b"x-request-id", name)]
+        await send({"type": f"{kind}http.response.start", "status": status, "headers": headers})
+        await send({"type": f"{kind}http.response.body", "body": body})
+        self._plane.observe("http", "other", f"{method} {scope['path']}", str(int(status)), started)
 
     async def _routed(self, scope: Scope, receive: Receive, send: Send) -> None:
         started, status = perf_counter(), 0
@@ -78,6 +97,7 @@ class Application(FastAPI):
         methods = self.methods(scope)
         if methods:
             status, headers, body = HTTPStatus.NO_CONTENT, [(b"allow", ", ".join(methods).encode())], b""
+            headers += self._sites.preflight(dict(scope["headers"]), methods)
         else:
             status, headers, body = HTTPStatus.NOT_FOUND, *http_error(HTTPStatus.NOT_FOUND, [])[1:]
         await send_reply(send, status, [*headers, (b"x-request-id", name)], body)
@@ -101,10 +121,11 @@ class Application(FastAPI):
         return document
 
 
-def create_app(plane: DataPlane) -> Application:
-    """The application over a data plane, whose models its caller starts and stops."""
+def create_app(plane: DataPlane, sites: Sites) -> Application:
+    """The application over a data plane, whose models its caller starts and stops, for requests that `sites` allow."""
     app = Application(
         plane,
+        sites,
         title="sensai-serve",
         version=sensai_serve.__version__,
         description=_DESCRIPTION,

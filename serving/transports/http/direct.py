@@ -18,13 +18,14 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from uvicorn.server import ServerState
 
 from serving.engine.pending import is_pending
+from serving.transports.http.asgi.sites import Sites
 from serving.transports.http.asgi.types import Headers, HttpReply
 from serving.transports.http.v2.infer import InferRoute
 
 KNOWN_HEADS, KNOWN_BYTES = 256, 4096
 """How many parsed heads are cached, and the largest one in bytes."""
 END = b"\r\n\r\n"
-_UNUSUAL = (b"expect", b"transfer-encoding", b"content-encoding", b"upgrade")
+_UNUSUAL = (b"expect", b"transfer-encoding", b"content-encoding", b"upgrade", b"origin")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +47,17 @@ class RequestHead:
 class RequestHeads:
     """Parses heads of infer requests, and caches them."""
 
-    def __init__(self, route: InferRoute, most: int) -> None:
+    def __init__(self, route: InferRoute, most: int, sites: Sites) -> None:
         """Start with an empty cache.
 
         Args:
             route: answers the requests.
             most: the largest body in bytes; a request with a larger one goes through ASGI.
+            sites: the hosts and origins that are allowed; a request from others goes through ASGI, which refuses it.
         """
         self.route = route
         self._most = most
+        self._sites = sites
         self._known: dict[bytes, RequestHead] = {}
 
     def known(self, data: bytes) -> tuple[RequestHead, memoryview] | None:
@@ -82,6 +85,8 @@ class RequestHeads:
         if not self.route.knows(model):
             return None  # refused without waiting for the body
         if not length.isdigit() or int(length) > self._most or any(name in given for name in _UNUSUAL):
+            return None
+        if self._sites.refusal("POST", given) is not None:
             return None
         head = RequestHead(model, given, target, int(length), keep_alive)
         raw = data[: max(data.find(END, 0, KNOWN_BYTES), 0)]

@@ -16,32 +16,52 @@ from serving.engine.body_budget import FULL, BodyBudget
 from serving.setting_groups import Limits
 from serving.transports.http.asgi.errors import RETRY_LATER, error_body, json_headers
 from serving.transports.http.asgi.requests import HELD
+from serving.transports.http.asgi.sites import Sites
 from serving.transports.http.asgi.types import Headers
 from serving.transports.http.direct import DirectCycle, RequestHeads
+from serving.transports.http.framing import Fault, asks_for_websocket, handshake_fault, head_fault, plain_head
 from serving.transports.http.v2.infer import InferRoute
 
 LINGER_S = 1.0
 """Seconds that the bytes of a refused client are discarded before its connection is closed."""
+SPARE = 16
+"""Connections past the limit that are served for operators' sake, each for one request."""
+SPARE_S = 1.0
+"""Seconds that such a request has to arrive."""
+PIPELINED = 1000
+"""Requests of a connection that may wait for the answer to an earlier one."""
+_OPERATORS = (b"/v2/health/", b"/metrics", b"/v1/workers", b"/v2/repository/", b"/v2/logging", b"/v2/trace/")
 
 
-def bounded_protocol(limits: Limits, route: InferRoute, bodies: BodyBudget) -> type[asyncio.Protocol]:
+def bounded_protocol(limits: Limits, route: InferRoute, sites: Sites, bodies: BodyBudget) -> type[asyncio.Protocol]:
     """A protocol class for uvicorn.
 
     Args:
         limits: what it enforces.
         route: answers infer requests.
+        sites: the hosts and origins that may ask.
         bodies: counts the bodies of all requests.
     """
-    heads = RequestHeads(route, limits.body_bytes)
-    return type("BoundedProtocol", (_BoundedProtocol,), {"limits": limits, "heads": heads, "bodies": bodies})
+    spare = {"read_s": min(limits.read_s, SPARE_S), "idle_s": min(limits.idle_s, SPARE_S)}
+    attributes = {
+        "limits": limits,
+        "heads": RequestHeads(route, limits.body_bytes, sites),
+        "spare_limits": limits.model_copy(update=spare),
+        "no_heads": RequestHeads(route, -1, sites),
+        "bodies": bodies,
+    }
+    return type("BoundedProtocol", (_BoundedProtocol,), attributes)
 
 
 class _BoundedProtocol(HttpToolsProtocol):
-    """One connection."""
+    """One connection. A timer runs from its first moment to its last: whatever state it is in, it comes to an end."""
 
     limits: Limits
     heads: RequestHeads
     bodies: BodyBudget
+    spare_limits: Limits
+    no_heads: RequestHeads
+    """Sends every request through ASGI."""
     cycle: Any
     """Uvicorn's RequestResponseCycle, or a `DirectCycle`."""
 
@@ -49,30 +69,42 @@ class _BoundedProtocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._client: Hashable = object()  # tells this connection's requests from others'
         self._held = self.bodies.hold(self._refuse_body)
+        # Uvicorn's parser reads on after a request that ends its connection; this one does not.
+        self.parser = httptools.HttpRequestParser(self)
         self._in_head = False
         self._parsed_bytes = 0
         self._raw_bytes: int | None = None
+        self._unread_bytes = 0  # of the body's framing and trailers, since the last part of the body
         self._reading: asyncio.TimerHandle | None = None
+        self._watch: asyncio.TimerHandle | None = None
         self._refused = False
         self._in_message = False
+        self._upgrade = False  # the head that has just been parsed asks for another protocol
+        self._last = False  # the connection ends with this request
+        self._spare = False
         self._exchange: DirectCycle | None = None  # set while its body arrives
         self._chunk = b""  # the chunk that is being parsed, where a head may begin with it
-        self._answered = 0.0  # loop time of the last reply, in seconds
+        self._answered = self.loop.time()  # when the connection began, or was last used for a reply
+        self._blocked: float | None = None  # since when the client does not read
+        self._ending = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has connected."""
         super().connection_made(transport)
         if self.client is not None:
             self._client = str(Address(host=self.client[0], port=self.client[1]))
-        if len(self.connections) > self.limits.connections:
-            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, f"{self.limits.connections} connections are open, the most")
-        else:  # uvicorn starts to count idle time after the first response only
-            self.timeout_keep_alive_task = self.loop.call_later(self.limits.idle_s, self.timeout_keep_alive_handler)
+        most, count = self.limits.connections, len(self.connections)
+        if count > most:
+            self._spare, self.limits, self.heads = True, self.spare_limits, self.no_heads
+        self._watch = self.loop.call_later(self.limits.idle_s, self._look)
+        if count > most + SPARE:
+            self._refuse_full()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is closed."""
         self._stop_reading_timer()
         self._held.release()
+        self._stop_watching()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -87,16 +119,57 @@ class _BoundedProtocol(HttpToolsProtocol):
             self.cycle = exchange
             exchange.answer(body)
             return
+        if self._last and not self._in_message:
+            return
         self._chunk = data if begins else b""
-        super().data_received(data)
+        if self._in_message and not self._in_head:
+            self._unread_bytes += len(data)
+        self._parse(data)
         self._chunk = b""
         if self._in_head and not self._refused:
             # The parser buffers an unfinished header without a limit, so received bytes are counted as well as parsed
             # ones. The chunk in which a head begins is not counted: it may begin with an earlier request's body.
             self._raw_bytes = 0 if self._raw_bytes is None else self._raw_bytes + len(data)
             self._check_head(self._raw_bytes)
+        elif self._in_message:
+            self._check_head(self._unread_bytes)
         if self._in_message and self._reading is None and not self._refused:  # rare: a request usually arrives whole
             self._start_reading_timer()
+
+    def _parse(self, data: bytes) -> None:
+        """Feed the parser, past requests that ask for another protocol."""
+        rest: bytes | None = data
+        while rest is not None:
+            data, rest = rest, None
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as stopped:
+                rest = self._upgraded(data[stopped.args[0] :])
+            except httptools.HttpParserError:
+                if not (self._last and not self._in_message):  # else what comes after the last request is ignored
+                    self.send_400_response("")
+
+    def _upgraded(self, rest: bytes) -> bytes | None:
+        """Go on after a head that asks for another protocol; returns what is to be parsed, None for nothing."""
+        self._upgrade = False
+        method, version = self.parser.get_method(), self.parser.get_http_version()
+        if not asks_for_websocket(self.headers):  # not spoken here, so that the request is one like any other
+            head = plain_head(method, self.url, version, self.headers)
+            self.parser = httptools.HttpRequestParser(self)
+            return head + rest
+        fault = handshake_fault(version, method, self.headers)
+        if fault is None and rest:
+            fault = Fault(HTTPStatus.BAD_REQUEST, "bytes came after a WebSocket handshake, before its reply")
+        if fault is None and self.cycle is not None and not self.cycle.response_complete:
+            fault = Fault(HTTPStatus.BAD_REQUEST, "a WebSocket handshake came before the reply to an earlier request")
+        if fault is not None:
+            self._refuse_head(fault)
+            return None
+        self._in_message = False
+        self._stop_reading_timer()
+        self._stop_watching()
+        self.handle_websocket_upgrade()
+        return None
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """The client has closed its sending side.
@@ -111,21 +184,45 @@ class _BoundedProtocol(HttpToolsProtocol):
         self.loop.call_later(self.limits.half_closed_s, self.transport.close)
         return True
 
-    def timeout_keep_alive_handler(self) -> None:
-        """The idle timer has expired: close the connection unless it was used since the timer was set."""
-        rest = self._answered + self.timeout_keep_alive - self.loop.time()
-        busy = self.cycle is not None and not self.cycle.response_complete
-        if busy or (self._answered and rest > 0):
-            self.timeout_keep_alive_task = self.loop.call_later(
-                self.timeout_keep_alive if busy else rest, self.timeout_keep_alive_handler
-            )
+    def pause_writing(self) -> None:
+        """The client reads more slowly than it is answered."""
+        super().pause_writing()
+        self._blocked = self.loop.time()
+
+    def resume_writing(self) -> None:
+        """The client has read what was waiting for it."""
+        super().resume_writing()
+        self._blocked = None
+
+    def _look(self) -> None:
+        """End the connection where nothing has come of it for `limits.idle_s`, else look again."""
+        idle, now = self.limits.idle_s, self.loop.time()
+        rest = self._answered + idle - now
+        if self.transport.is_closing():
+            if self._ending:
+                self.transport.abort()  # the client does not read, for which close() waits
+            self._ending = True
+        elif self._blocked is not None and self._blocked + idle <= now:
+            self.transport.abort()
+        elif self._in_message or (self.cycle is not None and not self.cycle.response_complete):
+            pass  # `limits.read_s` or the request's own end bounds it
+        elif rest > 0:
+            idle = rest
         elif self.transport.get_write_buffer_size():
-            self.transport.abort()  # the client does not read its reply, for which close() would wait
+            self.transport.abort()
         else:
-            super().timeout_keep_alive_handler()
+            self.transport.close()
+        self._watch = self.loop.call_later(idle, self._look)
+
+    def _stop_watching(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
 
     def on_message_begin(self) -> None:
         """Parser callback: a request begins."""
+        if self._last:
+            raise httptools.HttpParserError("the connection ends with the request before")
         super().on_message_begin()
         self._in_head = self._in_message = True
         self._parsed_bytes, self._raw_bytes = 0, None
@@ -136,15 +233,29 @@ class _BoundedProtocol(HttpToolsProtocol):
         self._parsed(len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Parser callback: one header."""
-        super().on_header(name, value)
+        """Parser callback: one header, or one trailer, which is not used."""
+        if self._in_head:
+            super().on_header(name, value)
         self._parsed(len(name) + len(value))
 
     def on_headers_complete(self) -> None:
         """Parser callback: the headers are complete."""
         self._in_head = False
+        self._unread_bytes = 0
         chunk, self._chunk = self._chunk, b""
-        if self._free() and self.parser.get_method() == b"POST" and self.parser.get_http_version() == "1.1":
+        version, method = self.parser.get_http_version(), self.parser.get_method()
+        if (fault := head_fault(version, method, self.url, self.headers)) is not None:
+            self._stop(fault)
+        if self._spare and not self.url.startswith(_OPERATORS):
+            self._refuse_full()
+            raise httptools.HttpParserError("too many connections")
+        if len(self.pipeline) >= PIPELINED:
+            self._stop(Fault(HTTPStatus.SERVICE_UNAVAILABLE, f"{PIPELINED} requests wait for an earlier one's answer"))
+        if self.parser.should_upgrade():
+            self._upgrade, self.scope["method"] = True, method.decode()
+            return
+        self._last = self._spare or version == "1.0" or not self.parser.should_keep_alive()
+        if self._free() and method == b"POST" and version == "1.1":
             head = self.heads.read(chunk, self.url, self.headers, keep_alive=self.parser.should_keep_alive())
             if head is not None:
                 self._exchange = DirectCycle(self.heads.route, self, head)
@@ -152,9 +263,12 @@ class _BoundedProtocol(HttpToolsProtocol):
                 return
         self.scope["state"][HELD] = self._held
         super().on_headers_complete()
+        if self._last:
+            self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
         """Parser callback: a part of the body."""
+        self._unread_bytes = 0
         if self._exchange is None and self.cycle.response_complete:
             return  # answered without its body, which is read past
         if not self._held.add(len(body)):
@@ -166,7 +280,9 @@ class _BoundedProtocol(HttpToolsProtocol):
             self._exchange.feed(body)
 
     def on_message_complete(self) -> None:
-        """Parser callback: the request is complete."""
+        """Parser callback: the request is complete, or asks for another protocol: see `_upgraded`."""
+        if self._upgrade:
+            return
         self._in_message = False
         self._held.arrived()
         self._stop_reading_timer()
@@ -181,10 +297,12 @@ class _BoundedProtocol(HttpToolsProtocol):
         self._answered = self.loop.time()
         if not self.pipeline:
             self._held.release()
-        if self.pipeline or self.timeout_keep_alive_task is None or not isinstance(self.cycle, DirectCycle):
-            super().on_response_complete()
-        else:  # the idle timer is running, and reads the time of the last reply
-            self.server_state.total_requests += 1
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
 
     def _free(self) -> bool:
         """Whether every earlier request is answered and the client reads its replies."""
@@ -208,6 +326,25 @@ class _BoundedProtocol(HttpToolsProtocol):
         elif cycle is not None and not cycle.response_complete:
             cycle.disconnected, cycle.body = True, bytearray()
             cycle.message_event.set()  # the application forgets what it has read
+
+    def shutdown(self) -> None:
+        """The server stops: end with the reply to the request that is here."""
+        if not self._refused and not self.transport.is_closing():
+            super().shutdown()
+
+    def _stop(self, fault: Fault) -> None:
+        """Refuse a request inside a callback of the parser, and stop that."""
+        self._refuse_head(fault)
+        raise httptools.HttpParserError(fault.message)
+
+    def _refuse_full(self) -> None:
+        most = self.limits.connections
+        self._refuse_head(Fault(HTTPStatus.SERVICE_UNAVAILABLE, f"{most} connections are open, the most"))
+
+    def _refuse_head(self, fault: Fault) -> None:
+        """Refuse a request by its head, when no cycle has been made for it."""
+        self._in_head = True
+        self._refuse(*fault)
 
     def _parsed(self, size: int) -> None:
         self._parsed_bytes += size

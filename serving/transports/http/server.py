@@ -10,12 +10,15 @@ from collections.abc import AsyncIterator, Iterator
 
 import uvicorn
 
+from serving.address import Address, UnixAddress, parse_address
 from serving.dataplane import DataPlane
 from serving.settings import Settings
 from serving.transports import Listener
 from serving.transports.http.app import create_app
+from serving.transports.http.asgi.sites import Sites
 from serving.transports.http.bind import bound
 from serving.transports.http.protocol import bounded_protocol
+from serving.transports.http.websocket import bounded_websocket
 
 
 @contextlib.asynccontextmanager
@@ -25,11 +28,13 @@ async def listen(plane: DataPlane, settings: Settings, address: str) -> AsyncIte
     Raises:
         InputError: `address` is malformed, in use, or not of this machine.
     """
-    app = create_app(plane)
+    limits = settings.limits.model_copy(update={"connections": settings.connections_each})
+    sites = Sites(_address(address), settings.allowed_hosts, settings.allowed_origins)
+    app = create_app(plane, sites)
     config = uvicorn.Config(
         app,
-        http=bounded_protocol(settings.limits, app.infer, plane.bodies),
-        ws="websockets-sansio",
+        http=bounded_protocol(limits, app.infer, sites, plane.bodies),
+        ws=bounded_websocket(limits),
         ws_max_size=settings.limits.body_bytes,
         ws_per_message_deflate=False,  # images are compressed already, and decompression would have no limit
         interface="asgi3",
@@ -52,6 +57,13 @@ async def listen(plane: DataPlane, settings: Settings, address: str) -> AsyncIte
             listening.cancel()
             server.should_exit = True
             await running
+
+
+def _address(text: str) -> Address | UnixAddress | None:
+    try:
+        return parse_address(text)
+    except ValueError:
+        return None  # `bound` says what is wrong with it
 
 
 class _Uvicorn(uvicorn.Server):

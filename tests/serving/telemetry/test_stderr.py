@@ -94,9 +94,8 @@ def test_ids_are_those_of_the_request_or_none(tiny_bundle: Path) -> None:
         body = json.dumps({"inputs": [tensor]}).encode()
         address = httpx.URL(url)
         with socket.create_connection((address.host, address.port), timeout=10) as client:
-            head = (
-                b"POST /v2/models/tiny/infer HTTP/1.1\r\nHost: a\r\nX-Request-ID: earlier\r\nContent-Length: %d\r\n\r\n"
-            )
+            head = b"POST /v2/models/tiny/infer HTTP/1.1\r\nHost: localhost\r\n"
+            head += b"X-Request-ID: earlier\r\nContent-Length: %d\r\n\r\n"
             client.sendall(head % len(body) + body)
             reply = client.recv(1 << 16)
             assert reply.startswith(b"HTTP/1.1 200 ")

@@ -31,7 +31,7 @@ def body_of(seed: int) -> tuple[bytes, int]:
 
 def request_of(seed: int, *more: str, path: str = PATH) -> bytes:
     body, length = body_of(seed)
-    lines = [f"POST {path} HTTP/1.1", "Host: x", f"Inference-Header-Content-Length: {length}", *more]
+    lines = [f"POST {path} HTTP/1.1", "Host: localhost", f"Inference-Header-Content-Length: {length}", *more]
     return "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode() + body
 
 
@@ -69,7 +69,7 @@ def expected(either: Any) -> list[bytes]:
     with Wire(either) as wire:
         for seed in range(6):
             body, length = body_of(seed)
-            lines = [f"POST {PATH} HTTP/1.1", "Host: x", f"Inference-Header-Content-Length: {length}"]
+            lines = [f"POST {PATH} HTTP/1.1", "Host: localhost", f"Inference-Header-Content-Length: {length}"]
             head = "\r\n".join([*lines, "Transfer-Encoding: chunked", "", ""]).encode()
             status, scores = wire.ask(head + b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body))
             assert (status, len(scores)) == (200, 40)
@@ -97,7 +97,7 @@ def test_requests_that_come_together_are_answered_in_their_order(either: Any, ex
     with Wire(either) as wire:
         wire.socket.sendall(b"".join(request_of(seed) for seed in (0, 1, 2, 3)))
         assert [wire.reply() for _ in range(4)] == [(200, expected[seed]) for seed in (0, 1, 2, 3)]
-        wire.socket.sendall(request_of(4) + b"GET /v2/health/ready HTTP/1.1\r\nHost: x\r\n\r\n" + request_of(5))
+        wire.socket.sendall(request_of(4) + b"GET /v2/health/ready HTTP/1.1\r\nHost: localhost\r\n\r\n" + request_of(5))
         assert wire.reply() == (200, expected[4])
         assert wire.reply()[0] == 200
         assert wire.reply() == (200, expected[5])
@@ -107,7 +107,7 @@ def test_a_head_that_the_parser_forgives_is_not_taken_for_another(either: Any, e
     """Where a head ends is for the parser to say: what comes after a bare line feed must not become part of one."""
     body, length = body_of(1)
     for separator in (b"\n", b"\r\n"):
-        lines = [f"POST {PATH} HTTP/1.1".encode(), b"Host: x", b"Inference-Header-Content-Length: %d" % length]
+        lines = [f"POST {PATH} HTTP/1.1".encode(), b"Host: localhost", b"Inference-Header-Content-Length: %d" % length]
         head = separator.join([*lines, b"Content-Length: %d" % len(body), b"", b""])
         for _ in range(2):
             with Wire(either) as wire:

@@ -260,7 +260,7 @@ def test_too_many_requests_are_told_when_to_come_back(run_server, tiny_bundle) -
 
 def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_error(limited, caplog) -> None:
     with socket.create_connection((limited.host, limited.port)) as connection:
-        connection.sendall(f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nabc".encode())
+        connection.sendall(f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nabc".encode())
     body, length = request()
     status, _, _ = ask(limited, "POST", INFER, body, {"Inference-Header-Content-Length": str(length)})
     assert status == 200

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import select
 import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx
 import pytest
 
 INFER = "/v2/models/tiny/infer"
 TENSOR = {"name": "input", "datatype": "FP32", "shape": [1, 3, 8, 8], "data": [0] * 192}
 BODY = json.dumps({"inputs": [TENSOR], "outputs": [{"name": "class_id"}]}).encode()
-REQUEST = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(BODY)}\r\n\r\n".encode() + BODY
+REQUEST = f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(BODY)}\r\n\r\n".encode() + BODY
 
 
 @pytest.fixture(scope="module")
@@ -53,13 +56,16 @@ def refused(server: Any, request: bytes, status: int) -> str:
 
 def test_a_request_that_is_no_http(limited) -> None:
     assert refused(limited, b"hello there\r\n\r\n", 400) == "the request is not valid HTTP"
-    assert refused(limited, b"POST / HTTP/1.1\r\nContent-Length: -5\r\n\r\n", 400) == "the request is not valid HTTP"
+    assert (
+        refused(limited, b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: -5\r\n\r\n", 400)
+        == "the request is not valid HTTP"
+    )
 
 
 @pytest.mark.parametrize(
     "head",
     [
-        b"GET /v2 HTTP/1.1\r\nX: " + b"x" * 3000 + b"\r\n\r\n",
+        b"GET /v2 HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 3000 + b"\r\n\r\n",
         b"GET /v2 HTTP/1.1\r\n" + b"X: y\r\n" * 1500 + b"\r\n",
         b"GET /" + b"v" * 3000 + b" HTTP/1.1\r\n\r\n",
     ],
@@ -72,7 +78,7 @@ def test_headers_past_the_limit(limited, head: bytes) -> None:
 def test_a_header_without_an_end(limited) -> None:
     """The parser would hold it for ever."""
     with connect(limited) as connection:
-        connection.sendall(b"GET /v2 HTTP/1.1\r\nX: ")
+        connection.sendall(b"GET /v2 HTTP/1.1\r\nHost: localhost\r\nX: ")
         with pytest.raises((ConnectionError, TimeoutError)):
             while True:
                 connection.sendall(b"x" * 1000)
@@ -108,12 +114,16 @@ def test_too_many_connections(run_server, tiny_bundle) -> None:
 def test_requests_one_behind_the_other_without_waiting(limited) -> None:
     bad = REQUEST.replace(b"FP32", b"FP64")
     with connect(limited) as connection:
-        connection.sendall(REQUEST + bad + REQUEST * 3 + REQUEST.replace(b"Host: x", b"Connection: close"))
+        connection.sendall(
+            REQUEST + bad + REQUEST * 3 + REQUEST.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1)
+        )
         assert [status for status, _ in replies(connection)] == [200, 400, 200, 200, 200, 200]
 
 
 def test_a_body_that_announces_too_much_is_refused_before_it_comes(limited) -> None:
-    head = f"POST {INFER} HTTP/1.1\r\nContent-Length: 1000000\r\nExpect: 100-continue\r\n\r\n".encode()
+    head = (
+        f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\nExpect: 100-continue\r\n\r\n".encode()
+    )
     with connect(limited) as connection:
         connection.sendall(head)
         assert [status for status, _ in replies(connection)] == [413]
@@ -158,7 +168,8 @@ def test_a_client_that_leaves_is_not_answered(run_server, tiny_bundle) -> None:
         admission = server.repository.get("tiny").admission
         for path in (INFER, "/v1/predict"):
             body = BODY if path == INFER else json.dumps({"inputs": [[[0] * 8] * 8] * 3}).encode()
-            head = f"POST {path} HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+            head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            head += f"Content-Length: {len(body)}\r\n\r\n"
             with connect(server) as connection:
                 connection.sendall(head.encode() + body)
                 while not admission.in_flight:
@@ -173,10 +184,98 @@ def test_a_thousand_connections_at_once(run_server, tiny_bundle) -> None:
         connections = [connect(server) for _ in range(1000)]
         try:
             for connection in connections:
-                connection.sendall(REQUEST.replace(b"Host: x", b"Connection: close"))
+                connection.sendall(REQUEST.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1))
             with ThreadPoolExecutor(8) as pool:
                 statuses = list(pool.map(lambda connection: [status for status, _ in replies(connection)], connections))
         finally:
             for connection in connections:
                 connection.close()
         assert statuses == [[200]] * 1000
+
+
+LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
+STREAM = (
+    b"GET /v1/stream HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+UNFINISHED = b"\x01\x82\x00\x00\x00\x00ab"  # the first fragment of a text
+PINGS = b"\x89\xfd\x00\x00\x00\x00" + b"p" * 125
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [b"\r\n", STREAM.replace(b"13", b"12")],
+    ids=["an empty line", "a handshake that fails"],
+)
+def test_every_connection_ends(limited, sent: bytes) -> None:
+    with connect(limited) as connection:
+        connection.sendall(sent)
+        until_closed(connection)
+
+
+def test_a_connection_whose_replies_nobody_reads_ends(run_server, tiny_bundle) -> None:
+    with run_server(tiny_bundle, limits={"idle_s": 0.5, "connections": 1}) as server, connect(server) as unread:
+        unread.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        unread.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 400)
+        while httpx.get(f"{server.url}/v2", timeout=30).status_code != 200:
+            pass  # until its place is free
+
+
+@pytest.mark.parametrize("then", [UNFINISHED, b"\x82\xfe", PINGS * 60_000], ids=["fragment", "frame", "pings"])
+def test_every_websocket_that_does_not_go_on_ends(limited, then: bytes) -> None:
+    with connect(limited) as connection:
+        connection.sendall(STREAM)
+        assert connection.recv(1000).startswith(b"HTTP/1.1 101 ")
+        with contextlib.suppress(OSError):
+            connection.sendall(then)  # where nothing is read back, the server stops reading
+        until_closed(connection)
+
+
+def until_closed(connection: socket.socket) -> None:
+    """Wait without reading until the server has closed the connection."""
+    watched = select.poll()
+    watched.register(connection, select.POLLRDHUP | select.POLLHUP | select.POLLERR)
+    assert watched.poll(30_000)
+
+
+def test_health_gets_through_where_every_connection_is_taken(run_server, tiny_bundle) -> None:
+    with run_server(tiny_bundle, limits={"connections": 5}) as server:
+        taken = [connect(server) for _ in range(5)]
+        try:
+            for connection in taken:
+                connection.sendall(REQUEST)
+                assert connection.recv(12) == b"HTTP/1.1 200"
+            for _ in range(30):
+                with connect(server) as operator:
+                    operator.sendall(LIVE)
+                    assert replies(operator) == [(200, {"live": True})]
+            with connect(server) as client:
+                client.sendall(REQUEST)
+                assert [status for status, _ in replies(client)] == [503]
+        finally:
+            for connection in taken:
+                connection.close()
+
+
+def test_connections_over_grpc_count_too(run_server, tiny_bundle) -> None:
+    with run_server(tiny_bundle, grpc="127.0.0.1:0", limits={"connections": 20}) as server:
+        host, port = server.grpc.split(":")
+        connections = [socket.create_connection((host, int(port)), timeout=30) for _ in range(40)]
+        try:
+            # The server speaks first on each that it keeps, and closes the others.
+            kept = [connection for connection in connections if _greets(connection)]
+            assert len(kept) <= 10
+            with connect(server) as client:
+                client.sendall(REQUEST.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1))
+                assert [status for status, _ in replies(client)] == [200]
+        finally:
+            for connection in connections:
+                connection.close()
+
+
+def _greets(connection: socket.socket) -> bool:
+    try:
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00")
+        return connection.recv(1) != b""
+    except OSError:
+        return False

@@ -49,7 +49,7 @@ def test_options_of_no_path(server) -> None:
 
 def test_options_of_the_server(server) -> None:
     with socket.create_connection((server.host, server.port), timeout=10) as client:
-        client.sendall(b"OPTIONS * HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        client.sendall(b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         reply = client.makefile("rb").read()
     assert reply.startswith(b"HTTP/1.1 204 ")
     assert b"allow: GET, HEAD, OPTIONS, POST" in reply

@@ -1,0 +1,138 @@
+"""Uvicorn's WebSocket protocol with an end to every connection, and nothing that a client can pile up."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.frames import Frame
+
+from serving.setting_groups import Limits
+from serving.transports.http.asgi.errors import error_body, json_headers
+
+FRAGMENTS = 65536
+"""Frames that one message may consist of."""
+_TOO_BIG, _TOO_SLOW = 1009, 1008
+
+
+def bounded_websocket(limits: Limits) -> type[asyncio.Protocol]:
+    """A protocol class for uvicorn that enforces `limits`."""
+    return type("BoundedWebSocket", (_BoundedWebSocket,), {"limits": limits})
+
+
+class _BoundedWebSocket(WebSocketsSansIOProtocol):
+    """One WebSocket. Its handshake has been checked: see `protocol`."""
+
+    limits: Limits
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._watch: asyncio.TimerHandle | None = None
+        self._blocked: float | None = None  # since when the client does not read
+        self._begun: float | None = self.loop.time()  # when the handshake, or an unfinished message, began
+        self._ending = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The connection is a WebSocket from now on."""
+        super().connection_made(transport)
+        self._period = min(self.limits.idle_s, self.limits.read_s)
+        self._watch = self.loop.call_later(self._period, self._look)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is closed."""
+        if self._watch is not None:
+            self._watch.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes have arrived."""
+        if self.handshake_initiated and not self.handshake_complete:
+            self.transport.abort()  # a client must wait for the reply to its handshake
+            return
+        self.conn.receive_data(data)
+        if self.handshake_initiated and self.conn.parser_exc is not None:
+            self.handle_parser_exception()
+        elif self.conn.parser_exc is None and self.conn.handshake_exc is None:
+            self.handle_events()
+            if self.conn.reader.buffer and self._begun is None:
+                self._begun = self.loop.time()  # a frame has begun, and perhaps no more of it comes
+        else:  # the handshake, with limits of the parser's own
+            self.handshake_complete = self.close_sent = True
+            body = error_body("the headers of the handshake are too many or too long")
+            lines = [b"HTTP/1.1 431 Request Header Fields Too Large", b"connection: close"]
+            lines += [b"%s: %s" % header for header in json_headers(body)]
+            self.transport.write(b"\r\n".join([*lines, b"", body]))
+            self.transport.close()
+
+    def pause_writing(self) -> None:
+        """The client reads more slowly than it is answered: read no more of it, or pongs would pile up."""
+        super().pause_writing()
+        self._blocked = self.loop.time()
+        self.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        """The client has read what was waiting for it."""
+        super().resume_writing()
+        self._blocked = None
+        if not self.read_paused:
+            self.transport.resume_reading()
+
+    async def receive(self) -> Any:
+        """ASGI's receive."""
+        message = await self.queue.get()
+        if self.read_paused and self.queue.empty():
+            self.read_paused = False
+            if self._blocked is None:
+                self.transport.resume_reading()
+        return message
+
+    def handle_text(self, event: Frame) -> None:
+        """A text message begins."""
+        self._begun = None if event.fin else self.loop.time()
+        super().handle_text(event)
+
+    def handle_bytes(self, event: Frame) -> None:
+        """A binary message begins."""
+        self._begun = None if event.fin else self.loop.time()
+        super().handle_bytes(event)
+
+    def handle_cont(self, event: Frame) -> None:
+        """A message goes on."""
+        if event.fin:
+            self._begun = None
+        elif len(self.frames) >= FRAGMENTS:
+            self._fail(_TOO_BIG, f"more than {FRAGMENTS} fragments")
+            return
+        super().handle_cont(event)
+
+    def shutdown(self) -> None:
+        """The server stops."""
+        if self.transport.is_closing():
+            return
+        if self.handshake_initiated or self.handshake_complete:
+            super().shutdown()
+        else:
+            self.transport.close()
+
+    def _look(self) -> None:
+        """End the connection where the client does not do its part in time, else look again."""
+        now = self.loop.time()
+        if self.handshake_complete and not self.frames and not self.conn.reader.buffer:
+            self._begun = None
+        if self.transport.is_closing():
+            if self._ending:
+                self.transport.abort()  # the client does not read, for which close() waits
+            self._ending = True
+        elif self._blocked is not None and self._blocked + self.limits.idle_s <= now:
+            self.transport.abort()
+        elif self._begun is not None and self._begun + self.limits.read_s <= now:
+            self._fail(_TOO_SLOW, "too slow")
+        self._watch = self.loop.call_later(self._period, self._look)
+
+    def _fail(self, code: int, reason: str) -> None:
+        if self.handshake_complete:
+            self.conn.fail(code, reason)
+            self.handle_parser_exception()
+        else:
+            self.transport.abort()
