@@ -20,6 +20,9 @@ from serving.transports.http.bind import bound
 from serving.transports.http.protocol import bounded_protocol
 from serving.transports.http.websocket import bounded_websocket
 
+PING_S = 20.0
+"""Seconds between two pings of a WebSocket, and until one must be answered, at most."""
+
 
 @contextlib.asynccontextmanager
 async def listen(plane: DataPlane, settings: Settings, address: str) -> AsyncIterator[Listener]:
@@ -36,6 +39,8 @@ async def listen(plane: DataPlane, settings: Settings, address: str) -> AsyncIte
         http=bounded_protocol(limits, app.infer, sites, plane.bodies),
         ws=bounded_websocket(limits),
         ws_max_size=settings.limits.body_bytes,
+        ws_ping_interval=min(PING_S, limits.idle_s),
+        ws_ping_timeout=min(PING_S, limits.read_s),  # a frame that is never finished keeps its client from answering
         ws_per_message_deflate=False,  # images are compressed already, and decompression would have no limit
         interface="asgi3",
         lifespan="off",

@@ -55,8 +55,6 @@ class _BoundedWebSocket(WebSocketsSansIOProtocol):
             self.handle_parser_exception()
         elif self.conn.parser_exc is None and self.conn.handshake_exc is None:
             self.handle_events()
-            if self.conn.reader.buffer and self._begun is None:
-                self._begun = self.loop.time()  # a frame has begun, and perhaps no more of it comes
         else:  # the handshake, with limits of the parser's own
             self.handshake_complete = self.close_sent = True
             body = error_body("the headers of the handshake are too many or too long")
@@ -118,7 +116,7 @@ class _BoundedWebSocket(WebSocketsSansIOProtocol):
     def _look(self) -> None:
         """End the connection where the client does not do its part in time, else look again."""
         now = self.loop.time()
-        if self.handshake_complete and not self.frames and not self.conn.reader.buffer:
+        if self.handshake_complete and not self.frames:
             self._begun = None
         if self.transport.is_closing():
             if self._ending:
