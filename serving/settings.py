@@ -75,6 +75,9 @@ class Settings(BaseSettings):
     """What requests may cost."""
     shared_memory: Annotated[bool | None, Section("The process")] = None
     """Whether clients may register shared memory; where not given, only if only this machine can connect."""
+    root_path: str = Field(default="", pattern=r"^(/[A-Za-z0-9._~-]+)*$")
+    """Prefix of all paths behind a proxy, ``/sensai`` say. Paths are taken with it and without it; the description of
+    the API names it."""
     drain_s: float = Field(default=10.0, ge=0, allow_inf_nan=False)
     """Seconds that requests in flight have to end after SIGTERM."""
     log_format: LogFormat = "text"

@@ -38,14 +38,17 @@ _METHODS = ("DELETE", "GET", "PATCH", "POST", "PUT")
 class Application(FastAPI):
     """FastAPI with the infer route in front of its router and middleware."""
 
-    def __init__(self, plane: DataPlane, sites: Sites, **settings: Any) -> None:
+    def __init__(self, plane: DataPlane, sites: Sites, prefix: str, **settings: Any) -> None:
         super().__init__(**settings)
+        self._prefix = prefix
         self._sites = sites
         self.infer = InferRoute(plane)
         self._plane = plane
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request or WebSocket connection."""
+        if self._prefix and scope["path"].startswith(f"{self._prefix}/"):
+            scope = {**scope, "path": scope["path"][len(self._prefix) :]}
         given = dict(scope["headers"])
         if (refused := self._sites.refusal(scope.get("method", "WEBSOCKET"), given)) is not None:
             await self._refuse(*refused, scope, send)
@@ -118,14 +121,23 @@ class Application(FastAPI):
         """The OpenAPI document, with the infer route added."""
         document = super().openapi()
         document["paths"].update(OPENAPI)
+        if self._prefix:
+            document["servers"] = [{"url": self._prefix}]
         return document
 
 
-def create_app(plane: DataPlane, sites: Sites) -> Application:
-    """The application over a data plane, whose models its caller starts and stops, for requests that `sites` allow."""
+def create_app(plane: DataPlane, sites: Sites, prefix: str = "") -> Application:
+    """Make the application.
+
+    Args:
+        plane: the data plane, whose models the caller starts and stops.
+        sites: which hosts and origins requests may name.
+        prefix: a proxy's prefix of all paths; see `Settings.root_path`.
+    """
     app = Application(
         plane,
         sites,
+        prefix,
         title="sensai-serve",
         version=sensai_serve.__version__,
         description=_DESCRIPTION,

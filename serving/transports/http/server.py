@@ -33,7 +33,7 @@ async def listen(plane: DataPlane, settings: Settings, address: str) -> AsyncIte
     """
     limits = settings.limits.model_copy(update={"connections": settings.connections_each})
     sites = Sites(_address(address), settings.allowed_hosts, settings.allowed_origins)
-    app = create_app(plane, sites)
+    app = create_app(plane, sites, settings.root_path)
     config = uvicorn.Config(
         app,
         http=bounded_protocol(limits, app.infer, sites, plane.bodies),
