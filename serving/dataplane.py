@@ -25,6 +25,8 @@ from serving.telemetry.statistics import ModelStatistics, Stages
 from serving.v2 import InferRequest
 from serving.v2.shared_memory import Regions
 
+FORWARDED = frozenset((b"forwarded", b"x-forwarded-for", b"x-real-ip", b"via"))
+"""Headers by which a proxy says that it passes a request on."""
 _T = TypeVar("_T")
 _Entry = tuple[Gateway, InferRequest, Reply, tuple[int, int, int, int]]
 """An answered request, and when it was begun, decoded, answered and encoded (`time.perf_counter_ns`)."""
@@ -44,6 +46,8 @@ class DataPlane:
         self.repository = repository
         self.limits = settings.limits
         self.regions = Regions(allowed=settings.shares_memory, most=settings.limits.regions)
+        self.no_regions = Regions(allowed=False, most=1)
+        self._forwarded_share = settings.shared_memory is True
         self.bodies = BodyBudget(settings.limits.bodies_bytes)
         limits = settings.limits
         self.images = ImageDecoder(limits.images, limits.in_flight, limits.decode_s)
@@ -54,6 +58,17 @@ class DataPlane:
         self._access_log = settings.access_log
         self._directory = settings.repository
         self._statistics: defaultdict[tuple[str, str], ModelStatistics] = defaultdict(ModelStatistics)
+
+    def regions_for(self, headers: Mapping[bytes, bytes]) -> Regions:
+        """The shared memory that a request over HTTP may use.
+
+        None where a proxy says that it passes the request on, because its client may be on another machine, unless the
+        setting ``shared_memory`` says that clients may use it.
+
+        Args:
+            headers: the request's headers, names in lower case.
+        """
+        return self.regions if self._forwarded_share or FORWARDED.isdisjoint(headers) else self.no_regions
 
     def metrics(self) -> bytes:
         """The metrics in Prometheus' text format."""

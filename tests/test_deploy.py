@@ -28,6 +28,7 @@ OBJECTS = {
     for item in yaml.safe_load_all(file.read_text())
     if "metadata" in item
 }
+GATEWAYS, NODES = ("Deployment", "sensai-gateway"), ("StatefulSet", "sensai-node")
 BUNDLED = [key for key in OBJECTS if key[0] != "ServiceMonitor"]
 """What Kubernetes itself has a schema for."""
 
@@ -90,6 +91,47 @@ def test_pods_are_found_by_what_selects_them() -> None:
     monitor, service = OBJECTS["ServiceMonitor", "sensai-gateway"], OBJECTS["Service", "sensai-gateway"]
     assert monitor["spec"]["selector"]["matchLabels"] == service["metadata"]["labels"]
     assert monitor["spec"]["endpoints"][0]["port"] in {port["name"] for port in service["spec"]["ports"]}
+
+
+@pytest.mark.parametrize("kind", ["Deployment", "StatefulSet"])
+def test_pods_are_confined(kind: str) -> None:
+    """What a pod may write, use and see is bounded, secrets are read by its user alone, and only peers reach it."""
+    ((name, item),) = ((name, item) for (of, name), item in OBJECTS.items() if of == kind)
+    pod = item["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert not pod["automountServiceAccountToken"]
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert {"memory", "ephemeral-storage"} <= set(container["resources"]["limits"])
+    wait = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
+    assert pod["terminationGracePeriodSeconds"] > wait + 10  # and `drain_s`
+    for volume in pod["volumes"]:
+        assert "sizeLimit" in volume.get("emptyDir", {"sizeLimit": ""})
+        assert volume.get("secret", {}).get("defaultMode", 0) & 0o007 == 0
+    policy = OBJECTS["NetworkPolicy", name]["spec"]
+    assert policy["podSelector"]["matchLabels"] == item["spec"]["selector"]["matchLabels"]
+    assert set(policy["policyTypes"]) == {"Ingress", "Egress"}
+    ports = {port["name"] for port in container["ports"]}
+    assert all({port["port"] for port in rule["ports"]} <= ports and rule["from"] for rule in policy["ingress"])
+
+
+def test_gateways_show_the_token_that_nodes_ask_for() -> None:
+    pods = [OBJECTS[key]["spec"]["template"]["spec"] for key in (GATEWAYS, NODES)]
+    arguments = [argument for pod in pods for argument in pod["containers"][0]["args"] if "token" in argument]
+    secrets = [volume["secret"]["secretName"] for pod in pods for volume in pod["volumes"] if "secret" in volume]
+    assert [argument.partition("=")[2] for argument in arguments] == ["/run/secrets/sensai/token"] * 2
+    assert secrets == ["sensai-token"] * 2
+
+
+def test_bodies_fit_into_the_gateways_memory() -> None:
+    (container,) = OBJECTS[GATEWAYS]["spec"]["template"]["spec"]["containers"]
+    given = dict(argument.removeprefix("--").split("=", 1) for argument in container["args"] if "=" in argument)
+    assert container["resources"]["limits"]["memory"] == "1Gi"
+    assert int(given["max-bodies-bytes"]) <= 2**30 // 4
 
 
 def test_the_budget_is_what_the_code_promises_for_these_nodes() -> None:

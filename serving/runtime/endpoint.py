@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import re
+import stat
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal, cast, get_args
 
 from sensai_serve.errors import InputError
 from serving.runtime.keepalive import NO_PINGS, Keepalive
 
+_log = logging.getLogger(__name__)
 Scheme = Literal["grpc", "grpcs", "http", "https"]
 _URL = re.compile(r"(grpcs?|https?)://(\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]@]+):(\d{1,5})(?:/([A-Za-z0-9][A-Za-z0-9._-]*))?/?")
 MAX_FILE_BYTES = 1024 * 1024
@@ -40,6 +45,7 @@ class Security:
         """
         if self.token_file is None:
             return None
+        _warn_of_others(self.token_file)
         token = read(self.token_file).decode("ascii", "replace").strip()
         if not token or not token.isprintable() or "\ufffd" in token or " " in token:
             raise InputError(f"{self.token_file} holds no token, expected one word of printable ASCII")
@@ -91,6 +97,14 @@ def parse_endpoint(url: str, security: Security, keepalive: Keepalive = NO_PINGS
         raise InputError(f"{url!r} is no server, expected {schemes}://HOST:PORT or .../MODEL")
     host = match[2].removeprefix("[").removesuffix("]")
     return WorkerEndpoint(cast(Scheme, match[1]), host, int(match[3]), match[4] or "", security, keepalive)
+
+
+@cache
+def _warn_of_others(path: Path) -> None:
+    """Warn, once for each file, of a secret that every user of this machine may read."""
+    with contextlib.suppress(OSError):  # whoever reads it says so
+        if path.stat().st_mode & stat.S_IROTH and path.is_file():
+            _log.warning("%s can be read by every user of this machine, expected a mode such as 0600", path)
 
 
 def read(path: Path) -> bytes:

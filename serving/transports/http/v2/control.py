@@ -87,7 +87,7 @@ def _memory(routes: APIRouter, plane: DataPlane) -> None:
         return reply([_status(plane.regions.get(name))])
 
     @routes.post(f"{system}/region/{{name}}/register", summary="Register shared memory", response_class=Response)
-    async def register(name: str, content: Content) -> Response:
+    async def register(name: str, request: Request, content: Content) -> Response:
         key, offset, size = content.get("key"), content.get("offset"), content.get("byte_size")
         offset = 0 if offset is None else offset
         if not isinstance(key, str) or type(offset) is not int or type(size) is not int:
@@ -95,7 +95,7 @@ def _memory(routes: APIRouter, plane: DataPlane) -> None:
                 f"key, offset and byte_size are {shown(key)}, {shown(offset)} and {shown(size)}, "
                 "expected text and two whole numbers"
             )
-        plane.regions.register(name, key, offset, size)
+        plane.regions_for(dict(request.scope["headers"])).register(name, key, offset, size)
         return Response()
 
     @routes.post(f"{system}/region/{{name}}/unregister", summary="Forget a region", response_class=Response)

@@ -199,6 +199,8 @@ class InferRoute:
         if decoder is None:
             decoder = Decoder(gateway.manifest.input, gateway.options.max_batch, plane.regions)
             self._decoders[gateway] = decoder
+        if (regions := plane.regions_for(given)) is not plane.regions:
+            decoder = Decoder(gateway.manifest.input, gateway.options.max_batch, regions)
 
         def decode() -> InferRequest:
             return decoder.decode(body, _header_length(given))

@@ -273,6 +273,24 @@ def test_shared_memory_is_for_this_machine_unless_told_otherwise(run_server, tin
         assert "turned off" in refused(501, client.register_system_shared_memory, "mine", region[0], 1000)
 
 
+@pytest.mark.parametrize("header", ["X-Forwarded-For", "Forwarded", "Via", "X-Real-IP"])
+def test_a_request_that_comes_through_a_proxy_uses_no_shared_memory(run_server, tiny_bundle, region, header) -> None:
+    passed_on = {header: "192.0.2.7"}
+    for setting in (None, True):
+        with (
+            run_server(tiny_bundle, shared_memory=setting) as server,
+            triton.InferenceServerClient(server.address) as client,
+        ):
+            client.register_system_shared_memory("mine", region[0], 1000)
+            if setting:
+                client.infer("tiny", [shared_input()], headers=passed_on)
+                client.register_system_shared_memory("yours", region[0], 1000, headers=passed_on)
+            else:
+                refused(501, client.register_system_shared_memory, "yours", region[0], 1000, headers=passed_on)
+                refused(404, client.infer, "tiny", [shared_input()], headers=passed_on)
+            client.infer("tiny", [shared_input()])
+
+
 def test_file_descriptors_of_regions_are_given_back(client, region) -> None:
     def open_files() -> int:
         return len(list(Path("/proc/self/fd").iterdir()))
