@@ -141,9 +141,9 @@ def test_channels_that_are_normalised_together_are_left_alone(tmp_path):
     ("times", "multiple"),
     [([100, 101, 99, 120], 1), ([100, 80, 79, 120], 4), ([100, 96, 80, 79], 8), ([100, 110, 120, 90], 16)],
 )
-def test_the_least_padding_that_is_as_fast_as_any(digits_run, monkeypatch, times, multiple):
+def test_the_least_padding_that_is_as_fast_as_any(table_run, monkeypatch, times, multiple):
     monkeypatch.setattr("export.networks.microseconds", lambda files, one: dict(zip(files, times, strict=True)))
-    assert Exporter(digits_run, "fp32").multiple == multiple
+    assert Exporter(table_run, "fp32").multiple == multiple
 
 
 @pytest.mark.soak  # a minute of torch
