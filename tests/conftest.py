@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
 import sys
+from collections.abc import Iterator
 
 # Before anything imports torch: processes of several threads each, on two cores, would wait for each other.
 # Processes that tests start inherit it.
@@ -28,6 +30,18 @@ def small_pictures() -> None:
     from sensai_serve.report import drawing
 
     drawing.DPI = 30
+
+
+@pytest.fixture(autouse=True)
+def no_log_of_a_test_before() -> Iterator[None]:
+    """Commands that run in this process set logging up, to the stderr of their test, which is closed after it."""
+    root, ours = logging.getLogger(), logging.getLogger("serving")
+    before = root.level, ours.level
+    yield
+    root.handlers[:] = [handler for handler in root.handlers if type(handler) is not logging.StreamHandler]
+    root.setLevel(before[0])
+    ours.setLevel(before[1])
+    logging.captureWarnings(False)
 
 
 def pytest_collection_finish() -> None:
