@@ -107,11 +107,6 @@ class Run:
             network = Network(every, "softmax", {}, size.macs, size.parameters)
             _save(temporary / REFERENCE, network, reference, None)
 
-    @staticmethod
-    def begun(path: str | Path) -> bool:
-        """Whether there is a run directory at `path`."""
-        return (Path(path) / RECIPE).is_file()
-
     @classmethod
     def open(cls, path: str | Path) -> Run:
         """Read a run directory.

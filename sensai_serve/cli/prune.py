@@ -89,7 +89,7 @@ def prune(
     plan = make_plan(chosen, weights, device=device[0], threads=threads)
     typer.echo(str(plan.check))
     with progress(quiet=quiet) as report:
-        if out is None or not Run.begun(out):
+        if out is None or dry_run or Run.resume(out, plan.recipe, plan.digests) is None:
             rehearse(reference_source(plan, report), try_export, report)
         if out is None or dry_run:
             found = estimate(plan, slots, latency=_latency(plan), on_progress=report)
