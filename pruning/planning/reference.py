@@ -16,7 +16,7 @@ from sensai_serve.errors import ModelError
 
 SAMPLE = 1000
 """Examples that are looked at, at most."""
-_SIGMAS = 3.0
+_SIGMAS = 2.0
 _BETTER = 0.1
 
 

@@ -124,10 +124,9 @@ def test_scores_stay_as_they_are_and_channels_become_multiples(tmp_path, model, 
 def test_attention_whose_heads_follow_from_its_width_keeps_its_scores(tmp_path, multiple):
     run = make_run(tmp_path / "run", f"{__name__}:viewing", (3, 8, 8), "sigmoid")
     x = torch.from_numpy(inputs((3, 8, 8)))
+    larger, trained = padded(run, "subnets/00", multiple, x.numpy()), run.load("subnets/00")
     with torch.inference_mode():
-        torch.testing.assert_close(
-            padded(run, "subnets/00", multiple, x.numpy())(x), run.load("subnets/00")(x), atol=1e-5, rtol=1e-5
-        )
+        torch.testing.assert_close(larger(x), trained(x), atol=1e-5, rtol=1e-5)
 
 
 def test_channels_that_are_normalised_together_are_left_alone(tmp_path):

@@ -127,7 +127,7 @@ def test_large_loss_counts_are_bounded_from_both_sides() -> None:
         (lambda: build("binary", 10, redundancy=3), "belong to the cyclic assignment"),
         (lambda: build("grouped", 10), "expected groups"),
         (lambda: build("grouped", 4, groups=[[0, 1]]), "groups hold 2 classes, expected 4"),
-        (lambda: build("ternary", 10), "expected binary, grouped or cyclic"),
+        (lambda: build("ternary", 10), "expected binary, grouped, cyclic or full"),
         (lambda: Assignment(((0,), (0, 0)), 1), "worker 1 covers a class twice"),
         (lambda: Assignment(((0,), (2,)), 2), "worker 1 covers class 2, expected 0 to 1"),
         (lambda: Assignment(((0,),), 2), "no worker covers class 1"),

@@ -76,7 +76,16 @@ def named_otherwise(num_classes: int = 1000) -> nn.Module:
     return nn.Linear(4, num_classes)
 
 
+class Pair(nn.Linear):
+    def forward(self, x):
+        return x, super().forward(x)
+
+
 def tuple_output(n_classes: int) -> nn.Module:
+    return Pair(4, n_classes)
+
+
+def recurrent(n_classes: int) -> nn.Module:
     return nn.LSTM(4, n_classes)
 
 
@@ -107,7 +116,8 @@ def test_any_callable_is_a_model():
     [
         ("test_models:no_arguments", 10, (4,), "gives 3 values, expected one for each of the 10 labels"),
         ("test_models:no_arguments", 3, (5,), r"does not take inputs of shape \[5\]"),
-        ("test_models:tuple_output", 3, (4,), "gives something else"),
+        ("test_models:tuple_output", 3, (4,), r"gives a tuple of 2, .* whose forward returns self.network\(x\)\[1\]"),
+        ("test_models:recurrent", 3, (4,), "LSTM is a recurrent layer"),
         ("test_models:needs_more", 3, (4,), "cannot be called"),
         ("test_models:no_module", 3, (4,), "gave str, expected a torch.nn.Module"),
     ],

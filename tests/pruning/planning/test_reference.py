@@ -82,7 +82,7 @@ def test_an_unbalanced_part_is_no_better_than_its_largest_class(caplog) -> None:
 def trained(tmp_path_factory):
     weights = tmp_path_factory.mktemp("reference") / "wine.safetensors"
     with pytest.raises(SystemExit) as ended:
-        main(["train", "--data", "wine", "--model", "mlp", "--epochs", "5", "--out", str(weights), "--quiet"])
+        main(["train", "--data", "wine", "--model", "mlp", "--epochs", "20", "--out", str(weights), "--quiet"])
     assert ended.value.code == 0
     return weights
 
