@@ -48,7 +48,7 @@ def test_installed_plugins_are_looked_up_once_and_again_when_the_path_changes(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("plurality", "rules: nothing is called 'plurality', expected one of log, majority, mean or package.module:callable"),
+        ("plurality", "nothing is called 'plurality', expected one of log, majority, mean or package.module:callable"),
         ("no_such_module:Rule", "cannot import no_such_module"),
         ("sensai_serve.merge:Nothing", "has no 'Nothing'"),
     ],
