@@ -28,12 +28,17 @@ class Prediction:
     """The answer to one input."""
 
     label: str
+    """Label of the class that won."""
     class_id: int
+    """Its index in the bundle's labels."""
     scores: dict[str, float]
-    """Mean score of each label."""
+    """Merged score of each label, as the bundle's merge rule makes it of its copies."""
     votes: dict[str, int]
+    """For each label the number of copies whose score is at least the threshold."""
     margin: float
+    """Best score minus second best."""
     elected: bool
+    """Whether more than half of the copies of the label's class voted for it."""
 
 
 class Classifier:
