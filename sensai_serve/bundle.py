@@ -8,21 +8,20 @@ NAME/golden.npz           inputs [G, ...], scores [G, C], class_id [G]: what the
 
 from __future__ import annotations
 
+import errno
 import hashlib
-import io
-import zipfile
+import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from sensai_serve.assignment import Assignment
 from sensai_serve.errors import BundleError, ChecksumError, OutputExistsError
 from sensai_serve.examples import bundle_path
+from sensai_serve.golden import MAX_GOLDEN_BYTES, Golden, read_golden
 from sensai_serve.manifest import Manifest
 from sensai_serve.merge import MergePlan
 from sensai_serve.onnxfile import OnnxSignature, read_signature
@@ -32,48 +31,8 @@ MANIFEST = "manifest.json"
 GOLDEN = "golden.npz"
 REFERENCE = "reference.onnx"
 MAX_MANIFEST_BYTES = 16 * 1024 * 1024
-MAX_GOLDEN_BYTES = 512 * 1024 * 1024
-
-
-@dataclass(frozen=True)
-class Golden:
-    """Inputs and the answers that the bundle must give to them with all workers present."""
-
-    inputs: npt.NDArray[np.float32]
-    """[G, *input shape], ready for the network."""
-    scores: npt.NDArray[np.float32]
-    """[G, C], mean over the copies of each class."""
-    class_id: npt.NDArray[np.int64]
-    """[G], the winning class."""
-
-    SCORE_TOLERANCE = 1e-3
-    MARGIN_TOLERANCE = 2e-3
-
-    def check(self, scores: npt.NDArray[np.floating], class_id: npt.NDArray[np.integer]) -> None:
-        """Check answers against these.
-
-        Args:
-            scores: [G, C] that were computed.
-            class_id: [G] that was elected.
-
-        Raises:
-            BundleError: a score is off by more than 1e-3, or a class differs where the margin is 2e-3 or more.
-        """
-        off = np.abs(np.asarray(scores, np.float64) - self.scores)
-        if not (off <= self.SCORE_TOLERANCE).all():
-            sample, c = divmod(int(np.argmax(np.where(np.isfinite(off), off, np.inf))), off.shape[1])
-            raise BundleError(
-                f"golden sample {sample}: the score of class {c} is {float(scores[sample, c]):.6f}, "
-                f"expected {float(self.scores[sample, c]):.6f} within {self.SCORE_TOLERANCE}"
-            )
-        top = np.sort(self.scores, axis=1)
-        margin = top[:, -1] - (top[:, -2] if top.shape[1] > 1 else 0.0)
-        wrong = (np.asarray(class_id) != self.class_id) & (margin >= self.MARGIN_TOLERANCE)
-        if wrong.any():
-            first = int(np.flatnonzero(wrong)[0])
-            raise BundleError(
-                f"golden sample {first}: the class is {int(class_id[first])}, expected {int(self.class_id[first])}"
-            )
+MAX_NETWORK_BYTES = 2**31 - 1
+"""The most that a Protocol Buffers message, and so an ONNX file, can have."""
 
 
 @dataclass(frozen=True)
@@ -95,15 +54,12 @@ class Bundle:
         """
         path = bundle_path(path)
         try:
-            with (path / MANIFEST).open("rb") as file:
-                text = file.read(MAX_MANIFEST_BYTES + 1)
+            text = _read_regular(path / MANIFEST, MAX_MANIFEST_BYTES)
         except (FileNotFoundError, NotADirectoryError):
             hint = "" if path.is_dir() else ": no such directory"
             raise BundleError(f"{path} is not a bundle{hint}, expected a directory with {MANIFEST}") from None
         except OSError as error:
             raise BundleError(f"{path / MANIFEST} cannot be read: {error.strerror}") from None
-        if len(text) > MAX_MANIFEST_BYTES:
-            raise BundleError(f"{path / MANIFEST} has more than {MAX_MANIFEST_BYTES} bytes")
         try:
             return cls(path, Manifest.from_json(text))
         except BundleError as error:
@@ -150,35 +106,11 @@ class Bundle:
         Raises:
             BundleError: they are missing or damaged, or do not fit the manifest.
         """
-        data = self._read(GOLDEN, self.manifest.checksums.get(GOLDEN))
+        data = self._read(GOLDEN, self.manifest.checksums.get(GOLDEN), MAX_GOLDEN_BYTES)
         try:
-            with zipfile.ZipFile(io.BytesIO(data)) as archive:
-                inflated = sum(member.file_size for member in archive.infolist())
-            if inflated > MAX_GOLDEN_BYTES:
-                raise BundleError(f"{self.path / GOLDEN} inflates to {inflated} bytes, expected {MAX_GOLDEN_BYTES}")
-            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-                golden = Golden(
-                    np.ascontiguousarray(arrays["inputs"], np.float32),
-                    np.asarray(arrays["scores"], np.float32),
-                    np.asarray(arrays["class_id"], np.int64),
-                )
-        except KeyError as error:
-            raise BundleError(f"{self.path / GOLDEN}: {error.args[0]}") from None
-        except BundleError:
-            raise
-        except Exception as error:  # zip files, compression and array headers raise whatever they like over damage
-            raise BundleError(f"{self.path / GOLDEN} is damaged ({error}), expected an .npz file of arrays") from None
-        count = len(golden.inputs)
-        expected = {
-            "inputs": (count, *self.manifest.input.shape),
-            "scores": (count, self.assignment.n_classes),
-            "class_id": (count,),
-        }
-        for name, shape in expected.items():
-            got = getattr(golden, name).shape
-            if got != shape or count < 1:
-                raise BundleError(f"{self.path / GOLDEN}: {name} has shape {list(got)}, expected {list(shape)}")
-        return golden
+            return read_golden(data, self.manifest.input.shape, self.assignment.n_classes)
+        except BundleError as error:
+            raise BundleError(f"{self.path / GOLDEN}: {error}") from None
 
     def verify(self) -> None:
         """Check every file: checksums, no external data, inputs and outputs that fit the manifest.
@@ -191,12 +123,12 @@ class Bundle:
         self.reference()
         self.golden()
 
-    def _read(self, name: str, sha256: str | None) -> bytes:
+    def _read(self, name: str, sha256: str | None, most: int) -> bytes:
         file = self.path / name
         if not file.resolve().is_relative_to(self.path.resolve()):
             raise BundleError(f"{self.path}: {name} leads out of the bundle")
         try:
-            data = file.read_bytes()
+            data = _read_regular(file, most)
         except OSError as error:
             raise BundleError(f"{self.path}: {name} cannot be read: {error.strerror}") from None
         if sha256 is not None and (got := hashlib.sha256(data).hexdigest()) != sha256:
@@ -204,7 +136,7 @@ class Bundle:
         return data
 
     def _network(self, name: str, sha256: str | None, n_outputs: int) -> bytes:
-        data = self._read(name, sha256)
+        data = self._read(name, sha256, MAX_NETWORK_BYTES)
         try:
             self._fits(read_signature(data), n_outputs)
         except BundleError as error:
@@ -222,6 +154,21 @@ class Bundle:
             raise BundleError(f"takes {given}, expected {spec.name} FP32 [N, {', '.join(map(str, spec.shape))}]")
         if out.name != "scores" or not out.accepts((n_outputs,)):
             raise BundleError(f"gives {out}, expected scores FP32 [N, {n_outputs}]")
+
+
+def _read_regular(path: Path, most: int) -> bytes:
+    """Read a file. What is not a regular file, such as a FIFO, is refused unread: it might never end.
+
+    Raises:
+        OSError: it cannot be read, is no regular file, or has more than `most` bytes.
+    """
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file")
+        if status.st_size > most:
+            raise OSError(errno.EFBIG, f"it has more than {most} bytes")
+        return file.read(status.st_size)
 
 
 @contextmanager

@@ -178,7 +178,7 @@ class DataPlane:
             raise RequestError(str(error)) from None
         return {"model_stats": [self._statistics[g.name, g.version].to_json(g.name, g.version) for g in gateways]}
 
-    def index(self, *, only_ready: bool = False) -> list[dict[str, str]]:
+    async def index(self, *, only_ready: bool = False) -> list[dict[str, str]]:
         """Every model that is loaded or can be loaded, and whether it is ready."""
         return [
             {
@@ -187,7 +187,7 @@ class DataPlane:
                 "state": "READY" if entry.ready else "UNAVAILABLE",
                 "reason": self._without_path(entry.reason),
             }
-            for entry in self.repository.index()
+            for entry in await self.repository.index()
             if entry.ready or not only_ready
         ]
 

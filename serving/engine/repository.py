@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import ctypes
 import logging
+from collections import Counter
 from collections.abc import Coroutine, Sequence
 from contextvars import Context
 from dataclasses import dataclass, replace
@@ -21,11 +22,21 @@ from pathlib import Path
 from typing import Any
 
 from sensai_serve.bundle import MANIFEST, Bundle
-from sensai_serve.errors import BundleError, ControlOffError, InputError, SensaiError, UnknownModelError
+from sensai_serve.errors import (
+    BundleError,
+    ControlOffError,
+    InputError,
+    OverloadedError,
+    SensaiError,
+    UnknownModelError,
+)
 from serving.engine.gateway import Gateway
 from serving.engine.options import GatewayOptions
 
 log = logging.getLogger(__name__)
+
+MAX_CHANGES = 64
+"""Models that clients may have loaded and unloaded at a time, those that wait for their turn included."""
 
 LOOK_EVERY_S = 1.0
 """Seconds between two looks at the files of bundles that could not be served."""
@@ -92,6 +103,7 @@ class Repository:
         self._unserved: dict[Path, _Unserved] = {}
         self._watch: asyncio.Task[None] | None = None
         self._locks: dict[str, asyncio.Lock] = {}
+        self._waiting: Counter[str] = Counter()  # changes of each model that wait for its lock or hold it
         self._changes: set[asyncio.Task[None]] = set()
         self.swaps = 0
         """How many models were replaced while the server ran."""
@@ -120,18 +132,23 @@ class Repository:
 
     @property
     def ready(self) -> bool:
-        """Whether every model that should be served is ready."""
-        return all(g.ready for g in self._gateways.values()) and not (self._strict_readiness and self._unserved)
+        """Whether a model is loaded, and every one that should be served is ready."""
+        return (
+            bool(self._gateways)
+            and all(g.ready for g in self._gateways.values())
+            and not (self._strict_readiness and self._unserved)
+        )
 
     @property
     def served(self) -> list[Bundle]:
         """The bundles of the loaded models."""
         return [gateway.bundle for gateway in self._gateways.values()]
 
-    def index(self) -> list[Entry]:
+    async def index(self) -> list[Entry]:
         """List every model that is loaded or could be loaded from the directory, sorted by name."""
+        found = {} if self._directory is None else await asyncio.to_thread(_bundles_in, self._directory)
         entries = {n: Entry(n, g.version, g.ready, "" if g.ready else "not ready") for n, g in self._gateways.items()}
-        for name in () if self._directory is None else _bundles_in(self._directory):
+        for name in found:
             entries.setdefault(name, Entry(name, "", ready=False, reason=self._failed.get(name, "unloaded")))
         for path, unserved in self._unserved.items():
             entries[path.name] = entries.get(path.name) or Entry(path.name, "", ready=False, reason="")
@@ -144,6 +161,7 @@ class Repository:
 
         Raises:
             ControlOffError: there is no directory.
+            OverloadedError: `MAX_CHANGES` models are being loaded or unloaded.
             UnknownModelError: the directory has no such model.
             SensaiError: its bundle cannot be served; the model that was loaded before still answers.
         """
@@ -190,11 +208,11 @@ class Repository:
             await self._serve(name, bundle)
 
     async def _replace(self, name: str, directory: Path) -> None:
-        path = (await asyncio.to_thread(_bundles_in, directory)).get(name)
+        found = await asyncio.to_thread(_bundles_in, directory)
+        path = found.get(name)
         if path is None:
-            message = f"unknown model {name!r}, expected one of {', '.join(self.available())}"
-            self._failed[name] = message
-            raise UnknownModelError(message)
+            self._failed.pop(name, None)  # nothing is kept of names that clients make up
+            raise UnknownModelError(f"unknown model {name!r}, expected one of {', '.join(sorted(found))}")
         try:
             bundle = await asyncio.to_thread(Bundle.open, path)
         except SensaiError as error:
@@ -222,6 +240,7 @@ class Repository:
 
         Raises:
             ControlOffError: there is no directory.
+            OverloadedError: `MAX_CHANGES` models are being loaded or unloaded.
             UnknownModelError: no model of that name is loaded.
         """
         self._controlled()
@@ -235,11 +254,18 @@ class Repository:
         """Make one change to a model at a time, to its end even if the client that asked for it disconnects."""
 
         async def alone() -> None:
-            async with self._locks.setdefault(name, asyncio.Lock()):
-                try:
-                    await change
-                finally:
-                    await asyncio.to_thread(_trim)
+            lock = self._locks.setdefault(name, asyncio.Lock())
+            self._waiting[name] += 1
+            try:
+                async with lock:
+                    try:
+                        await change
+                    finally:
+                        await asyncio.to_thread(_trim)
+            finally:
+                self._waiting[name] -= 1
+                if not self._waiting[name]:
+                    del self._waiting[name], self._locks[name]
 
         # Tasks that the model starts must not name the request that loaded it in their logs for ever.
         task = asyncio.create_task(alone(), context=Context())
@@ -251,10 +277,6 @@ class Repository:
         self._changes.discard(task)
         if not task.cancelled():
             task.exception()  # marks it as seen: who still waits for the change gets the error
-
-    def available(self) -> list[str]:
-        """Return the names of the models in the directory."""
-        return [] if self._directory is None else sorted(_bundles_in(self._directory))
 
     async def start(self) -> None:
         """Start every model, one after the other; then those of the directory, as far as they can be served.
@@ -327,6 +349,8 @@ class Repository:
     def _controlled(self) -> Path:
         if self._directory is None:
             raise ControlOffError("loading and unloading models is off, expected a server started with --repository")
+        if len(self._changes) >= MAX_CHANGES:  # they go on when their clients leave, so clients could pile them up
+            raise OverloadedError(f"{MAX_CHANGES} models are being loaded or unloaded, expected fewer at a time")
         return self._directory
 
 

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sensai_serve.bundle import Bundle, Golden
+from sensai_serve.bundle import Bundle
 from sensai_serve.errors import BundleError
+from sensai_serve.golden import Golden
 from sensai_serve.merge import Answer, MergePlan
 from sensai_serve.merge.collector import merge
 from sensai_serve.preprocess import Floats

@@ -7,11 +7,13 @@ import json
 import logging
 import re
 import secrets
+import sys
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from serving.telemetry.stderr import stderr
+from serving.telemetry.line_writer import LineHandler
+from serving.telemetry.stderr import captured
 
 LogFormat = Literal["text", "json"]
 
@@ -55,8 +57,7 @@ def configure(form: LogFormat, wanted: logging.Filter) -> None:
         form: the format of each line.
         wanted: the filter that every record must pass.
     """
-    handler = logging.StreamHandler(stderr())
-    handler.setFormatter(_Json() if form == "json" else TextFormatter())
+    handler = LineHandler(sys.stderr, _Json() if form == "json" else TextFormatter(), captured())
     handler.addFilter(wanted)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.captureWarnings(form == "json")

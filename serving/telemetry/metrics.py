@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 from serving.engine.deferred import DeferredWrites
 from serving.engine.gateway import Gateway
 from serving.engine.repository import Repository
+from serving.telemetry.line_writer import Dropped
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 BUCKETS_S = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -94,6 +95,9 @@ class _Models(Collector):
         """The metrics of every model."""
         gateways = [self._repository.get(name) for name in self._repository.names()]
         yield _counter("sensai_model_swaps", "Models replaced while serving", [([], self._repository.swaps)])
+        yield _counter(
+            "sensai_log_lines_dropped", "Lines of the log dropped because nobody read it", [([], Dropped.total)]
+        )
         yield _gauge("sensai_model_ready", "Every class has a live, checked worker", _each(gateways, lambda g: g.ready))
         yield _gauge(
             "sensai_in_flight", "Requests being answered or in line", _each(gateways, lambda g: g.admission.in_flight)

@@ -15,40 +15,21 @@ import secrets
 import sys
 import threading
 from datetime import UTC, datetime
-from typing import Any, TextIO, cast
+from typing import Any
 
-LOGGER = "stderr"
-"""Value of ``logger`` in lines that did not go through Python's logging."""
-FLUSH_S = 5.0
-"""Seconds that the last lines have to be written when the process ends."""
+from serving.telemetry.line_writer import FLUSH_S, LOGGER, LineWriter, dropped
+
 MAX_LINE = 1 << 16
 """Bytes after which a line without an end is written as it is."""
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
-class _Writer:
-    """Writes whole lines to a file descriptor, from any thread. Looks like a text stream to `logging`."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self._lock = threading.Lock()
-
-    def write(self, text: str) -> None:
-        data = text.encode("utf-8", "backslashreplace")
-        with self._lock, contextlib.suppress(OSError):  # nobody reads it any more
-            while data:
-                data = data[os.write(self._descriptor, data) :]
-
-    def flush(self) -> None:
-        """Do nothing: `write` does not buffer."""
+_captured: LineWriter | None = None
 
 
-_captured: _Writer | None = None
-
-
-def stderr() -> TextIO:
-    """The stream for log lines: standard error, or what it was before `capture_stderr`."""
-    return sys.stderr if _captured is None else cast("TextIO", _captured)
+def captured() -> LineWriter | None:
+    """What writes to standard error as it was before `capture_stderr`; None where that was not called."""
+    return _captured
 
 
 def json_line(level: str, logger: str, message: str, **more: Any) -> str:
@@ -66,7 +47,7 @@ def capture_stderr() -> None:
     if _captured is not None:
         return
     sys.stderr.flush()
-    _captured = _Writer(os.dup(2))
+    _captured = LineWriter(os.dup(2), lambda lines: json_line("warning", LOGGER, dropped(lines)) + "\n")
     reading, writing = os.pipe()
     os.dup2(writing, 2)  # inheritable, as standard error is
     end = secrets.token_bytes(16).hex().encode()
@@ -80,9 +61,11 @@ def _finish(thread: threading.Thread, writing: int, end: bytes) -> None:
         sys.stderr.flush()
     os.write(writing, b"\n" + end + b"\n")  # children may hold the pipe open, so its end would not do
     thread.join(FLUSH_S)
+    if _captured is not None:
+        _captured.flush()
 
 
-def _read(reading: int, writer: _Writer, end: bytes) -> None:
+def _read(reading: int, writer: LineWriter, end: bytes) -> None:
     rest = b""
     while chunk := os.read(reading, MAX_LINE):
         *lines, rest = (rest + chunk).split(b"\n")
@@ -94,7 +77,7 @@ def _read(reading: int, writer: _Writer, end: bytes) -> None:
             _pass_on(line, writer)
 
 
-def _pass_on(line: bytes, writer: _Writer) -> None:
+def _pass_on(line: bytes, writer: LineWriter) -> None:
     text = _COLOUR.sub("", line.decode("utf-8", "replace")).rstrip()
     if text:
         writer.write((text if _is_object(text) else json_line("warning", LOGGER, text)) + "\n")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from sensai_serve.bundle import Bundle, Golden, atomic_directory, atomic_file, sha256_of
+from sensai_serve.bundle import Bundle, atomic_directory, atomic_file, sha256_of
 from sensai_serve.errors import BundleError, ChecksumError, OutputExistsError
+from sensai_serve.golden import Golden
 from sensai_serve.manifest import Manifest
 from sensai_serve.onnxfile import read_signature
 
@@ -177,6 +180,35 @@ def test_golden_samples_that_do_not_fit_are_refused(bundle: Path, spoil: str) ->
     edit(bundle, lambda m: m["checksums"].update({"golden.npz": sha256_of(bundle / "golden.npz")}))
     with pytest.raises(BundleError, match=r"golden\.npz"):
         Bundle.open(bundle).golden()
+
+
+def test_golden_samples_that_would_take_gigabytes_are_refused_before_they_are_inflated(bundle: Path) -> None:
+    count = 500_000
+    arrays = {"inputs": np.zeros((count, 3, 8, 8), np.int8), "scores": np.zeros((count, 10), np.int8)}
+    np.savez_compressed(bundle / "golden.npz", **arrays, class_id=np.zeros(count, np.int8))
+    assert (bundle / "golden.npz").stat().st_size < 200_000
+    edit(bundle, lambda m: m["checksums"].update({"golden.npz": sha256_of(bundle / "golden.npz")}))
+    opened = Bundle.open(bundle)
+    tracemalloc.start()
+    try:
+        with pytest.raises(BundleError, match=r"golden\.npz: has \d+ elements, expected at most \d+"):
+            opened.golden()
+        assert tracemalloc.get_traced_memory()[1] < 2_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "golden.npz", "subnets/04.onnx"])
+def test_only_regular_files_of_a_possible_size_are_read(bundle: Path, name: str) -> None:
+    path = bundle / name
+    with path.open("r+b") as file:
+        file.truncate(2**32)  # sparse
+    with pytest.raises(BundleError, match=f"{name} cannot be read: it has more than [0-9]+ bytes"):
+        Bundle.open(bundle).verify()
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(BundleError, match=f"{name} cannot be read: it is no regular file"):
+        Bundle.open(bundle).verify()
 
 
 def test_the_golden_check_allows_rounding_and_nothing_else() -> None:

@@ -165,7 +165,7 @@ class InferenceServicer:
     @_call
     async def RepositoryIndex(self, request: pb.RepositoryIndexRequest) -> Message:
         """Every model and its state."""
-        return ParseDict({"models": self._plane.index(only_ready=request.ready)}, pb.RepositoryIndexResponse())
+        return ParseDict({"models": await self._plane.index(only_ready=request.ready)}, pb.RepositoryIndexResponse())
 
     @_call
     async def RepositoryModelLoad(self, request: pb.RepositoryModelLoadRequest) -> Message:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,14 @@ import pytest
 
 import sensai_serve
 from sensai_serve.bundle import Bundle
-from sensai_serve.errors import BundleError, ChecksumError, ControlOffError, InputError, UnknownModelError
+from sensai_serve.errors import (
+    BundleError,
+    ChecksumError,
+    ControlOffError,
+    InputError,
+    OverloadedError,
+    UnknownModelError,
+)
 from serving.engine.options import GatewayOptions
 from serving.engine.repository import Repository
 from serving.runtime.devices import parse_device
@@ -75,7 +84,7 @@ def test_a_bad_bundle_leaves_the_old_one_serving(make_bundle, tmp_path) -> None:
         with pytest.raises(BundleError, match="not JSON"):
             await repository.load("digits")
         assert ((await repository.get("digits").infer(inputs())).answer.scores == before).all()
-        assert [(e.name, e.ready) for e in repository.index()] == [("digits", True)]
+        assert [(e.name, e.ready) for e in await repository.index()] == [("digits", True)]
         await repository.stop()
 
     asyncio.run(asyncio.wait_for(test(), 60))
@@ -87,7 +96,7 @@ def test_models_are_listed_loaded_and_unloaded_by_name(make_bundle, tmp_path) ->
             replace(make_bundle(name=name), tmp_path / name)
         repository = Repository([], OPTIONS, tmp_path)
         await repository.start()
-        assert [(e.name, e.ready, e.reason) for e in repository.index()] == [
+        assert [(e.name, e.ready, e.reason) for e in await repository.index()] == [
             ("a", False, "unloaded"), ("b", False, "unloaded"),
         ]  # fmt: skip
         with pytest.raises(UnknownModelError, match="unknown model 'a', expected one of none"):
@@ -104,6 +113,7 @@ def test_models_are_listed_loaded_and_unloaded_by_name(make_bundle, tmp_path) ->
         with pytest.raises(UnknownModelError):
             await repository.unload("a")
         assert repository.names() == []
+        assert not repository.ready
         await repository.stop()
 
     asyncio.run(asyncio.wait_for(test(), 60))
@@ -139,6 +149,54 @@ def test_a_client_that_leaves_while_a_model_is_replaced_stops_nothing_halfway(ma
         assert repository.swaps == 2
         assert not old.ready
         assert repository.ready
+        await repository.stop()
+
+    asyncio.run(asyncio.wait_for(test(), 60))
+
+
+def test_nothing_is_kept_of_names_that_clients_make_up(make_bundle, tmp_path) -> None:
+    async def test() -> None:
+        replace(make_bundle(name="a"), tmp_path / "a")
+        repository = Repository([], OPTIONS, tmp_path)
+        await repository.start()
+
+        async def ask(size: int) -> None:
+            for attempt in range(100):
+                for change in (repository.load, repository.unload):
+                    with pytest.raises(UnknownModelError):
+                        await change(f"{attempt}-{'x' * size}")
+
+        await ask(1)
+        tracemalloc.start()
+        try:
+            await ask(10_000)
+            gc.collect()
+            assert tracemalloc.get_traced_memory()[0] < 200_000
+        finally:
+            tracemalloc.stop()
+        await repository.stop()
+
+    asyncio.run(asyncio.wait_for(test(), 60))
+
+
+def test_changes_whose_clients_have_left_do_not_pile_up(make_bundle, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("serving.engine.repository.MAX_CHANGES", 3)
+
+    async def test() -> None:
+        replace(make_bundle(name="a"), tmp_path / "a")
+        repository = Repository([], OPTIONS, tmp_path)
+        await repository.start()
+        asked = [asyncio.create_task(repository.load("a")) for _ in range(3)]
+        await asyncio.sleep(0)
+        for task in asked:
+            task.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
+        with pytest.raises(OverloadedError, match="3 models are being loaded or unloaded, expected fewer at a time"):
+            await repository.load("a")
+        async with asyncio.timeout(30):
+            while repository.swaps < 2:  # noqa: ASYNC110 - nobody is left whom the loads would tell
+                await asyncio.sleep(0.01)
+        await repository.load("a")
         await repository.stop()
 
     asyncio.run(asyncio.wait_for(test(), 60))
@@ -219,7 +277,7 @@ def test_what_is_wrong_with_one_bundle_of_a_directory_does_not_keep_the_others_f
     async def test() -> None:
         repository = Repository([], OPTIONS, tmp_path, whole=True)
         await repository.start()
-        entries = {entry.name: entry for entry in repository.index()}
+        entries = {entry.name: entry for entry in await repository.index()}
         assert entries["whole"].ready
         assert "manifest.json is not JSON" in entries["half"].reason
         assert "another bundle is called 'whole' too" in entries["again"].reason
@@ -233,7 +291,7 @@ def test_what_is_wrong_with_one_bundle_of_a_directory_does_not_keep_the_others_f
         async with asyncio.timeout(20):
             while not repository.ready:  # noqa: ASYNC110 - files are looked at now and then, nothing tells
                 await asyncio.sleep(0.01)
-        assert {entry.name: entry.ready for entry in repository.index()} == {"other": True, "whole": True}
+        assert {entry.name: entry.ready for entry in await repository.index()} == {"other": True, "whole": True}
         await repository.stop()
 
     asyncio.run(test())
@@ -248,7 +306,7 @@ def test_readiness_may_leave_out_bundles_that_cannot_be_served(make_bundle, tmp_
         repository = Repository([], OPTIONS, tmp_path, whole=True, strict_readiness=False)
         await repository.start()
         assert repository.ready
-        assert [entry.ready for entry in repository.index()] == [False, True]
+        assert [entry.ready for entry in await repository.index()] == [False, True]
         await repository.stop()
 
     asyncio.run(test())

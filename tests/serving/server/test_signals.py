@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import signal
 import subprocess
@@ -91,3 +93,42 @@ def test_a_second_signal_ends_it_at_once(tiny_bundle: Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == -signal.SIGTERM
         asked.join()
+
+
+def test_a_network_that_is_no_file_is_refused(tiny_bundle: Path, make_bundle, tmp_path: Path) -> None:
+    shutil.copytree(tiny_bundle, tmp_path / "models/tiny")
+    shutil.copytree(make_bundle(name="other"), tmp_path / "models/other")
+    command = ["--repository", str(tmp_path / "models")]
+    with serving(make_bundle(name="third"), *command) as (process, url):
+        network = next((tmp_path / "models/other/subnets").glob("*.onnx"))
+        network.unlink()
+        os.mkfifo(network)
+        reply = httpx.post(f"{url}/v2/repository/models/other/load", timeout=30)
+        assert (reply.status_code, "no regular file" in reply.json()["error"]) == (400, True)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_log_that_nobody_reads_does_not_stop_the_server(tiny_bundle: Path, form: str) -> None:
+    with serving(tiny_bundle, "--access-log", "--log-format", form) as (process, url), httpx.Client() as client:
+        for _ in range(250):
+            assert client.get(f"{url}/{'x' * 8000}").status_code == 404
+        dropped = client.get(f"{url}/metrics").text.partition("\nsensai_log_lines_dropped_total ")[2].split()[0]
+        assert float(dropped) > 0
+        assert process.stderr is not None
+        assert "x" * 8000 in process.stderr.readline()
+        process.send_signal(signal.SIGTERM)
+        lines = process.stderr.read().splitlines()
+        assert process.wait(30) == 0
+    (note,) = [line for line in lines if "lines of the log were dropped" in line]
+    assert (json.loads(note)["level"] == "warning") if form == "json" else (" WARNING stderr: " in note)
+    assert int(note.partition("lines of the log")[0].split()[-1].strip('"')) > 0
+
+
+def test_a_log_that_nobody_reads_does_not_keep_the_server_from_ending(tiny_bundle: Path) -> None:
+    with serving(tiny_bundle, "--access-log") as (process, url), httpx.Client() as client:
+        for _ in range(20):
+            client.get(f"{url}/{'x' * 8000}")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0

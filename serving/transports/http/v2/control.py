@@ -34,7 +34,7 @@ def router(plane: DataPlane) -> APIRouter:
 
     @routes.post("/repository/index", summary="Every model and its state")
     async def index(content: Content) -> Response:
-        return reply(plane.index(only_ready=content.get("ready") is True))
+        return reply(await plane.index(only_ready=content.get("ready") is True))
 
     @routes.post("/repository/models/{name}/load", summary="Load a model", response_class=Response)
     async def load(name: str) -> Response:

@@ -20,8 +20,9 @@ from tritonclient.grpc import service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 import sensai_serve
-from sensai_serve.bundle import Bundle, Golden
+from sensai_serve.bundle import Bundle
 from sensai_serve.errors import InputError
+from sensai_serve.golden import Golden
 from sensai_serve.protobuf import bytes_field
 from serving.transports.grpc.bounds import bounded_parser
 from serving.v2.tensors import OUTPUTS

@@ -1,0 +1,121 @@
+"""Golden samples: inputs of a bundle, and the answers that the whole must give to them."""
+
+from __future__ import annotations
+
+import io
+import math
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sensai_serve.errors import BundleError
+
+MAX_GOLDEN_BYTES = 512 * 1024 * 1024
+"""The most bytes of the file, and of its arrays at eight bytes an element."""
+_ITEM_BYTES = 8
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Inputs and the answers that the bundle must give to them with all workers present."""
+
+    inputs: npt.NDArray[np.float32]
+    """[G, *input shape], ready for the network."""
+    scores: npt.NDArray[np.float32]
+    """[G, C], mean over the copies of each class."""
+    class_id: npt.NDArray[np.int64]
+    """[G], the winning class."""
+
+    SCORE_TOLERANCE = 1e-3
+    MARGIN_TOLERANCE = 2e-3
+
+    def check(self, scores: npt.NDArray[np.floating], class_id: npt.NDArray[np.integer]) -> None:
+        """Check answers against these.
+
+        Args:
+            scores: [G, C] that were computed.
+            class_id: [G] that was elected.
+
+        Raises:
+            BundleError: a score is off by more than 1e-3, or a class differs where the margin is 2e-3 or more.
+        """
+        off = np.abs(np.asarray(scores, np.float64) - self.scores)
+        if not (off <= self.SCORE_TOLERANCE).all():
+            sample, c = divmod(int(np.argmax(np.where(np.isfinite(off), off, np.inf))), off.shape[1])
+            raise BundleError(
+                f"golden sample {sample}: the score of class {c} is {float(scores[sample, c]):.6f}, "
+                f"expected {float(self.scores[sample, c]):.6f} within {self.SCORE_TOLERANCE}"
+            )
+        top = np.sort(self.scores, axis=1)
+        margin = top[:, -1] - (top[:, -2] if top.shape[1] > 1 else 0.0)
+        wrong = (np.asarray(class_id) != self.class_id) & (margin >= self.MARGIN_TOLERANCE)
+        if wrong.any():
+            first = int(np.flatnonzero(wrong)[0])
+            raise BundleError(
+                f"golden sample {first}: the class is {int(class_id[first])}, expected {int(self.class_id[first])}"
+            )
+
+
+def read_golden(data: bytes, shape: Sequence[int], n_classes: int) -> Golden:
+    """Read golden samples from the bytes of an ``.npz`` file. Shapes are checked before any array is inflated.
+
+    Args:
+        data: the file: arrays `inputs` [G, *shape], `scores` [G, C], `class_id` [G].
+        shape: the shape of one input.
+        n_classes: C.
+
+    Raises:
+        BundleError: the file is damaged, its arrays do not fit, or they are too large.
+    """
+    tails = {"inputs": tuple(shape), "scores": (n_classes,), "class_id": ()}
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            count = _header(archive, "class_id")[0][0]
+            for name, tail in tails.items():
+                _check(name, *_header(archive, name), (count, *tail))
+            elements = sum(count * math.prod(tail) for tail in tails.values())
+            if elements * _ITEM_BYTES > MAX_GOLDEN_BYTES:
+                raise BundleError(f"has {elements} elements, expected at most {MAX_GOLDEN_BYTES // _ITEM_BYTES}")
+            arrays = {name: _array(archive, name) for name in tails}
+    except KeyError as error:
+        raise BundleError(f"{error.args[0]}") from None
+    except BundleError:
+        raise
+    except Exception as error:  # zip files, compression and array headers raise whatever they like over damage
+        raise BundleError(f"is damaged ({error}), expected an .npz file of arrays") from None
+    return Golden(
+        np.ascontiguousarray(arrays["inputs"], np.float32),
+        np.asarray(arrays["scores"], np.float32),
+        np.asarray(arrays["class_id"], np.int64),
+    )
+
+
+def _header(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of an array, of which nothing else is read.
+
+    Raises:
+        KeyError: it is not there.
+        ValueError: it is no array.
+    """
+    with archive.open(f"{name}.npy") as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+    return shape or (0,), dtype
+
+
+def _check(name: str, shape: tuple[int, ...], dtype: np.dtype[Any], expected: tuple[int, ...]) -> None:
+    if shape != expected or shape[0] < 1:
+        raise BundleError(f"{name} has shape {list(shape)}, expected {list(expected)}")
+    if dtype.kind not in "biuf" or dtype.itemsize > _ITEM_BYTES:
+        raise BundleError(f"{name} holds {dtype}, expected numbers of at most {_ITEM_BYTES} bytes")
+
+
+def _array(archive: zipfile.ZipFile, name: str) -> npt.NDArray[Any]:
+    with archive.open(f"{name}.npy") as file:
+        array: npt.NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
+    return array
