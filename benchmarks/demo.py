@@ -18,7 +18,7 @@ from rich.table import Table
 
 from benchmarks.subjects.inputs import LabelledInputs, read_labelled
 from benchmarks.suites.replay import ARGUMENTS, Replay, replay
-from sensai_serve.bundle import MANIFEST, Bundle
+from sensai_serve.bundles import MANIFEST, Bundle
 from sensai_serve.errors import SensaiError, ServingError
 
 RUNS = Path("runs/digits")

@@ -13,7 +13,7 @@ import typer
 if TYPE_CHECKING:
     from benchmarks.reporting.report import BenchmarkReport
     from benchmarks.subjects.inputs import LabelledInputs
-    from sensai_serve.bundle import Bundle
+    from sensai_serve.bundles import Bundle
 
 RESULTS = Path("benchmarks/results")
 """Results go to a folder in here where ``--out`` names none."""
@@ -51,7 +51,7 @@ def open_bundle(path: Path) -> Bundle:
     Raises:
         BundleError: there is no bundle at `path`, or it is damaged.
     """
-    from sensai_serve.bundle import Bundle
+    from sensai_serve.bundles import Bundle
 
     bundle = Bundle.open(path)
     bundle.verify()

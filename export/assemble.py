@@ -19,8 +19,8 @@ from export.parity import Difference
 from export.speed import microseconds
 from pruning.merging import merge_plan
 from pruning.run import RECOVERED, REFERENCE, Run
-from sensai_serve.bundle import GOLDEN, MANIFEST, Bundle, atomic_directory, sha256_of
-from sensai_serve.bundle import REFERENCE as REFERENCE_FILE
+from sensai_serve.bundles import GOLDEN, MANIFEST, Bundle, atomic_directory, sha256_of
+from sensai_serve.bundles import REFERENCE as REFERENCE_FILE
 from sensai_serve.local import load
 from sensai_serve.manifest import Manifest, MergeSpec, SubnetSpec
 

@@ -21,7 +21,7 @@ from pruning.cutting.channels import measure
 from pruning.data import Dataset, Labels
 from pruning.heads import Subnet
 from pruning.run import Run
-from sensai_serve.bundle import Bundle, atomic_directory, atomic_file, sha256_of
+from sensai_serve.bundles import Bundle, atomic_directory, atomic_file, sha256_of
 from sensai_serve.errors import InputError, OutputExistsError
 from sensai_serve.lost_workers import ScoredInputs, accuracy_curve
 from sensai_serve.onnxfile import read_signature

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from export.parity import session
-from sensai_serve.bundle import Bundle
+from sensai_serve.bundles import Bundle
 from sensai_serve.cpus import usable_cores
 from sensai_serve.local import load
 from sensai_serve.merge import MergePlan

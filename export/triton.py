@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from sensai_serve.bundle import Bundle, atomic_directory, atomic_file
+from sensai_serve.bundles import Bundle, atomic_directory, atomic_file
 from sensai_serve.errors import InputError, OutputExistsError
 from sensai_serve.manifest import SubnetSpec
 from sensai_serve.remote import BUNDLE, SCORES, WORKER, checksum_key, model_name, version_of

@@ -33,7 +33,7 @@ from pruning.heads import Subnet, replace_output
 from pruning.limits import enough_disk
 from pruning.recipe import Budget, Recipe
 from sensai_serve.assignment import Assignment
-from sensai_serve.bundle import atomic_directory, refuse_existing
+from sensai_serve.bundles import atomic_directory, refuse_existing
 from sensai_serve.errors import DataError, InputError, ModelError, OutputExistsError
 from sensai_serve.preprocess import Floats, InputSpec
 

@@ -1,6 +1,6 @@
 """Class-parallel inference: one input answered as fast as one small subnet, by workers that each know a few classes."""
 
-from sensai_serve.bundle import Bundle
+from sensai_serve.bundles import Bundle
 from sensai_serve.errors import SensaiError
 from sensai_serve.local import Classifier, Prediction, load
 from sensai_serve.privacy import turn_off_reports

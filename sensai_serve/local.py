@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from sensai_serve.bundle import Bundle
+from sensai_serve.bundles import Bundle
 from sensai_serve.errors import BundleError, WorkerError
 from sensai_serve.examples import file_path
 from sensai_serve.manifest import Manifest

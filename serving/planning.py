@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from sensai_serve import load
 from sensai_serve.assignment import Assignment, cyclic, search_offsets
-from sensai_serve.bundle import Bundle
+from sensai_serve.bundles import Bundle
 from sensai_serve.errors import InputError
 from sensai_serve.merge import Collector, MergePlan
 from serving.engine.health import FLOOR_S

@@ -10,7 +10,7 @@ import pytest
 
 import sensai_serve
 from sensai_serve import examples
-from sensai_serve.bundle import Bundle
+from sensai_serve.bundles import Bundle
 from sensai_serve.cli.main import main
 from sensai_serve.errors import BundleError, DataError
 
@@ -66,7 +66,7 @@ def test_predict_takes_examples_and_lists_them_where_a_name_is_wrong(capsys: pyt
 def test_a_server_has_loaded_what_reads_pictures_before_the_first_one_comes() -> None:
     code = (
         "import asyncio, sys\n"
-        "from sensai_serve.bundle import Bundle\n"
+        "from sensai_serve.bundles import Bundle\n"
         "from serving.engine.gateway import Gateway\n"
         "from serving.engine.options import GatewayOptions\n"
         "gateway = Gateway(Bundle.open('example:cifar10'), GatewayOptions())\n"

@@ -18,7 +18,7 @@ import torch
 
 import sensai_serve
 from pruning.run import Run
-from sensai_serve.bundle import Bundle
+from sensai_serve.bundles import Bundle
 from sensai_serve.cli.main import main
 
 ROOT = Path(__file__).parents[1]

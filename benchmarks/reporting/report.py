@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.harness import machine as machines
-from sensai_serve.bundle import atomic_file
+from sensai_serve.bundles import atomic_file
 from sensai_serve.report import Picture, Table
 from sensai_serve.report.page import page, print_tables, write_pictures
 

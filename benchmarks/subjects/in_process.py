@@ -11,7 +11,7 @@ import numpy as np
 import uvloop
 
 from benchmarks.harness.stats import Seconds
-from sensai_serve.bundle import Bundle
+from sensai_serve.bundles import Bundle
 from sensai_serve.preprocess import Floats
 from serving.engine.gateway import Gateway
 from serving.engine.options import GatewayOptions

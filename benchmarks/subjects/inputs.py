@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sensai_serve.bundle import Bundle, atomic_file
+from sensai_serve.bundles import Bundle, atomic_file
 from sensai_serve.errors import DataError
 from sensai_serve.preprocess import Floats, InputSpec, normalise
 

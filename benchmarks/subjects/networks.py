@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks.harness.interleave import TimedCalls, in_turns
 from benchmarks.harness.stats import Summary, summarise
-from sensai_serve.bundle import GOLDEN, MANIFEST, Bundle
+from sensai_serve.bundles import GOLDEN, MANIFEST, Bundle
 from sensai_serve.errors import BundleError, InputError
 from sensai_serve.manifest import SubnetSpec
 from sensai_serve.onnxfile import read_signature

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from sensai_serve import load
 from sensai_serve.assignment import Assignment, grouped
-from sensai_serve.bundle import GOLDEN, MANIFEST, REFERENCE, Bundle
+from sensai_serve.bundles import GOLDEN, MANIFEST, REFERENCE, Bundle
 from sensai_serve.manifest import Manifest, SubnetSpec
 from sensai_serve.preprocess import InputSpec
 from sensai_serve.protobuf import bytes_field, number_field

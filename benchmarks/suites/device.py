@@ -22,7 +22,7 @@ from benchmarks.reporting.cells import microseconds
 from benchmarks.reporting.report import BenchmarkReport, without_paths
 from benchmarks.subjects.in_process import in_process
 from benchmarks.subjects.networks import monolith
-from sensai_serve.bundle import Bundle
+from sensai_serve.bundles import Bundle
 from sensai_serve.cli.progress import progress
 from sensai_serve.errors import InputError
 from sensai_serve.onnxfuse import fuse

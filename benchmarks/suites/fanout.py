@@ -27,7 +27,7 @@ from benchmarks.reporting.cells import microseconds, times
 from benchmarks.reporting.report import BenchmarkReport
 from benchmarks.subjects.nodes import NodeProcess
 from benchmarks.subjects.noop import noop_bundle
-from sensai_serve.bundle import Bundle
+from sensai_serve.bundles import Bundle
 from sensai_serve.cli.progress import Report as OnStep
 from sensai_serve.cli.progress import progress
 from sensai_serve.preprocess import Floats

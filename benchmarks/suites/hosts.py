@@ -23,7 +23,7 @@ from benchmarks.harness.servers import HOST, free_port
 from benchmarks.options import BundleDirectory, Out, Quiet, open_bundle, publish
 from benchmarks.reporting.report import BenchmarkReport
 from benchmarks.subjects.nodes import NodeProcess
-from sensai_serve.bundle import Bundle
+from sensai_serve.bundles import Bundle
 from sensai_serve.cli.progress import Report as OnStep
 from sensai_serve.cli.progress import progress
 from sensai_serve.errors import SensaiError, ServingError

@@ -19,7 +19,7 @@ import uvloop
 from benchmarks.harness import machine
 from benchmarks.options import BundleDirectory, Out, Quiet, open_bundle, publish
 from benchmarks.reporting.report import BenchmarkReport
-from sensai_serve.bundle import Bundle
+from sensai_serve.bundles import Bundle
 from sensai_serve.cli.progress import Report as OnStep
 from sensai_serve.cli.progress import progress
 from sensai_serve.report import Row, Table

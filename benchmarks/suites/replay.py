@@ -25,7 +25,7 @@ from benchmarks.reporting.cells import milliseconds
 from benchmarks.reporting.report import BenchmarkReport
 from benchmarks.subjects import our_server
 from benchmarks.subjects.inputs import LabelledInputs, kept_labels
-from sensai_serve.bundle import Bundle
+from sensai_serve.bundles import Bundle
 from sensai_serve.cli.progress import progress
 from sensai_serve.errors import DataError, InputError, WorkerError
 from sensai_serve.report import Table

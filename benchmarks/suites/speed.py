@@ -12,7 +12,7 @@ import typer
 
 from benchmarks.harness import machine as machines
 from benchmarks.options import RESULTS
-from sensai_serve.bundle import atomic_file
+from sensai_serve.bundles import atomic_file
 from sensai_serve.errors import DataError
 
 FILE = "speed.md"

@@ -20,7 +20,7 @@ from pruning.progress import OnProgress
 from pruning.run import Run, finished
 from pruning.selection.source import reference_source
 from sensai_serve import assignment, plugins
-from sensai_serve.bundle import atomic_directory
+from sensai_serve.bundles import atomic_directory
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from pruning.planning.stages import recoveries_of, recovery_images, specialisati
 from pruning.progress import OnProgress
 from pruning.training.augment import Views, augment, changes
 from pruning.training.loop import autocast, use_bf16
-from sensai_serve.bundle import atomic_file
+from sensai_serve.bundles import atomic_file
 from sensai_serve.errors import InputError
 from sensai_serve.preprocess import normalise
 

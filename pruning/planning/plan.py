@@ -20,7 +20,7 @@ from pruning.run import REFERENCE, Run
 from pruning.training.loop import use_threads
 from sensai_serve import assignment, plugins
 from sensai_serve.assignment import Assignment
-from sensai_serve.bundle import sha256_of
+from sensai_serve.bundles import sha256_of
 from sensai_serve.errors import InputError
 
 

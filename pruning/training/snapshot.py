@@ -14,7 +14,7 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import OneCycleLR
 
 from pruning.limits import enough_disk
-from sensai_serve.bundle import atomic_file
+from sensai_serve.bundles import atomic_file
 from sensai_serve.errors import InputError, OutputExistsError
 
 SECONDS = 60.0

@@ -115,7 +115,7 @@ def check(
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     import asyncio
 
-    from sensai_serve.bundle import Bundle
+    from sensai_serve.bundles import Bundle
     from sensai_serve.errors import InputError
     from serving.engine.gateway import Gateway
     from serving.placement.domains import host_lines, hosts_of
@@ -150,7 +150,7 @@ def place(
     servers: Annotated[list[str], typer.Argument(metavar="URL...", help="Addresses of nodes, say grpc://node-1:8001.")],
 ) -> None:
     """Place workers on hosts: print a file for `sensai serve --workers`, and what losing hosts would cost."""
-    from sensai_serve.bundle import Bundle
+    from sensai_serve.bundles import Bundle
     from sensai_serve.errors import InputError
     from serving.placement.domains import host_lines, hosts_of, spread
     from serving.runtime.devices import Device
@@ -199,7 +199,7 @@ def plan(
     from rich.console import Console
     from rich.table import Table
 
-    from sensai_serve.bundle import Bundle
+    from sensai_serve.bundles import Bundle
     from sensai_serve.cli.progress import progress
     from serving.planning import Simulation, parse_latency, simulate
 

@@ -12,7 +12,7 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from sensai_serve.bundle import Bundle
+    from sensai_serve.bundles import Bundle
     from sensai_serve.guarantees import Guarantees
 
 app = typer.Typer()
@@ -29,7 +29,7 @@ def inspect(
     """Show a bundle's workers, classes, sizes, guarantees, accuracy, and its placement on devices; check every file."""
     from rich.console import Console
 
-    from sensai_serve.bundle import Bundle
+    from sensai_serve.bundles import Bundle
     from sensai_serve.guarantees import guarantees
 
     opened = Bundle.open(bundle)

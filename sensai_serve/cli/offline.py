@@ -15,7 +15,7 @@ from sensai_serve.cli.prune import prune
 from sensai_serve.errors import InputError
 
 if TYPE_CHECKING:
-    from sensai_serve.bundle import Bundle
+    from sensai_serve.bundles import Bundle
     from sensai_serve.options import Option
 
 app = typer.Typer()
@@ -45,7 +45,7 @@ def train(
     from pruning.recipe import Recipe
     from pruning.training.loop import require_device
     from pruning.training.reference import train as train_reference
-    from sensai_serve.bundle import atomic_file
+    from sensai_serve.bundles import atomic_file
     from sensai_serve.options import import_plugins
 
     if out.suffix != ".safetensors" or out.exists():
@@ -129,7 +129,7 @@ def export(
 
     With --triton, a Triton model repository of it too, or of a bundle that is there already.
     """
-    from sensai_serve.bundle import MANIFEST, Bundle
+    from sensai_serve.bundles import MANIFEST, Bundle
     from sensai_serve.cli.triton import write_triton
     from sensai_serve.examples import bundle_path
 
@@ -153,7 +153,7 @@ def _export(run: Path, out: Path, recipe: dict[str, Any], options: dict[str, Any
     from export.assemble import export as export_run
     from pruning.data import absolute
     from pruning.run import Run
-    from sensai_serve.bundle import refuse_existing
+    from sensai_serve.bundles import refuse_existing
     from sensai_serve.options import import_plugins
 
     refuse_existing(out)

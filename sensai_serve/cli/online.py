@@ -18,7 +18,7 @@ from sensai_serve.cli.options import takes
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from sensai_serve.bundle import Bundle
+    from sensai_serve.bundles import Bundle
     from sensai_serve.cli.samples import Sample
     from sensai_serve.options import Option
     from serving.placement.worker_map import WorkerMap
@@ -52,7 +52,7 @@ def serve(
 ) -> None:
     """Serve bundles over HTTP until SIGTERM. Every option is also a variable of the environment, SENSAI_..."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its library would write lines of its own to stderr
-    from sensai_serve.bundle import Bundle
+    from sensai_serve.bundles import Bundle
     from sensai_serve.errors import InputError
     from sensai_serve.merge.rules import allow
     from serving.engine.repository import Repository

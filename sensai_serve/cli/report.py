@@ -39,7 +39,7 @@ def report(
     from pruning.data import absolute
     from pruning.report.build import report as build
     from pruning.run import Run
-    from sensai_serve.bundle import atomic_file
+    from sensai_serve.bundles import atomic_file
 
     if out.suffix != ".html" or out.is_dir():
         raise InputError(f"--out is {out}, expected a file that ends in .html")
@@ -57,7 +57,7 @@ def report(
 def _answers(run: Run, path: Path) -> GivenLabels:
     from benchmarks.subjects.inputs import kept_labels
     from pruning.report.facts import TEST, GivenLabels
-    from sensai_serve.bundle import Bundle
+    from sensai_serve.bundles import Bundle
 
     bundle = Bundle.open(path)
     if bundle.manifest.provenance.get("sha256") != run.digests or bundle.assignment.rows != run.assignment.rows:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
-    from sensai_serve.bundle import Bundle
+    from sensai_serve.bundles import Bundle
 
 
 def write_triton(bundle: Bundle, out: Path, backend: str, devices: Sequence[str], site_packages: str) -> str:

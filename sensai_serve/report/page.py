@@ -51,7 +51,7 @@ def page(
 
 def write_pictures(parts: Sequence[Table | Picture], folder: Path) -> None:
     """Write every picture as a PNG file with its title in it."""
-    from sensai_serve.bundle import atomic_file
+    from sensai_serve.bundles import atomic_file
 
     for part in parts:
         if isinstance(part, Picture):

@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from sensai_serve.bundle import Bundle
+from sensai_serve.bundles import Bundle
 from serving.runtime.devices import ONE_THREAD, Device, Threads
 from serving.runtime.faults import Fault
 

@@ -12,7 +12,7 @@ from time import perf_counter
 import numpy as np
 import numpy.typing as npt
 
-from sensai_serve.bundle import Bundle
+from sensai_serve.bundles import Bundle
 from sensai_serve.errors import BundleError, NotReadyError, OverloadedError, RequestError
 from sensai_serve.manifest import Manifest
 from sensai_serve.merge import Answer, Wait, parse_wait

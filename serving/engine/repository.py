@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sensai_serve.bundle import MANIFEST, Bundle
+from sensai_serve.bundles import MANIFEST, Bundle
 from sensai_serve.errors import (
     BundleError,
     ControlOffError,

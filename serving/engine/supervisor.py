@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sensai_serve.bundle import Bundle
+from sensai_serve.bundles import Bundle
 from sensai_serve.errors import BundleError
 from sensai_serve.golden import Golden
 from sensai_serve.merge import Answer, MergePlan

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sensai_serve.bundle import Bundle
+from sensai_serve.bundles import Bundle
 from sensai_serve.errors import BundleError, InputError, SensaiError, UnknownModelError
 from sensai_serve.manifest import Manifest
 from sensai_serve.plugins import find

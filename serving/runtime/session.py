@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from sensai_serve.bundle import Bundle
+from sensai_serve.bundles import Bundle
 from sensai_serve.errors import BundleError, DeviceError
 from serving.runtime.devices import ONE_THREAD, Device, Threads, providers, session_options
 from serving.runtime.io_binding import Floats, Runner, runner_of

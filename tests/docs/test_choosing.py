@@ -9,7 +9,7 @@ import pytest
 from code_blocks import ROOT
 
 from sensai_serve.assignment import cyclic
-from sensai_serve.bundle import Bundle
+from sensai_serve.bundles import Bundle
 from sensai_serve.guarantees import guarantees
 from serving.placement.place import place
 

@@ -18,7 +18,7 @@ from export.to_onnx import to_onnx
 from pruning import heads, models
 from pruning.heads import Subnet, replace_output
 from pruning.run import Run
-from sensai_serve.bundle import GOLDEN, Bundle, sha256_of
+from sensai_serve.bundles import GOLDEN, Bundle, sha256_of
 from sensai_serve.errors import InputError, ModelError, OutputExistsError
 from sensai_serve.onnxfile import read_signature
 from sensai_serve.preprocess import normalise

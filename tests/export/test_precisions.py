@@ -23,7 +23,7 @@ from export.precisions import Precision, Tolerance
 from export.to_onnx import to_onnx
 from pruning import heads, models
 from pruning.heads import Subnet
-from sensai_serve.bundle import Bundle, sha256_of
+from sensai_serve.bundles import Bundle, sha256_of
 from sensai_serve.cli.main import main
 from sensai_serve.errors import ModelError, PluginError
 from sensai_serve.local import load

@@ -8,7 +8,7 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from sensai_serve.bundle import Bundle
+from sensai_serve.bundles import Bundle
 from sensai_serve.cli.main import main
 
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import sensai_serve
-from sensai_serve.bundle import Bundle
+from sensai_serve.bundles import Bundle
 from sensai_serve.errors import BundleError, RequestError
 
 

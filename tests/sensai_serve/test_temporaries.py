@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from sensai_serve.bundle import atomic_directory, atomic_file
+from sensai_serve.bundles import atomic_directory, atomic_file
 from sensai_serve.temporaries import sweep
 
 WRITER = """
 import sys
-from sensai_serve.bundle import atomic_directory, atomic_file
+from sensai_serve.bundles import atomic_directory, atomic_file
 with {kind}(sys.argv[1]) as temporary:
     print(temporary, flush=True)
     sys.stdin.read()

@@ -20,7 +20,7 @@ from pruning.pipeline.prune import prune_reference
 from pruning.planning.plan import make_plan
 from pruning.recipe import Recipe
 from pruning.training.reference import train
-from sensai_serve.bundle import Bundle
+from sensai_serve.bundles import Bundle
 from sensai_serve.errors import DataError
 from sensai_serve.preprocess import from_image, normalise
 

@@ -19,7 +19,7 @@ from benchmarks.harness.interleave import quiet_collector
 from benchmarks.harness.stats import Seconds
 from benchmarks.subjects.transports import TRANSPORTS, ServedModel
 from benchmarks.suites.latency import traced_server
-from sensai_serve.bundle import Bundle
+from sensai_serve.bundles import Bundle
 from sensai_serve.errors import ServingError
 from sensai_serve.preprocess import Floats
 

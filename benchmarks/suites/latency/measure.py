@@ -23,7 +23,7 @@ from benchmarks.subjects.transports import TRANSPORTS, ServedModel, is_lean, use
 from benchmarks.suites.latency.breakdown import Breakdown, breakdown
 from benchmarks.suites.latency.load_results import LoadResult, closed, opened
 from sensai_serve import load
-from sensai_serve.bundle import Bundle
+from sensai_serve.bundles import Bundle
 from sensai_serve.errors import ServingError
 from sensai_serve.preprocess import Floats
 from serving.engine.options import GatewayOptions

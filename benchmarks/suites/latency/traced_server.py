@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import uvloop
 
-from sensai_serve.bundle import Bundle, atomic_file
+from sensai_serve.bundles import Bundle, atomic_file
 from sensai_serve.plugins import find
 from serving.backends import Backend, BackendPlan, Cause, Scores, Task
 from serving.dataplane import DataPlane

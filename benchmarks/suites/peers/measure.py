@@ -20,7 +20,7 @@ from benchmarks.reporting.report import without_paths
 from benchmarks.subjects import our_server
 from benchmarks.subjects.networks import MONOLITH, OnnxNetwork, as_bundle, fastest, monolith
 from benchmarks.subjects.transports import TRANSPORTS, ServedModel
-from sensai_serve.bundle import Bundle
+from sensai_serve.bundles import Bundle
 from sensai_serve.errors import InputError, ServingError
 from sensai_serve.plugins import available, find
 from sensai_serve.preprocess import Floats

@@ -23,7 +23,7 @@ from benchmarks.subjects import our_server
 from benchmarks.subjects.in_process import in_process
 from benchmarks.subjects.networks import OnnxNetwork, direct
 from benchmarks.subjects.noop import noop_bundle, noop_network
-from sensai_serve.bundle import Bundle
+from sensai_serve.bundles import Bundle
 from sensai_serve.preprocess import Floats
 from serving.engine.options import GatewayOptions
 from serving.runtime.devices import Threads, default_devices, parse_device

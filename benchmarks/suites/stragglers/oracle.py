@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sensai_serve import load
-from sensai_serve.bundle import Bundle
+from sensai_serve.bundles import Bundle
 from sensai_serve.lost_workers import ScoredInputs
 from sensai_serve.merge.collector import merge
 from sensai_serve.preprocess import Floats

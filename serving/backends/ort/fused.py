@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sensai_serve.bundle import Bundle
+from sensai_serve.bundles import Bundle
 from sensai_serve.onnxfuse import OUTPUT, CannotFuseError, fuse
 from serving.backends.ort.core_thread import LoadedWorker
 from serving.runtime.devices import Device, providers, session_options

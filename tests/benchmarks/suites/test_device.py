@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.subjects.networks import OnnxNetwork
 from benchmarks.suites.device import BOUND, FUSED, ONE_BY_ONE, PARALLEL, PLAIN, DeviceOptions, measure, report
-from sensai_serve.bundle import Bundle
+from sensai_serve.bundles import Bundle
 from sensai_serve.onnxfuse import fuse
 from serving.runtime.devices import Threads, card_name, missing_for_cuda
 

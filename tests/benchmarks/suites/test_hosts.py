@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.suites.hosts import measure
-from sensai_serve.bundle import Bundle
+from sensai_serve.bundles import Bundle
 from sensai_serve.errors import ServingError
 
 

@@ -16,7 +16,7 @@ from benchmarks.subjects.networks import OnnxNetwork, as_bundle, fastest, monoli
 from benchmarks.subjects.transports import TRANSPORTS
 from benchmarks.suites.latency.breakdown import PARTS, breakdown
 from sensai_serve import load
-from sensai_serve.bundle import Bundle
+from sensai_serve.bundles import Bundle
 from sensai_serve.errors import BundleError
 from serving.runtime.devices import Threads
 

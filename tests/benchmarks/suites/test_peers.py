@@ -19,7 +19,7 @@ from benchmarks.reporting.report import write
 from benchmarks.subjects.noop import noop_bundle, noop_network
 from benchmarks.suites.peers import measure as peers_run
 from benchmarks.suites.peers.report import report
-from sensai_serve.bundle import Bundle
+from sensai_serve.bundles import Bundle
 from sensai_serve.errors import ServingError
 from sensai_serve.plugins import find
 

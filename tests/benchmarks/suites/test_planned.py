@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.suites.planned import compare
-from sensai_serve.bundle import Bundle
+from sensai_serve.bundles import Bundle
 from serving.planning import Latency
 
 

@@ -13,7 +13,7 @@ from benchmarks.subjects.inputs import write_labelled
 from benchmarks.suites.stragglers.cases import CASES
 from benchmarks.suites.stragglers.oracle import Oracle
 from sensai_serve.assignment import cyclic
-from sensai_serve.bundle import Bundle
+from sensai_serve.bundles import Bundle
 from sensai_serve.errors import InputError
 
 LENGTH = Length.from_environment()

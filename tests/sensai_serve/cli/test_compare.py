@@ -23,7 +23,7 @@ from pruning.recipe import Recipe
 from pruning.run import Run
 from pruning.training.reference import train
 from sensai_serve import load
-from sensai_serve.bundle import Bundle
+from sensai_serve.bundles import Bundle
 from sensai_serve.cli.main import main
 from sensai_serve.errors import InputError
 from sensai_serve.merge import MergePlan

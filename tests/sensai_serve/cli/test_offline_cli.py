@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import save_file
 
 from pruning import data, models
-from sensai_serve.bundle import Bundle
+from sensai_serve.bundles import Bundle
 from sensai_serve.cli.main import main
 
 

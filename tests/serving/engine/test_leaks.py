@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sensai_serve.bundle import Bundle
+from sensai_serve.bundles import Bundle
 from sensai_serve.errors import BundleError
 from serving.backends.process.backend import Backend as ProcessBackend
 from serving.engine.gateway import Gateway

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import sensai_serve
-from sensai_serve.bundle import Bundle
+from sensai_serve.bundles import Bundle
 from sensai_serve.errors import (
     BundleError,
     ChecksumError,

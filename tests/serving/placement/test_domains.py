@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sensai_serve.assignment import cyclic
-from sensai_serve.bundle import Bundle
+from sensai_serve.bundles import Bundle
 from sensai_serve.cli.main import main
 from sensai_serve.guarantees import survives
 from serving.placement.domains import host_lines, hosts_of, losses_covered, spread

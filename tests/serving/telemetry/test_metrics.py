@@ -11,7 +11,7 @@ import pytest
 import tritonclient.grpc as triton
 from prometheus_client.parser import text_string_to_metric_families
 
-from sensai_serve.bundle import Bundle
+from sensai_serve.bundles import Bundle
 
 
 def scrape(server) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sensai_serve.bundle import Bundle
+from sensai_serve.bundles import Bundle
 from serving.v2.tensors import OUTPUTS
 
 CALLS = Path(__file__).with_name("kserve_calls.py")

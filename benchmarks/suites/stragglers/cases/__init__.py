@@ -21,7 +21,7 @@ from benchmarks.harness.load_generator import OK, TimedRequest
 from benchmarks.subjects import our_server
 from benchmarks.subjects.inputs import LabelledInputs
 from benchmarks.suites.stragglers.oracle import Oracle
-from sensai_serve.bundle import Bundle
+from sensai_serve.bundles import Bundle
 from sensai_serve.report import Picture
 
 CASES = ("delay", "dead", "killed", "stopped", "hung", "memory", "curve", "wrong", "overload", "swaps")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from benchmarks.suites.stragglers.cases import Aim, CaseResult, Context
 from benchmarks.suites.stragglers.oracle import Oracle
 from sensai_serve.assignment import Assignment
-from sensai_serve.bundle import Bundle
+from sensai_serve.bundles import Bundle
 from sensai_serve.lost_workers import MOST_SETS, ScoredInputs, accuracy_curve
 from sensai_serve.merge import MergePlan
 from sensai_serve.report import Picture, drawing

@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sensai_serve.bundle import Bundle
+from sensai_serve.bundles import Bundle
 from serving.backends.ort.inline import HANDOFF_S, choose_inline
 from serving.engine.gateway import Gateway
 from serving.engine.options import GatewayOptions

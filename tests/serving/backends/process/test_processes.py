@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import sensai_serve
-from sensai_serve.bundle import Bundle
+from sensai_serve.bundles import Bundle
 from serving.backends import Cause
 from serving.backends.process import handles as _processes
 from serving.backends.process.backend import Backend

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import sensai_serve
-from sensai_serve.bundle import Bundle
+from sensai_serve.bundles import Bundle
 from sensai_serve.cli.main import main
 from serving.address import Address
 from serving.engine.gateway import Gateway

@@ -20,7 +20,7 @@ from tritonclient.grpc import service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 import sensai_serve
-from sensai_serve.bundle import Bundle
+from sensai_serve.bundles import Bundle
 from sensai_serve.errors import InputError
 from sensai_serve.golden import Golden
 from sensai_serve.protobuf import bytes_field

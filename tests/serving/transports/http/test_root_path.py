@@ -7,7 +7,7 @@ import pytest
 import tritonclient.http as triton
 from httpx import Client
 
-from sensai_serve.bundle import Bundle
+from sensai_serve.bundles import Bundle
 from sensai_serve.errors import InputError
 from serving.settings import load_settings
 

@@ -7,7 +7,7 @@ import json
 import httpx
 import numpy as np
 
-from sensai_serve.bundle import Bundle
+from sensai_serve.bundles import Bundle
 from serving.transports.http.v1.schema import ModelWorkers
 
 

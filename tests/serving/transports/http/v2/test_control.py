@@ -15,7 +15,7 @@ import tritonclient.http as triton
 import tritonclient.utils.shared_memory as shm
 from tritonclient.utils import InferenceServerException
 
-from sensai_serve.bundle import Bundle
+from sensai_serve.bundles import Bundle
 from sensai_serve.errors import RequestError
 from sensai_serve.golden import Golden
 from serving.v2.shared_memory import Regions

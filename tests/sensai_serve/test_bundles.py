@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from sensai_serve.bundle import Bundle, atomic_directory, atomic_file, sha256_of
+from sensai_serve.bundles import Bundle, atomic_directory, atomic_file, sha256_of
 from sensai_serve.errors import BundleError, ChecksumError, OutputExistsError
 from sensai_serve.golden import Golden
 from sensai_serve.manifest import Manifest
