@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -132,3 +132,14 @@ class Backend(Protocol):
 
     def stop(self) -> None:
         """End every worker and free what it holds; blocks, off the event loop's thread. Open tasks are failed."""
+
+
+@runtime_checkable
+class Killable(Protocol):
+    """A backend that can end what runs a worker at once, as something outside the server might."""
+
+    def kill(self, worker: int) -> None:
+        """End what runs this worker, and whatever else runs there. It is started again as after any death.
+
+        Called on the event loop's thread only.
+        """

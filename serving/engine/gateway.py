@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Mapping
 from time import perf_counter
 
 import numpy as np
 import numpy.typing as npt
 
 from sensai_serve.bundles import Bundle
-from sensai_serve.errors import BundleError, NotReadyError, OverloadedError, RequestError
+from sensai_serve.errors import BundleError, ControlOffError, NotReadyError, OverloadedError, RequestError
 from sensai_serve.manifest import Manifest
 from sensai_serve.merge import Answer, Wait, parse_wait
 from sensai_serve.plugins import find
@@ -22,6 +23,7 @@ from serving.backends import Backend, BackendPlan, Cause
 from serving.engine.admission import Admission
 from serving.engine.deferred import DeferredWrites
 from serving.engine.fanout import FanOut, FanOutResult
+from serving.engine.fault_control import FaultControl
 from serving.engine.health import FLOOR_S, WorkerHealth
 from serving.engine.options import GatewayOptions
 from serving.engine.pending import MaybePending, is_pending
@@ -63,6 +65,7 @@ class Gateway:
         self._supervisor: Supervisor | None = None
         self._backend: Backend | None = None
         self._reference: Session | None = None
+        self._fault_control: FaultControl | None = None
         self._stopping = False
         self._successor: Gateway | None = None
 
@@ -89,6 +92,25 @@ class Gateway:
         self._deferred.flush()
         return 0 if self._supervisor is None else self._supervisor.late_copies
 
+    @property
+    def fault_control(self) -> FaultControl:
+        """Gives workers faults while the model serves.
+
+        Raises:
+            ControlOffError: the option `allow_faults` is off.
+            NotReadyError: the model has not started.
+        """
+        if not self.options.allow_faults:
+            raise ControlOffError("faults on purpose are off, expected a server started with --allow-faults")
+        if self._fault_control is None:
+            raise NotReadyError(f"model {self.name} is not ready")
+        return self._fault_control
+
+    @property
+    def faults(self) -> Mapping[int, str]:
+        """The faults that workers have been given while the model serves, by worker."""
+        return {} if self._fault_control is None else self._fault_control.faults
+
     async def start(self) -> None:
         """Load, warm and check every worker.
 
@@ -98,21 +120,22 @@ class Gateway:
         """
         options = self.options
         supervisor = Supervisor(self.bundle, self.plan, eject=options.patience > 0)
-        backend: Backend = find("serving.backends", options.backend, "Backend")(
-            BackendPlan(
-                bundle=self.bundle,
-                workers=tuple(range(self.bundle.assignment.n_workers)),
-                devices=options.devices,
-                device_of=dict(enumerate(self.placement.device_of)),
-                max_batch=options.max_batch,
-                faults=options.faults,
-                on_up=supervisor.up,
-                on_down=supervisor.down,
-                threads=options.onnx_threads,
-                inline_s=options.inline_s,
-                processes=options.processes,
-            )
+        plan = BackendPlan(
+            bundle=self.bundle,
+            workers=tuple(range(self.bundle.assignment.n_workers)),
+            devices=options.devices,
+            device_of=dict(enumerate(self.placement.device_of)),
+            max_batch=options.max_batch,
+            faults=options.faults,
+            on_up=supervisor.up,
+            on_down=supervisor.down,
+            threads=options.onnx_threads,
+            inline_s=options.inline_s,
+            processes=options.processes,
         )
+        backend: Backend = find("serving.backends", options.backend, "Backend")(plan)
+        if options.allow_faults:
+            backend = self._fault_control = FaultControl(backend, plan, supervisor.recheck)
         try:
             await asyncio.to_thread(backend.start)
             if options.on_missing == "reference":

@@ -69,6 +69,9 @@ class Inference(Group):
         tuple[InstanceOf[Fault], ...], NoDecode, BeforeValidator(_parse_faults), Flag(metavar="SPEC")
     ] = ()
     """Faults on purpose, for tests and demonstrations: ``3:delay=50ms``, ``0+4:drop=0.1``."""
+    allow_faults: bool = False
+    """Whether clients may make workers fail on purpose, on the console or with ``POST /v1/faults``; for demonstrations
+    and tests."""
 
 
 class GatewayOptions(Inference):

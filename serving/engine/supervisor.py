@@ -77,6 +77,11 @@ class Supervisor:
             if worker.state is not State.LIVE
         ]
 
+    def recheck(self, worker: int) -> None:
+        """Check a worker anew that is dead or quarantined and may be sound by now; it is live again if it is."""
+        if self.health.workers[worker].state in (State.DEAD, State.QUARANTINED):
+            self._came_up(worker)
+
     async def check(self, backend: Backend) -> None:
         """Check all workers against the golden samples, and make each live.
 

@@ -15,7 +15,14 @@ import pytest
 
 import sensai_serve
 from sensai_serve.bundles import Bundle
-from sensai_serve.errors import BundleError, DeviceError, OverloadedError, UncoveredError
+from sensai_serve.errors import (
+    BundleError,
+    ControlOffError,
+    DeviceError,
+    OverloadedError,
+    RequestError,
+    UncoveredError,
+)
 from sensai_serve.plugins import available, find
 from serving.address import Address
 from serving.backends import BackendPlan, Cause
@@ -362,5 +369,66 @@ def test_a_server_whose_classes_have_failing_workers_only_is_not_ready_until_the
             await until(lambda: gateway.ready)  # one of them is back
             await until(lambda: all(worker.state is State.LIVE for worker in gateway.workers))
             assert (await gateway.infer(inputs())).answer.missing == ()
+
+    run(test)
+
+
+def test_faults_can_be_given_to_workers_and_taken_away_while_they_serve(tiny_bundle: Path, backend: str) -> None:
+    local = sensai_serve.load(tiny_bundle)
+
+    async def test() -> None:
+        async with serving(tiny_bundle, backend=backend, allow_faults=True) as gateway:
+            worker, control, seed = gateway.workers, gateway.fault_control, 0
+
+            async def ask_until(state: State, which: int) -> None:
+                nonlocal seed
+                while worker[which].state is not state:
+                    seed += 1
+                    answer = (await gateway.infer(inputs(1, seed))).answer
+                    if answer.complete and 6 not in answer.arrived:
+                        assert answer.class_id == local.predict_tensor(inputs(1, seed)).class_id
+                    await asyncio.sleep(0.001)
+
+            for which, fault, state in ((2, "delay=60ms", State.EJECTED), (6, "random", State.QUARANTINED)):
+                control.set(which, fault)
+                await ask_until(state, which)
+                assert control.faults == {which: fault}
+                control.set(which, "")
+                await until(lambda w=which: worker[w].state is State.LIVE)
+                assert control.faults == {}
+            control.set(4, "nan,drop=0")
+            assert (await gateway.infer(inputs(), wait="all")).erasures == {4: Cause.INVALID}
+            control.set(4, "drop")
+            assert (await gateway.infer(inputs(), wait="all")).erasures == {4: Cause.FAILED}
+            control.set(4, "kill")
+            await until(lambda: worker[4].state is State.DEAD)
+            if backend == "process":
+                assert control.faults == {}  # it is dead indeed, and started again
+            else:
+                assert (await gateway.infer(inputs(), wait="all")).erasures == {4: Cause.DEAD}
+                control.set(4, "")
+            await until(lambda: gateway.ready and all(w.state is State.LIVE for w in worker))
+            assert (await gateway.infer(inputs(), wait="all")).answer.arrived == tuple(range(10))
+
+    run(test)
+
+
+@pytest.mark.parametrize("fault", ["explode", "kill,drop", "crash", "delay=5", "drop,after=3", "3:drop", "drop:nan"])
+def test_faults_that_are_none_are_refused(tiny_bundle: Path, fault: str) -> None:
+    async def test() -> None:
+        async with serving(tiny_bundle, backend="ort", allow_faults=True) as gateway:
+            with pytest.raises(RequestError, match=r"fault is .*, expected kill, delay=50ms"):
+                gateway.fault_control.set(1, fault)
+            with pytest.raises(RequestError, match="worker is 10, expected 0 to 9"):
+                gateway.fault_control.set(10, "drop")
+
+    run(test)
+
+
+def test_faults_are_off_unless_allowed(tiny_bundle: Path) -> None:
+    async def test() -> None:
+        async with serving(tiny_bundle, backend="ort") as gateway:
+            with pytest.raises(ControlOffError, match="expected a server started with --allow-faults"):
+                _ = gateway.fault_control
 
     run(test)

@@ -143,6 +143,12 @@ class Backend:
         for fd in (self._done_fd, self._memory_fd, *(f for w in self._workers for f in (w.network_fd, w.wake_fd))):
             os.close(fd)
 
+    def kill(self, worker: int) -> None:
+        """Kill the process of a worker, and so all workers that share it; see `serving.backends.Killable`."""
+        for process in self._processes:
+            if process.popen is not None and any(handle.id == worker for handle in process.workers):
+                process.popen.kill()
+
     def _take_slot(self, task: Task) -> int | None:
         for slot in ((self._ticket + i) % SLOTS for i in range(SLOTS)):
             held = self._slot_task[slot]

@@ -23,8 +23,8 @@ from serving.transports.http.asgi.errors import error_body, error_reply, http_er
 from serving.transports.http.asgi.requests import request_id, send_reply
 from serving.transports.http.asgi.sites import Sites, sharing
 from serving.transports.http.asgi.types import Message, Receive, Scope, Send
+from serving.transports.http.v1 import faults, stream
 from serving.transports.http.v1 import routes as v1
-from serving.transports.http.v1 import stream
 from serving.transports.http.v2 import control, metadata
 from serving.transports.http.v2.infer import OPENAPI, InferRoute
 
@@ -150,6 +150,7 @@ def create_app(plane: DataPlane, sites: Sites, prefix: str = "") -> Application:
     app.include_router(metadata.router(plane))
     app.include_router(v1.router(plane))
     app.include_router(stream.router(plane))
+    app.include_router(faults.router(plane))
     app.include_router(docs.router(app.title))
 
     @app.get("/metrics", tags=["Control"], summary="Metrics for Prometheus", response_class=PlainTextResponse)

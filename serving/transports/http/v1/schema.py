@@ -127,6 +127,8 @@ class WorkerStatus(_Described):
     """How often the worker was ejected as a straggler since it was started."""
     cleared: int
     """How often the worker disagreed with others and was found sound since it was started."""
+    fault: str
+    """What is wrong with the worker on purpose (``POST /v1/faults``); empty for nothing."""
 
 
 class ModelWorkers(_Described):
@@ -185,6 +187,7 @@ def summary_of(gateway: Gateway) -> ModelSummary:
 def workers_of(gateway: Gateway) -> ModelWorkers:
     """Describe a model's workers to operators."""
     manifest, devices, runs = gateway.manifest, gateway.options.devices, gateway.counters.worker_runs
+    faults = gateway.faults
     workers = [
         WorkerStatus(
             worker=w,
@@ -196,6 +199,7 @@ def workers_of(gateway: Gateway) -> ModelWorkers:
             restarts=max(0, worker.restarts),
             ejections=worker.ejections,
             cleared=worker.cleared,
+            fault=faults.get(w, ""),
         )
         for w, worker in enumerate(gateway.workers)
     ]

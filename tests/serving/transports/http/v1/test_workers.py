@@ -6,6 +6,7 @@ import json
 
 import httpx
 import numpy as np
+import pytest
 
 from sensai_serve.bundles import Bundle
 from serving.transports.http.v1.schema import ModelWorkers
@@ -86,3 +87,38 @@ def test_predict_says_null_where_it_abstains(run_server, tiny_bundle) -> None:
         prediction = httpx.post(f"{server.url}/v1/predict", json={"inputs": np.zeros((3, 8, 8)).tolist()}).json()
     assert (prediction["label"], prediction["class_id"]) == (None, -1)
     assert len(prediction["scores"]) == 10
+
+
+def test_a_worker_is_made_to_fail_and_is_sound_again(run_server, tiny_bundle) -> None:
+    with run_server(tiny_bundle, inference={"allow_faults": True}) as server:
+        assert {worker.fault for worker in workers(server).workers} == {""}
+        reply = httpx.post(f"{server.url}/v1/faults", json={"worker": 3, "fault": "kill"})
+        assert reply.status_code == 200, reply.text
+        assert [w["worker"] for w in reply.json()["workers"] if w["fault"]] == [3]
+        assert workers(server).workers[3].state.value == "dead"
+        httpx.post(f"{server.url}/v1/faults?model=tiny", json={"worker": 3, "fault": ""}).raise_for_status()
+        while workers(server).workers[3].state.value != "live":
+            pass  # it is checked on the golden samples first
+        assert workers(server).workers[3].fault == ""
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"worker": "3", "fault": "kill"}, "worker and fault are '3' and 'kill', expected a whole number and text"),
+        ({"worker": True, "fault": "kill"}, "worker and fault are True and 'kill', expected a whole number and text"),
+        ({"worker": 3}, "worker and fault are 3 and None, expected a whole number and text"),
+        ({"worker": 3, "fault": "die"}, "fault is 'die', expected kill, delay=50ms"),
+        ({"worker": -1, "fault": "kill"}, "worker is -1, expected 0 to 9"),
+    ],
+)
+def test_what_is_no_fault_is_refused(run_server, tiny_bundle, body, message) -> None:
+    with run_server(tiny_bundle, inference={"allow_faults": True}) as server:
+        reply = httpx.post(f"{server.url}/v1/faults", json=body)
+    assert (reply.status_code, reply.json()["error"].startswith(message)) == (400, True), reply.text
+
+
+def test_clients_may_not_make_workers_fail_unless_that_is_allowed(server) -> None:
+    reply = httpx.post(f"{server.url}/v1/faults", json={"worker": 3, "fault": "kill"})
+    assert reply.status_code == 503
+    assert reply.json() == {"error": "faults on purpose are off, expected a server started with --allow-faults"}
