@@ -21,8 +21,12 @@ from pruning.merging import merge_plan
 from pruning.run import RECOVERED, REFERENCE, Run
 from sensai_serve.bundles import GOLDEN, MANIFEST, Bundle, atomic_directory, sha256_of
 from sensai_serve.bundles import REFERENCE as REFERENCE_FILE
+from sensai_serve.fit_confidence import fit_confidence
 from sensai_serve.local import load
+from sensai_serve.lost_workers import ScoredInputs
 from sensai_serve.manifest import Manifest, MergeSpec, SubnetSpec
+from sensai_serve.merge import MergePlan
+from sensai_serve.preprocess import Floats
 
 GOLDEN_SAMPLES = 8
 """Number of golden samples in a bundle."""
@@ -83,6 +87,11 @@ def export(
             provenance=_provenance(run) | files.provenance,
         )
         bundle = _rewrite(folder, manifest)
+        validated = _validation_scores(run, bundle, precision)
+        confident = (
+            fit_confidence(ScoredInputs(merge, validated), agreement=run.recipe.agreement) if validated else None
+        )
+        manifest = dataclasses.replace(manifest, merge=dataclasses.replace(manifest.merge, confident=confident))
         classifier = load(bundle)
         chosen = choose_golden(files.differences, classifier.predict_tensor(exporter.samples).class_id, GOLDEN_SAMPLES)
         inputs = exporter.samples[chosen]
@@ -100,7 +109,7 @@ def export(
             )
             result.save(folder / EVALUATION)
             checksums[EVALUATION] = sha256_of(folder / EVALUATION)
-            accuracy = result.accuracy() | _validated(run, bundle, precision)
+            accuracy = result.accuracy() | _validated(run, merge, validated, precision)
         _rewrite(folder, dataclasses.replace(manifest, checksums=checksums, accuracy=accuracy)).verify()
     return Bundle.open(out)
 
@@ -149,17 +158,25 @@ def _write_networks(exporter: Exporter, folder: Path, with_monolith: bool, on_pr
     return files
 
 
-def _validated(run: Run, bundle: Bundle, precision: str) -> dict[str, float]:
-    """Accuracy on the validation part in FP32 and in the bundle's precision, to choose a precision by."""
+def _validation_scores(run: Run, bundle: Bundle, precision: str) -> list[Floats]:
+    """Every worker's scores [V, k] of the validation part in the bundle's precision; none where there is no part."""
     _, validation = run.split
     if not len(validation):
+        return []
+    if precision == FP32:
+        return [run.validation_scores(worker) for worker in range(run.assignment.n_workers)]
+    return scores_of(bundle, run.dataset.x[validation])
+
+
+def _validated(run: Run, plan: MergePlan, scores: list[Floats], precision: str) -> dict[str, float]:
+    """Accuracy on the validation part in FP32 and in the bundle's precision, to choose a precision by."""
+    if not scores:
         return {}
-    x, y = run.dataset.x[validation], run.dataset.y[validation]
-    plan = bundle.merge_plan
+    truth = run.dataset.y[run.split[1]]
     kept = [run.validation_scores(worker) for worker in range(run.assignment.n_workers)]
-    accuracy = {f"validation_{FP32}": merged_accuracy(plan, kept, y)}
+    accuracy = {f"validation_{FP32}": merged_accuracy(plan, kept, truth)}
     if precision != FP32:
-        accuracy[f"validation_{precision}"] = merged_accuracy(plan, scores_of(bundle, x), y)
+        accuracy[f"validation_{precision}"] = merged_accuracy(plan, scores, truth)
     return accuracy
 
 

@@ -71,6 +71,9 @@ class Recipe:
     merge: Annotated[str, Plugins("sensai_serve.merge.rules", "Rule", also=(BEST_RULE,))] = "majority"
     """How the copies of a class become one answer; ``auto`` is the rule that is right most often on the validation
     part."""
+    agreement: Annotated[float, Range(0, 1)] = 0.999
+    """The fraction of the answers that the wait ``confident`` stops early which equal those of all copies, on the
+    validation part."""
 
     criterion: Annotated[str, Section("How much is cut"), Plugins("pruning.criteria", "importance")] = "taylor"
     """What makes a channel important."""

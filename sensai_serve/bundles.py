@@ -96,7 +96,7 @@ class Bundle:
             PluginError: the rule that the manifest names is not there, or was not allowed.
         """
         merge = self.manifest.merge
-        plan = MergePlan(self.assignment, merge.rule, merge.threshold)
+        plan = MergePlan(self.assignment, merge.rule, merge.threshold, merge.confident)
         _ = plan.rule_type
         return plan
 

@@ -16,7 +16,7 @@ from sensai_serve.bundles import Bundle
 from sensai_serve.errors import BundleError, WorkerError
 from sensai_serve.examples import file_path
 from sensai_serve.manifest import Manifest
-from sensai_serve.merge import Answer
+from sensai_serve.merge import Answer, Wait
 from sensai_serve.preprocess import Floats, from_image, normalise
 
 if TYPE_CHECKING:
@@ -85,14 +85,26 @@ class Classifier:
         feed = {self.manifest.input.name: inputs}
         return [session.run(["scores"], feed)[0] for session in self._sessions]
 
-    def predict_tensor(self, inputs: Floats) -> Answer:
-        """Merge every worker's scores of FP32 [N, *shape], normalised."""
-        collector = self.plan.collect(len(inputs), "all")
-        for worker, scores in enumerate(self.scores(inputs)):
-            collector.add(worker, scores)
+    def predict_tensor(self, inputs: Floats, *, wait: Wait = "all") -> Answer:
+        """Merge the workers' scores of FP32 [N, *shape], normalised.
+
+        Args:
+            inputs: what to classify.
+            wait: until when workers are asked, one after the other; as for the server.
+
+        Raises:
+            RequestError: the wait is ``confident``, and the bundle has no thresholds for it.
+        """
+        collector, feed = self.plan.collect(len(inputs), wait), {self.manifest.input.name: inputs}
+        for worker in self.plan.order:
+            if collector.done:
+                break
+            collector.add(worker, self._sessions[worker].run(["scores"], feed)[0])
         return collector.answer()
 
-    def predict(self, x: npt.ArrayLike | bytes | str | Path | Image, *, normalised: bool = False) -> Prediction:
+    def predict(
+        self, x: npt.ArrayLike | bytes | str | Path | Image, *, normalised: bool = False, wait: Wait = "all"
+    ) -> Prediction:
         """Classify one input.
 
         Args:
@@ -100,9 +112,10 @@ class Classifier:
                 numbers of one input, of the model's shape: pixels, readings. `example:NAME` is a path too: it names
                 a picture that comes with the package.
             normalised: `x` holds numbers that are ready for the network, as the prediction endpoint takes them.
+            wait: as for `predict_tensor`.
 
         Raises:
-            RequestError: another shape, no numbers, no readable image.
+            RequestError: another shape, no numbers, no readable image, or a wait that the bundle has no thresholds for.
             DataError: no picture of that name comes with the package.
             WorkerError: every subnet's scores were NaN, infinite or out of range.
         """
@@ -113,7 +126,7 @@ class Classifier:
             tensor = np.ascontiguousarray(x, dtype=np.float32)
         else:
             tensor = normalise(x, self.manifest.input)
-        return self._name(self.predict_tensor(tensor.reshape(1, *self.manifest.input.shape)))
+        return self._name(self.predict_tensor(tensor.reshape(1, *self.manifest.input.shape), wait=wait))
 
     def _name(self, answer: Answer) -> Prediction:
         labels = self.manifest.labels

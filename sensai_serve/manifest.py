@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 
 from sensai_serve.assignment import Assignment
 from sensai_serve.errors import AssignmentError, BundleError, InputError
+from sensai_serve.merge.confidence import Confidence
 from sensai_serve.preprocess import InputSpec
 
 SCHEMA = 1
@@ -46,6 +48,8 @@ class MergeSpec:
     rule: str = "majority"
     threshold: float = 0.5
     """A copy votes for its class when its score is at least this."""
+    confident: Confidence | None = None
+    """When an answer is so sure that it stands before all copies are there; None where no thresholds were fitted."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,15 @@ class Manifest:
                     raise BundleError(f"subnets[{s.worker}].{name} is {getattr(s, name)}, expected 0 or more")
         if not 0 < self.merge.threshold < 1:
             raise BundleError(f"merge.threshold is {self.merge.threshold}, expected a number between 0 and 1")
-        _ = self.assignment
+        n_workers, copies = self.assignment.n_workers, max(map(len, self.assignment.workers_of))
+        if (confident := self.merge.confident) is not None:
+            if len(confident.order) != n_workers:
+                raise BundleError(f"merge.confident.order is of {len(confident.order)} workers, expected {n_workers}")
+            if len(confident.thresholds) >= copies:
+                raise BundleError(
+                    f"merge.confident.thresholds are {len(confident.thresholds)}, expected fewer than a class has "
+                    f"copies, {copies}"
+                )
 
     @property
     def assignment(self) -> Assignment:
@@ -131,7 +143,7 @@ class Manifest:
                 "offsets": list(self.offsets),
                 "symbols": [list(symbol) for symbol in self.symbols],
             },
-            "merge": {"rule": self.merge.rule, "threshold": self.merge.threshold},
+            "merge": _merge_to_json(self.merge),
             "reference": self.reference,
             "checksums": dict(self.checksums),
             "accuracy": dict(self.accuracy),
@@ -170,6 +182,7 @@ class Manifest:
                 merge=MergeSpec(
                     rule=_get(merge, "rule", _string, "majority", where="merge."),
                     threshold=_get(merge, "threshold", _number, 0.5, where="merge."),
+                    confident=_confidence(_get(merge, "confident", _optional(_object), None, where="merge.")),
                 ),
                 reference=_get(raw, "reference", _optional(_string), None),
                 checksums=_get(raw, "checksums", _object_of(_sha256), {}),
@@ -195,6 +208,33 @@ def _subnet(raw: Mapping[str, Any], where: str) -> SubnetSpec:
         macs=_get(raw, "macs", _integer, 0, where=where),
         parameters=_get(raw, "parameters", _integer, 0, where=where),
     )
+
+
+def _confidence(raw: Mapping[str, Any] | None) -> Confidence | None:
+    where = "merge.confident."
+    if raw is None:
+        return None
+    thresholds = _get(raw, "thresholds", _list_of(_optional(_number)), where=where)
+    return Confidence(
+        thresholds=tuple(math.inf if lead is None else lead for lead in thresholds),
+        order=_get(raw, "order", _list_of(_integer), where=where),
+        agreement=_get(raw, "agreement", _number, where=where),
+        inputs=_get(raw, "inputs", _integer, where=where),
+        stopped=_get(raw, "stopped", _list_of(_number), where=where),
+    )
+
+
+def _merge_to_json(merge: MergeSpec) -> dict[str, Any]:
+    raw: dict[str, Any] = {"rule": merge.rule, "threshold": merge.threshold}
+    if (confident := merge.confident) is not None:
+        raw["confident"] = {
+            "agreement": confident.agreement,
+            "inputs": confident.inputs,
+            "order": list(confident.order),
+            "thresholds": [None if math.isinf(lead) else lead for lead in confident.thresholds],
+            "stopped": list(confident.stopped),
+        }
+    return raw
 
 
 _MISSING: Any = object()

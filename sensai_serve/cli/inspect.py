@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from sensai_serve.bundles import Bundle
     from sensai_serve.guarantees import Guarantees
+    from serving.placement.waves import Waves
 
 app = typer.Typer()
 
@@ -56,6 +57,8 @@ def inspect(
     if placed is not None:
         for line in _placement_lines(opened, placed):
             console.print(line)
+    for line in confident_lines(opened, placed):
+        console.print(line, highlight=False)
     for line in accuracy_lines(manifest.accuracy):
         console.print(line, highlight=False)
     console.print("[green]every file is as it was written[/green]")
@@ -81,6 +84,30 @@ def promise_lines(promises: Guarantees, n_workers: int) -> list[str]:
                 f"({count.uncovering_most / count.total:.1%}{'' if count.exact else ' at most'})"
             )
     return lines
+
+
+def confident_lines(bundle: Bundle, placed: Any) -> Iterator[str]:
+    """What the wait ``confident`` stops at, and the waves that it asks in, one a line; none without thresholds."""
+    confident = bundle.manifest.merge.confident
+    if confident is None:
+        return
+    counts = [(n, share) for n, share in enumerate(confident.stopped, 1) if share]
+    shares = ", ".join(f"{share:.1%} with {n} {'copies' if n > 1 else 'copy'}" for n, share in counts)
+    yield (
+        f"confident: of {confident.inputs:,} inputs {shares or 'none'} of every class; of those stopped at each number "
+        f"at least {100 * confident.agreement:g}% have the class that all copies give"
+    )
+    if placed is None:
+        yield f"confident asks workers in the order {', '.join(map(str, confident.order))}"
+    else:
+        yield f"confident asks in waves: {', '.join('+'.join(map(str, wave)) for wave in _waves(bundle, placed))}"
+
+
+def _waves(bundle: Bundle, placed: Any) -> Waves:
+    from serving.placement.waves import make_waves
+
+    names, placement = placed
+    return make_waves(bundle.merge_plan.order, placement.device_of, [1] * len(names))
 
 
 def accuracy_lines(accuracy: Mapping[str, Any]) -> Iterator[str]:
@@ -169,4 +196,6 @@ def _as_json(bundle: Bundle, promises: Guarantees, placed: Any) -> dict[str, Any
     if placed is not None:
         names, placement = placed
         raw["placement"] = asdict(placement) | {"devices": names}
+        if bundle.manifest.merge.confident is not None:
+            raw["waves"] = _waves(bundle, placed)
     return raw

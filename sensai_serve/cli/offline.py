@@ -80,8 +80,8 @@ app.command()(prune)
 def _export_options() -> tuple[Option, ...]:
     from pruning.recipe import recipe_options
 
-    (merge,) = select(recipe_options(), "merge")
-    return (replace(merge, default="", text=f"{merge.text} The recipe's where not given."),)
+    chosen = select(recipe_options(), "merge", "agreement")
+    return tuple(replace(one, default="", text=f"{one.text} The recipe's where not given.") for one in chosen)
 
 
 @app.command()
@@ -136,7 +136,9 @@ def export(
     run = bundle_path(run)
     if (run / MANIFEST).is_file():
         if triton is None or out is not None or recipe:
-            raise InputError(f"{run} is a bundle already, expected --triton, and neither --out nor --merge")
+            raise InputError(
+                f"{run} is a bundle already, expected --triton, and neither --out, --merge nor --agreement"
+            )
         bundle = Bundle.open(run)
     elif out is None:
         raise InputError("--out is missing, expected a new directory for the bundle")

@@ -18,7 +18,7 @@ class Answer:
     Arrays are made when they are first asked for: few requests ask for all of them.
     """
 
-    __slots__ = ("_arrays", "arrived", "complete", "decided_early", "degraded", "missing", "rows")
+    __slots__ = ("_arrays", "arrived", "complete", "decided_early", "degraded", "exact", "missing", "rows")
 
     def __init__(
         self,
@@ -28,6 +28,7 @@ class Answer:
         missing: tuple[int, ...],
         decided_early: bool,
         complete: bool,
+        exact: bool = True,
         degraded: bool = False,
     ) -> None:
         """Put an answer together; each argument is an attribute of the same name."""
@@ -38,7 +39,10 @@ class Answer:
         self.missing = missing
         """The other workers, ascending."""
         self.decided_early = decided_early
-        """Whether the answer was given while copies were awaited that could not have changed a class_id."""
+        """Whether the answer was given while copies were awaited, because it was decided or sure without them."""
+        self.exact = exact
+        """Whether no copy that was awaited then could have changed a class_id; else the answer was sure, or the wait
+        asked for no more."""
         self.complete = complete
         """Whether no missing copy, for whatever reason it is missing, could have changed a class_id."""
         self.degraded = degraded
@@ -100,11 +104,13 @@ class Answer:
             missing=self.missing,
             decided_early=self.decided_early,
             complete=self.complete if complete is None else complete,
+            exact=self.exact,
             degraded=self.degraded if degraded is None else degraded,
         )
 
     def __repr__(self) -> str:
-        shown = ("class_id", "scores", "arrived", "missing", "decided_early", "complete", "elected", "degraded")
+        shown = ("class_id", "scores", "arrived", "missing", "decided_early", "exact", "complete", "elected",
+                 "degraded")  # fmt: skip
         return f"Answer({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
 
     def _array(self, name: str, dtype: type[np.generic]) -> npt.NDArray[Any]:

@@ -13,11 +13,14 @@ import numpy.typing as npt
 from sensai_serve.assignment import Assignment
 from sensai_serve.errors import RequestError
 from sensai_serve.merge.answer import Answer
+from sensai_serve.merge.confidence import Confidence, lead, least_copies
+from sensai_serve.merge.order import ask_order
 from sensai_serve.merge.rules import CopyLayout, Rule, find_rule, make_layout
 
-Wait = Literal["decided", "all", "quorum", "first"]
-"""decided: until no awaited copy can change a class. all: every copy. quorum: more than half of every class's copies.
-first: one copy of every class. Each ends when nothing more will come."""
+Wait = Literal["decided", "confident", "all", "quorum", "first"]
+"""decided: until no awaited copy can change a class. confident: until every answer is sure, by the bundle's thresholds.
+all: every copy. quorum: more than half of every class's copies. first: one copy of every class. Each ends when nothing
+more will come."""
 WAITS: tuple[Wait, ...] = get_args(Wait)
 
 
@@ -40,6 +43,26 @@ class MergePlan:
     assignment: Assignment
     rule: str = "majority"
     threshold: float = 0.5
+    confidence: Confidence | None = None
+    """When answers are sure; None where the wait ``confident`` is not to be had."""
+
+    def check_wait(self, wait: Wait) -> Wait:
+        """`wait`, if requests can have it.
+
+        Raises:
+            RequestError: it is ``confident``, and there are no thresholds.
+        """
+        if wait == "confident" and self.confidence is None:
+            others = ", ".join(other for other in WAITS if other != wait)
+            raise RequestError(
+                f"wait is 'confident', and the bundle has no thresholds for it, expected one of {others}"
+            )
+        return wait
+
+    @cached_property
+    def order(self) -> tuple[int, ...]:
+        """The workers in the order in which they are asked, where not all are asked at once."""
+        return ask_order(self.assignment) if self.confidence is None else self.confidence.order
 
     @cached_property
     def rule_type(self) -> type[Rule]:
@@ -67,15 +90,19 @@ class MergePlan:
         return make_layout(self.assignment.rows, self.assignment.n_classes, self.threshold)
 
     def collect(self, n_inputs: int = 1, wait: Wait = "decided") -> Collector:
-        """Start one request of `n_inputs` inputs."""
+        """Start one request of `n_inputs` inputs.
+
+        Raises:
+            RequestError: as `check_wait`.
+        """
         return Collector(self, n_inputs, wait)
 
 
 class Collector:
     """Collects the copies of one request. Not thread-safe: call it from one thread, or under a lock."""
 
-    __slots__ = ("_arrived", "_awaited", "_decided", "_erased", "_needs", "_plan", "_rows", "_unmet", "_wait",
-                 "_widths", "done")  # fmt: skip
+    __slots__ = ("_arrived", "_awaited", "_confidence", "_decided", "_erased", "_needs", "_plan", "_rows", "_sure",
+                 "_unmet", "_wait", "_widths", "done")  # fmt: skip
 
     def __init__(self, plan: MergePlan, n_inputs: int, wait: Wait) -> None:
         self._plan = plan
@@ -93,6 +120,10 @@ class Collector:
             self._needs = [1] * len(plan.copies)
         else:
             self._needs = []
+        self._confidence: Confidence | None = None
+        if wait == "confident":
+            plan.check_wait(wait)
+            self._confidence, self._sure = plan.confidence, 0  # rows[:sure] were sure
         self._unmet = len(self._needs)
         self.done = False
         """Whether the wait is over."""
@@ -169,6 +200,8 @@ class Collector:
             self.done = self._unmet == 0
         elif self._wait == "decided":
             self.done = self._all_decided()
+        elif self._confidence is not None:
+            self.done = self._all_sure(self._confidence)
 
     def _all_decided(self) -> bool:
         # Once decided, always decided: a batch looks again only at its first undecided row.
@@ -176,16 +209,38 @@ class Collector:
             self._decided += 1
         return self._decided == len(self._rows)
 
+    def _all_sure(self, confidence: Confidence) -> bool:
+        # A row that was sure is not looked at again: later copies are there because another row was not.
+        threshold: float | None = None
+        while self._sure < len(self._rows):
+            verdict = self._rows[self._sure].verdict()
+            if threshold is None:  # all rows have the same copies
+                threshold = confidence.threshold(least_copies(verdict.copies, self._coming()))
+            if lead(verdict) < threshold:
+                return False
+            self._sure += 1
+        return True
+
+    def _coming(self) -> Sequence[int]:
+        """Of each class the copies that have arrived or are awaited."""
+        coming = self._plan.copies
+        if self._erased:
+            workers_of = self._plan.assignment.workers_of
+            coming = tuple(n - len(self._erased.intersection(w)) for n, w in zip(coming, workers_of, strict=True))
+        return coming
+
     def answer(self) -> Answer:
         """The outcome over what has arrived; workers still awaited count as missing."""
-        early = bool(self._awaited) and self._all_decided()
+        decided = bool(self._awaited) and self._all_decided()
+        early = decided or (self._confidence is not None and self.done and bool(self._awaited))
         everything = not self._awaited and not self._erased
         return Answer(
             [rule.verdict() for rule in self._rows],
             arrived=self._plan.everybody if everything else tuple(sorted(self._arrived)),
             missing=() if everything else _others(self._arrived, len(self._widths)),
             decided_early=early,
-            complete=everything or (early and not self._erased) or all(rule.certain() for rule in self._rows),
+            exact=decided or not self._awaited,
+            complete=everything or (decided and not self._erased) or all(rule.certain() for rule in self._rows),
         )
 
 

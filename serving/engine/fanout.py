@@ -1,11 +1,14 @@
-"""One request at the workers: its inputs go out, copies come in, and it ends with one result."""
+"""One request at the workers: its inputs go out, copies come in, and it ends with one result.
+
+A request may ask its workers in waves: the first, and the next only if the copies of those before do not end its wait.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
-from asyncio import AbstractEventLoop, Future, get_running_loop
-from collections.abc import Callable
+from asyncio import AbstractEventLoop, Future, TimerHandle, get_running_loop
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,6 +17,7 @@ import numpy.typing as npt
 
 from sensai_serve.merge import Answer, Collector
 from serving.backends import Cause, Scores
+from serving.engine.waves import WaveQueue
 
 
 class Arrival(NamedTuple):
@@ -23,7 +27,7 @@ class Arrival(NamedTuple):
     run_s: float
     """Seconds inside the subnet."""
     elapsed_s: float
-    """Seconds from the hand-over to the arrival: the wait for the worker, and the run."""
+    """Seconds from when the worker was asked to the arrival: the wait for the worker, and the run."""
 
 
 @dataclass(slots=True)
@@ -40,6 +44,17 @@ class FanOutResult:
     """Why each other worker was not waited for."""
     elapsed_s: float
     """Seconds from the hand-over until the answer was decided."""
+    waves: WaveQueue | None = None
+    """When each worker was asked, and who was not; None where all were asked at once."""
+
+    @property
+    def unasked(self) -> int:
+        """Number of workers that were not asked, because the answer did not need them."""
+        return 0 if self.waves is None else self.waves.unasked
+
+    def waited_s(self, worker: int) -> float:
+        """Seconds from when a worker was asked until the answer was decided."""
+        return self.elapsed_s - (0.0 if self.waves is None else self.waves.asked_s(worker))
 
     @property
     def queue_s(self) -> float:
@@ -53,8 +68,8 @@ class FanOut:
     Inline workers finish it before `wait` is called; no future is made then.
     """
 
-    __slots__ = ("_arrivals", "_collector", "_erasures", "_future", "_impatient", "_lock", "_on_late", "_started",
-                 "closed", "expires", "inputs", "result")  # fmt: skip
+    __slots__ = ("_arrivals", "_collector", "_erasures", "_future", "_impatient", "_lock", "_may_act", "_on_late",
+                 "_started", "_waves", "closed", "expires", "inputs", "result", "timer")  # fmt: skip
 
     def __init__(
         self,
@@ -72,6 +87,8 @@ class FanOut:
         self.inputs = inputs
         self.closed = False
         self.expires: float | None = None
+        self.timer: TimerHandle | None = None
+        """Ends the patience with the workers asked last."""
         self.result: FanOutResult | None = None
         """None until the fan-out has finished."""
         self._collector = collector
@@ -81,7 +98,24 @@ class FanOut:
         self._erasures: dict[int, Cause] = {}
         self._on_late = on_late
         self._impatient = False
+        self._waves: WaveQueue | None = None
+        self._may_act = False  # to ask another wave, or to give stragglers up
         self._started = time.perf_counter()
+
+    def ask_in(self, waves: Sequence[Sequence[int]], on_due: Callable[[], None]) -> None:
+        """Ask workers in waves. Called before any worker has been asked.
+
+        Args:
+            waves: the workers of each wave; those of no wave have failed.
+            on_due: called, on the event loop's thread, when `next_wave` has a wave again after it had none.
+        """
+        loop = get_running_loop()
+        self._waves, self._may_act = WaveQueue(waves, lambda: loop.call_soon_threadsafe(on_due)), True
+
+    def next_wave(self) -> Sequence[int]:
+        """Take the workers that are to be asked now; empty where none are. Called on the event loop's thread."""
+        with self._lock:
+            return () if self.closed or self._waves is None else self._waves.take(time.perf_counter() - self._started)
 
     @property
     def answer(self) -> Answer | None:
@@ -108,6 +142,8 @@ class FanOut:
                     self._erasures[worker] = Cause.INVALID
                 self._check()
                 return
+        if self._waves is not None:
+            arrival = self._since_asked(worker, arrival)
         self._on_late(self, worker, arrival)
 
     def fail(self, worker: int, cause: Cause) -> None:
@@ -125,19 +161,29 @@ class FanOut:
                 self._give_up(cause)
 
     def lose_patience(self) -> None:
-        """From now on finish as soon as every class has enough copies without the stragglers."""
+        """Ask the next wave beside the stragglers; after the last, finish once there are enough copies without them."""
         with self._lock:
-            self._impatient = True
+            self._impatient = self._may_act = True
             if not self.closed:
                 self._check()
 
     def abandon(self) -> None:
         """Close without a result: workers drop the task."""
         self.closed = True
+        if self._waves is not None:
+            self._waves.close()
 
     def _check(self) -> None:
         if self._collector.done:
             self._close()
+        elif self._may_act:
+            self._act()
+
+    def _act(self) -> None:
+        if self._waves is not None and self._waves.left:
+            if self._impatient or self._waves.is_over(self._collector.awaited):
+                self._impatient = False
+                self._waves.make_due()
         elif self._impatient and self._collector.can_spare_the_rest:
             self._give_up(Cause.PATIENCE)
 
@@ -150,11 +196,18 @@ class FanOut:
     def _close(self) -> None:
         self.closed = True
         collector, elapsed = self._collector, time.perf_counter() - self._started
+        if self._waves is not None:
+            self._waves.close()
+            self._arrivals = {worker: self._since_asked(worker, a) for worker, a in self._arrivals.items()}
         self.result = FanOutResult(
-            self.inputs, collector.answer(), collector.uncovered, self._arrivals, self._erasures, elapsed
+            self.inputs, collector.answer(), collector.uncovered, self._arrivals, self._erasures, elapsed, self._waves
         )
         if self._future is not None:
             self._future.get_loop().call_soon_threadsafe(self._finish)
+
+    def _since_asked(self, worker: int, arrival: Arrival) -> Arrival:
+        assert self._waves is not None
+        return arrival._replace(elapsed_s=arrival.elapsed_s - self._waves.asked_s(worker))
 
     def _finish(self) -> None:
         assert self._future is not None

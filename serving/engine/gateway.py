@@ -22,14 +22,17 @@ from sensai_serve.preprocess import warm_up_images
 from serving.backends import Backend, BackendPlan, Cause
 from serving.engine.admission import Admission
 from serving.engine.deferred import DeferredWrites
+from serving.engine.dispatch import Dispatcher
 from serving.engine.fanout import FanOut, FanOutResult
 from serving.engine.fault_control import FaultControl
-from serving.engine.health import FLOOR_S, WorkerHealth
+from serving.engine.health import WorkerHealth
 from serving.engine.options import GatewayOptions
 from serving.engine.pending import MaybePending, is_pending
 from serving.engine.reply import Counters, Reply, by_reference, uncovered
 from serving.engine.supervisor import Supervisor
+from serving.engine.waves import WavePlan
 from serving.placement.place import Placement, describe, place
+from serving.placement.waves import Waves
 from serving.runtime.devices import Device
 from serving.runtime.session import Session
 
@@ -42,8 +45,14 @@ class Gateway:
 
         Raises:
             BundleError: the reference network is to answer for missing classes, and the bundle has none.
+            BundleError: requests are to wait for ``confident``, and the bundle has no thresholds for it.
             InputError: the worker map leaves a worker out, or names it twice.
         """
+        if options.wait == "confident" and bundle.manifest.merge.confident is None:
+            raise BundleError(
+                f"{bundle.path} has no thresholds for the wait confident, expected another wait, or a bundle of which "
+                "some class has two copies, exported anew"
+            )
         if options.on_missing == "reference" and bundle.manifest.reference is None:
             raise BundleError(f"{bundle.path} has no reference network to answer for missing classes")
         n_workers = bundle.assignment.n_workers
@@ -60,10 +69,12 @@ class Gateway:
         else:
             given = options.workers.device_of(n_workers)
             self.placement = describe(bundle.assignment, given, len(options.devices))
+        self._waves = WavePlan(self.plan.order, self.placement, options)
         self.admission = Admission(options.max_in_flight)
         self._deferred: DeferredWrites[FanOutResult] = DeferredWrites(self._record)
         self._supervisor: Supervisor | None = None
         self._backend: Backend | None = None
+        self._dispatcher: Dispatcher | None = None
         self._reference: Session | None = None
         self._fault_control: FaultControl | None = None
         self._stopping = False
@@ -85,6 +96,13 @@ class Gateway:
         """The health of each worker, by id; empty before `start`."""
         self._deferred.flush()
         return [] if self._supervisor is None else self._supervisor.health.workers
+
+    @property
+    def waves(self) -> Waves:
+        """The workers of each wave, of all that requests go to; one wave where all are asked at once."""
+        if self._supervisor is None:
+            return ()
+        return self._waves.of(self._supervisor.health.admitted())
 
     @property
     def late_copies(self) -> int:
@@ -119,7 +137,7 @@ class Gateway:
             DeviceError: this machine lacks a device.
         """
         options = self.options
-        supervisor = Supervisor(self.bundle, self.plan, eject=options.patience > 0)
+        supervisor = Supervisor(self.bundle, self.plan, self.admission, eject=options.patience > 0)
         plan = BackendPlan(
             bundle=self.bundle,
             workers=tuple(range(self.bundle.assignment.n_workers)),
@@ -147,6 +165,7 @@ class Gateway:
             await asyncio.to_thread(backend.stop)
             raise
         self._backend, self._supervisor = backend, supervisor
+        self._dispatcher = Dispatcher(backend, supervisor, self.plan, self._waves, patience=options.patience)
 
     async def stop(self, drain_s: float = 10.0, *, successor: Gateway | None = None) -> None:
         """Refuse new requests, let those in flight finish, end the workers.
@@ -195,7 +214,7 @@ class Gateway:
             The reply, or a coroutine for it, which must be awaited: the request has its place at the workers already.
         """
         options = self.options
-        waits = options.wait if wait is None else parse_wait(wait)
+        waits = options.wait if wait is None else self.plan.check_wait(parse_wait(wait))
         if inputs.shape[1:] != self.manifest.input.shape or not 1 <= len(inputs) <= options.max_batch:
             raise RequestError(
                 f"input: shape is {list(inputs.shape)}, expected [N, "
@@ -203,7 +222,7 @@ class Gateway:
             )
         if self._stopping and self._successor is not None:
             return self._successor.begin(inputs, wait=wait, timeout_s=timeout_s)
-        if self._supervisor is None or self._stopping:
+        if self._dispatcher is None or self._stopping:
             raise NotReadyError(f"model {self.name} is {'stopping' if self._stopping else 'not ready'}")
         if not self.admission.enter():
             self._counters.refused += 1
@@ -214,7 +233,7 @@ class Gateway:
         expires = None if deadline_s is None else asyncio.get_running_loop().time() + deadline_s
         if not self.admission.turn_now():
             return self._queue(inputs, waits, expires)
-        fan_out = self._submit(inputs, waits, expires)
+        fan_out = self._dispatcher.submit(inputs, waits, expires)
         if fan_out.result is None or (fan_out.result.uncovered and self._reference is not None):
             return self._finish(fan_out, 0.0)
         self.admission.release()
@@ -223,6 +242,7 @@ class Gateway:
 
     async def _queue(self, inputs: npt.NDArray[np.float32], wait: Wait, expires: float | None) -> Reply:
         """Wait in the queue, then go to the workers."""
+        assert self._dispatcher is not None
         try:
             admitted = perf_counter()
             placed = await self.admission.turn(expires)
@@ -234,44 +254,30 @@ class Gateway:
             self.admission.leave()
             raise
         if placed:
-            return await self._finish(self._submit(inputs, wait, expires), perf_counter() - admitted)
+            fan_out = self._dispatcher.submit(inputs, wait, expires)
+            return await self._finish(fan_out, perf_counter() - admitted)
         self.admission.leave()
-        fan_out = self._new_fan_out(inputs, wait)
+        fan_out = self._dispatcher.prepare(inputs, wait)
         fan_out.expire(Cause.DEADLINE)  # it never reached the workers: every copy is an erasure
         assert fan_out.result is not None
         return await self._answered(fan_out.result, perf_counter() - admitted)
 
-    def _new_fan_out(self, inputs: npt.NDArray[np.float32], wait: Wait) -> FanOut:
-        assert self._supervisor is not None
-        return FanOut(inputs, self.plan.collect(len(inputs), wait), self._supervisor.late)
-
-    def _submit(self, inputs: npt.NDArray[np.float32], wait: Wait, expires: float | None) -> FanOut:
-        """Fan a request out that has its place at the workers."""
-        assert self._backend is not None
-        assert self._supervisor is not None
-        fan_out = self._new_fan_out(inputs, wait)
-        fan_out.expires = expires
-        for worker, cause in self._supervisor.unwaited():
-            fan_out.fail(worker, cause)
-        self._backend.submit(fan_out, self._supervisor.health.admitted())
-        return fan_out
-
     async def _finish(self, fan_out: FanOut, queued_s: float) -> Reply:
         """Wait for the fan-out to finish, then give up its place and its admission."""
-        assert self._supervisor is not None
-        loop, typical_s = asyncio.get_running_loop(), self._supervisor.health.typical_s
-        timers = []
+        assert self._dispatcher is not None
+        deadline = None
         try:
             try:
                 if fan_out.expires is not None:
-                    timers.append(loop.call_at(fan_out.expires, fan_out.expire, Cause.DEADLINE))
-                if self.options.patience and typical_s is not None:
-                    timers.append(loop.call_later(self.options.patience * typical_s + FLOOR_S, fan_out.lose_patience))
+                    loop = asyncio.get_running_loop()
+                    deadline = loop.call_at(fan_out.expires, fan_out.expire, Cause.DEADLINE)
+                self._dispatcher.be_patient(fan_out)
                 result = await fan_out.wait()
             finally:
                 fan_out.abandon()
-                for timer in timers:
-                    timer.cancel()
+                for timer in (deadline, fan_out.timer):
+                    if timer is not None:
+                        timer.cancel()
                 self.admission.release()
             return await self._answered(result, queued_s)
         finally:
@@ -314,7 +320,9 @@ class Gateway:
         counters = self._counters
         for result in results:
             counters.decided_early += result.answer.decided_early
+            counters.inexact += not result.answer.exact
             counters.incomplete += not result.answer.complete
+            counters.runs_saved += result.unasked
             if result.erasures:
                 counters.erasures.update(cause.value for cause in result.erasures.values())
             for worker, arrival in result.arrivals.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf
 from pydantic_settings import NoDecode
 
 from sensai_serve.merge import Wait
@@ -30,6 +30,18 @@ def _parse_faults(value: Any) -> Any:
     return [parse_fault(word) if isinstance(word, str) else word for word in parse_words(value)]
 
 
+def _parse_sizes(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.split(",")
+    return (value,) if isinstance(value, int) else value
+
+
+def _check_sizes(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    if empty := [size for size in sizes if size < 1]:
+        raise ValueError(f"a wave of {empty[0]} workers, expected at least 1 in each")
+    return sizes
+
+
 class Group(BaseModel):
     """Settings that belong together."""
 
@@ -49,6 +61,10 @@ class Inference(Group):
     """What has a process of its own in the backend ``process``: every worker, or every device."""
     wait: Wait = "decided"
     """What a request waits for unless it says otherwise."""
+    wave: Annotated[tuple[int, ...], NoDecode, BeforeValidator(_parse_sizes), AfterValidator(_check_sizes)] = ()
+    """Workers that are asked at a time, the next only if the answer needs them: ``2``, or ``2,8`` for two and then
+    eight, the last number again and again. Where not given, requests that wait for ``confident`` ask as many as the
+    devices run side by side, and all others ask all."""
     patience: float = Field(default=4.0, ge=0, allow_inf_nan=False)
     """A straggler is given up after this many times what the slowest healthy worker takes; 0: never."""
     deadline_ms: float | None = Field(default=None, gt=0, allow_inf_nan=False)

@@ -55,6 +55,8 @@ class Counters:
     refused: int = 0
     uncovered: int = 0
     decided_early: int = 0
+    inexact: int = 0
+    runs_saved: int = 0
     incomplete: int = 0
     degraded: int = 0
     erasures: Counter[str] = field(default_factory=Counter)

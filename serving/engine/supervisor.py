@@ -1,5 +1,6 @@
-"""Looks after the workers of one model: admits those that answer the golden samples, probes stragglers, and records
-what every request shows about them. Nothing here delays a request: records are written after its answer.
+"""Looks after the workers of one model: admits those that answer the golden samples, probes stragglers, checks workers
+that requests seldom ask, and records what every request shows. Nothing here delays a request: records are written after
+its answer.
 """
 
 from __future__ import annotations
@@ -12,14 +13,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from sensai_serve.bundles import Bundle
-from sensai_serve.errors import BundleError
+from sensai_serve.errors import BundleError, OverloadedError
 from sensai_serve.golden import Golden
 from sensai_serve.merge import Answer, MergePlan
 from sensai_serve.merge.collector import merge
 from sensai_serve.preprocess import Floats
 from serving.backends import Backend, Cause, Scores
+from serving.engine.admission import Admission
 from serving.engine.fanout import Arrival, FanOut, FanOutResult, Probe
-from serving.engine.health import Health, State, disagreements
+from serving.engine.health import SLOW_FACTOR, Health, State, disagreements
 from serving.runtime.devices import Device
 from serving.runtime.session import Session
 
@@ -27,6 +29,10 @@ log = logging.getLogger(__name__)
 
 PROBE_EVERY_S = 0.25
 """Seconds between two probes of an ejected worker."""
+CHECK_REQUESTS = 16
+"""Requests that ask in waves between two checks of some worker."""
+CHECK_S = 1.0
+"""Seconds that such a check may take, or a few times what a healthy worker takes if that is longer."""
 PROBE_S = 5.0
 """Seconds that a probe may take."""
 _UNWAITED = {State.EJECTED: Cause.EJECTED, State.QUARANTINED: Cause.QUARANTINED}
@@ -35,22 +41,25 @@ _UNWAITED = {State.EJECTED: Cause.EJECTED, State.QUARANTINED: Cause.QUARANTINED}
 class Supervisor:
     """Keeps the health of one model's workers. All calls on the event loop's thread, except `up`, `down` and `late`."""
 
-    def __init__(self, bundle: Bundle, plan: MergePlan, *, eject: bool) -> None:
+    def __init__(self, bundle: Bundle, plan: MergePlan, admission: Admission, *, eject: bool) -> None:
         """Every worker is starting.
 
         Args:
             bundle: the model; a worker must answer its golden samples.
             plan: who covers what.
+            admission: the queue in front of the workers, in which checks of live workers wait too.
             eject: whether stragglers are ejected.
         """
         self.health = Health(plan.assignment, eject=eject)
         self.late_copies = 0
         self._bundle = bundle
         self._plan = plan
+        self._admission = admission
         self._loop = asyncio.get_running_loop()
         self._redundant = any(len(workers) > 1 for workers in plan.assignment.workers_of)
         self._golden: Golden | None = None
         self._expected: list[Scores] = []  # each worker's scores FP32 [G, k] of the golden samples
+        self._in_waves = 0  # requests that asked in waves
         self._late: deque[tuple[FanOut, int, Arrival]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._backend: Backend | None = None
@@ -129,10 +138,12 @@ class Supervisor:
             self.health.record_scores(result.arrivals.keys())
             for worker, cause in result.erasures.items():
                 if cause is Cause.PATIENCE:
-                    samples.append((worker, result.elapsed_s))  # it takes at least this long
+                    samples.append((worker, result.waited_s(worker)))  # it takes at least this long
                 elif cause in (Cause.FAILED, Cause.INVALID):
                     self.health.record_failure(worker)
             compared.append((result.inputs, result.answer, [(w, a.scores) for w, a in result.arrivals.items()]))
+            if result.waves is not None:
+                self._check_in_turn()
         while self._late:
             fan_out, worker, arrival = self._late.popleft()
             self.late_copies += 1
@@ -178,6 +189,38 @@ class Supervisor:
             self.health.came_up_wrong(worker)
             log.warning("worker %d has restarted and does not answer the golden samples as before: quarantined", worker)
 
+    def _check_in_turn(self) -> None:
+        """Check one worker, each in its turn, at every `CHECK_REQUESTS`-th request that asked in waves.
+
+        Such requests have few copies to compare, and those of some workers hardly ever.
+        """
+        self._in_waves += 1
+        turn, due = divmod(self._in_waves, CHECK_REQUESTS)
+        worker = turn % len(self.health.workers)
+        if not due and self.health.workers[worker].state is State.LIVE:
+            self._spawn(self._check_one(worker, turn // len(self.health.workers)), f"check-{worker}")
+
+    async def _check_one(self, worker: int, turn: int) -> None:
+        """Hold a live worker's scores against those that it gave a golden sample at its start."""
+        assert self._golden is not None
+        sample = turn % len(self._golden.inputs)
+        try:
+            await self._admission.turn(None)  # a worker holds no more tasks than there are places
+        except OverloadedError:
+            return
+        try:
+            within_s = max(CHECK_S, SLOW_FACTOR * (self.health.typical_s or 0.0))
+            arrival = await self._arrival(worker, self._golden.inputs[sample : sample + 1], within_s)
+        finally:
+            self._admission.release()
+        if arrival is None:
+            self.health.record_failure(worker)
+            return
+        self.health.record_scores([worker])
+        if not _close(arrival.scores, self._expected[worker][sample : sample + 1]):
+            self.health.record_judgement(worker, sound=False)
+            log.warning("worker %d does not answer the golden samples as before", worker)
+
     async def _judge(self, worker: int, inputs: np.ndarray, scores: Scores) -> None:
         """Compare a suspect's scores with its subnet's, computed in this process."""
 
@@ -213,12 +256,12 @@ class Supervisor:
             scores.append(arrival.scores)
         return np.concatenate(scores)
 
-    async def _arrival(self, worker: int, inputs: np.ndarray) -> Arrival | None:
+    async def _arrival(self, worker: int, inputs: np.ndarray, within_s: float = PROBE_S) -> Arrival | None:
         assert self._backend is not None
         probe = Probe(np.ascontiguousarray(inputs, np.float32), self._loop)
         self._backend.submit(probe, [worker])
         try:
-            return await asyncio.wait_for(probe.arrival, PROBE_S)
+            return await asyncio.wait_for(probe.arrival, within_s)
         except TimeoutError:
             return None
         finally:

@@ -138,6 +138,7 @@ class GatewayStream:
         self._node.watchers.discard(self._changed)
         for ticket in list(self._open):
             self._close(ticket)
+        self.idle.set()  # a node that stops need not wait for a stream that has ended
 
     def _next(self) -> pb.ModelInferResponse:
         """Make one reply of all the scores and failures of the oldest input that has any."""

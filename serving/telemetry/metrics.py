@@ -23,6 +23,12 @@ _COUNTERS: tuple[tuple[str, str, Callable[[Gateway], float]], ...] = (
     ("refused", "Requests refused because too many were in flight", lambda g: g.counters.refused),
     ("uncovered", "Requests refused because a class had no copy left", lambda g: g.counters.uncovered),
     ("decided_early", "Answers that did not wait for every copy", lambda g: g.counters.decided_early),
+    ("inexact", "Answers that awaited copies could have changed", lambda g: g.counters.inexact),
+    (
+        "runs_saved",
+        "Workers not asked because the answer stood without them",
+        lambda g: g.counters.runs_saved,
+    ),
     ("incomplete", "Answers that a missing copy could have changed", lambda g: g.counters.incomplete),
     ("degraded", "Answers in spite of a class without a copy", lambda g: g.counters.degraded),
     ("late_copies", "Copies that came after their request's answer", lambda g: g.late_copies),

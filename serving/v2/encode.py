@@ -93,6 +93,7 @@ def reply_parameters(answer: Answer) -> dict[str, str | bool]:
         "arrived": ",".join(map(str, answer.arrived)),
         "missing": ",".join(map(str, answer.missing)),
         "decided_early": answer.decided_early,
+        "exact": answer.exact,
         "complete": answer.complete,
         "degraded": answer.degraded,
         "elected": answer.elected,

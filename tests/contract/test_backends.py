@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from backend_fixtures import ON_THREADS, ONE_CORE, at_a_node, inputs, run, serving, until
 
 import sensai_serve
 from sensai_serve.bundles import Bundle
@@ -23,79 +22,11 @@ from sensai_serve.errors import (
     RequestError,
     UncoveredError,
 )
-from sensai_serve.plugins import available, find
-from serving.address import Address
+from sensai_serve.plugins import find
 from serving.backends import BackendPlan, Cause
 from serving.engine.fanout import Probe
-from serving.engine.gateway import Gateway
 from serving.engine.health import State
-from serving.engine.options import GatewayOptions
-from serving.node.node import Node, NodeOptions
-from serving.node.server import serving as node_serving
-from serving.placement.worker_map import parse_workers
-from serving.runtime.devices import Device, parse_device
-from serving.runtime.endpoint import Security
-from serving.runtime.faults import Fault, parse_fault
-
-ON_THREADS = "ort, on threads"
-BACKENDS = [*available("serving.backends"), ON_THREADS]
-"""Tiny subnets run inline; on threads they run as long ones do."""
-ONE_CORE = (parse_device("cpu"),)
-
-
-@asynccontextmanager
-async def serving(bundle: Path, *faults: str, **options: Any) -> AsyncIterator[Gateway]:
-    # One process for all workers starts ten times as fast as ten; the process backend's own tests have both.
-    given = {"devices": ONE_CORE, "processes": "device", "faults": tuple(map(parse_fault, faults)), **options}
-    if given.get("backend") == ON_THREADS:
-        core = parse_device(f"cpu:{min(os.sched_getaffinity(0))}")
-        given |= {"backend": "ort", "inline_ms": 0.0}
-        given["devices"] = (core,) if given["devices"] == ONE_CORE else given["devices"]
-    async with AsyncExitStack() as stack:
-        if given.get("backend") == "remote":
-            given |= await at_a_node(stack, bundle, given["devices"], given["faults"])
-        yield await stack.enter_async_context(started(bundle, given))
-
-
-async def at_a_node(
-    stack: AsyncExitStack, bundle: Path, devices: tuple[Device, ...], faults: tuple[Fault, ...]
-) -> dict[str, Any]:
-    """Start a node with all workers; half of them are reached over its stream, the others each as any model is."""
-    node = Node(bundle, NodeOptions(devices=devices, faults=faults))
-    url = await stack.enter_async_context(node_serving(node, Address(host="127.0.0.1", port=0), Security()))
-    alone = [f"{w}={url}/{node.name}-{w:02}" for w in range(1, node.newest.bundle.assignment.n_workers, 2)]
-    workers = parse_workers([f"*={url}", *alone], None, Security())
-    return {"devices": workers.devices, "workers": workers, "faults": ()}
-
-
-@asynccontextmanager
-async def started(bundle: Path, given: dict[str, Any]) -> AsyncIterator[Gateway]:
-    gateway = Gateway(Bundle.open(bundle), GatewayOptions(**given))
-    await gateway.start()
-    try:
-        yield gateway
-    finally:
-        await gateway.stop(drain_s=1)
-
-
-def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    asyncio.run(asyncio.wait_for(test(), 120))
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for something that a test has set in motion."""
-    async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
-
-
-def inputs(n: int = 1, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=(n, 3, 8, 8)).astype(np.float32)
-
-
-@pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest) -> str:
-    return request.param
+from serving.runtime.devices import parse_device
 
 
 def test_answers_are_those_of_the_bundle_in_process(tiny_bundle: Path, backend: str) -> None:

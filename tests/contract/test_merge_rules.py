@@ -5,14 +5,19 @@ A new file in ``sensai_serve/merge/rules`` is tested here without a line changed
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sensai_serve.assignment import Assignment, cyclic
-from sensai_serve.merge import MergePlan
+from sensai_serve.fit_confidence import fit_confidence
+from sensai_serve.lost_workers import ScoredInputs
+from sensai_serve.merge import Collector, MergePlan, Wait
 from sensai_serve.merge.collector import merge
+from sensai_serve.merge.confidence import Confidence, least_copies
 from sensai_serve.plugins import available
 
 every_rule = pytest.mark.parametrize("rule", available("sensai_serve.merge.rules"))
@@ -173,3 +178,87 @@ def test_a_clear_answer_is_decided_before_all_arrive(rule: str) -> None:
 def test_equal_classes_go_to_the_first(rule: str) -> None:
     answer = merge(MergePlan(Assignment(((0, 1, 2),) * 3, 3), rule), [np.array([[0.2, 0.7, 0.7]], np.float32)] * 3)
     assert (answer.class_id[0], answer.margin[0]) == (1, 0)
+
+
+@st.composite
+def scored(draw: st.DrawFn) -> tuple[Assignment, list[np.ndarray]]:
+    """A matrix with a class of several copies, and every worker's scores of some inputs, ties among them."""
+    n_workers, n_classes = draw(st.integers(2, 5)), draw(st.integers(1, 4))
+    rows = [set(draw(st.sets(st.integers(0, n_classes - 1), min_size=1))) for _ in range(n_workers)]
+    rows[0] = set(range(n_classes))
+    random, n_inputs = np.random.default_rng(draw(st.integers(0, 2**32 - 1))), draw(st.integers(1, 30))
+    steps = draw(st.sampled_from([2, 5, 1000]))
+    shared = random.random((n_inputs, n_classes))
+    scores = []
+    for row in rows:
+        own = 0.6 * shared[:, sorted(row)] + 0.4 * random.random((n_inputs, len(row)))
+        scores.append((np.round(own * steps) / steps).astype(np.float32))
+    return Assignment(tuple(tuple(sorted(row)) for row in rows), n_classes), scores
+
+
+def stop(plan: MergePlan, scores: list[np.ndarray], at: int, wait: Wait) -> Collector:
+    """One input's merge when the workers of the plan's order arrive one by one."""
+    collector = plan.collect(1, wait)
+    for worker in plan.order:
+        if collector.done:
+            break
+        collector.add(worker, scores[worker][at : at + 1])
+    return collector
+
+
+@every_rule
+@settings(deadline=None)
+@given(scored_=scored(), agreement=st.sampled_from([0.5, 0.8, 0.95, 1.0]))
+def test_of_the_inputs_that_thresholds_were_fitted_on_enough_are_answered_as_by_all(
+    rule: str, scored_, agreement: float
+) -> None:
+    assignment, scores = scored_
+    plan = MergePlan(assignment, rule)
+    confidence = fit_confidence(ScoredInputs(plan, scores), agreement=agreement)
+    if confidence is None:
+        assert max(plan.copies) == 1
+        return
+    plan = replace(plan, confidence=confidence)
+    same: dict[int, list[bool]] = {}
+    for at in range(len(scores[0])):
+        collector = stop(plan, scores, at, "confident")
+        answer, whole = collector.answer(), stop(plan, scores, at, "all").answer()
+        assert answer.decided_early == bool(collector.awaited)
+        if answer.exact:
+            assert answer.class_id[0] == whole.class_id[0]
+        if answer.decided_early:
+            copies = least_copies(answer.copies[0].tolist(), plan.copies)
+            same.setdefault(copies, []).append(bool(answer.class_id[0] == whole.class_id[0]))
+    for copies, agreed in same.items():
+        assert sum(agreed) >= agreement * len(agreed)
+        assert len(agreed) == round(confidence.stopped[copies - 1] * confidence.inputs)
+
+
+@every_rule
+@given(request_=requests())
+def test_thresholds_that_nothing_reaches_wait_for_all(rule: str, request_) -> None:
+    assignment, scores, events = request_
+    never = Confidence((np.inf,) * 5, tuple(range(assignment.n_workers)), 0.999, 1, (0.0,) * 5)
+    plan, answers = MergePlan(assignment, rule, confidence=never), []
+    for wait in ("confident", "all"):
+        collector = plan.collect(1, wait)
+        for worker, arrives in events:
+            assert not collector.done
+            if arrives:
+                collector.add(worker, scores[worker])
+            else:
+                collector.erase(worker)
+        assert collector.done
+        answers.append(repr(collector.answer()))
+    assert answers[0] == answers[1]
+
+
+@every_rule
+@given(scored_=scored())
+def test_scores_of_many_inputs_are_those_of_each(rule: str, scored_) -> None:
+    assignment, scores = scored_
+    plan = MergePlan(assignment, rule)
+    scores_many = getattr(plan.rule_type, "scores_many", None)
+    if scores_many is not None:
+        found = scores_many(ScoredInputs(plan, scores).copies, plan.threshold)
+        assert (found == [row.scores for row in merge(plan, scores).rows]).all()

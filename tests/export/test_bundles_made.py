@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -109,6 +110,32 @@ def test_export_without_evaluation_looks_at_no_test_input(table_run, tmp_path):
     bundle.verify()
     assert bundle.manifest.accuracy == {}
     assert not (bundle.path / EVALUATION).exists()
+
+
+def test_thresholds_are_fitted_on_the_validation_part(digits_bundle, digits_run):
+    confident = digits_bundle.manifest.merge.confident
+    assert confident is not None
+    truth = digits_run.dataset.y[digits_run.split[1]]
+    assert (confident.inputs, confident.agreement, len(confident.thresholds)) == (len(truth), 0.999, 2)
+    assert sum(confident.stopped) > 0.5
+    classifier, x = sensai_serve.load(digits_bundle), digits_run.dataset.x[digits_run.split[1]]
+    same = early = 0
+    for one in x:
+        tensor = normalise(one[None], digits_bundle.manifest.input)
+        sure, whole = classifier.predict_tensor(tensor, wait="confident"), classifier.predict_tensor(tensor)
+        early += sure.decided_early
+        same += int(sure.class_id[0] == whole.class_id[0])
+    assert early == pytest.approx(sum(confident.stopped) * len(x), abs=1)  # torch and ONNX differ by a millionth
+    assert len(x) - same <= 1
+
+
+def test_thresholds_are_fitted_to_another_agreement_and_in_another_precision(digits_run, tmp_path):
+    run = dataclasses.replace(digits_run, recipe=dataclasses.replace(digits_run.recipe, agreement=0.9))
+    bundle = export(run, tmp_path / "bundle", precision="fp16", padding=1, with_evaluation=False)
+    confident = bundle.manifest.merge.confident
+    assert confident is not None
+    assert confident.agreement == 0.9
+    assert bundle.manifest.accuracy == {}
 
 
 def test_an_unfinished_run_is_refused_and_nothing_is_left(table_run, tmp_path):

@@ -15,6 +15,13 @@ from sensai_serve.errors import BundleError
 from sensai_serve.manifest import Manifest
 
 WHOLE: dict[str, Any] = json.loads((Path(__file__).parents[2] / "examples/cifar10/manifest.json").read_text())
+WHOLE["merge"]["confident"] = {
+    "agreement": 0.999,
+    "inputs": 5000,
+    "order": list(range(10)),
+    "thresholds": [0.6, None],
+    "stopped": [0.5, 0.1],
+}
 VALUES = st.one_of(
     st.integers(),
     st.integers(-3, 3).map(lambda sign: sign * 10**400),
@@ -67,6 +74,14 @@ def test_a_manifest_with_one_value_replaced_is_whole_or_refused_in_one_line(path
         (("input", "image", "crop"), [1, 100_000], "sizes of 1 to 65535 pixels"),
         (("input", "shape"), [3, 1_000_000, 1_000_000], "at most 268435456 numbers"),
         (("subnets", 0, "macs"), -1, r"subnets\[0\].macs is -1"),
+        (("merge", "confident", "agreement"), 1.5, "agreement is 1.5, expected more than 0 and at most 1"),
+        (("merge", "confident", "inputs"), 0, "inputs is 0, expected at least 1"),
+        (("merge", "confident", "order"), [0] * 10, "expected every worker once"),
+        (("merge", "confident", "order"), [1, 0], "order is of 2 workers, expected 10"),
+        (("merge", "confident", "thresholds"), [0.5, 2], "thresholds holds 2.0, expected leads of -1 to 1, or null"),
+        (("merge", "confident", "thresholds"), [float("inf"), 0.5], "confident.thresholds is"),
+        (("merge", "confident", "stopped"), [1.5, 0.1], "expected a fraction for each of 2 thresholds"),
+        (("merge", "confident", "stopped"), [], "expected a fraction for each of 2 thresholds"),
         (("subnets", 0, "parameters"), 2**60, r"subnets\[0\].parameters"),
     ],
 )
@@ -78,3 +93,16 @@ def test_every_number_has_a_range(path, value, said):
     inside[path[-1]] = value
     with pytest.raises(BundleError, match=said):
         Manifest.from_json(json.dumps(changed))
+
+
+def test_more_thresholds_than_a_class_has_copies_are_refused() -> None:
+    changed = copy.deepcopy(WHOLE)
+    changed["merge"]["confident"] |= {"thresholds": [0.5] * 3, "stopped": [0.1] * 3}
+    with pytest.raises(BundleError, match="thresholds are 3, expected fewer than a class has copies, 3"):
+        Manifest.from_json(json.dumps(changed))
+
+
+def test_a_manifest_without_thresholds_has_none() -> None:
+    changed = copy.deepcopy(WHOLE)
+    del changed["merge"]["confident"]
+    assert Manifest.from_json(json.dumps(changed)).merge.confident is None

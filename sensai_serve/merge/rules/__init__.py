@@ -1,9 +1,10 @@
 """Merge rules: how one input's copies become one class.
 
-A rule is one file here with a class ``Rule`` that does what `Rule` says. It may also have a static method
-``merge_many(copies, threshold)``, which gives the classes [N] of many inputs at once: from their copies [N, W, C], NaN
-where there is none, the class that the rule gives each input alone, -1 where an input has no copy at all. Offline
-evaluation over many sets of lost workers uses it, and merges one input after the other where there is none.
+A rule is one file here with a class ``Rule`` that does what `Rule` says. It may also have two static methods for many
+inputs at once, given their copies [N, W, C], NaN where there is none, and the threshold. ``merge_many`` gives the
+class that the rule gives each input alone [N], -1 where an input has no copy at all; ``scores_many`` gives the scores
+of each input's verdict [N, C]. Offline evaluation over many sets of workers uses them, and merges one input after the
+other where one of them is missing.
 """
 
 from __future__ import annotations

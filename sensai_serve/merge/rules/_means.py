@@ -136,8 +136,14 @@ def largest_mean(values: npt.NDArray[np.float64], copies: npt.NDArray[np.float64
         values: of each copy, [N, W, C].
         copies: arrived copies [N, W, C], NaN where there is none.
     """
+    means = mean_values(values, copies)
+    labels = np.where(np.isnan(means), -np.inf, means).argmax(axis=1)  # of equal means the first class
+    return np.where(np.isnan(means).all(axis=1), -1, labels)
+
+
+def mean_values(values: npt.NDArray[np.float64], copies: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Mean value [N, C] of each class over its arrived copies, NaN for none. Takes what `largest_mean` does."""
     present = ~np.isnan(copies)
     arrived = present.sum(axis=1)  # [N, C]
     sums = np.where(present, values, 0.0).sum(axis=1)
-    means = np.where(arrived > 0, sums / np.maximum(arrived, 1), -np.inf)
-    return np.where(arrived.any(axis=1), means.argmax(axis=1), -1)  # of equal means the first class
+    return np.where(arrived > 0, sums / np.maximum(arrived, 1), np.nan)

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sensai_serve.merge.rules import CopyLayout
-from sensai_serve.merge.rules._means import MeanValue, largest_mean
+from sensai_serve.merge.rules._means import MeanValue, largest_mean, mean_values
 
 CLIP = 1e-4
 """Scores are taken to be at least this, and at most one minus it: log odds of at most 9.2."""
@@ -32,14 +32,25 @@ class Rule(MeanValue):
     @staticmethod
     def merge_many(copies: npt.NDArray[np.float64], threshold: float) -> npt.NDArray[np.int64]:
         """The classes [N] that win, of many inputs at once. See `sensai_serve.merge.rules`."""
-        clipped = np.clip(copies, CLIP, 1 - CLIP)
-        return largest_mean(np.floor(np.log(clipped / (1 - clipped)) * _GRID + 0.5) / _GRID, copies)
+        return largest_mean(_log_odds_many(copies), copies)
+
+    @staticmethod
+    def scores_many(copies: npt.NDArray[np.float64], threshold: float) -> npt.NDArray[np.float64]:
+        """The scores [N, C] of many inputs at once. See `sensai_serve.merge.rules`."""
+        means = mean_values(_log_odds_many(copies), copies)
+        # Python's exp for each, which numpy's differs from in the last bit.
+        return np.where(np.isnan(means), 0.0, np.vectorize(_probability, otypes=[np.float64])(means))
 
 
 def log_odds(score: float) -> float:
     """Log odds of a score, clipped and rounded."""
     clipped = min(max(score, CLIP), 1 - CLIP)
     return math.floor(math.log(clipped / (1 - clipped)) * _GRID + 0.5) / _GRID
+
+
+def _log_odds_many(copies: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    clipped = np.clip(copies, CLIP, 1 - CLIP)
+    return np.floor(np.log(clipped / (1 - clipped)) * _GRID + 0.5) / _GRID
 
 
 def _probability(mean: float) -> float:

@@ -148,15 +148,20 @@ class Rule:
         """
         present = ~np.isnan(copies)
         arrived = present.sum(axis=1)  # [N, C]
-        values = np.where(present, copies, 0.0)
-        means = np.zeros(arrived.shape)
-        for worker in range(copies.shape[1]):  # one after the other: a sum in another order can round otherwise
-            means += values[:, worker]
-        means /= np.maximum(arrived, 1)
-        elected = 2 * (present & (values >= threshold)).sum(axis=1) > arrived
+        means = Rule.scores_many(copies, threshold)
+        elected = 2 * (present & (copies >= threshold)).sum(axis=1) > arrived
         in_play = (arrived > 0) & (elected == elected.any(axis=1, keepdims=True))
         labels = np.where(in_play, means, -1.0).argmax(axis=1)  # of equal means the first class
         return np.where(arrived.any(axis=1), labels, -1)
+
+    @staticmethod
+    def scores_many(copies: npt.NDArray[np.float64], threshold: float) -> npt.NDArray[np.float64]:
+        """Mean score [N, C] of each class over its arrived copies, 0 for none. Takes what `merge_many` does."""
+        present = ~np.isnan(copies)
+        values, means = np.where(present, copies, 0.0), np.zeros((len(copies), copies.shape[2]))
+        for worker in range(copies.shape[1]):  # one after the other: a sum in another order can round otherwise
+            means += values[:, worker]
+        return np.asarray(means / np.maximum(present.sum(axis=1), 1), np.float64)
 
     def _seen(self) -> list[int]:
         return [c for c, arrived in enumerate(self._arrived) if arrived]

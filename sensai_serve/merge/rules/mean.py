@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sensai_serve.merge.rules import CopyLayout
-from sensai_serve.merge.rules._means import MeanValue, largest_mean
+from sensai_serve.merge.rules._means import MeanValue, largest_mean, mean_values
 
 _GRID = 2.0**40
 """Scores are rounded to multiples of its inverse. FP32 scores above 2**-16 are such multiples already."""
@@ -25,8 +25,17 @@ class Rule(MeanValue):
     @staticmethod
     def merge_many(copies: npt.NDArray[np.float64], threshold: float) -> npt.NDArray[np.int64]:
         """The classes [N] that win, of many inputs at once. See `sensai_serve.merge.rules`."""
-        return largest_mean(np.floor(copies * _GRID + 0.5) / _GRID, copies)
+        return largest_mean(_values(copies), copies)
+
+    @staticmethod
+    def scores_many(copies: npt.NDArray[np.float64], threshold: float) -> npt.NDArray[np.float64]:
+        """The scores [N, C] of many inputs at once. See `sensai_serve.merge.rules`."""
+        return np.nan_to_num(mean_values(_values(copies), copies))
 
 
 def _value(score: float) -> float:
     return math.floor(score * _GRID + 0.5) / _GRID
+
+
+def _values(copies: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return np.asarray(np.floor(copies * _GRID + 0.5) / _GRID, np.float64)

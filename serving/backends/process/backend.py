@@ -70,6 +70,8 @@ class Backend:
         self._golden = 0
         """The number of golden samples: tasks that a worker answers before it serves."""
         self._slot_task: list[Task | None] = [None] * SLOTS
+        self._written: dict[int, int] = {}
+        """The words of the tasks in the slots, by the tasks' ids."""
         self._ticket = 0
         self._stopping = False
         self._settled = threading.Event()  # set when every worker is ready or one has failed
@@ -100,16 +102,11 @@ class Backend:
     def submit(self, task: Task, workers: Sequence[int]) -> None:
         """Write a task's inputs to the shared memory and wake the workers; see `serving.backends.Backend`."""
         self._collect()
-        slot = self._take_slot(task)
-        if slot is None:
+        word = self._write(task)
+        if word is None:
             for w in workers:
                 task.fail(w, Cause.FULL)
             return
-        n_inputs = len(task.inputs)
-        self._memory.inputs[slot][:n_inputs] = task.inputs
-        self._ticket += 1
-        word = Word(self._ticket, slot, n_inputs).pack()
-        self._memory.tickets[slot] = self._ticket
         for worker in [self._worker[w] for w in workers]:
             if not worker.up:
                 task.fail(worker.id, Cause.DEAD)
@@ -149,10 +146,26 @@ class Backend:
             if process.popen is not None and any(handle.id == worker for handle in process.workers):
                 process.popen.kill()
 
+    def _write(self, task: Task) -> int | None:
+        """Write a task's inputs, unless an earlier wave of it has; return its word, None where no slot is free."""
+        kept = self._written.get(id(task))
+        if kept is not None and self._slot_task[Word.unpack(kept).slot] is task:
+            return kept
+        slot = self._take_slot(task)
+        if slot is None:
+            return None
+        n_inputs = len(task.inputs)
+        self._memory.inputs[slot][:n_inputs] = task.inputs
+        self._ticket += 1
+        self._memory.tickets[slot] = self._ticket
+        word = self._written[id(task)] = Word(self._ticket, slot, n_inputs).pack()
+        return word
+
     def _take_slot(self, task: Task) -> int | None:
         for slot in ((self._ticket + i) % SLOTS for i in range(SLOTS)):
             held = self._slot_task[slot]
             if held is None or held.closed:
+                self._written.pop(id(held), None)
                 self._slot_task[slot] = task
                 return slot
         return None

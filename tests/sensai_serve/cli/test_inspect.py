@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sensai_serve import __version__
-from sensai_serve.assignment import binary
+from sensai_serve.assignment import binary, full
 from sensai_serve.cli.main import main
 
 
@@ -48,6 +48,22 @@ def test_inspect_speaks_json(tiny_bundle: Path, capsys) -> None:
     assert raw["guarantees"]["losses_covered"] == 2
     assert len(raw["placement"]["device_of"]) == 10
     assert raw["placement"]["devices"] == ["cuda:0", "cuda:1", "cuda:2"]  # planned for, not asked for
+
+
+def test_inspect_says_how_much_stops_early_and_the_waves(make_bundle, capsys) -> None:
+    bundle = make_bundle(assignment=full(4, 3), rule="mean", sure=(0.5, 0.25))
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["merge"]["confident"] |= {"inputs": 5000, "order": [2, 0, 1], "stopped": [0.714, 0.0]}
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    _, out, _ = run(capsys, "inspect", bundle)
+    said = " ".join(out.split())
+    assert "confident: of 5,000 inputs 71.4% with 1 copy of every class; of those stopped" in said
+    assert "at least 99.9% have the class that all copies give" in said
+    assert "in the order 2, 0, 1" in said
+    _, out, _ = run(capsys, "inspect", bundle, "--devices", "cpu:0,cpu:1")
+    waves = json.loads(run(capsys, "inspect", bundle, "--json", "--devices", "cpu:0,cpu:1")[1])["waves"]
+    assert [len(wave) for wave in waves] == [2, 1]
+    assert f"confident asks in waves: {waves[0][0]}+{waves[0][1]}, {waves[1][0]}" in " ".join(out.split())
 
 
 @pytest.mark.parametrize(

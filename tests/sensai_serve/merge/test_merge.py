@@ -189,7 +189,7 @@ def test_late_and_repeated_scores_change_nothing() -> None:
 
 
 def test_an_unknown_wait_is_refused_by_name() -> None:
-    with pytest.raises(RequestError, match="expected one of decided, all, quorum, first"):
+    with pytest.raises(RequestError, match="expected one of decided, confident, all, quorum, first"):
         parse_wait("soon")
     assert [parse_wait(w) for w in WAITS] == list(WAITS)
 

@@ -16,9 +16,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sensai_serve.assignment import full
 from sensai_serve.bundles import Bundle
 from sensai_serve.errors import BundleError
 from serving.backends.process.backend import Backend as ProcessBackend
+from serving.engine.fanout import FanOut
 from serving.engine.gateway import Gateway
 from serving.engine.options import GatewayOptions
 from serving.engine.repository import Repository
@@ -181,3 +183,26 @@ def test_a_worker_that_dies_again_and_again_leaves_no_file_and_no_thread(make_bu
         await gateway.stop()
 
     asyncio.run(asyncio.wait_for(test(), 120))
+
+
+@pytest.mark.parametrize("inline_ms", [1.0, 0.0], ids=["inline", "on threads"])
+def test_requests_that_asked_in_waves_are_freed(make_bundle, inline_ms: float) -> None:
+    bundle = Bundle.open(make_bundle(assignment=full(10, 4), rule="mean", sure=(1.0, 0.3)))
+
+    async def test() -> None:
+        options = GatewayOptions(devices=DEVICES, wait="confident", wave=(2,), inline_ms=inline_ms)
+        gateway = Gateway(bundle, options)
+        await gateway.start()
+        with no_collector():
+            for seed in range(20):
+                await gateway.infer(inputs(seed))
+            abandoned = asyncio.create_task(gateway.infer(inputs()))
+            await asyncio.sleep(0)
+            abandoned.cancel()
+            del abandoned
+            assert gateway.counters.runs_saved > 0
+            # A thread of a worker holds the last task that it ran.
+            await until(lambda: sum(type(one) is FanOut for one in gc.get_objects()) <= 4)
+        await gateway.stop(1)
+
+    asyncio.run(asyncio.wait_for(test(), 60))

@@ -58,7 +58,8 @@ def answer_of(n_inputs: int, seed: int = 0) -> Answer:
         arrived=(0, 1, 4),
         missing=(2, 3),
         decided_early=True,
-        complete=True,
+        complete=False,
+        exact=False,
     )
 
 
@@ -89,7 +90,7 @@ def reply_of(body: bytes, header_length: int | None) -> tuple[dict[str, Any], di
     binary=st.booleans(),
     padding=st.integers(0, 7),
     request_id=st.text(),
-    wait=st.sampled_from([None, "decided", "all", "quorum", "first"]),
+    wait=st.sampled_from([None, "decided", "confident", "all", "quorum", "first"]),
     timeout=st.integers(1, 2**40),
 )
 def test_a_request_comes_out_as_it_went_in(
@@ -125,7 +126,8 @@ def test_an_answer_comes_out_as_it_went_in(chosen: list[tuple[str, bool]], n_inp
         "arrived": "0,1,4",
         "missing": "2,3",
         "decided_early": True,
-        "complete": True,
+        "exact": False,
+        "complete": False,
         "degraded": False,
         "elected": False,
     }

@@ -38,6 +38,7 @@ EXAMPLE: JsonDict = {
     "complete": True,
     "elected": True,
     "decided_early": True,
+    "exact": True,
     "degraded": False,
     "milliseconds": {"total": 1.9, "workers": {"0": 0.9, "1": 0.8, "2": 1.1, "3": 0.9, "5": 1.0}},
 }
@@ -71,7 +72,10 @@ class PredictionResponse(_Described):
     elected: bool
     """Whether more than half of the arrived copies of the class voted for it."""
     decided_early: bool
-    """Whether the answer came before all copies, because none of the others could have changed the class."""
+    """Whether the answer came before all copies, because it was decided or sure without the others."""
+    exact: bool
+    """Whether no copy that was awaited when the answer came could have changed the class. False for an answer that was
+    sure but not decided (``wait=confident``), or whose wait asked for no more copies (``quorum``, ``first``)."""
     degraded: bool
     """Whether some class had no copy left, or the reference network answered."""
     milliseconds: Milliseconds
@@ -138,6 +142,9 @@ class ModelWorkers(_Described):
     version: str
     ready: bool
     """Whether every class has a live worker."""
+    waves: list[list[int]]
+    """Workers in the order in which requests ask them that stop when their answer stands; one wave where all are asked
+    at once."""
     workers: list[WorkerStatus]
     """Empty until the model is loaded and checked."""
 
@@ -159,6 +166,7 @@ def prediction_of(gateway: Gateway, reply: Reply, seconds: float) -> PredictionR
         complete=answer.complete,
         elected=answer.elected,
         decided_early=answer.decided_early,
+        exact=answer.exact,
         degraded=answer.degraded,
         milliseconds=Milliseconds(
             total=round(seconds * 1000, 3),
@@ -203,4 +211,10 @@ def workers_of(gateway: Gateway) -> ModelWorkers:
         )
         for w, worker in enumerate(gateway.workers)
     ]
-    return ModelWorkers(model=gateway.name, version=gateway.version, ready=gateway.ready, workers=workers)
+    return ModelWorkers(
+        model=gateway.name,
+        version=gateway.version,
+        ready=gateway.ready,
+        waves=[list(wave) for wave in gateway.waves],
+        workers=workers,
+    )

@@ -1,0 +1,77 @@
+"""Hands requests to a model's workers, all at once or in waves, and limits how long stragglers are waited for."""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import numpy.typing as npt
+
+from sensai_serve.merge import MergePlan, Wait
+from serving.backends import Backend
+from serving.engine.fanout import FanOut
+from serving.engine.health import FLOOR_S
+from serving.engine.supervisor import Supervisor
+from serving.engine.waves import WavePlan
+
+
+class Dispatcher:
+    """Hands the requests of one model to its workers. All calls on the event loop's thread."""
+
+    def __init__(
+        self, backend: Backend, supervisor: Supervisor, plan: MergePlan, waves: WavePlan, *, patience: float
+    ) -> None:
+        """Keep what requests need.
+
+        Args:
+            backend: runs the workers; started.
+            supervisor: knows who is live.
+            plan: the merge.
+            waves: who is asked together, by which requests.
+            patience: how many times what the slowest healthy worker takes a straggler is waited for; 0: for ever.
+        """
+        self._backend = backend
+        self._supervisor = supervisor
+        self._plan = plan
+        self._waves = waves
+        self._patience = patience
+
+    def prepare(self, inputs: npt.NDArray[np.float32], wait: Wait) -> FanOut:
+        """Make a request that no worker has been asked for."""
+        return FanOut(inputs, self._plan.collect(len(inputs), wait), self._supervisor.late)
+
+    def submit(self, inputs: npt.NDArray[np.float32], wait: Wait, expires: float | None) -> FanOut:
+        """Fan a request out that has its place at the workers.
+
+        Args:
+            inputs: FP32 [N, *shape].
+            wait: what it waits for.
+            expires: when it ends at the latest, in the event loop's time; None for never.
+        """
+        supervisor = self._supervisor
+        fan_out = self.prepare(inputs, wait)
+        fan_out.expires = expires
+        for worker, cause in supervisor.unwaited():
+            fan_out.fail(worker, cause)
+        admitted = supervisor.health.admitted()
+        if wait in self._waves.waits and len(waves := self._waves.of(admitted)) > 1:
+            fan_out.ask_in(waves, lambda: self._ask(fan_out))
+            self._ask(fan_out)
+        else:
+            self._backend.submit(fan_out, admitted)
+        return fan_out
+
+    def be_patient(self, fan_out: FanOut) -> None:
+        """Give the workers of a request that were asked last their time, from now on."""
+        typical_s = self._supervisor.health.typical_s
+        if self._patience and typical_s is not None:
+            delay = self._patience * typical_s + FLOOR_S
+            fan_out.timer = asyncio.get_running_loop().call_later(delay, fan_out.lose_patience)
+
+    def _ask(self, fan_out: FanOut) -> None:
+        """Ask the waves of a request that are due."""
+        while workers := fan_out.next_wave():
+            self._backend.submit(fan_out, workers)
+            if fan_out.timer is not None:
+                fan_out.timer.cancel()
+                self.be_patient(fan_out)
