@@ -2,13 +2,14 @@
 
 Latencies are drawn for each worker and request from a log-normal distribution through two given percentiles, some of
 them stretched (stragglers). Hosts are down at random. Scores are those of the bundle's own subnets on its golden
-samples, so that a request is decided when a real one would be. For another redundancy than the bundle's, the copies of
-a class are drawn among those that the bundle has of it for the same input. A subnet is then assumed to take the given
-latency and to cost in proportion to the classes that it covers; only subnets of that size could show more.
+samples, so that a request is decided, or sure, when a real one would be. For another redundancy than the bundle's, the
+copies of a class are drawn among those that the bundle has of it for the same input. A subnet is then assumed to take
+the given latency and to cost in proportion to the classes that it covers; only subnets of that size could show more.
 """
 
 from __future__ import annotations
 
+import heapq
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -19,12 +20,13 @@ import numpy as np
 import numpy.typing as npt
 
 from sensai_serve import load
-from sensai_serve.assignment import Assignment, cyclic, search_offsets
+from sensai_serve.assignment import Assignment, cyclic, full, search_offsets
 from sensai_serve.bundles import Bundle
 from sensai_serve.errors import InputError
-from sensai_serve.merge import Collector, MergePlan
+from sensai_serve.merge import Collector, MergePlan, Wait
 from serving.engine.health import FLOOR_S
 from serving.placement.place import place
+from serving.placement.waves import Waves, make_waves
 
 REDUNDANCIES = 1, 2, 3, 4, 5
 _UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "": 1e-3}
@@ -82,6 +84,8 @@ class Expected:
     p999: float
     early: float
     """Share of the answered requests that do not wait for every copy."""
+    asked: float
+    """Mean number of workers that an answered request asks."""
     unavailable: float
     """Upper bound on the probability that some class has no copy."""
     cost: float
@@ -115,7 +119,16 @@ class Simulation:
     """Simulates one bundle's fan-out under one distribution of latencies."""
 
     def __init__(
-        self, bundle: Bundle, latency: Latency, *, hosts: int, loss: float, patience: float = 4.0, seed: int = 0
+        self,
+        bundle: Bundle,
+        latency: Latency,
+        *,
+        hosts: int,
+        loss: float,
+        patience: float = 4.0,
+        wait: Wait = "decided",
+        wave: Sequence[int] = (),
+        seed: int = 0,
     ) -> None:
         """Run the subnets on the golden samples, once.
 
@@ -125,12 +138,18 @@ class Simulation:
             hosts: the number of hosts that workers are spread over.
             loss: probability that a host is down, independently of the others.
             patience: the server's setting; 0 waits for ever.
+            wait: what requests wait for.
+            wave: the server's setting: workers asked at a time; all at once where empty.
             seed: the seed of all random draws.
 
         Raises:
             BundleError: the bundle is damaged.
-            InputError: there is no host, or the loss is not in [0, 1).
+            InputError: there is no host, the loss is not in [0, 1), a wave has no workers, or the bundle has no
+                thresholds for the wait.
         """
+        if min(wave, default=1) < 1:
+            raise InputError(f"a wave of {min(wave)} workers, expected at least 1 in each")
+        bundle.merge_plan.check_wait(wait)
         if hosts < 1 or not 0 <= loss < 1:
             raise InputError(f"hosts is {hosts}, loss is {loss:g}, expected at least 1 host and a probability below 1")
         self._bundle = bundle
@@ -138,6 +157,8 @@ class Simulation:
         self._n_hosts = hosts
         self._loss = loss
         self._patience_s = patience * latency.mean + FLOOR_S if patience else math.inf
+        self._wait: Wait = wait
+        self._wave = wave
         self._seed = seed
         scores = load(bundle).scores(bundle.golden().inputs)
         manifest = bundle.manifest
@@ -148,11 +169,24 @@ class Simulation:
         own = bundle.assignment
         self._symbols = manifest.symbols or tuple((c,) for c in range(own.n_classes))
 
+    @property
+    def redundancy(self) -> int:
+        """The bundle's own redundancy."""
+        return self._bundle.assignment.redundancy
+
     def assignment(self, redundancy: int) -> Assignment | None:
-        """Return the bundle's assignment if it has this redundancy, else a cyclic one; None if symbols are too few."""
+        """Return the bundle's assignment if it has this redundancy, else one of its kind that has.
+
+        None if there are too few symbols or workers for it, or if requests wait for answers that are sure: thresholds
+        are of the bundle's own copies.
+        """
         own = self._bundle.assignment
         if own.redundancy == redundancy:
             return own
+        if self._wait == "confident":
+            return None
+        if own.kind == "full":
+            return full(own.n_classes, redundancy) if redundancy <= own.n_workers else None
         if redundancy > len(self._symbols):
             return None
         return cyclic(self._symbols, search_offsets(len(self._symbols), redundancy).offsets)
@@ -167,20 +201,23 @@ class Simulation:
         n_hosts = min(self._n_hosts, n_workers)
         host_of = tuple(range(n_workers)) if n_hosts == n_workers else place(assignment, n_hosts).device_of
         manifest = self._bundle.manifest
-        plan = MergePlan(assignment, manifest.merge.rule, manifest.merge.threshold)
+        own = self._bundle.assignment
+        confident = manifest.merge.confident if assignment == own else None
+        plan = MergePlan(assignment, manifest.merge.rule, manifest.merge.threshold, confident)
+        waves = make_waves(plan.order, host_of, [n_workers] * n_hosts, self._wave)
         seconds = self._latency.draw(random, (requests, n_workers))
         down = (random.random((requests, n_hosts)) < self._loss)[:, list(host_of)]
         samples = random.integers(self._copies[0].shape[1], size=requests)
-        took, early = [], 0
+        took, early, asked = [], 0, 0
         for at in range(requests):
-            collector = plan.collect()
-            outcome = self._request(collector, assignment, seconds[at], down[at], int(samples[at]), random)
+            collector = plan.collect(1, self._wait)
+            outcome = self._request(collector, assignment, waves, seconds[at], down[at], int(samples[at]), random)
             if outcome is not None:
-                took.append(outcome + self._latency.own)
+                took.append(outcome[0] + self._latency.own)
                 early += bool(collector.awaited)
+                asked += outcome[1]
         p50, p99, p999 = np.quantile(took, [0.5, 0.99, 0.999]) if took else [math.nan] * 3
         holders = {frozenset(host_of[w] for w in workers) for workers in assignment.workers_of}
-        own = self._bundle.assignment
         return Expected(
             redundancy=redundancy,
             workers=n_workers,
@@ -190,6 +227,7 @@ class Simulation:
             p99=float(p99),
             p999=float(p999),
             early=early / max(1, len(took)),
+            asked=asked / max(1, len(took)),
             unavailable=uncovered_probability(holders, self._loss),
             cost=sum(map(len, assignment.rows)) / own.n_classes,
         )
@@ -198,34 +236,46 @@ class Simulation:
         self,
         collector: Collector,
         assignment: Assignment,
+        waves: Waves,
         seconds: npt.NDArray[np.float64],
         down: npt.NDArray[np.bool_],
         sample: int,
         random: np.random.Generator,
-    ) -> float | None:
-        """Return the seconds until the answer; None if a class has no copy."""
+    ) -> tuple[float, int] | None:
+        """Return the seconds until the answer, and the workers that were asked; None if a class has no copy."""
         for worker in np.flatnonzero(down).tolist():
             collector.erase(worker)
         if collector.uncovered:
             return None
+        left = [[worker for worker in wave if not down[worker]] for wave in waves]
+        running: list[tuple[float, int]] = []  # when each worker that was asked ends
+        now, asked, impatient_at = 0.0, 0, math.inf
+        while not collector.done:
+            impatient = now >= impatient_at
+            if left and (not running or impatient):
+                for worker in left[0]:
+                    heapq.heappush(running, (now + float(seconds[worker]), worker))
+                asked, impatient_at = asked + len(left.pop(0)), now + self._patience_s
+            elif impatient and collector.can_spare_the_rest:
+                break
+            elif now < impatient_at < running[0][0]:
+                now = impatient_at
+            else:
+                now, worker = heapq.heappop(running)
+                collector.add(worker, self._scores(assignment, worker, sample, random))
+        return now, asked
+
+    def _scores(
+        self, assignment: Assignment, worker: int, sample: int, random: np.random.Generator
+    ) -> npt.NDArray[np.float32]:
+        """Scores [1, k] of a golden sample by a worker of this assignment."""
         own = self._bundle.assignment.rows == assignment.rows
-        for worker in np.argsort(seconds, kind="stable").tolist():
-            if down[worker]:
-                continue
-            if collector.done:
-                return 0.0  # every worker that is up has been waited for
-            at = float(seconds[worker])
-            if at > self._patience_s and collector.can_spare_the_rest:
-                return self._patience_s
-            row = []
-            for c in assignment.rows[worker]:
-                copies = self._copies[c]
-                pick = assignment.workers_of[c].index(worker) if own else int(random.integers(len(copies)))
-                row.append(copies[pick, sample])
-            collector.add(worker, np.array([row], np.float32))
-            if collector.done or (at > self._patience_s and collector.can_spare_the_rest):
-                return at
-        return 0.0
+        row = []
+        for c in assignment.rows[worker]:
+            copies = self._copies[c]
+            pick = assignment.workers_of[c].index(worker) if own else int(random.integers(len(copies)))
+            row.append(copies[pick, sample])
+        return np.array([row], np.float32)
 
     def bytes_per_input(self) -> tuple[int, int]:
         """Bytes that the gateway sends and receives for one input, over all hosts, without the protocol's overhead."""
@@ -251,16 +301,16 @@ def uncovered_probability(holders: Sequence[frozenset[int]] | set[frozenset[int]
 def simulate(
     simulation: Simulation, requests: int, on_step: Callable[[int, int], None] = lambda done, total: None
 ) -> list[Expected]:
-    """Simulate every redundancy from 1 to 5 that the bundle's symbols allow.
+    """Simulate every redundancy from 1 to 5 that the bundle's symbols allow, and the bundle's own.
 
     Args:
         simulation: the simulation of the bundle.
         requests: the number of requests for each redundancy.
         on_step: called with the number of redundancies done, and of all.
     """
-    found = []
-    for done, redundancy in enumerate(REDUNDANCIES, 1):
+    found, redundancies = [], sorted({*REDUNDANCIES, simulation.redundancy})
+    for done, redundancy in enumerate(redundancies, 1):
         if (expected := simulation.run(redundancy, requests)) is not None:
             found.append(expected)
-        on_step(done, len(REDUNDANCIES))
+        on_step(done, len(redundancies))
     return found

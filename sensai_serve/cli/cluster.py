@@ -187,6 +187,10 @@ def plan(
     patience: Annotated[
         float, typer.Option(min=0, help="Give a straggler up after this many times what healthy workers take.")
     ] = 4.0,
+    wait: Annotated[str, typer.Option(help="What requests wait for, as for serve.")] = "decided",
+    wave: Annotated[
+        str | None, typer.Option(metavar="0,1,...", help="Workers to ask at a time, as for serve; all if not given.")
+    ] = None,
     requests: Annotated[int, typer.Option(min=100, help="Requests to simulate at each redundancy.")] = 10_000,
     seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
@@ -201,10 +205,20 @@ def plan(
 
     from sensai_serve.bundles import Bundle
     from sensai_serve.cli.progress import progress
+    from sensai_serve.merge import parse_wait
     from serving.planning import Simulation, parse_latency, simulate
 
     opened = Bundle.open(bundle)
-    simulation = Simulation(opened, parse_latency(latency), hosts=hosts, loss=loss, patience=patience, seed=seed)
+    simulation = Simulation(
+        opened,
+        parse_latency(latency),
+        hosts=hosts,
+        loss=loss,
+        patience=patience,
+        wait=parse_wait(wait),
+        wave=_sizes(wave),
+        seed=seed,
+    )
     with progress(quiet=quiet) as report:
         found = simulate(simulation, requests, lambda done, total: report("simulate", done, total))
     out, back = simulation.bytes_per_input()
@@ -213,21 +227,33 @@ def plan(
         sizes = {"bytes_out": out, "bytes_back": back, "redundancy": own}
         typer.echo(json.dumps(sizes | {"expected": [asdict(row) for row in found]}))
         return
-    table = Table("copies", box=None)
-    for heading in ("hosts lost", "p50 ms", "p99 ms", "p99.9 ms", "early", "available", "cost"):
+    table = Table(box=None, pad_edge=False)
+    table.add_column("copies", no_wrap=True)
+    in_waves = ("asked",) if wave else ()
+    for heading in ("hosts lost", "p50 ms", "p99 ms", "p99.9 ms", "early", *in_waves, "available", "cost"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in found:
         times = [f"{1000 * seconds:.2f}" for seconds in (row.p50, row.p99, row.p999)]
         mine = " *" if row.redundancy == own else ""
-        shares = (f"{row.early:.0%}", _nines(row.unavailable), f"{row.cost:.1f}x")
+        asked = (f"{row.asked:.1f}",) if wave else ()
+        shares = (f"{row.early:.0%}", *asked, _nines(row.unavailable), f"{row.cost:.1f}x")
         table.add_row(f"{row.redundancy}{mine}", f"any {row.losses}", *times, *shares)
     console = Console()
     console.print(table)
     console.print(
-        f"* the bundle's. {found[0].workers} workers on {found[0].hosts} hosts; one input is {out:,} bytes to them and "
-        f"{back:,} back; {requests:,} requests each",
+        f"* the bundle's. {found[-1].workers} workers on {found[-1].hosts} hosts; one input is {out:,} bytes to them "
+        f"and {back:,} back; {requests:,} requests each",
         highlight=False,
     )
+
+
+def _sizes(text: str | None) -> tuple[int, ...]:
+    from sensai_serve.errors import InputError
+
+    try:
+        return () if text is None else tuple(map(int, text.split(",")))
+    except ValueError:
+        raise InputError(f"--wave is {text!r}, expected whole numbers, say 2 or 2,8") from None
 
 
 def _nines(unavailable: float) -> str:
@@ -236,5 +262,7 @@ def _nines(unavailable: float) -> str:
 
     if unavailable <= 0:
         return "100%"
+    if unavailable < 1e-9:
+        return "> 99.9999999%"
     digits = max(0, 1 - floor(log10(unavailable)) - 2)
     return f"{100 * (1 - unavailable):.{min(digits, 12)}f}%"

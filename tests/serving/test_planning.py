@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sensai_serve.assignment import full
 from sensai_serve.bundles import Bundle
 from sensai_serve.cli.main import main
 from serving.planning import Latency, Simulation, parse_latency, uncovered_probability
@@ -76,6 +77,47 @@ def test_the_command_prints_one_to_five_copies(capsys, tiny_bundle: Path) -> Non
     assert [row["losses"] for row in rows] == [0, 1, 2, 3, 4]
 
 
+def test_waves_ask_only_the_workers_that_an_answer_needs(make_bundle) -> None:
+    sure = Bundle.open(make_bundle(assignment=full(10, 6), rule="mean", sure=(1.0, -1.0)))  # of any two it is sure
+    latency = parse_latency("p50=5,p99=5")
+    given = {"hosts": 6, "loss": 0.0, "patience": 0.0}
+    in_twos = Simulation(sure, latency, **given, wait="confident", wave=(2,)).run(6, 100)
+    in_ones = Simulation(sure, latency, **given, wait="confident", wave=(1,)).run(6, 100)
+    of_all = Simulation(sure, latency, **given, wait="all").run(6, 100)
+    assert in_twos is not None
+    assert in_ones is not None
+    assert of_all is not None
+    assert (in_twos.asked, in_twos.early, in_twos.p50) == (2, 1, pytest.approx(0.005))
+    assert (in_ones.asked, in_ones.early, in_ones.p50) == (2, 1, pytest.approx(0.010))
+    assert (of_all.asked, of_all.early, of_all.p50) == (6, 0, pytest.approx(0.005))
+
+
+def test_a_straggler_of_a_wave_is_overtaken_by_the_next(make_bundle) -> None:
+    sure = Bundle.open(make_bundle(assignment=full(10, 6), rule="mean", sure=(1.0, -1.0)))
+    latency = parse_latency("p50=5,p99=5,stragglers=0.1,slow=1000")
+    found = Simulation(sure, latency, hosts=6, loss=0, patience=2, wait="confident", wave=(2,)).run(6, 300)
+    assert found is not None
+    assert found.p999 < 0.2
+    assert 2 < found.asked < 4
+
+
+def test_a_full_bundle_is_simulated_with_its_own_workers_and_with_fewer(make_bundle, capsys) -> None:
+    bundle = make_bundle(assignment=full(10, 7), rule="mean", sure=(1.0, -1.0))
+    args = ["plan", str(bundle), "--hosts", "10", "--latency", "p50=2,p99=8", "--requests", "100", "--quiet"]
+    with pytest.raises(SystemExit):
+        main([*args, "--json"])
+    rows = json.loads(capsys.readouterr().out)["expected"]
+    assert [(row["redundancy"], row["workers"], row["losses"]) for row in rows] == [
+        *((r, r, r - 1) for r in range(1, 6)), (7, 7, 6)
+    ]  # fmt: skip
+    assert [row["cost"] for row in rows] == [1, 2, 3, 4, 5, 7]
+    with pytest.raises(SystemExit):
+        main([*args, "--wait", "confident", "--wave", "2"])
+    out = capsys.readouterr().out
+    assert [line.split()[0] for line in out.splitlines()[1:2]] == ["7"]
+    assert "7 workers on 7 hosts" in " ".join(out.split())
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -86,6 +128,10 @@ def test_the_command_prints_one_to_five_copies(capsys, tiny_bundle: Path) -> Non
         (("--latency", "p50=1,p99=2,stragglers=2"), "expected stragglers, a probability"),
         (("--latency", "p50=1,p99=2,slow=10ms"), "expected a plain number"),
         (("--latency", "p50=1,p99=2", "--loss", "1"), "loss is 1, expected"),
+        (("--latency", "p50=1,p99=2", "--wait", "confident"), "the bundle has no thresholds for it"),
+        (("--latency", "p50=1,p99=2", "--wait", "soon"), "wait is 'soon', expected one of decided, confident"),
+        (("--latency", "p50=1,p99=2", "--wave", "0"), "a wave of 0 workers, expected at least 1"),
+        (("--latency", "p50=1,p99=2", "--wave", "two"), "--wave is 'two', expected whole numbers"),
     ],
 )
 def test_a_wrong_plan_is_one_line(capsys, tiny_bundle: Path, args: tuple[str, ...], message: str) -> None:
