@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from sensai_serve.errors import BundleError
 from sensai_serve.protobuf import fields
@@ -54,11 +55,14 @@ class OnnxValue:
 
 @dataclass(frozen=True)
 class OnnxSignature:
-    """Inputs and outputs of a network, and whether any of its weights lie in another file."""
+    """Inputs and outputs of a network, and what else a bundle's check asks for."""
 
     inputs: tuple[OnnxValue, ...]
     outputs: tuple[OnnxValue, ...]
     external_data: bool
+    """Whether any of its weights lie in another file."""
+    loops: bool
+    """Whether a node runs a graph of its own, as loops do: without one the run of a network ends."""
 
 
 def read_signature(data: bytes) -> OnnxSignature:
@@ -75,18 +79,26 @@ def read_signature(data: bytes) -> OnnxSignature:
         initialised = {_name(body, 8) for number, body in fields if number == 5}
         inputs = tuple(v for number, body in fields if number == 11 and (v := _value(body)).name not in initialised)
         outputs = tuple(_value(body) for number, body in fields if number == 12)
-        return OnnxSignature(inputs, outputs, _external(memoryview(data), "model", 0))
+        found = set(_peculiar(memoryview(data), "model", 0))
+        return OnnxSignature(inputs, outputs, "external" in found, "graph" in found)
     except (ValueError, IndexError, UnicodeDecodeError):
         raise BundleError("is not an ONNX model") from None
 
 
-def _external(data: memoryview, message: str, depth: int) -> bool:
+def _peculiar(data: memoryview, message: str, depth: int) -> Iterator[Literal["external", "graph"]]:
+    """What a message holds, however deeply: tensors whose data is elsewhere, graphs of nodes."""
     if depth > _MAX_DEPTH:
         raise ValueError("nested too deeply")
     if message == "tensor":
-        return any(number == 13 or (number == 14 and value == EXTERNAL) for number, value, _ in fields(data))
+        if any(number == 13 or (number == 14 and value == EXTERNAL) for number, value, _ in fields(data)):
+            yield "external"
+        return
     children = _CHILDREN[message]
-    return any(_external(body, children[number], depth + 1) for number, body in _messages(data) if number in children)
+    for number, body in _messages(data):
+        if (child := children.get(number)) is not None:
+            if message == "attribute" and child == "graph":
+                yield "graph"
+            yield from _peculiar(body, child, depth + 1)
 
 
 def _value(data: memoryview) -> OnnxValue:

@@ -120,6 +120,11 @@ class Limits(Group):
     """Regions of shared memory that are registered at a time."""
     in_flight: int = Field(default=64, ge=1)
     """Requests that a model answers or holds waiting at a time."""
+    load_s: float = Field(default=300.0, gt=0, allow_inf_nan=False)
+    """Seconds that a bundle may take to load and to answer its golden samples."""
+    load_bytes: int = Field(default=2 * 1024**3, ge=0)
+    """Bytes of memory that a bundle's networks may take to load, beside eight times the size of their files; held by
+    ``trial``."""
 
     @model_validator(mode="after")
     def _check_bodies(self) -> Limits:

@@ -58,6 +58,9 @@ class Settings(BaseSettings):
     """A directory of bundles, all of which are served; clients may load and unload them. Without it they may not."""
     strict_readiness: bool = True
     """Whether a bundle of the repository that cannot be served makes the server not ready; its models serve anyhow."""
+    trial: bool = True
+    """Whether bundles are loaded in a process of their own first, which is ended if it never ends or takes too much
+    memory. Without it the server is ready about a second sooner."""
     merge_rules: Annotated[Words, Flag(metavar="package.module:callable")] = ()
     """Merge rules of one's own that bundles may name. A bundle is data, and cannot allow itself code."""
     allowed_hosts: Annotated[Words, Section("Web pages"), Flag(metavar="NAME")] = ()
@@ -125,7 +128,14 @@ class Settings(BaseSettings):
         given = dict(inference) | {"devices": inference.devices or default_devices()}
         if workers is not None:
             given |= {"devices": workers.devices, "backend": "remote", "workers": workers}
-        return GatewayOptions(**given, max_in_flight=limits.in_flight, max_batch=limits.batch)
+        return GatewayOptions(
+            **given,
+            max_in_flight=limits.in_flight,
+            max_batch=limits.batch,
+            trial=self.trial,
+            load_s=limits.load_s,
+            load_bytes=limits.load_bytes,
+        )
 
 
 def settings_options(

@@ -35,10 +35,18 @@ def small_pictures() -> None:
 @pytest.fixture(autouse=True)
 def no_log_of_a_test_before() -> Iterator[None]:
     """Commands that run in this process set logging up, to the stderr of their test, which is closed after it."""
+    from serving.telemetry.line_writer import LineHandler
+
     root, ours = logging.getLogger(), logging.getLogger("serving")
     before = root.level, ours.level
     yield
-    root.handlers[:] = [handler for handler in root.handlers if type(handler) is not logging.StreamHandler]
+    for handler in root.handlers[:]:
+        if type(handler) in (
+            logging.StreamHandler,
+            LineHandler,
+        ):  # pytest's own are of subclasses
+            root.removeHandler(handler)
+            handler.close()
     root.setLevel(before[0])
     ours.setLevel(before[1])
     logging.captureWarnings(False)

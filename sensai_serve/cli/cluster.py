@@ -40,6 +40,9 @@ def node(
     token_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="File with the token that gateways must show.")
     ] = None,
+    trial: Annotated[
+        bool, typer.Option(help="Load the bundle in a process of its own first, which is ended if it never ends.")
+    ] = True,
     log_format: Annotated[str, typer.Option(help="Format of the log on standard error: text or json.")] = "text",
     fault: Annotated[
         list[str] | None,
@@ -78,6 +81,7 @@ def node(
         devices=tuple(map(parse_device, device or ())) or default_devices(),
         backend=backend,
         faults=tuple(map(parse_fault, fault or ())),
+        trial=trial,
     )
     security = Security(client_ca, cert, key, token_file)
     configure("json" if log_format == "json" else "text", LogFilter())

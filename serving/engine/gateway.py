@@ -17,15 +17,14 @@ from sensai_serve.bundles import Bundle
 from sensai_serve.errors import BundleError, ControlOffError, NotReadyError, OverloadedError, RequestError
 from sensai_serve.manifest import Manifest
 from sensai_serve.merge import Answer, Wait, parse_wait
-from sensai_serve.plugins import find
-from sensai_serve.preprocess import warm_up_images
-from serving.backends import Backend, BackendPlan, Cause
+from serving.backends import Backend, Cause
 from serving.engine.admission import Admission
 from serving.engine.deferred import DeferredWrites
 from serving.engine.dispatch import Dispatcher
 from serving.engine.fanout import FanOut, FanOutResult
 from serving.engine.fault_control import FaultControl
 from serving.engine.health import WorkerHealth
+from serving.engine.loading import LoadedModel, load, try_model_out
 from serving.engine.options import GatewayOptions
 from serving.engine.pending import MaybePending, is_pending
 from serving.engine.reply import Counters, Reply, by_reference, uncovered
@@ -33,7 +32,6 @@ from serving.engine.supervisor import Supervisor
 from serving.engine.waves import WavePlan
 from serving.placement.place import Placement, describe, place
 from serving.placement.waves import Waves
-from serving.runtime.devices import Device
 from serving.runtime.session import Session
 
 
@@ -76,7 +74,8 @@ class Gateway:
         self._backend: Backend | None = None
         self._dispatcher: Dispatcher | None = None
         self._reference: Session | None = None
-        self._fault_control: FaultControl | None = None
+        self._loaded: LoadedModel | None = None
+        self._trial: asyncio.Task[None] | None = None
         self._stopping = False
         self._successor: Gateway | None = None
 
@@ -120,51 +119,32 @@ class Gateway:
         """
         if not self.options.allow_faults:
             raise ControlOffError("faults on purpose are off, expected a server started with --allow-faults")
-        if self._fault_control is None:
+        if self._loaded is None or self._loaded.fault_control is None:
             raise NotReadyError(f"model {self.name} is not ready")
-        return self._fault_control
+        return self._loaded.fault_control
 
     @property
     def faults(self) -> Mapping[int, str]:
         """The faults that workers have been given while the model serves, by worker."""
-        return {} if self._fault_control is None else self._fault_control.faults
+        control = None if self._loaded is None else self._loaded.fault_control
+        return {} if control is None else control.faults
+
+    def begin_trial(self) -> None:
+        """Begin to try the model out, which `start` then waits for: another process does it, for about a second."""
+        self._trial = asyncio.create_task(try_model_out(self.bundle, self.placement.device_of, self.options))
 
     async def start(self) -> None:
         """Load, warm and check every worker.
 
         Raises:
-            BundleError: the bundle is damaged, cannot be run, or gives wrong answers to its golden samples.
+            BundleError: the bundle is damaged, cannot be run, gives wrong answers to its golden samples, or takes
+                longer than `GatewayOptions.load_s`.
             DeviceError: this machine lacks a device.
         """
-        options = self.options
-        supervisor = Supervisor(self.bundle, self.plan, self.admission, eject=options.patience > 0)
-        plan = BackendPlan(
-            bundle=self.bundle,
-            workers=tuple(range(self.bundle.assignment.n_workers)),
-            devices=options.devices,
-            device_of=dict(enumerate(self.placement.device_of)),
-            max_batch=options.max_batch,
-            faults=options.faults,
-            on_up=supervisor.up,
-            on_down=supervisor.down,
-            threads=options.onnx_threads,
-            inline_s=options.inline_s,
-            processes=options.processes,
-        )
-        backend: Backend = find("serving.backends", options.backend, "Backend")(plan)
-        if options.allow_faults:
-            backend = self._fault_control = FaultControl(backend, plan, supervisor.recheck)
-        try:
-            await asyncio.to_thread(backend.start)
-            if options.on_missing == "reference":
-                self._reference = await asyncio.to_thread(self._open_reference)
-            await supervisor.check(backend)
-            if self.manifest.input.image is not None:
-                await asyncio.to_thread(warm_up_images, self.manifest.input)
-        except BaseException:
-            await asyncio.to_thread(backend.stop)
-            raise
-        self._backend, self._supervisor = backend, supervisor
+        placed, options = self.placement.device_of, self.options
+        loaded = self._loaded = await load(self.bundle, self.plan, self.admission, placed, options, self._trial)
+        backend, supervisor = self._backend, self._supervisor = loaded.backend, loaded.supervisor
+        self._reference = loaded.reference
         self._dispatcher = Dispatcher(backend, supervisor, self.plan, self._waves, patience=options.patience)
 
     async def stop(self, drain_s: float = 10.0, *, successor: Gateway | None = None) -> None:
@@ -178,10 +158,9 @@ class Gateway:
         self._stopping = True
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.admission.drained(), drain_s)
-        if self._supervisor is not None and self._backend is not None:
+        if self._loaded is not None:
             self._deferred.flush()
-            await self._supervisor.stop()
-            await asyncio.to_thread(self._backend.stop)
+            await self._loaded.stop()
 
     async def infer(
         self, inputs: npt.NDArray[np.float32], *, wait: str | None = None, timeout_s: float | None = None
@@ -329,10 +308,3 @@ class Gateway:
                 counters.worker_seconds[worker] += arrival.run_s
                 counters.worker_runs[worker] += 1
         self._supervisor.record(results)
-
-    def _open_reference(self) -> Session:
-        data = self.bundle.reference()
-        assert data is not None
-        spec, what = self.manifest.input, f"{self.bundle.path}: {self.manifest.reference}"
-        here = next((device for device in self.options.devices if device.endpoint is None), Device("cpu"))
-        return Session(data, here, spec.name, spec.shape, what)

@@ -103,6 +103,12 @@ class GatewayOptions(Inference):
     """Requests that are answered or waiting at a time; more are refused."""
     max_batch: int = 64
     """Inputs in one request."""
+    trial: bool = False
+    """Whether the networks are loaded in a process of their own first; see `serving.runtime.trial`."""
+    load_s: float = 300.0
+    """Seconds that a model may take to load and to answer its golden samples."""
+    load_bytes: int = 2 * 1024**3
+    """Bytes of memory that a trial may take beside eight times the size of the networks' files."""
 
     @property
     def deadline_s(self) -> float | None:

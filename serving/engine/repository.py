@@ -26,6 +26,7 @@ from sensai_serve.errors import (
     BundleError,
     ControlOffError,
     InputError,
+    NotReadyError,
     OverloadedError,
     SensaiError,
     UnknownModelError,
@@ -53,6 +54,7 @@ class Entry:
     """Why the model is not ready; empty if it is."""
 
 
+_STOPPING = "the server is stopping"
 _State = tuple[tuple[str, int, int], ...]
 
 
@@ -105,6 +107,7 @@ class Repository:
         self._locks: dict[str, asyncio.Lock] = {}
         self._waiting: Counter[str] = Counter()  # changes of each model that wait for its lock or hold it
         self._changes: set[asyncio.Task[None]] = set()
+        self._ending = False
         self.swaps = 0
         """How many models were replaced while the server ran."""
         for bundle in bundles:
@@ -162,6 +165,7 @@ class Repository:
         Raises:
             ControlOffError: there is no directory.
             OverloadedError: `MAX_CHANGES` models are being loaded or unloaded.
+            NotReadyError: the server is stopping.
             UnknownModelError: the directory has no such model.
             SensaiError: its bundle cannot be served; the model that was loaded before still answers.
         """
@@ -241,6 +245,7 @@ class Repository:
         Raises:
             ControlOffError: there is no directory.
             OverloadedError: `MAX_CHANGES` models are being loaded or unloaded.
+            NotReadyError: the server is stopping.
             UnknownModelError: no model of that name is loaded.
         """
         self._controlled()
@@ -263,6 +268,7 @@ class Repository:
                     finally:
                         await asyncio.to_thread(_trim)
             finally:
+                change.close()  # it has not begun where it was given up in line
                 self._waiting[name] -= 1
                 if not self._waiting[name]:
                     del self._waiting[name], self._locks[name]
@@ -271,12 +277,22 @@ class Repository:
         task = asyncio.create_task(alone(), context=Context())
         self._changes.add(task)
         task.add_done_callback(self._changed)
-        await asyncio.shield(task)
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled():
+                raise NotReadyError(_STOPPING) from None
+            raise
 
     def _changed(self, task: asyncio.Task[None]) -> None:
         self._changes.discard(task)
         if not task.cancelled():
             task.exception()  # marks it as seen: who still waits for the change gets the error
+
+    def begin_trial(self) -> None:
+        """Begin to try the first model out, while the caller does something else before it calls `start`."""
+        if self._gateways:
+            next(iter(self._gateways.values())).begin_trial()
 
     async def start(self) -> None:
         """Start every model, one after the other; then those of the directory, as far as they can be served.
@@ -331,11 +347,17 @@ class Repository:
                 else:
                     self._unserved[path] = replace(unserved, seen=state)
 
+    async def end_changes(self) -> None:
+        """Give up what is being loaded or unloaded, and begin nothing of the kind any more."""
+        self._ending = True
+        going = [*self._changes, *([] if self._watch is None else [self._watch])]
+        for task in going:
+            task.cancel()
+        await asyncio.gather(*going, return_exceptions=True)
+
     async def stop(self, drain_s: float = 10.0) -> None:
         """Let requests finish for at most `drain_s` seconds, then stop every model."""
-        if self._watch is not None:
-            self._watch.cancel()
-            await asyncio.gather(self._watch, return_exceptions=True)
+        await self.end_changes()
         await asyncio.gather(*(g.stop(drain_s) for g in self._gateways.values()))
 
     def _gateway(self, bundle: Bundle) -> Gateway:
@@ -349,6 +371,8 @@ class Repository:
     def _controlled(self) -> Path:
         if self._directory is None:
             raise ControlOffError("loading and unloading models is off, expected a server started with --repository")
+        if self._ending:
+            raise NotReadyError(_STOPPING)
         if len(self._changes) >= MAX_CHANGES:  # they go on when their clients leave, so clients could pile them up
             raise OverloadedError(f"{MAX_CHANGES} models are being loaded or unloaded, expected fewer at a time")
         return self._directory

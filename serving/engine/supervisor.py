@@ -22,6 +22,7 @@ from serving.backends import Backend, Cause, Scores
 from serving.engine.admission import Admission
 from serving.engine.fanout import Arrival, FanOut, FanOutResult, Probe
 from serving.engine.health import SLOW_FACTOR, Health, State, disagreements
+from serving.runtime.cancellation import Cancellation
 from serving.runtime.devices import Device
 from serving.runtime.session import Session
 
@@ -63,6 +64,7 @@ class Supervisor:
         self._late: deque[tuple[FanOut, int, Arrival]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._backend: Backend | None = None
+        self._cancellation = Cancellation()  # of the runs that judge
         self._stopped = False
 
     def up(self, worker: int) -> None:
@@ -165,6 +167,7 @@ class Supervisor:
         may be after many replaced models.
         """
         self._stopped = True
+        self._cancellation.cancel()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -225,7 +228,7 @@ class Supervisor:
         """Compare a suspect's scores with its subnet's, computed in this process."""
 
         def truth() -> Scores:
-            return Session.of_worker(self._bundle, worker, Device("cpu")).run(inputs)
+            return Session.of_worker(self._bundle, worker, Device("cpu"), cancellation=self._cancellation).run(inputs)
 
         sound = _close(scores, await asyncio.to_thread(truth))
         self.health.record_judgement(worker, sound=sound)

@@ -23,6 +23,7 @@ from serving.backends import HOLDS, Backend, BackendPlan, Task
 from serving.placement.place import place_part
 from serving.runtime.devices import Device, default_devices
 from serving.runtime.faults import Fault
+from serving.runtime.trial import try_out
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,12 @@ class NodeOptions:
     """Seconds per request that subnets shorter than a hand-off may take on the event loop's thread; 0: none do."""
     faults: tuple[Fault, ...] = ()
     """What is to go wrong on purpose."""
+    trial: bool = False
+    """Whether the networks are loaded in a process of their own first; see `serving.runtime.trial`."""
+    load_s: float = 300.0
+    """Seconds that the bundle may take to load."""
+    load_bytes: int = 2 * 1024**3
+    """Bytes of memory that a trial may take beside eight times the size of the networks' files."""
 
 
 class Version:
@@ -76,19 +83,19 @@ class Version:
         self._started = False
         self._on_change = on_change
         costs = [subnet.macs for subnet in self.manifest.subnets]
-        self._backend: Backend = find("serving.backends", options.backend, "Backend")(
-            BackendPlan(
-                bundle=bundle,
-                workers=self.workers,
-                devices=options.devices,
-                device_of=place_part(bundle.assignment, self.workers, len(options.devices), costs),
-                max_batch=options.max_batch,
-                faults=options.faults,
-                on_up=lambda worker: self._told(worker, up=True),
-                on_down=lambda worker: self._told(worker, up=False),
-                inline_s=options.inline_s,
-            )
+        self._options = options
+        self._plan = BackendPlan(
+            bundle=bundle,
+            workers=self.workers,
+            devices=options.devices,
+            device_of=place_part(bundle.assignment, self.workers, len(options.devices), costs),
+            max_batch=options.max_batch,
+            faults=options.faults,
+            on_up=lambda worker: self._told(worker, up=True),
+            on_down=lambda worker: self._told(worker, up=False),
+            inline_s=options.inline_s,
         )
+        self._backend: Backend = find("serving.backends", options.backend, "Backend")(self._plan)
 
     @property
     def ready(self) -> bool:
@@ -99,12 +106,20 @@ class Version:
         """Load and warm every worker.
 
         Raises:
-            SensaiError: a worker cannot start.
+            SensaiError: a worker cannot start, or it takes longer than `NodeOptions.load_s`.
         """
+        options, placed = self._options, self._plan
         try:
-            await asyncio.to_thread(self._backend.start)
-        except BaseException:
+            async with asyncio.timeout(options.load_s) as limit:
+                if options.trial:
+                    devices = {worker: placed.device(worker) for worker in placed.workers}
+                    await try_out(self.bundle, devices, most_bytes=options.load_bytes)
+                await asyncio.to_thread(self._backend.start)
+        except BaseException as error:
             await self.stop()
+            if isinstance(error, TimeoutError) and limit.expired():
+                most = f"{options.load_s:g} s, the most that it may take"
+                raise BundleError(f"{self.bundle.path}: not loaded within {most}") from None
             raise
         self.up.update(self.workers)
         self._started = True
@@ -175,6 +190,7 @@ class Node:
         self._path = path
         self._versions: dict[str, Version] = {}
         self._lock = asyncio.Lock()
+        self._reloading: set[asyncio.Task[None]] = set()
 
     @property
     def ready(self) -> bool:
@@ -224,13 +240,19 @@ class Node:
 
     async def reload(self) -> None:
         """Load what the directory holds now as the next version; a bundle that cannot be served changes nothing."""
+        loading = asyncio.create_task(self._load())
+        self._reloading.add(loading)
+        loading.add_done_callback(self._reloading.discard)
         try:
-            await self._load()
+            await loading
         except SensaiError as error:
             log.error("%s stays at version %s: %s", self.name, self.newest.number, error)
 
     async def stop(self) -> None:
-        """End every worker."""
+        """End every worker, and whatever is being loaded."""
+        for task in self._reloading:
+            task.cancel()
+        await asyncio.gather(*self._reloading, return_exceptions=True)
         async with self._lock:
             await asyncio.gather(*(version.stop() for version in self._versions.values()))
             self._versions.clear()

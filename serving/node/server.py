@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
-import uvloop
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 from tritonclient.grpc import service_pb2, service_pb2_grpc
@@ -18,6 +17,7 @@ from sensai_serve.errors import InputError
 from serving.address import Address
 from serving.node.node import Node
 from serving.node.servicer import Servicer
+from serving.runtime import event_loop
 from serving.runtime.endpoint import Security, read
 from serving.runtime.signals import handle_signals
 from serving.transports.grpc.bounds import BoundedServer, requests_of
@@ -54,13 +54,20 @@ def run(make_node: Callable[[], Node], address: Address, security: Security, on_
             await node.reload()
 
         handle_signals(stop, reload)
-        async with serving(node, address, security) as url:
+        stopping = asyncio.create_task(stop.wait())
+        async with contextlib.AsyncExitStack() as stack:
+            loading = asyncio.create_task(stack.enter_async_context(serving(node, address, security)))
+            await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if not loading.done():
+                loading.cancel()
+                await asyncio.gather(loading, return_exceptions=True)
+                return
+            url = await loading
             ready.set()
             on_ready(url)
-            await stop.wait()
+            await stopping
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(main())
+    event_loop.run(main())
 
 
 @contextlib.asynccontextmanager

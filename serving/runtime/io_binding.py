@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from serving.runtime.cancellation import Cancellation
 from serving.runtime.devices import Device, page_locked
 
 Floats = npt.NDArray[np.float32]
@@ -65,7 +66,14 @@ class PlainRunner:
 class BoundRunner:
     """Runs one input through fixed buffers in the device's memory, and larger batches as `PlainRunner` does."""
 
-    def __init__(self, session: Any, device: Device, input_name: str, shape: Sequence[int]) -> None:
+    def __init__(
+        self,
+        session: Any,
+        device: Device,
+        input_name: str,
+        shape: Sequence[int],
+        cancellation: Cancellation | None = None,
+    ) -> None:
         """Bind buffers to a session, on the device that it runs on, and run it once to learn the scores' shape.
 
         Args:
@@ -73,6 +81,7 @@ class BoundRunner:
             device: where it runs.
             input_name: the name of its one input.
             shape: the shape of one input, without the batch axis.
+            cancellation: what can end its runs.
         """
         import onnxruntime as ort
 
@@ -80,9 +89,11 @@ class BoundRunner:
         self._shape = (1, *shape)
         self._on_card = device.kind == "cuda"
         self._busy = threading.Lock()
-        without_graph = ort.RunOptions()
-        without_graph.add_run_config_entry("gpu_graph_id", "-1")
-        self._plain = PlainRunner(session, input_name, shape, without_graph if device.graphs else None)
+        ending = Cancellation() if cancellation is None else cancellation
+        self._options, plain = ending.run_options(), ending.run_options()
+        if device.graphs:
+            plain.add_run_config_entry("gpu_graph_id", "-1")
+        self._plain = PlainRunner(session, input_name, shape, plain)
         self._host = np.zeros(self._shape, np.float32)
         scores = self._plain.run(self._host)
         if self._on_card:
@@ -107,7 +118,7 @@ class BoundRunner:
             return self._plain.run(inputs)
         try:
             np.copyto(self._host, inputs)
-            self._session.run_with_iobinding(self._binding)
+            self._session.run_with_iobinding(self._binding, self._options)
             return self._scores.copy()
         finally:
             self._busy.release()
@@ -115,7 +126,7 @@ class BoundRunner:
     def _through_card(self, inputs: Floats) -> Floats:
         np.copyto(self._host, inputs)
         self._input.update_inplace(self._host)
-        self._session.run_with_iobinding(self._binding)
+        self._session.run_with_iobinding(self._binding, self._options)
         scores: Floats = self._output.numpy()
         return scores
 
@@ -125,8 +136,10 @@ class BoundRunner:
             self.run(np.zeros(self._shape, np.float32))
 
 
-def runner_of(session: Any, device: Device, input_name: str, shape: Sequence[int]) -> Runner:
+def runner_of(
+    session: Any, device: Device, input_name: str, shape: Sequence[int], cancellation: Cancellation
+) -> Runner:
     """Choose the fastest runner for a session on its device; arguments as of `BoundRunner`."""
     if device.kind == "cuda" or 4 * int(np.prod(shape)) <= COPIED_BYTES:
-        return BoundRunner(session, device, input_name, shape)
-    return PlainRunner(session, input_name, shape)
+        return BoundRunner(session, device, input_name, shape, cancellation)
+    return PlainRunner(session, input_name, shape, cancellation.run_options())

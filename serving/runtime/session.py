@@ -9,6 +9,8 @@ from typing import Any
 
 from sensai_serve.bundles import Bundle
 from sensai_serve.errors import BundleError, DeviceError
+from sensai_serve.onnxfile import read_signature
+from serving.runtime.cancellation import Cancellation
 from serving.runtime.devices import ONE_THREAD, Device, Threads, providers, session_options
 from serving.runtime.io_binding import Floats, Runner, runner_of
 
@@ -26,6 +28,7 @@ class Session:
         shape: Sequence[int],
         what: str,
         threads: Threads = ONE_THREAD,
+        cancellation: Cancellation | None = None,
     ) -> None:
         """Open the network and run it a few times.
 
@@ -37,32 +40,44 @@ class Session:
             shape: the shape of one input, without the batch axis.
             what: what errors call this network.
             threads: ONNX Runtime's threads, if it runs on the CPU.
+            cancellation: what can end every run.
 
         Raises:
-            BundleError: ONNX Runtime cannot run the network.
+            BundleError: ONNX Runtime cannot run the network, or it was cancelled.
             DeviceError: ONNX Runtime chose another device.
         """
+        ending = Cancellation() if cancellation is None else cancellation
         try:
             try:
-                self.runner: Runner = _open(data, device, input_name, shape, threads)
+                self.runner: Runner = _open(data, device, input_name, shape, threads, ending)
             except DeviceError:
                 raise
             except Exception as error:
                 if not device.graphs:
                     raise
+                ending.check()
                 log.warning("%s runs on %s without a CUDA graph: %s", what, device, _first_line(error))
-                self.runner = _open(data, replace(device, graphs=False), input_name, shape, threads)
+                self.runner = _open(data, replace(device, graphs=False), input_name, shape, threads, ending)
         except DeviceError as error:
             raise DeviceError(f"{what} {error}") from None
         except Exception as error:  # onnxruntime's exceptions share no base of its own
             raise BundleError(f"{what} cannot be run on {device}: {_first_line(error)}") from None
+        self.loops = read_signature(data).loops
+        """Whether the network has loops, and so may run for ever."""
 
     @classmethod
-    def of_worker(cls, bundle: Bundle, worker: int, device: Device, threads: Threads = ONE_THREAD) -> Session:
+    def of_worker(
+        cls,
+        bundle: Bundle,
+        worker: int,
+        device: Device,
+        threads: Threads = ONE_THREAD,
+        cancellation: Cancellation | None = None,
+    ) -> Session:
         """Open the subnet of one worker. Raises what the constructor and `Bundle.subnet` raise."""
         spec = bundle.manifest.input
         what = f"{bundle.path}: {bundle.manifest.subnets[worker].file}"
-        return cls(bundle.subnet(worker), device, spec.name, spec.shape, what, threads)
+        return cls(bundle.subnet(worker), device, spec.name, spec.shape, what, threads, cancellation)
 
     def run(self, inputs: Floats) -> Floats:
         """Run FP32 [N, *shape] to FP32 [N, k]. Safe on any thread; fastest on the one that called `warm`."""
@@ -73,16 +88,19 @@ class Session:
         self.runner.warm()
 
 
-def _open(data: bytes, device: Device, input_name: str, shape: Sequence[int], threads: Threads) -> Runner:
+def _open(
+    data: bytes, device: Device, input_name: str, shape: Sequence[int], threads: Threads, cancellation: Cancellation
+) -> Runner:
     import onnxruntime as ort
 
+    cancellation.check()
     wanted = providers(device)
     session: Any = ort.InferenceSession(data, session_options(threads), providers=wanted)
     session.disable_fallback()  # a failing card must fail the worker, not make it slow on the CPU
     first = wanted[0] if isinstance(wanted[0], str) else wanted[0][0]
     if session.get_providers()[0] != first:
         raise DeviceError(f"runs on {session.get_providers()[0]}, expected {first}")
-    runner = runner_of(session, device, input_name, shape)
+    runner = runner_of(session, device, input_name, shape, cancellation)
     runner.warm()
     return runner
 

@@ -9,11 +9,10 @@ import resource
 import sys
 from collections.abc import Callable, Sequence
 
-import uvloop
-
 from sensai_serve.errors import ServingError
 from serving.dataplane import DataPlane
 from serving.engine.repository import Repository
+from serving.runtime import event_loop
 from serving.runtime.signals import handle_signals
 from serving.server.listeners import listening
 from serving.settings import Settings
@@ -64,8 +63,7 @@ def run(repository: Repository, settings: Settings, on_ready: OnReady) -> None:
             "limits.connections is %d in place of %d: this process may open %d files (ulimit -n), %d are its own",
             settings.limits.connections, asked, files, OWN_FILES,
         )  # fmt: skip
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(main())
+    event_loop.run(main())
 
 
 async def serve(plane: DataPlane, settings: Settings, stop: asyncio.Event, on_ready: OnReady) -> None:
@@ -74,6 +72,8 @@ async def serve(plane: DataPlane, settings: Settings, stop: asyncio.Event, on_re
     The transports answer from the first moment: the server is live at once, and ready when the models are.
     """
     repository = plane.repository
+    repository.begin_trial()
+    await asyncio.sleep(0)  # it begins before the transports are imported, which takes as long
     async with listening(plane, settings) as listeners:
         broken = [listener.running for listener in listeners]
         stopping = asyncio.create_task(stop.wait())
@@ -92,6 +92,7 @@ async def serve(plane: DataPlane, settings: Settings, stop: asyncio.Event, on_re
             for task in (stopping, loading):
                 task.cancel()
             await asyncio.gather(stopping, loading, return_exceptions=True)
+            await repository.end_changes()  # a request that waits for a model to load must not hold up the end
     # The transports have drained: only requests that ran out of time can still be in flight.
     await repository.stop(drain_s=0)
 

@@ -5,14 +5,15 @@ than it should, its worker keeps that thread and the other workers go on in a ne
 again after many runs of the usual length. Subnets that are shorter than a hand-off to another thread and back run
 inline, on the event loop's own thread, and fused into one network where that is faster.
 
-A thread that hangs inside a run cannot be ended: its worker's copies are erasures until the server restarts (the
-`process` backend restarts the worker alone).
+A thread that hangs inside a run is ended with the model: its worker's copies are erasures until then (the `process`
+backend restarts the worker alone). Subnets with loops never run inline, because theirs may never end.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from time import perf_counter
@@ -23,6 +24,7 @@ from serving.backends import BackendPlan, Cause, Task
 from serving.backends.ort.core_thread import CoreThread, LoadedWorker
 from serving.backends.ort.fused import Fused, fuse_where_it_pays
 from serving.backends.ort.inline import choose_inline
+from serving.runtime.cancellation import Cancellation
 from serving.runtime.devices import Device, require
 from serving.runtime.faults import with_faults
 from serving.runtime.session import Session
@@ -58,6 +60,8 @@ class Backend:
         self._inline_rows = 0  # the largest batch that runs inline
         self._fused: Fused | None = None  # the inline workers as one network
         self._checking = False
+        self._cancellation = Cancellation()
+        self._opening = threading.Lock()  # held while `start` opens threads, or `stop` ends them
 
     def start(self) -> None:
         """Open, warm and time every session; see `serving.backends.Backend`."""
@@ -68,7 +72,7 @@ class Backend:
         elsewhere = []
         for number in plan.workers:
             device = plan.device(number)
-            session = Session.of_worker(plan.bundle, number, device, plan.threads)
+            session = Session.of_worker(plan.bundle, number, device, plan.threads, self._cancellation)
             runs = with_faults(session, number, plan.faults, own_process=False)
             self._workers[number] = LoadedWorker(number, runs, _typical_s(session, plan.bundle.manifest.input.shape))
             if device.kind == "cpu" and device.index is not None and plan.threads.count == 1:
@@ -76,12 +80,14 @@ class Backend:
             else:  # a card or no certain core: these workers can run at the same time
                 groups.append([number])
                 warm[number] = session.warm
-            if device.kind != "cpu" or runs is not session:
+            if device.kind != "cpu" or runs is not session or session.loops:
                 elsewhere.append(number)
-        for device, numbers in by_device.items():
-            self._device_threads[device] = self._open(numbers, device.index)
-        for numbers in groups:
-            self._open(numbers, None, warm[numbers[0]])
+        with self._opening:
+            self._cancellation.check()
+            for device, numbers in by_device.items():
+                self._device_threads[device] = self._open(numbers, device.index)
+            for numbers in groups:
+                self._open(numbers, None, warm[numbers[0]])
         seconds = {number: worker.typical_s for number, worker in self._workers.items()}
         self._inline = choose_inline(seconds, [*by_device.values(), *groups], plan.inline_s, elsewhere)
         if self._inline:
@@ -102,8 +108,10 @@ class Backend:
             self._run_inline(task, [number for number in workers if number in inline])
 
     def stop(self) -> None:
-        """End every thread; one that hangs inside a run is left behind."""
-        threads = set(self._threads.values())
+        """End every run and every thread; one that hangs inside an operator is left behind."""
+        with self._opening:
+            self._cancellation.cancel()
+            threads = set(self._threads.values())
         for thread in threads:
             for number, task in thread.give_up():
                 task.fail(number, Cause.DEAD)

@@ -50,7 +50,6 @@ class Backend:
 
         Raises:
             DeviceError: this machine lacks a device, or Linux is too old.
-            BundleError: a subnet is damaged.
         """
         require(plan.devices)
         if not hasattr(os, "eventfd") or not hasattr(os, "pidfd_open"):
@@ -64,7 +63,7 @@ class Backend:
         os.ftruncate(self._memory_fd, self._layout.size)
         self._memory = Memory(self._memory_fd, self._layout)
         self._done_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._worker = {worker: self._prepare(worker, at) for at, worker in enumerate(plan.workers)}
+        self._worker = {worker: _handle(worker, at) for at, worker in enumerate(plan.workers)}
         self._workers = tuple(self._worker.values())
         self._processes = processes(plan, self._workers)
         self._golden = 0
@@ -74,23 +73,26 @@ class Backend:
         """The words of the tasks in the slots, by the tasks' ids."""
         self._ticket = 0
         self._stopping = False
+        self._starting = threading.Lock()  # held while files are used, so that `stop` does not close them then
         self._settled = threading.Event()  # set when every worker is ready or one has failed
         self._checking: asyncio.TimerHandle | None = None
-
-    def _prepare(self, worker: int, at: int) -> WorkerHandle:
-        # The process gets the checked bytes and not the path: a restart cannot read a file that has changed since.
-        network = os.memfd_create(f"subnet-{worker}", os.MFD_CLOEXEC)
-        with os.fdopen(os.dup(network), "wb") as file:
-            file.write(self._plan.bundle.subnet(worker))
-        return WorkerHandle(worker, at, network, os.eventfd(0, os.EFD_CLOEXEC))
 
     def start(self) -> None:
         """Start every process and wait until each is ready; see `serving.backends.Backend`."""
         self._golden = len(self._plan.bundle.golden().inputs)
+        # The process gets the checked bytes and not the path: a restart cannot read a file that has changed since.
+        for worker in self._workers:
+            data = self._plan.bundle.subnet(worker.id)
+            with self._starting:
+                self._check_not_stopping()
+                with os.fdopen(os.dup(worker.network_fd), "wb") as file:
+                    file.write(data)
         self._loop.call_soon_threadsafe(self._open)
         for process in self._processes:
             self._spawn(process)
-        if not self._settled.wait(START_S):
+        settled = self._settled.wait(START_S)
+        self._check_not_stopping()
+        if not settled:
             raise BundleError(f"{self._plan.bundle.path}: workers were not ready after {START_S:.0f} seconds")
         for worker in self._workers:
             if said := self._memory.message(worker.at):
@@ -133,7 +135,11 @@ class Backend:
 
     def stop(self) -> None:
         """Kill every process; none holds anything that could be lost."""
-        self._stopping = True
+        with self._starting:
+            if self._stopping:
+                return
+            self._stopping = True
+        self._settled.set()
         closed = threading.Event()
         self._loop.call_soon_threadsafe(self._close, closed)
         closed.wait(5.0)
@@ -160,6 +166,10 @@ class Backend:
         self._memory.tickets[slot] = self._ticket
         word = self._written[id(task)] = Word(self._ticket, slot, n_inputs).pack()
         return word
+
+    def _check_not_stopping(self) -> None:
+        if self._stopping:
+            raise BundleError(f"{self._plan.bundle.path}: loading was given up")
 
     def _take_slot(self, task: Task) -> int | None:
         for slot in ((self._ticket + i) % SLOTS for i in range(SLOTS)):
@@ -213,7 +223,12 @@ class Backend:
         closed.set()
 
     def _spawn(self, process: WorkerProcess) -> None:
-        """Start a process. Safe on any thread."""
+        """Start a process, unless the backend is stopping. Safe on any thread."""
+        with self._starting:
+            if not self._stopping:
+                self._start_process(process)
+
+    def _start_process(self, process: WorkerProcess) -> None:
         plan, manifest = self._plan, self._plan.bundle.manifest
         for worker in process.workers:
             self._memory.states[worker.at][0] = STARTING
@@ -312,3 +327,7 @@ class Backend:
             if process.popen is not None and (why := process.hung(now)):
                 log.warning("%s; killing the process", why)
                 process.popen.send_signal(signal.SIGKILL)
+
+
+def _handle(worker: int, at: int) -> WorkerHandle:
+    return WorkerHandle(worker, at, os.memfd_create(f"subnet-{worker}", os.MFD_CLOEXEC), os.eventfd(0, os.EFD_CLOEXEC))

@@ -176,7 +176,7 @@ def test_a_damaged_bundle_is_never_ready(sensai, make_bundle, damage: Callable[[
         ),
         (["{bundle}", "--http", "203.0.113.1:0"], "cannot listen on 203.0.113.1:0"),
         (["{bundle}", "--device", "gpu"], "device is 'gpu', expected cpu, cpu:CORE or cuda:CARD"),
-        (["{bundle}", "--wait", "forever"], "setting inference.wait: Input should be 'decided', 'all', 'quorum'"),
+        (["{bundle}", "--wait", "forever"], "setting inference.wait: Input should be 'decided', 'confident', 'all'"),
         (["{bundle}", "--backend", "nothing"], "nothing is called 'nothing'"),
         (["{bundle}", "--on-missing", "shrug"], "setting inference.on_missing: Input should be 'refuse'"),
         (["{bundle}", "--max-in-flight", "0"], "setting limits.in_flight: Input should be greater than or equal to 1"),

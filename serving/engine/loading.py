@@ -1,0 +1,138 @@
+"""Loads one model: tries its networks out, loads them for good, warms them, has them answer the golden samples."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sensai_serve.bundles import Bundle
+from sensai_serve.errors import BundleError
+from sensai_serve.merge import MergePlan
+from sensai_serve.plugins import find
+from sensai_serve.preprocess import warm_up_images
+from serving.backends import Backend, BackendPlan
+from serving.engine.admission import Admission
+from serving.engine.fault_control import FaultControl
+from serving.engine.options import GatewayOptions
+from serving.engine.supervisor import Supervisor
+from serving.runtime.cancellation import Cancellation
+from serving.runtime.devices import Device
+from serving.runtime.session import Session
+from serving.runtime.trial import try_out
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """What runs a model, and looks after it."""
+
+    backend: Backend
+    supervisor: Supervisor
+    fault_control: FaultControl | None
+    """The same backend, where its workers may be given faults."""
+    reference: Session | None
+    """The reference network, where it is to answer for missing classes."""
+    cancellation: Cancellation
+    """What ends the runs of the reference network."""
+
+    async def stop(self) -> None:
+        """End the workers, and whatever still runs."""
+        self.cancellation.cancel()
+        await self.supervisor.stop()
+        await asyncio.to_thread(self.backend.stop)
+
+
+async def load(
+    bundle: Bundle,
+    plan: MergePlan,
+    admission: Admission,
+    device_of: Sequence[int],
+    options: GatewayOptions,
+    trial: asyncio.Task[None] | None = None,
+) -> LoadedModel:
+    """Load a model. Cancelling ends what has begun.
+
+    Args:
+        bundle: the model.
+        plan: who covers what.
+        admission: whom it lets in.
+        device_of: the index in `options.devices` of each worker.
+        options: how it is served.
+        trial: the trial of this model, where it has begun.
+
+    Raises:
+        BundleError: the bundle is damaged, cannot be run, gives wrong answers to its golden samples, or takes longer
+            than `options.load_s`.
+        DeviceError: this machine lacks a device.
+    """
+    try:
+        async with asyncio.timeout(options.load_s) as limit:
+            await (try_model_out(bundle, device_of, options) if trial is None else trial)
+            return await _load(bundle, plan, admission, device_of, options)
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise BundleError(f"{bundle.path}: not loaded within {options.load_s:g} s, the most that it may take") from None
+
+
+async def try_model_out(bundle: Bundle, device_of: Sequence[int], options: GatewayOptions) -> None:
+    """Load the model's networks that run on this machine in a process of their own, if the options say so.
+
+    Raises:
+        BundleError: they cannot be loaded or run.
+        DeviceError: this machine lacks a device.
+    """
+    if not options.trial:
+        return
+    placed = {worker: options.devices[at] for worker, at in enumerate(device_of)}
+    here = {worker: device for worker, device in placed.items() if device.endpoint is None}
+    reference = _reference_device(options) if options.on_missing == "reference" else None
+    await try_out(bundle, here, reference, threads=options.onnx_threads, most_bytes=options.load_bytes)
+
+
+async def _load(
+    bundle: Bundle, plan: MergePlan, admission: Admission, device_of: Sequence[int], options: GatewayOptions
+) -> LoadedModel:
+    supervisor, cancellation = Supervisor(bundle, plan, admission, eject=options.patience > 0), Cancellation()
+    workers = BackendPlan(
+        bundle=bundle,
+        workers=tuple(range(bundle.assignment.n_workers)),
+        devices=options.devices,
+        device_of=dict(enumerate(device_of)),
+        max_batch=options.max_batch,
+        faults=options.faults,
+        on_up=supervisor.up,
+        on_down=supervisor.down,
+        threads=options.onnx_threads,
+        inline_s=options.inline_s,
+        processes=options.processes,
+    )
+    backend: Backend = find("serving.backends", options.backend, "Backend")(workers)
+    control = None
+    if options.allow_faults:
+        backend = control = FaultControl(backend, workers, supervisor.recheck)
+    try:
+        await asyncio.to_thread(backend.start)
+        reference = None
+        if options.on_missing == "reference":
+            reference = await asyncio.to_thread(_open_reference, bundle, _reference_device(options), cancellation)
+        await supervisor.check(backend)
+        if bundle.manifest.input.image is not None:
+            await asyncio.to_thread(warm_up_images, bundle.manifest.input)
+    except BaseException:
+        cancellation.cancel()
+        await supervisor.stop()
+        await asyncio.to_thread(backend.stop)
+        raise
+    return LoadedModel(backend, supervisor, control, reference, cancellation)
+
+
+def _reference_device(options: GatewayOptions) -> Device:
+    return next((device for device in options.devices if device.endpoint is None), Device("cpu"))
+
+
+def _open_reference(bundle: Bundle, device: Device, cancellation: Cancellation) -> Session:
+    data, spec = bundle.reference(), bundle.manifest.input
+    assert data is not None
+    what = f"{bundle.path}: {bundle.manifest.reference}"
+    return Session(data, device, spec.name, spec.shape, what, cancellation=cancellation)
