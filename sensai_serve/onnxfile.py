@@ -55,14 +55,11 @@ class OnnxValue:
 
 @dataclass(frozen=True)
 class OnnxSignature:
-    """Inputs and outputs of a network, and what else a bundle's check asks for."""
+    """Inputs and outputs of a network, and whether any of its weights lie in another file."""
 
     inputs: tuple[OnnxValue, ...]
     outputs: tuple[OnnxValue, ...]
     external_data: bool
-    """Whether any of its weights lie in another file."""
-    loops: bool
-    """Whether a node runs a graph of its own, as loops do: without one the run of a network ends."""
 
 
 def read_signature(data: bytes) -> OnnxSignature:
@@ -79,10 +76,24 @@ def read_signature(data: bytes) -> OnnxSignature:
         initialised = {_name(body, 8) for number, body in fields if number == 5}
         inputs = tuple(v for number, body in fields if number == 11 and (v := _value(body)).name not in initialised)
         outputs = tuple(_value(body) for number, body in fields if number == 12)
-        found = set(_peculiar(memoryview(data), "model", 0))
-        return OnnxSignature(inputs, outputs, "external" in found, "graph" in found)
+        return OnnxSignature(inputs, outputs, "external" in _peculiarities(data))
     except (ValueError, IndexError, UnicodeDecodeError):
         raise BundleError("is not an ONNX model") from None
+
+
+def has_loops(data: bytes) -> bool:
+    """Whether a node of an ONNX file runs a graph of its own, as loops do: without one every run of it ends.
+
+    What is no ONNX file has none.
+    """
+    try:
+        return "graph" in _peculiarities(data)
+    except (ValueError, IndexError):
+        return False
+
+
+def _peculiarities(data: bytes) -> set[str]:
+    return set(_peculiar(memoryview(data), "model", 0))
 
 
 def _peculiar(data: memoryview, message: str, depth: int) -> Iterator[Literal["external", "graph"]]:

@@ -66,14 +66,7 @@ class PlainRunner:
 class BoundRunner:
     """Runs one input through fixed buffers in the device's memory, and larger batches as `PlainRunner` does."""
 
-    def __init__(
-        self,
-        session: Any,
-        device: Device,
-        input_name: str,
-        shape: Sequence[int],
-        cancellation: Cancellation | None = None,
-    ) -> None:
+    def __init__(self, session: Any, device: Device, input_name: str, shape: Sequence[int]) -> None:
         """Bind buffers to a session, on the device that it runs on, and run it once to learn the scores' shape.
 
         Args:
@@ -81,7 +74,6 @@ class BoundRunner:
             device: where it runs.
             input_name: the name of its one input.
             shape: the shape of one input, without the batch axis.
-            cancellation: what can end its runs.
         """
         import onnxruntime as ort
 
@@ -89,11 +81,9 @@ class BoundRunner:
         self._shape = (1, *shape)
         self._on_card = device.kind == "cuda"
         self._busy = threading.Lock()
-        ending = Cancellation() if cancellation is None else cancellation
-        self._options, plain = ending.run_options(), ending.run_options()
-        if device.graphs:
-            plain.add_run_config_entry("gpu_graph_id", "-1")
-        self._plain = PlainRunner(session, input_name, shape, plain)
+        self._plain = PlainRunner(
+            session, input_name, shape, without_graph(ort.RunOptions()) if device.graphs else None
+        )
         self._host = np.zeros(self._shape, np.float32)
         scores = self._plain.run(self._host)
         if self._on_card:
@@ -118,7 +108,7 @@ class BoundRunner:
             return self._plain.run(inputs)
         try:
             np.copyto(self._host, inputs)
-            self._session.run_with_iobinding(self._binding, self._options)
+            self._session.run_with_iobinding(self._binding)
             return self._scores.copy()
         finally:
             self._busy.release()
@@ -126,7 +116,7 @@ class BoundRunner:
     def _through_card(self, inputs: Floats) -> Floats:
         np.copyto(self._host, inputs)
         self._input.update_inplace(self._host)
-        self._session.run_with_iobinding(self._binding, self._options)
+        self._session.run_with_iobinding(self._binding)
         scores: Floats = self._output.numpy()
         return scores
 
@@ -137,9 +127,28 @@ class BoundRunner:
 
 
 def runner_of(
-    session: Any, device: Device, input_name: str, shape: Sequence[int], cancellation: Cancellation
+    session: Any, device: Device, input_name: str, shape: Sequence[int], cancellation: Cancellation, *, loops: bool
 ) -> Runner:
-    """Choose the fastest runner for a session on its device; arguments as of `BoundRunner`."""
+    """Choose the fastest runner for a session on its device.
+
+    Args:
+        session: an `onnxruntime.InferenceSession`.
+        device: where it runs.
+        input_name: the name of its one input.
+        shape: the shape of one input, without the batch axis.
+        cancellation: what ends its runs, if they may never end.
+        loops: whether they may. Options of a run with bound memory cost more than such memory saves: a network without
+            loops runs without.
+    """
+    if loops:
+        options = cancellation.run_options()
+        return PlainRunner(session, input_name, shape, without_graph(options) if device.graphs else options)
     if device.kind == "cuda" or 4 * int(np.prod(shape)) <= COPIED_BYTES:
-        return BoundRunner(session, device, input_name, shape, cancellation)
-    return PlainRunner(session, input_name, shape, cancellation.run_options())
+        return BoundRunner(session, device, input_name, shape)
+    return PlainRunner(session, input_name, shape)
+
+
+def without_graph(options: Any) -> Any:
+    """Have a run of a session that records CUDA graphs neither record nor replay one; returns the options."""
+    options.add_run_config_entry("gpu_graph_id", "-1")
+    return options

@@ -9,7 +9,7 @@ from typing import Any
 
 from sensai_serve.bundles import Bundle
 from sensai_serve.errors import BundleError, DeviceError
-from sensai_serve.onnxfile import read_signature
+from sensai_serve.onnxfile import has_loops
 from serving.runtime.cancellation import Cancellation
 from serving.runtime.devices import ONE_THREAD, Device, Threads, providers, session_options
 from serving.runtime.io_binding import Floats, Runner, runner_of
@@ -47,9 +47,11 @@ class Session:
             DeviceError: ONNX Runtime chose another device.
         """
         ending = Cancellation() if cancellation is None else cancellation
+        self.loops = has_loops(data)
+        """Whether the network may run for ever."""
         try:
             try:
-                self.runner: Runner = _open(data, device, input_name, shape, threads, ending)
+                self.runner: Runner = _open(data, device, input_name, shape, threads, ending, self.loops)
             except DeviceError:
                 raise
             except Exception as error:
@@ -57,13 +59,11 @@ class Session:
                     raise
                 ending.check()
                 log.warning("%s runs on %s without a CUDA graph: %s", what, device, _first_line(error))
-                self.runner = _open(data, replace(device, graphs=False), input_name, shape, threads, ending)
+                self.runner = _open(data, replace(device, graphs=False), input_name, shape, threads, ending, self.loops)
         except DeviceError as error:
             raise DeviceError(f"{what} {error}") from None
         except Exception as error:  # onnxruntime's exceptions share no base of its own
             raise BundleError(f"{what} cannot be run on {device}: {_first_line(error)}") from None
-        self.loops = read_signature(data).loops
-        """Whether the network has loops, and so may run for ever."""
 
     @classmethod
     def of_worker(
@@ -89,7 +89,13 @@ class Session:
 
 
 def _open(
-    data: bytes, device: Device, input_name: str, shape: Sequence[int], threads: Threads, cancellation: Cancellation
+    data: bytes,
+    device: Device,
+    input_name: str,
+    shape: Sequence[int],
+    threads: Threads,
+    cancellation: Cancellation,
+    loops: bool,
 ) -> Runner:
     import onnxruntime as ort
 
@@ -100,7 +106,7 @@ def _open(
     first = wanted[0] if isinstance(wanted[0], str) else wanted[0][0]
     if session.get_providers()[0] != first:
         raise DeviceError(f"runs on {session.get_providers()[0]}, expected {first}")
-    runner = runner_of(session, device, input_name, shape, cancellation)
+    runner = runner_of(session, device, input_name, shape, cancellation, loops=loops)
     runner.warm()
     return runner
 

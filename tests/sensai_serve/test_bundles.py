@@ -21,7 +21,7 @@ from sensai_serve.bundles import Bundle, atomic_directory, atomic_file, sha256_o
 from sensai_serve.errors import BundleError, ChecksumError, OutputExistsError
 from sensai_serve.golden import Golden
 from sensai_serve.manifest import Manifest
-from sensai_serve.onnxfile import read_signature
+from sensai_serve.onnxfile import has_loops, read_signature
 
 
 @pytest.fixture
@@ -151,6 +151,9 @@ def test_external_data_is_found_in_nested_graphs() -> None:
     )
     assert read_signature(outer.SerializeToString()).external_data
     assert not read_signature(network().SerializeToString()).external_data
+    assert has_loops(outer.SerializeToString())
+    assert not has_loops(network().SerializeToString())
+    assert not has_loops(b"no network")
 
 
 @given(st.binary(max_size=300), st.integers(0, 2000), st.integers(0, 255))
