@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from time import perf_counter, perf_counter_ns
 from typing import Any, TypeVar
 
@@ -21,6 +22,7 @@ from serving.engine.repository import Repository
 from serving.settings import Settings
 from serving.telemetry.controls import LogFilter, Tracing
 from serving.telemetry.metrics import Metrics
+from serving.telemetry.recent import RecentRequests
 from serving.telemetry.statistics import ModelStatistics, Stages
 from serving.v2 import InferRequest
 from serving.v2.shared_memory import Regions
@@ -58,6 +60,7 @@ class DataPlane:
         self._access_log = settings.access_log
         self._directory = settings.repository
         self._statistics: defaultdict[tuple[str, str], ModelStatistics] = defaultdict(ModelStatistics)
+        self._watched: list[tuple[str, RecentRequests]] = []
 
     def regions_for(self, headers: Mapping[bytes, bytes]) -> Regions:
         """The shared memory that a request over HTTP may use.
@@ -164,6 +167,20 @@ class DataPlane:
             if reply.answer.decided_early:
                 usual = max(gateway.workers[worker].latency_s or 0.0 for worker in reply.answer.missing)
                 self._metrics.decided_early(gateway.name, max(0.0, usual - reply.elapsed_s))
+        for name, recent in self._watched:
+            for gateway, _, reply, (started, *_, ended) in entries:
+                if gateway.name == name:
+                    recent.add(gateway, reply, (ended - started) / 1e9)
+
+    @contextlib.contextmanager
+    def watching(self, model: str) -> Iterator[RecentRequests]:
+        """Keep what the requests of a model are like, for as long as the block runs."""
+        entry = model, RecentRequests()
+        self._watched.append(entry)
+        try:
+            yield entry[1]
+        finally:
+            self._watched = [other for other in self._watched if other is not entry]
 
     def statistics(self, name: str = "", version: str = "") -> dict[str, Any]:
         """Statistics of one model, or of every model where `name` is empty, in the protocol's JSON.

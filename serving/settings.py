@@ -40,6 +40,9 @@ def _check_origins(origins: tuple[str, ...]) -> tuple[str, ...]:
     return origins
 
 
+Audience = Literal["nobody", "machine", "all"]
+
+
 class Settings(BaseSettings):
     """All settings of one server."""
 
@@ -63,7 +66,10 @@ class Settings(BaseSettings):
     memory. Without it the server is ready about a second sooner."""
     merge_rules: Annotated[Words, Flag(metavar="package.module:callable")] = ()
     """Merge rules of one's own that bundles may name. A bundle is data, and cannot allow itself code."""
-    allowed_hosts: Annotated[Words, Section("Web pages"), Flag(metavar="NAME")] = ()
+    console: Annotated[bool | None, Section("Web pages")] = None
+    """Whether the console is served, a page at ``/`` that shows workers, votes and latencies; where not given, only if
+    only this machine can connect."""
+    allowed_hosts: Annotated[Words, Flag(metavar="NAME")] = ()
     """Host names that requests over HTTP may come by besides ``localhost``, the name listened on, the machine's own
     (where not only loopback is listened on) and IP addresses; ``*.NAME`` for all below a name, ``*`` for any."""
     allowed_origins: Annotated[Words, AfterValidator(_check_origins), Flag(metavar="ORIGIN")] = ()
@@ -91,8 +97,17 @@ class Settings(BaseSettings):
     @property
     def shares_memory(self) -> bool:
         """Whether clients may register shared memory."""
-        if self.shared_memory is not None:
-            return self.shared_memory
+        return self._only_loopback if self.shared_memory is None else self.shared_memory
+
+    @property
+    def console_for(self) -> Audience:
+        """Who may see the console; ``machine``: clients that connect to loopback without a proxy."""
+        if self.console is None:
+            return "machine" if self._only_loopback else "nobody"
+        return "all" if self.console else "nobody"
+
+    @property
+    def _only_loopback(self) -> bool:
         return all(_is_loopback(address) for _, address in self.listeners())
 
     @property

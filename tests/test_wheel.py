@@ -34,6 +34,7 @@ def test_it_holds_every_package_and_no_tests(wheel: Path) -> None:
         name for name in names if "test" in Path(name).name.partition("_")[0] or name.startswith("benchmarks/results")
     ]
     assert "sensai_serve/py.typed" in names
+    assert "serving/transports/http/console/assets/console.html" in names
 
 
 def test_it_brings_the_examples_and_stays_small(wheel: Path) -> None:

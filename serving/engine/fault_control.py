@@ -85,7 +85,8 @@ class FaultControl:
         if not faults:
             self._backend.submit(task, workers)
             return
-        self._backend.submit(task, [worker for worker in workers if worker not in faults])
+        if sound := [worker for worker in workers if worker not in faults]:
+            self._backend.submit(task, sound)
         for worker in workers:
             if worker in faults:
                 self._submit_to_faulty(task, worker, faults[worker])

@@ -17,12 +17,15 @@ from starlette.routing import Match
 import sensai_serve
 from sensai_serve.errors import SensaiError
 from serving.dataplane import DataPlane
+from serving.settings import Audience
 from serving.telemetry.metrics import CONTENT_TYPE
 from serving.transports.http import docs
 from serving.transports.http.asgi.errors import error_body, error_reply, http_error, json_headers
 from serving.transports.http.asgi.requests import request_id, send_reply
 from serving.transports.http.asgi.sites import Sites, sharing
 from serving.transports.http.asgi.types import Message, Receive, Scope, Send
+from serving.transports.http.console import routes as console
+from serving.transports.http.console.feed import Feeds
 from serving.transports.http.v1 import faults, stream
 from serving.transports.http.v1 import routes as v1
 from serving.transports.http.v2 import control, metadata
@@ -43,6 +46,7 @@ class Application(FastAPI):
         self._prefix = prefix
         self._sites = sites
         self.infer = InferRoute(plane)
+        self.feeds = Feeds(plane)
         self._plane = plane
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -90,8 +94,10 @@ class Application(FastAPI):
         with contextlib.suppress(Exception):
             # HEAD is answered as GET, whose body the server leaves out.
             method = "GET" if scope["method"] == "HEAD" else scope["method"]
-            await super().__call__({**scope, "method": method}, receive, watched)
+            await super().__call__({**scope, "method": method, console.ASKED: scope["method"]}, receive, watched)
         call = "predict" if scope["path"] == v1.PREDICT else "other"
+        if scope["path"] == "/" or scope["path"].startswith(f"{console.PREFIX}/"):
+            call = "console"
         self._plane.observe("http", call, f"{scope['method']} {scope['path']}", str(status), started)
 
     async def _options(self, scope: Scope, send: Send) -> None:
@@ -126,13 +132,14 @@ class Application(FastAPI):
         return document
 
 
-def create_app(plane: DataPlane, sites: Sites, prefix: str = "") -> Application:
+def create_app(plane: DataPlane, sites: Sites, prefix: str, *, console_for: Audience) -> Application:
     """Make the application.
 
     Args:
         plane: the data plane, whose models the caller starts and stops.
         sites: which hosts and origins requests may name.
         prefix: a proxy's prefix of all paths; see `Settings.root_path`.
+        console_for: who may see the console.
     """
     app = Application(
         plane,
@@ -152,6 +159,8 @@ def create_app(plane: DataPlane, sites: Sites, prefix: str = "") -> Application:
     app.include_router(stream.router(plane))
     app.include_router(faults.router(plane))
     app.include_router(docs.router(app.title))
+    if console_for != "nobody":
+        app.include_router(console.router(plane, app.feeds, proxied=console_for == "all"))
 
     @app.get("/metrics", tags=["Control"], summary="Metrics for Prometheus", response_class=PlainTextResponse)
     async def metrics() -> Response:

@@ -33,7 +33,7 @@ async def listen(plane: DataPlane, settings: Settings, address: str) -> AsyncIte
     """
     limits = settings.limits.model_copy(update={"connections": settings.connections_each})
     sites = Sites(_address(address), settings.allowed_hosts, settings.allowed_origins)
-    app = create_app(plane, sites, settings.root_path)
+    app = create_app(plane, sites, settings.root_path, console_for=settings.console_for)
     config = uvicorn.Config(
         app,
         http=bounded_protocol(limits, app.infer, sites, plane.bodies),
@@ -60,6 +60,7 @@ async def listen(plane: DataPlane, settings: Settings, address: str) -> AsyncIte
             yield Listener(url, running)
         finally:
             listening.cancel()
+            app.feeds.close()
             server.should_exit = True
             await running
 
