@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from export.parity import check_parity
 from export.to_onnx import to_onnx
 from pruning import models
+from pruning.cutting import channels
 from pruning.cutting.blocks import find_blocks, trace
 from pruning.cutting.channels import apply_cut, find_channel_groups
 from pruning.cutting.ratios import cut_to_ratio
@@ -86,7 +87,13 @@ def test_any_share_leaves_a_network_that_runs(name):
         assert apply_cut(network, cut, SHAPE)(torch.randn(2, *SHAPE)).shape == (2, 10)
 
 
-def test_what_the_code_of_a_network_fixes_stays_whole_and_heads_lose_the_same():
+@pytest.fixture(params=["with numbers", "on shapes alone"])
+def tried(request, monkeypatch):
+    """How networks are tried out: as small ones are, and as large ones."""
+    monkeypatch.setattr(channels, "LARGE", {"with numbers": channels.LARGE, "on shapes alone": 0}[request.param])
+
+
+def test_what_the_code_of_a_network_fixes_stays_whole_and_heads_lose_the_same(tried):
     written_out = find_channel_groups(models.create("architectures:transformer", 10, SHAPE), SHAPE)
     assert not any("qkv" in group.layer for group in written_out)
     of_modules = find_channel_groups(models.create("architectures:transformer_of_modules", 10, SHAPE), SHAPE)
@@ -126,7 +133,7 @@ class Odd(nn.Module):
         return self.layers(x)
 
 
-def test_a_network_that_makes_tensors_of_its_own():
+def test_a_network_that_makes_tensors_of_its_own(tried):
     assert [group.layer for group in find_channel_groups(Own(), (4,))] == ["first"]
 
 
