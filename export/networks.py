@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,6 +15,7 @@ from export.parity import Difference, check_parity
 from export.precisions import Precision
 from export.speed import microseconds
 from export.to_onnx import to_onnx
+from pruning.heads import Subnet
 from pruning.run import Run
 from sensai_serve.errors import ModelError
 from sensai_serve.preprocess import Floats, normalise
@@ -86,8 +86,16 @@ class Exporter:
     def candidates(self) -> dict[int, tuple[bytes, bytes]]:
         """ONNX files of the largest subnet, in FP32 and in the precision, by padding."""
         multiples = MULTIPLES if self.padding is None else sorted({1, self.padding})
-        exact = {multiple: self._to_onnx(self.largest, multiple) for multiple in multiples}
-        return {multiple: (data, self._convert(data)) for multiple, data in exact.items()}
+        of_shapes: dict[tuple[tuple[int, ...], ...], tuple[bytes, bytes]] = {}
+        files = {}
+        for multiple in multiples:
+            network = self._network(self.largest, multiple)
+            shapes = tuple(tuple(value.shape) for value in network.state_dict().values())
+            if shapes not in of_shapes:  # often several multiples make the same network
+                exact = self._to_onnx(self.largest, network)
+                of_shapes[shapes] = exact, self._convert(exact)
+            files[multiple] = of_shapes[shapes]
+        return files
 
     @cached_property
     def tried(self) -> dict[int, float]:
@@ -112,7 +120,7 @@ class Exporter:
         """
         trained = self.run.load(name)
         if as_it_is:
-            fp32 = data = self._to_onnx(name, 1)
+            fp32 = data = self._to_onnx(name, trained)
         else:
             fp32, data = self._files(name)
         exact = check_parity(trained, fp32, self.samples, name)
@@ -125,15 +133,20 @@ class Exporter:
         """The ONNX files of a network in FP32 and in the precision, padded."""
         if name == self.largest:
             return self.candidates[self.multiple]
-        exact = self._to_onnx(name, self.multiple)
+        exact = self._to_onnx(name, self._network(name, self.multiple))
         return exact, self._convert(exact)
 
-    def _to_onnx(self, name: str, multiple: int) -> bytes:
+    def _network(self, name: str, multiple: int) -> Subnet:
+        """The run's network of that name, filled up to that multiple."""
+        return self.run.load(name) if multiple == 1 else padded(self.run, name, multiple, self.samples)
+
+    def _to_onnx(self, name: str, network: Subnet) -> bytes:
+        """Export the network of that name, padded or not."""
         spec = self.run.spec
-        if multiple > 1:
-            with suppress(ModelError):  # what cannot be exported with padding is exported without
-                return to_onnx(padded(self.run, name, multiple, self.samples), spec.name, spec.shape)
-        return to_onnx(self.run.load(name), spec.name, spec.shape)
+        try:
+            return to_onnx(network, spec.name, spec.shape)
+        except ModelError:  # what cannot be exported with padding is exported without
+            return to_onnx(self.run.load(name), spec.name, spec.shape)
 
     def _convert(self, data: bytes) -> bytes:
         return data if self.name == FP32 else self.precision.convert(data, self.calibration)

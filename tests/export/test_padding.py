@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from export.assemble import export
@@ -15,6 +16,8 @@ from pruning import heads, models
 from pruning.cutting.channels import apply_cut, find_channel_groups, measure, output_layer
 from pruning.cutting.ratios import cut_to_ratio
 from pruning.heads import replace_output
+from pruning.pipeline.prune import prune_reference
+from pruning.planning.plan import make_plan
 from pruning.recipe import Budget, Recipe
 from pruning.run import Network, Run
 from sensai_serve.assignment import grouped
@@ -144,8 +147,17 @@ def test_the_least_padding_that_is_as_fast_as_any(times, multiple):
     assert least_padding(dict(zip(MULTIPLES, times, strict=True))) == multiple
 
 
-def test_files_are_timed_as_they_are_written(table_run, monkeypatch):
-    """The padding that is said to be fastest is the one in the file, and its file is made once."""
+@pytest.fixture(scope="module")
+def uneven(wine_source, tmp_path_factory) -> Run:
+    """A run of one subnet whose layers keep numbers of channels that are no multiples of anything."""
+    folder = tmp_path_factory.mktemp("uneven")
+    save_file(models.create("mlp", 3, (13,)).state_dict(), folder / "w.safetensors")
+    recipe = Recipe(wine_source, "mlp", assignment="grouped", groups=1, target="channels", amount=0.484, multiple=1,
+                    recover_images=0, images=32, batch=32)  # fmt: skip
+    return prune_reference(make_plan(recipe, folder / "w.safetensors"), folder / "run")
+
+
+def test_the_file_that_was_fastest_is_the_one_that_is_written(uneven, monkeypatch):
     timed: dict[str, bytes] = {}
 
     def microseconds(files, one):
@@ -153,9 +165,14 @@ def test_files_are_timed_as_they_are_written(table_run, monkeypatch):
         return dict(zip(files, (100.0, 101.0, 79.0, 80.0), strict=True))
 
     monkeypatch.setattr("export.networks.microseconds", microseconds)
-    exporter = Exporter(table_run, "fp32")
-    assert exporter.export(exporter.largest).data is timed["8"]
-    assert len(timed["1"]) < len(timed["4"]) <= len(timed["8"])
+    exporter = Exporter(uneven, "int8")
+    assert exporter.export(exporter.largest).data == timed["8"]
+    assert len(set(timed.values())) == len(MULTIPLES)
+
+
+def test_where_multiples_make_the_same_network_it_is_exported_once(table_run):
+    files = Exporter(table_run, "fp32").candidates  # its layers keep multiples of eight channels anyway
+    assert files[1] is files[4] is files[8]
 
 
 @pytest.mark.soak  # a minute of torch
