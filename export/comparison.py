@@ -14,7 +14,8 @@ import onnx
 
 from export.assemble import export
 from export.evaluate import merged_accuracy, scores_of
-from export.parity import check_parity, session
+from export.parity import check_parity
+from export.sessions import session
 from export.to_onnx import OUTPUT, to_onnx
 from pruning import heads, models
 from pruning.cutting.channels import measure

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +10,7 @@ from torch import nn
 
 from export.precisions import Tolerance
 from export.precisions.fp32 import precision as fp32
+from export.sessions import session
 from sensai_serve.errors import ModelError
 from sensai_serve.preprocess import Floats
 
@@ -28,18 +28,6 @@ class Difference:
     of_rounding: Floats
     """Largest change [N] of each input's scores when operators are not fused: quantised operators are then computed in
     floating point, as a GPU does."""
-
-
-def session(data: bytes, *, fused: bool = True) -> Any:
-    """An ONNX Runtime session on one core of the CPU, its operators fused or run as they stand in the file."""
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    if not fused:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
 
 def check_parity(

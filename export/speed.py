@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from export.parity import session
+from export.sessions import session
 from sensai_serve.preprocess import Floats
 
 ROUNDS = 200

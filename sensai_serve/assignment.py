@@ -122,6 +122,15 @@ def full(n_classes: int, n_workers: int) -> Assignment:
     return Assignment((every,) * n_workers, n_classes, kind="full", symbols=(every,) if every else ())
 
 
+def explicit(rows: Iterable[Sequence[int]], n_classes: int) -> Assignment:
+    """Any assignment: the classes of each worker, in the order of its scores.
+
+    Raises:
+        AssignmentError: a class that there is not, a class twice in one row, or one that no worker covers.
+    """
+    return Assignment(tuple(tuple(row) for row in rows), n_classes, kind="explicit")
+
+
 def build(
     kind: str,
     n_classes: int,

@@ -16,7 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 from hypothesis import HealthCheck, settings
 
-pytest_plugins = ("backend_fixtures", "bundle_fixtures", "run_fixtures", "server_fixtures")
+pytest_plugins = ("backend_fixtures", "bundle_fixtures", "onnx_fixtures", "run_fixtures", "server_fixtures")
 
 # Named after the make targets. No test may depend on how fast the machine is.
 settings.register_profile("test", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
@@ -53,12 +53,9 @@ def no_log_of_a_test_before() -> Iterator[None]:
 
 
 def pytest_collection_finish() -> None:
-    """Let torch list its operators once, not at each export: more than half of what a small one takes."""
+    """Let torch build its table of ONNX operators once, not at each export: nearly half of what a small one takes."""
     if "export.to_onnx" in sys.modules:
-        with contextlib.suppress(ImportError, AttributeError):  # they are no public part of torch
-            from torch._export import utils
+        with contextlib.suppress(ImportError, AttributeError):  # it is no public part of torch
             from torch.onnx._internal.exporter._registration import ONNXRegistry
 
             ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torchlib))
-            of_namespace = functools.cache(utils._collect_all_valid_cia_ops_for_namespace)
-            utils._collect_all_valid_cia_ops_for_namespace = of_namespace

@@ -11,8 +11,8 @@ import onnx
 from onnxruntime.quantization.onnx_model import ONNXModel
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
+from export.onnx_files import finish, quiet
 from export.precisions import Precision, Tolerance, output_nodes
-from export.to_onnx import finish, quiet
 from sensai_serve.preprocess import Floats
 
 

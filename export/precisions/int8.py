@@ -18,8 +18,8 @@ import onnx
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
+from export.onnx_files import finish, quiet
 from export.precisions import Precision, Tolerance, output_nodes
-from export.to_onnx import finish, quiet
 from sensai_serve.preprocess import Floats
 
 BATCH = 32

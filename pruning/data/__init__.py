@@ -17,13 +17,24 @@ from pruning.data._arrays import from_arrays, moments_of, split
 from pruning.data._callables import call_source
 from pruning.data._dataset import Augmentation, Dataset
 from pruning.data._labels import Labels
-from pruning.data._order import read_order, reorder
+from pruning.data._order import read_labels, with_labels
 from sensai_serve import plugins
 from sensai_serve.errors import DataError, InputError, PluginError
 
 __all__ = [
-    "Augmentation", "Dataset", "Labels", "absolute", "existing", "from_arrays", "load", "moments_of", "split",
-    "take_options", "with_order",
+    "Augmentation",
+    "Dataset",
+    "Labels",
+    "absolute",
+    "existing",
+    "from_arrays",
+    "load",
+    "moments_of",
+    "read_labels",
+    "split",
+    "take_options",
+    "with_labels",
+    "with_order",
 ]  # fmt: skip
 
 COMMON = ("mean", "std", "labels")
@@ -46,7 +57,7 @@ def load(source: str, *, seed: int = 0) -> Dataset:
     place, _, query = source.partition("?")
     options = dict(parse_qsl(query, keep_blank_values=True))
     common = {key: options.pop(key) for key in COMMON if key in options}
-    order = read_order(common.pop("labels")) if "labels" in common else None
+    order = read_labels(common.pop("labels")) if "labels" in common else None
     name, _, argument = place.partition(":")
     try:
         if name in plugins.available(__name__):
@@ -60,7 +71,7 @@ def load(source: str, *, seed: int = 0) -> Dataset:
     if not isinstance(dataset, Dataset):
         raise DataError(f"{place}: gave {type(dataset).__name__}, expected a Dataset or a mapping with x and y")
     if order is not None:
-        dataset = reorder(dataset, order)
+        dataset = with_labels(dataset, order)
     return _with_moments(dataset, common) if common else dataset
 
 

@@ -29,7 +29,13 @@ NAMES = {
 
 
 def from_arrays(
-    name: str, arrays: Mapping[str, Any], *, seed: int, picture: Picture = "guess", flip: bool = False
+    name: str,
+    arrays: Mapping[str, Any],
+    *,
+    seed: int,
+    picture: Picture = "guess",
+    flip: bool = False,
+    hold_out: bool = True,
 ) -> Dataset:
     """A dataset from bare arrays.
 
@@ -41,6 +47,7 @@ def from_arrays(
         picture: whether x holds pictures, ``RGB`` or grey, [N, C, H, W], [N, H, W, C] or, grey ones, [N, H, W] of 0 to
             255 or 0 to 1; ``guess``: where it is of type uint8 and the first two shapes.
         flip: a mirrored picture is still of its class.
+        hold_out: without a test part one is held out; else all of x is the test part too.
 
     Raises:
         DataError: an array is missing or does not fit the others.
@@ -64,10 +71,12 @@ def from_arrays(
         x_test, y_test = test, given["y_test"]
         if x_test.shape[1:] != x.shape[1:]:
             raise DataError(f"{name}: test examples have shape {list(x_test.shape[1:])}, expected {list(x.shape[1:])}")
+    elif not hold_out:
+        x_test, y_test = x, y
     else:
         kept, held_out = split(y, 0.2, seed)
         x, y, x_test, y_test = x[kept], y[kept], x[held_out], y[held_out]
-    if mode is not None:
+    if mode is not None and hold_out:
         warn_of_duplicates(name, _digests(x), _digests(x_test), (range(len(x)), range(len(x_test))))
     image = None if mode is None else ImageSpec(mode=mode, resize=(x.shape[2], x.shape[3]))
     scale = 1.0 if mode is None else 1 / 255

@@ -11,7 +11,7 @@ from pruning.data._dataset import Dataset
 from sensai_serve.errors import DataError
 
 
-def read_order(path: str) -> tuple[str, ...]:
+def read_labels(path: str | Path) -> tuple[str, ...]:
     """The labels in a file, one a line.
 
     Raises:
@@ -20,14 +20,14 @@ def read_order(path: str) -> tuple[str, ...]:
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError, ValueError):
-        raise DataError(f"labels: {path!r} cannot be read, expected a file with a label a line") from None
+        raise DataError(f"labels: {str(path)!r} cannot be read, expected a file with a label a line") from None
     labels = tuple(line.strip() for line in lines if line.strip())
     if not labels or len(set(labels)) != len(labels):
         raise DataError(f"labels: {path} has no labels, or one twice, expected one of each class, a line each")
     return labels
 
 
-def reorder(dataset: Dataset, order: tuple[str, ...]) -> Dataset:
+def with_labels(dataset: Dataset, order: tuple[str, ...]) -> Dataset:
     """`dataset` with its classes in `order`; classes that are only numbered get these names.
 
     Raises:

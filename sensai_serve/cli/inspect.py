@@ -123,6 +123,9 @@ def accuracy_lines(accuracy: Mapping[str, Any]) -> Iterator[str]:
 
 _MEANINGS = {
     "test": "of the test part right",
+    "one_lost": "of the test part right with one worker lost",
+    "two_lost": "of the test part right with two workers lost",
+    "members": "right by each file alone (of files for some classes: of their votes)",
     "reference": "of the test part right by the network before pruning",
     "monolith": "of the test part right by one pruned network for all classes",
     "elected": "of the answers are a class that more than half of its copies vote for",
@@ -185,6 +188,10 @@ def _placement_lines(bundle: Bundle, placed: Any) -> list[str]:
 def _figure(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.2%}" if 0 <= value <= 1 else f"{value:g}"
+    if isinstance(value, list) and all(isinstance(one, float) for one in value):
+        return ", ".join(map(_figure, value))
+    if isinstance(value, dict) and all(isinstance(one, float) for one in value.values()):
+        return ", ".join(f"{name} {_figure(one)}" for name, one in value.items())
     return json.dumps(value) if isinstance(value, dict | list) else str(value)
 
 

@@ -118,4 +118,5 @@ def _read(option: Option, value: Any) -> Any:
     try:
         return tuple(option.kind(part) for part in value.split(","))
     except ValueError:
-        raise InputError(f"{option.flag} is {value!r}, expected whole numbers, say 0,1,3") from None
+        kind = "whole numbers" if option.kind is int else "numbers"
+        raise InputError(f"{option.flag} is {value!r}, expected {kind}, say 0,1,3") from None

@@ -56,7 +56,18 @@ def settings_table() -> str:
     return option_table(settings_options(), "setting")
 
 
-TABLES: Mapping[str, Callable[[], str]] = {"recipe": recipe_table, "settings": settings_table}
+def bundle_table() -> str:
+    """The options of ``sensai bundle`` beside files, classes and data."""
+    from export.existing.options import bundle_options
+
+    return option_table(bundle_options(), "option")
+
+
+TABLES: Mapping[str, Callable[[], str]] = {
+    "bundle": bundle_table,
+    "recipe": recipe_table,
+    "settings": settings_table,
+}
 """Each table by its name in a page."""
 
 

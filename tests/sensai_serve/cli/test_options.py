@@ -111,7 +111,7 @@ def test_the_documentation_has_the_tables_that_the_options_make() -> None:
 
 
 def test_a_table_that_there_is_not_is_refused() -> None:
-    with pytest.raises(InputError, match="there is no table 'colours', expected one of recipe, settings"):
+    with pytest.raises(InputError, match="there is no table 'colours', expected one of bundle, recipe, settings"):
         filled("<!-- table: colours -->\n<!-- end of table -->")
 
 

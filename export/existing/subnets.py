@@ -1,0 +1,206 @@
+"""Looks at what a given file answers, decides how its answers become scores, and makes a subnet that agrees with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from export.existing.given import Array, Given
+from export.existing.gives import Activation, Gives, activation_of
+from export.existing.members import Member, class_indices
+from export.existing.takes import Takes
+from export.existing.wrap import SCORES, wrap
+from export.sessions import session
+from sensai_serve.errors import ModelError
+from sensai_serve.preprocess import Floats
+
+TOLERANCE, HALF_TOLERANCE = 1e-4, 5e-3
+"""The largest difference between scores of a subnet and of its file, and where the file computes in half precision."""
+COMPARED = 16
+"""Inputs that a subnet and its file are compared on, as one batch and one by one."""
+_SHAPING = ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast", "Transpose")
+_LINEAR = ("Gemm", "MatMul", "Conv", "Add")
+Numbers = dict[str, Array]
+
+
+@dataclass(frozen=True)
+class Subnet:
+    """A given file, and how it becomes a worker's network."""
+
+    given: Given
+    takes: Takes
+    gives: Gives
+    classes: tuple[int, ...]
+    """The classes of its scores, in their order."""
+    one_by_one: bool = False
+    """It takes no batches: a loop runs it for one input after the other."""
+
+    def network(self, input_name: str) -> bytes:
+        """The ONNX file, whose input has that name."""
+        return wrap(self.given, self.takes, self.gives, input_name, one_by_one=self.one_by_one)
+
+    def whole(self) -> Subnet:
+        """The same with the numbers that are no classes among its scores, and without a temperature."""
+        columns = tuple(range(2 if self.gives.both else self.gives.width))
+        return replace(self, gives=replace(self.gives, columns=columns, temperature=1.0))
+
+
+def choose_output(
+    member: Member, given: Given, numbers: Numbers, expected: int | None, wanted: Sequence[str]
+) -> tuple[str, ...]:
+    """The outputs of a file that scores are made of.
+
+    Args:
+        member: what the user says of the file.
+        given: the file.
+        numbers: what each output gives for some inputs, [N, all of its numbers].
+        expected: how many numbers there are to be; None where that is not known.
+        wanted: outputs that the user names for all files.
+
+    Raises:
+        ModelError: there is no such output, or it cannot be told which one it is.
+    """
+    names = member.outputs or tuple(wanted)
+    if names:
+        if missing := [name for name in names if name not in numbers]:
+            raise ModelError(
+                f"{given.name} has no output {missing[0]!r} of numbers, expected one of {', '.join(numbers)}"
+            )
+        return names
+    fitting = [name for name, found in numbers.items() if expected in (None, found.shape[1])]
+    if not fitting and expected == 2:
+        fitting = [name for name, found in numbers.items() if found.shape[1] == 1]
+    listed = ", ".join(f"{name} of {found.shape[1]} numbers" for name, found in numbers.items())
+    if not fitting:
+        others = f" (and {', '.join(given.others)})" if given.others else ""
+        way = ": say FILE=class,class, with - for a number of no class" if member.classes is None else ""
+        raise ModelError(f"{given.name} gives {listed}{others}, expected {expected}, one for each class{way}")
+    if len(fitting) > 1:
+        raise ModelError(f"{given.name} gives {listed}, expected one of them: say --output, the name of the one to use")
+    return tuple(fitting)
+
+
+def decide(
+    member: Member,
+    given: Given,
+    takes: Takes,
+    numbers: Numbers,
+    labels: Sequence[str],
+    outputs: tuple[str, ...],
+    said: Activation | None,
+) -> Subnet:
+    """Decide how a file's numbers become scores.
+
+    Args:
+        member: what the user says of the file.
+        given: the file.
+        takes: the way to its input.
+        numbers: what each output gives for some inputs, [N, all of its numbers].
+        labels: of all classes.
+        outputs: which outputs scores are made of.
+        said: what makes scores of numbers, where the user says it for all files.
+
+    Raises:
+        InputError: the user names classes that there are not.
+        ModelError: the file's numbers do not fit its classes, or are not finite.
+    """
+    joined = np.concatenate([numbers[name] for name in outputs], axis=1)
+    if not np.isfinite(joined).all():
+        raise ModelError(
+            f"{given.name} gives numbers that are not finite, expected scores or logits: see what it is fed"
+        )
+    width, named = joined.shape[1], class_indices(member, labels)
+    both = named is None and width == 1 and len(labels) == 2
+    places = named or _by_label(given, outputs, labels) or tuple(range(len(labels)))
+    if len(places) != (2 if both else width):
+        raise ModelError(
+            f"{given.name} gives {width} numbers, expected {len(places)}, one for each class that it is of"
+        )
+    classes = tuple(at for at in places if at is not None)
+    columns = tuple(at for at, c in enumerate(places) if c is not None)
+    found, sums = activation_of(joined)
+    if found == "none" and _is_linear(given, outputs):
+        found, sums = ("softmax", True) if width > 1 else ("sigmoid", False)
+    if found == "softmax" and len(classes) < len(labels) and len(columns) == width:
+        found, sums = "sigmoid", False  # of some classes alone: an input may be of none of them
+    chosen = member.activation or said
+    if chosen == "none" and (joined.min() < -1e-3 or joined.max() > 1 + 1e-3):
+        raise ModelError(
+            f"{given.name} gives numbers of {joined.min():.3g} to {joined.max():.3g}, "
+            "expected 0 to 1 for --activation none"
+        )
+    if chosen is not None and chosen != found:
+        found, sums = chosen, chosen == "softmax"
+    gives = Gives(outputs, width, found, columns, both, sums or both)
+    return Subnet(given, takes, gives, classes)
+
+
+def build(subnet: Subnet, input_name: str, samples: Floats, numbers: Numbers) -> tuple[Subnet, bytes]:
+    """Make the network of a subnet, in a loop where it takes no batches, and check that it agrees with its file.
+
+    Args:
+        subnet: what is known of it.
+        input_name: name of its input.
+        samples: inputs FP32 [N, *shape] of the bundle.
+        numbers: what the file's outputs give for them.
+
+    Raises:
+        ModelError: its scores are not those of the file.
+    """
+    given, some = subnet.given, samples[:COMPARED]
+    joined = np.concatenate([numbers[name][:COMPARED] for name in subnet.gives.outputs], axis=1)
+    expected = subnet.gives.scores(joined)
+    half = any(t.data_type == TensorProto.FLOAT16 for t in given.plain.graph.initializer)
+    tolerance, why = HALF_TOLERANCE if half else TOLERANCE, ""
+    for one_by_one in (False, True):
+        made = replace(subnet, one_by_one=one_by_one)
+        try:
+            network = made.network(input_name)
+            off = difference(network, input_name, some, expected)
+        except Exception as error:  # onnx and onnxruntime raise whatever they like; what was tried next says more
+            why = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+            continue
+        if off <= tolerance:
+            return made, network
+        why = f"its scores are {off:.2g} off, expected at most {tolerance:g}"
+    raise ModelError(f"{given.name} does not give the same with what is added to it: {why}")
+
+
+def difference(network: bytes, input_name: str, samples: Floats, expected: Floats) -> float:
+    """The largest difference of a network's scores from `expected` [N, k], for N inputs as a batch and one by one."""
+    ort = session(network)
+    together = ort.run([SCORES], {input_name: samples})[0]
+    single = np.concatenate([ort.run([SCORES], {input_name: samples[at : at + 1]})[0] for at in range(len(samples))])
+    if together.shape != expected.shape or single.shape != expected.shape:
+        return float("inf")
+    return float(np.max([np.abs(together - expected), np.abs(single - expected)], initial=0.0))
+
+
+def _by_label(given: Given, outputs: tuple[str, ...], labels: Sequence[str]) -> tuple[int, ...] | None:
+    """The places among `labels` of the classes that the file itself names; None where it names none, or numbers."""
+    named = given.labels.get(outputs[0]) if len(outputs) == 1 else None
+    if named is None or (all(label.isdecimal() for label in named) and set(named) != set(labels)):
+        return None
+    if set(named) != set(labels):
+        raise ModelError(
+            f"{given.name} names its classes {', '.join(named[:10])}, expected {', '.join(list(labels)[:10])}: let the "
+            "labels be those, or say FILE=class,class"
+        )
+    return tuple(list(labels).index(label) for label in named)
+
+
+def _is_linear(given: Given, outputs: tuple[str, ...]) -> bool:
+    """Whether all of these outputs come from a layer with nothing after it: they are logits, whatever their range."""
+    producers: dict[str, onnx.NodeProto] = {out: node for node in given.plain.graph.node for out in node.output}
+
+    def last(value: str) -> str:
+        node = producers.get(value)
+        while node is not None and node.op_type in _SHAPING:
+            node = producers.get(node.input[0])
+        return "" if node is None else node.op_type
+
+    return all(last(output) in _LINEAR for output in outputs)
