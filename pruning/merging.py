@@ -10,7 +10,7 @@ from pruning.run import Run
 from sensai_serve import plugins
 from sensai_serve.lost_workers import ScoredInputs, accuracy
 from sensai_serve.merge import MergePlan
-from sensai_serve.merge.rules import allow
+from sensai_serve.merge.rules import allow, check_heads, heads_of
 
 MAJORITY = "majority"
 
@@ -24,6 +24,7 @@ def merge_plan(run: Run, truth: Labels | None = None) -> MergePlan:
 
     Raises:
         InputError: the run is not finished.
+        InputError: the rule does not fit the head.
         PluginError: there is no rule of that name.
     """
     rule = run.recipe.merge
@@ -31,9 +32,8 @@ def merge_plan(run: Run, truth: Labels | None = None) -> MergePlan:
         rule = best_rule(run, run.dataset.y[run.split[1]] if truth is None else truth)
     elif ":" in rule:
         allow(rule)  # the run's maker named it
-    plan = MergePlan(run.assignment, rule)
-    _ = plan.rule_type
-    return plan
+    check_heads(rule, [run.recipe.head])
+    return MergePlan(run.assignment, rule)
 
 
 def best_rule(run: Run, truth: Labels) -> str:
@@ -48,5 +48,6 @@ def best_rule(run: Run, truth: Labels) -> str:
     right = {
         rule: accuracy(ScoredInputs(MergePlan(run.assignment, rule), scores).labels(), truth)
         for rule in (MAJORITY, *others)
+        if run.recipe.head in (heads_of(rule) or (run.recipe.head,))
     }
     return max(right, key=lambda rule: right[rule])  # the first of equal ones

@@ -58,7 +58,7 @@ class Recipe:
 
     assignment: Annotated[str, Section("Who covers what"), Flag(metavar="binary|grouped|cyclic|full")] = "binary"
     """The code that assigns classes to workers."""
-    redundancy: int | None = None
+    redundancy: Annotated[int | None, Range(1)] = None
     """Workers that cover each class of a cyclic or full assignment, 3 where neither this nor the offsets are given."""
     groups: int | None = None
     """Number of groups that the classes are put into first; without it every class is a symbol of its own."""
@@ -71,7 +71,7 @@ class Recipe:
     merge: Annotated[str, Plugins("sensai_serve.merge.rules", "Rule", also=(BEST_RULE,))] = "majority"
     """How the copies of a class become one answer; ``auto`` is the rule that is right most often on the validation
     part."""
-    agreement: Annotated[float, Range(0, 1)] = 0.999
+    agreement: float = 0.999
     """The fraction of the answers that the wait ``confident`` stops early which equal those of all copies, on the
     validation part."""
 
@@ -185,6 +185,8 @@ class Recipe:
                 raise InputError(f"{name} is {rate}, expected more than 0")
         if not 0 <= self.joint_own < math.inf:
             raise InputError(f"joint_own is {self.joint_own}, expected at least 0")
+        if not 0 < self.agreement <= 1:
+            raise InputError(f"agreement is {self.agreement}, expected more than 0 and at most 1")
         if not 0 < self.temperature <= 100:
             raise InputError(f"temperature is {self.temperature}, expected more than 0 and at most 100")
         if not 0 < self.validation < 1:

@@ -20,6 +20,8 @@ import numpy.typing as npt
 
 from sensai_serve.errors import AssignmentError
 
+MOST_MEMBERS = 1000
+"""The most workers that each cover every class."""
 SEARCH_STEPS = 300_000
 """Nodes that the search for offsets visits before it takes the best found."""
 
@@ -116,8 +118,10 @@ def full(n_classes: int, n_workers: int) -> Assignment:
     """Every worker covers every class: r = W, an ensemble.
 
     Raises:
-        AssignmentError: no worker, or no class.
+        AssignmentError: no worker, more than `MOST_MEMBERS`, or no class.
     """
+    if not 1 <= n_workers <= MOST_MEMBERS:
+        raise AssignmentError(f"redundancy is {n_workers}, expected 1 to {MOST_MEMBERS} workers")
     every = tuple(range(n_classes))
     return Assignment((every,) * n_workers, n_classes, kind="full", symbols=(every,) if every else ())
 
@@ -156,7 +160,7 @@ def build(
     if kind == "full":
         if groups is not None or offsets:
             raise AssignmentError("full: groups and offsets belong to the grouped and cyclic assignments")
-        return full(n_classes, redundancy or 3)
+        return full(n_classes, 3 if redundancy is None else redundancy)
     if kind != "cyclic" and (offsets or redundancy not in (None, 1)):
         raise AssignmentError(f"{kind}: redundancy and offsets belong to the cyclic assignment")
     if kind == "binary":
@@ -171,7 +175,8 @@ def build(
         if offsets and redundancy not in (None, len(offsets)):
             raise AssignmentError(f"redundancy is {redundancy} and there are {len(offsets)} offsets, expected as many")
         if not offsets:
-            offsets = search_offsets(n_classes if groups is None else len(groups), redundancy or 3).offsets
+            copies = 3 if redundancy is None else redundancy
+            offsets = search_offsets(n_classes if groups is None else len(groups), copies).offsets
         return cyclic(n_classes if groups is None else groups, offsets)
     raise AssignmentError(f"assignment: kind is {kind!r}, expected binary, grouped, cyclic or full")
 

@@ -19,11 +19,12 @@ from functools import cached_property
 from pathlib import Path
 
 from sensai_serve.assignment import Assignment
-from sensai_serve.errors import BundleError, ChecksumError, OutputExistsError
+from sensai_serve.errors import BundleError, ChecksumError, InputError, OutputExistsError, PluginError
 from sensai_serve.examples import bundle_path
 from sensai_serve.golden import MAX_GOLDEN_BYTES, Golden, read_golden
 from sensai_serve.manifest import Manifest
 from sensai_serve.merge import MergePlan
+from sensai_serve.merge.rules import check_heads
 from sensai_serve.onnxfile import OnnxSignature, read_signature
 from sensai_serve.temporaries import temporary_beside
 
@@ -93,12 +94,17 @@ class Bundle:
         """The merge of its workers' copies.
 
         Raises:
+            BundleError: the rule does not fit the subnets' heads.
             PluginError: the rule that the manifest names is not there, or was not allowed.
         """
         merge = self.manifest.merge
-        plan = MergePlan(self.assignment, merge.rule, merge.threshold, merge.confident)
-        _ = plan.rule_type
-        return plan
+        try:
+            check_heads(merge.rule, [subnet.head for subnet in self.manifest.subnets])
+        except PluginError:
+            raise
+        except InputError as error:
+            raise BundleError(f"{self.path}: {error}") from None
+        return MergePlan(self.assignment, merge.rule, merge.threshold, merge.confident)
 
     def golden(self) -> Golden:
         """Read the golden samples.

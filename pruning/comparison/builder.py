@@ -14,7 +14,7 @@ from pruning.limits import enough_disk
 from pruning.pipeline.builder import network_task
 from pruning.pipeline.prune import check_cuts, prune_reference
 from pruning.pipeline.teacher import FOLDER, compute_teacher_logits, reuse_teacher_logits
-from pruning.planning.plan import RunPlan, groups_of
+from pruning.planning.plan import RunPlan, check_scores, groups_of
 from pruning.planning.stages import recovered
 from pruning.progress import OnProgress
 from pruning.run import Run, finished
@@ -62,6 +62,7 @@ class PointBuilder:
                 self._groups[key] = groups_of(recipe, dataset, self.plan.reference) or []
             groups = self._groups[key]
         matrix = assignment.build(recipe.assignment, dataset.n_classes, groups=groups, redundancy=recipe.redundancy)
+        check_scores(recipe, matrix)
         return replace(self.plan, recipe=recipe, assignment=matrix, budget=recipe.budget)
 
     def run_of(self, point: Point) -> Path:

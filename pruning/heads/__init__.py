@@ -1,6 +1,7 @@
 """Heads: what a network's logits mean, which loss they are trained with, and the scores in [0, 1] they become.
 
-A new head is one new file here with an object ``head`` that does what `Head` says.
+A new head is one new file here with an object ``head`` that does what `Head` says. One whose scores compare the
+classes of a worker with each other, and so mean nothing unless these are all classes, has ``of_all_classes = True``.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from sensai_serve import plugins
-from sensai_serve.errors import ModelError
+from sensai_serve.assignment import Assignment
+from sensai_serve.errors import InputError, ModelError
 
 
 class Head(Protocol):
@@ -46,6 +48,21 @@ class Head(Protocol):
     def scores(self, logits: Tensor) -> Tensor:
         """Convert logits [N, outputs] to scores [N, k] in [0, 1]."""
         ...
+
+
+def check_head(name: str, assignment: Assignment) -> None:
+    """Check that workers of this assignment can have a head.
+
+    Raises:
+        PluginError: there is no such head.
+        InputError: workers cover some of the classes, and the head is for all.
+    """
+    fewest = min(map(len, assignment.rows))
+    if getattr(find(name), "of_all_classes", False) and fewest < assignment.n_classes:
+        raise InputError(
+            f"head is {name!r}, which says which of all classes it is, and a worker covers {fewest} of "
+            f"{assignment.n_classes}, expected --assignment full, or another head"
+        )
 
 
 class Subnet(nn.Module):

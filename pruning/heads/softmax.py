@@ -13,6 +13,8 @@ from pruning.heads import against_others
 class Softmax:
     """A classifier over all classes, trained with cross-entropy; scores are probabilities that sum to 1."""
 
+    of_all_classes = True
+
     def own_logits(self, logits: Tensor, classes: Sequence[int]) -> Tensor:
         """The logits [N, C] of the classes, in their order."""
         return logits[:, list(classes)]

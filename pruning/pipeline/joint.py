@@ -25,9 +25,25 @@ from pruning.training.exchange import Exchange
 from pruning.training.joint import JointLoss, JointSnapshots, fit_jointly, merged_log_odds
 from pruning.training.loop import Batch, infer, threads_for
 from sensai_serve import plugins
+from sensai_serve.errors import InputError
 
 STAGE = "joint"
 SNAPSHOTS = ".joint.training"
+
+
+def check_outputs(plan: RunPlan, run: Run) -> None:
+    """Check the networks that there are already: that each scores its worker's classes, and with the recipe's head.
+
+    Raises:
+        InputError: one of them is another worker's, or of another recipe.
+    """
+    for worker, row in enumerate(plan.assignment.rows):
+        name = run.apart(worker)
+        if run.has(name) and ((there := run.network(name)).classes != row or there.head != plan.recipe.head):
+            raise InputError(
+                f"{run.path / name} scores classes {list(there.classes)[:20]} with head {there.head!r}, expected "
+                f"{list(row)[:20]} with head {plan.recipe.head!r} for the joint retraining"
+            )
 
 
 def retrain_jointly(
@@ -53,6 +69,7 @@ def retrain_jointly(
         WorkError: another process ended, memory ran out, or the disk is full.
     """
     recipe, rows, dataset = plan.recipe, plan.assignment.rows, plan.dataset
+    check_outputs(plan, run)
     loaded = {worker: run.load(run.apart(worker)) for worker in workers}
     networks = {worker: subnet.network.to(plan.device).requires_grad_(True) for worker, subnet in loaded.items()}
     batches = plugins.find("pruning.sampling", "uniform", "batches")(

@@ -11,7 +11,7 @@ from pruning.executors import Execute, Slot
 from pruning.limits import enough_memory
 from pruning.merging import merge_plan
 from pruning.pipeline.builder import NetworkBuilder, joint_tasks, network_task
-from pruning.pipeline.joint import forget_joint
+from pruning.pipeline.joint import check_outputs, forget_joint
 from pruning.pipeline.teacher import FOLDER, compute_teacher_logits
 from pruning.planning.plan import RunPlan
 from pruning.planning.stages import recovered, recoveries_of, recovery, recovery_images, specialisation
@@ -60,6 +60,8 @@ def prune_reference(
         dataset = plan.dataset
         run = Run(Path(out), plan.recipe, plan.digests, dataset.labels, dataset.spec, plan.assignment, plan.budget)
         run.create(plan.reference, plan.size)
+    if run.recipe.joint_images:
+        check_outputs(plan, run)
     recoveries = [number for number in range(recoveries_of(plan)) if not run.has(recovered(number))]
     every = range(run.assignment.n_workers)
     unfinished = any(not run.has(run.folder(worker)) for worker in every)

@@ -13,15 +13,17 @@ from pruning.cutting.channels import Size, measure
 from pruning.cutting.profile import some_of_each_class
 from pruning.data import Dataset, Labels
 from pruning.grouping import Classes, Group, check_groups
+from pruning.heads import check_head
 from pruning.notices import say
 from pruning.planning.reference import ReferenceCheck, check_reference
-from pruning.recipe import Budget, Recipe
+from pruning.recipe import BEST_RULE, Budget, Recipe
 from pruning.run import REFERENCE, Run
 from pruning.training.loop import use_threads
 from sensai_serve import assignment, plugins
 from sensai_serve.assignment import Assignment
 from sensai_serve.bundles import sha256_of
 from sensai_serve.errors import InputError
+from sensai_serve.merge.rules import allow, check_heads
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ def make_plan(recipe: Recipe, weights: str | Path, *, device: str = "cpu", threa
         offsets=recipe.offsets,
         redundancy=recipe.redundancy,
     )
+    check_scores(recipe, matrix)
     most = matrix.n_workers if max(map(len, matrix.workers_of)) > 1 else 1
     if recipe.recoveries > most:
         why = "as there are workers" if most > 1 else "where no class has two copies"
@@ -94,6 +97,20 @@ def make_plan(recipe: Recipe, weights: str | Path, *, device: str = "cpu", threa
     digests = {"data": dataset.digest(), "weights": sha256_of(Path(weights))}
     size = measure(model, dataset.spec.shape)
     return RunPlan(recipe, dataset, model, matrix, digests, train, validation, size, recipe.budget, threads, check)
+
+
+def check_scores(recipe: Recipe, matrix: Assignment) -> None:
+    """Check that the recipe's head can score what workers cover, and its merge rule those scores.
+
+    Raises:
+        PluginError: there is no such head or rule.
+        InputError: they do not fit.
+    """
+    check_head(recipe.head, matrix)
+    if recipe.merge != BEST_RULE:
+        if ":" in recipe.merge:
+            allow(recipe.merge)  # who gives the recipe trusts it
+        check_heads(recipe.merge, [recipe.head])
 
 
 def plan_of(run: Run, *, device: str = "cpu", threads: int | None = None) -> RunPlan:

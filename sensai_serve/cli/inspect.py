@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -155,7 +155,7 @@ def _workers(bundle: Bundle, placed: Any) -> Table:
     for subnet in bundle.manifest.subnets:
         cells = [
             str(subnet.worker),
-            ", ".join(bundle.manifest.labels[c] for c in subnet.classes),
+            class_names(bundle.manifest.labels, subnet.classes),
             subnet.head,
             f"{subnet.macs:,}" if subnet.macs else "unknown",
             f"{subnet.parameters:,}" if subnet.parameters else "unknown",
@@ -166,6 +166,11 @@ def _workers(bundle: Bundle, placed: Any) -> Table:
             cells.append(names[placement.device_of[subnet.worker]])
         table.add_row(*cells)
     return table
+
+
+def class_names(labels: Sequence[str], classes: Sequence[int]) -> str:
+    """The labels of a worker's classes, ``all`` where it covers every class of several."""
+    return "all" if len(classes) == len(labels) > 1 else ", ".join(labels[c] for c in classes)
 
 
 def _placement_lines(bundle: Bundle, placed: Any) -> list[str]:

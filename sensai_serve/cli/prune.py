@@ -119,12 +119,12 @@ def _print_plan(plan: RunPlan, found: Estimate, jobs: int) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from sensai_serve.cli.inspect import promise_lines
+    from sensai_serve.cli.inspect import class_names, promise_lines
     from sensai_serve.guarantees import guarantees
 
     table = Table("worker", "classes", "MACs", "of the reference's", "parameters")
     for worker, (classes, size) in enumerate(zip(plan.assignment.rows, found.sizes, strict=True)):
-        names = ", ".join(plan.dataset.labels[c] for c in classes)
+        names = class_names(plan.dataset.labels, classes)
         share = f"{size.macs / plan.size.macs:.1%}"
         table.add_row(str(worker), names, f"{size.macs:,}", share, f"{size.parameters:,}")
     console = Console()

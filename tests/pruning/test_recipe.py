@@ -20,6 +20,7 @@ from pruning.recipe import Recipe, read_recipe
 from pruning.run import Run
 from sensai_serve.cli.main import main
 from sensai_serve.errors import InputError
+from sensai_serve.merge.rules.majority import Rule as Majority
 
 FULL = """
 data = "wine"
@@ -32,6 +33,12 @@ recover_images = 0
 images = 64
 calibration = "none"
 """
+
+
+class SigmoidOnly(Majority):
+    """A rule that merges the scores of one head."""
+
+    heads = ("sigmoid",)
 
 
 @pytest.fixture
@@ -62,7 +69,7 @@ def test_flags_win_over_the_file_and_the_whole_of_it_is_kept(tmp_path, weights, 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("colour = 1", r"r.toml: recipe: there is no option 'colour', expected one of amount, assignment"),
+        ("colour = 1", r"r.toml: recipe: there is no option 'colour', expected one of agreement, amount, assignment"),
         ("images = '5'", "images is '5', expected a whole number"),
         ("images = true", "images is True, expected a whole number"),
         ("images = 0.5", "images is 0.5, expected a whole number"),
@@ -80,6 +87,43 @@ def test_a_wrong_option_is_refused_by_name(tmp_path, text, message):
     assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="cannot be read"):
         read_recipe(tmp_path / "nowhere.toml")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"head": "softmax"},
+            "head is 'softmax', which says which of all classes it is, and a worker covers 1 of 3",
+        ),
+        (
+            {"head": "softmax", "assignment": "cyclic", "redundancy": 2},
+            "a worker covers 2 of 3, expected --assignment full",
+        ),
+        ({"assignment": "cyclic", "redundancy": 4}, "redundancy is 4, expected 1 to the number of workers, 3"),
+        (
+            {"merge": f"{__name__}:SigmoidOnly", "head": "softmax_others"},
+            "does not fit head 'softmax_others'",
+        ),
+        ({"merge": "plurality"}, "nothing is called 'plurality'"),
+    ],
+)
+def test_what_cannot_be_merged_is_refused_before_any_work(weights, options, message):
+    with pytest.raises(InputError, match=message) as caught:
+        make_plan(Recipe("wine", "mlp", **options), weights, threads=1)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_head_for_all_classes_goes_with_workers_that_cover_all(weights):
+    plan = make_plan(Recipe("wine", "mlp", head="softmax", assignment="full", merge="log"), weights, threads=1)
+    assert plan.assignment.rows == ((0, 1, 2),) * 3
+    make_plan(Recipe("wine", "mlp", merge=f"{__name__}:SigmoidOnly"), weights, threads=1)
+
+
+@pytest.mark.parametrize("options", [{"agreement": 0.0}, {"agreement": 1.1}, {"redundancy": 0}])
+def test_options_out_of_range_are_refused(options):
+    with pytest.raises(InputError, match=f"{next(iter(options))} is "):
+        Recipe("wine", "mlp", **options)
 
 
 @pytest.mark.parametrize("missing", ["data", "model"])

@@ -4,19 +4,20 @@ A rule is one file here with a class ``Rule`` that does what `Rule` says. It may
 inputs at once, given their copies [N, W, C], NaN where there is none, and the threshold. ``merge_many`` gives the
 class that the rule gives each input alone [N], -1 where an input has no copy at all; ``scores_many`` gives the scores
 of each input's verdict [N, C]. Offline evaluation over many sets of workers uses them, and merges one input after the
-other where one of them is missing.
+other where one of them is missing. A rule that cannot merge the scores of every head names in ``heads`` those that it
+can.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
 
 from sensai_serve import plugins
-from sensai_serve.errors import PluginError
+from sensai_serve.errors import InputError, PluginError
 
 ALLOWED = "SENSAI_MERGE_RULES"
 """The variable of the environment that lists the callables that a bundle may name, with spaces between them."""
@@ -92,6 +93,27 @@ def find_rule(name: str) -> type[Rule]:
             f"(or {ALLOWED} in the environment) from whoever trusts it"
         )
     return cast("type[Rule]", plugins.find(__name__, name, "Rule"))
+
+
+def heads_of(name: str) -> Sequence[str] | None:
+    """The heads whose scores a rule can merge; None for any. Raises as `find_rule`."""
+    heads: Sequence[str] | None = getattr(find_rule(name), "heads", None)
+    return heads
+
+
+def check_heads(name: str, heads: Iterable[str]) -> None:
+    """Check that a rule can merge the scores of these heads.
+
+    Raises:
+        PluginError: as `find_rule`.
+        InputError: the rule names the heads that it can merge, and one of these is another.
+    """
+    fitting = heads_of(name)
+    for head in heads:
+        if fitting is not None and head not in fitting:
+            raise InputError(
+                f"merge rule {name!r} does not fit head {head!r}, expected head {' or '.join(fitting)}, or another rule"
+            )
 
 
 def make_layout(rows: Sequence[Sequence[int]], n_classes: int, threshold: float) -> CopyLayout:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -104,6 +105,24 @@ def test_a_stopped_joint_retraining_goes_on_to_the_same_weights(run, plan, tmp_p
     resumed = prune_reference(plan, path, on_progress=lambda stage, done, total: seen.append(done / total))
     assert seen[0] > 0.4
     assert all(torch.equal(a, b) for a, b in zip(weights(run), weights(resumed), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("classes", [0, 1], r"scores classes \[0, 1\] with head 'sigmoid', expected \["),
+        ("head", "softmax_others", "with head 'softmax_others', expected .* with head 'sigmoid' for the joint"),
+    ],
+)
+def test_networks_of_other_outputs_are_refused_before_any_work(run, plan, tmp_path, key, value, said):
+    path = copied(run, tmp_path / "other")
+    file = path / "apart/02/network.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+    stages = []
+    with pytest.raises(InputError, match=said):
+        prune_reference(plan, path, on_progress=lambda stage, *_: stages.append(stage))
+    assert "joint" not in stages
+    assert not (path / "subnets").exists()
 
 
 @pytest.mark.parametrize("options", [{"joint_images": -1}, {"joint_rate": 0.0}, {"joint_own": -0.1}])
