@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from benchmarks.harness.stats import IntervalEstimate
 from sensai_serve.report import Cell
 
@@ -14,6 +16,12 @@ def microseconds(estimate: IntervalEstimate | None) -> Cell:
 def milliseconds(estimate: IntervalEstimate | None) -> Cell:
     """A cell in milliseconds, from an estimate in seconds; empty where there is none."""
     return _scaled(estimate, 1e3)
+
+
+def from_microseconds(quantile: Mapping[str, float | None]) -> IntervalEstimate:
+    """An estimate in seconds, from a quantile in `benchmarks.harness.stats.Summary.to_json`."""
+    low, high = (None if (bound := quantile[side]) is None else bound / 1e6 for side in ("low", "high"))
+    return IntervalEstimate((quantile["value"] or 0.0) / 1e6, low, high)
 
 
 def times(estimate: IntervalEstimate | None) -> Cell:

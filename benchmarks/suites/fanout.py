@@ -23,7 +23,7 @@ from benchmarks.harness.interleave import Subject, TimedCalls, in_turns
 from benchmarks.harness.stats import IntervalEstimate, ratio, summarise
 from benchmarks.harness.triton_client import TritonClient
 from benchmarks.options import Out, Quiet, Rounds, publish
-from benchmarks.reporting.cells import microseconds, times
+from benchmarks.reporting.cells import from_microseconds, microseconds, times
 from benchmarks.reporting.report import BenchmarkReport
 from benchmarks.subjects.nodes import NodeProcess
 from benchmarks.subjects.noop import noop_bundle
@@ -118,7 +118,7 @@ def report(found: dict[str, Any]) -> BenchmarkReport:
     """The report of what `measure` found."""
     rows: list[Row] = []
     for name, figures in found["figures"].items():
-        p50, p99 = (_seconds(figures["quantiles_us"][q]) for q in ("p50", "p99"))
+        p50, p99 = (from_microseconds(figures["quantiles_us"][q]) for q in ("p50", "p99"))
         low, value, high = figures["p50_ratio"]
         compared = times(IntervalEstimate(value, low, high)) if name != UNARY else ""
         rows.append((name, microseconds(p50), microseconds(p99), compared))
@@ -129,11 +129,6 @@ def report(found: dict[str, Any]) -> BenchmarkReport:
     table = Table("Fan-out over nodes", ("", "p50", "p99", "times the unary call, p50"), rows, note)
     settings = {key: found[key] for key in ("workers", "hosts", "aim")}
     return BenchmarkReport("fanout", "noop", found["machine"], settings, found["figures"], [table])
-
-
-def _seconds(quantile: dict[str, float | None]) -> IntervalEstimate:
-    low, high = (None if quantile[side] is None else float(quantile[side] or 0) / 1e6 for side in ("low", "high"))
-    return IntervalEstimate(float(quantile["value"] or 0) / 1e6, low, high)
 
 
 def _gateway(bundle: Bundle, places: list[str]) -> Gateway:

@@ -17,6 +17,7 @@ FILES = (
     "LICENSE",
     "docs/**/*.md",
     "docs/**/*.svg",
+    "docs/*.gif",
     "docs/site/*.css",
     "docs/site/*.js",
     "*/README.md",

@@ -43,8 +43,8 @@ class ModelDescription:
     workers: tuple[WorkerDescription, ...]
     facts: tuple[str, ...]
     """Sizes, assignment, merge rule and how it is served, in words."""
-    guarantees: tuple[str, ...]
-    """What is guaranteed when workers are lost, in words."""
+    guarantees: tuple[tuple[str, int], ...]
+    """What is guaranteed when workers are lost, in words, and how many may be lost."""
     threshold: float
     """A copy with this score or more is a vote."""
     shape: tuple[int, ...]
@@ -139,7 +139,6 @@ def describe_model(gateway: Gateway, models: Sequence[str], columns: Columns) ->
             f"{manifest.merge.rule}, a vote from {manifest.merge.threshold:g}",
             f"backend {options.backend}",
             f"wait {options.wait}",
-            f"class without a copy: {options.on_missing}",
         ),
         guarantees=_promises(assignment),
         threshold=manifest.merge.threshold,
@@ -189,13 +188,13 @@ def describe_request(gateway: Gateway, reply: Reply, seconds: float, columns: Co
     )
 
 
-def _promises(assignment: Assignment) -> tuple[str, ...]:
+def _promises(assignment: Assignment) -> tuple[tuple[str, int], ...]:
     promised = guarantees(assignment, up_to=0)
-    majority = promised.losses_majority
-    half = f"with any {majority} lost" if majority else "with none lost"
+    covered, majority = promised.losses_covered, promised.losses_majority
+    half = f"with any {majority} lost, every class keeps more than half of its copies"
     return (
-        tolerates(promised.losses_covered, assignment.n_workers, "worker"),
-        f"{half}, every class keeps more than half of its copies",
+        (tolerates(covered, assignment.n_workers, "worker"), covered),
+        *([(half, majority)] if majority else []),
     )
 
 

@@ -1,5 +1,6 @@
 // The grid: a row for each worker, a column for each class (or for classes that the same workers cover).
-const NARROW_COLUMNS = 24; // more columns have no room for labels
+const LABELLED = 24; // more columns have no room for labels
+const SPACIOUS = 12; // beside more columns the buttons have no room for words
 
 const grid = {
   model: null,
@@ -11,7 +12,8 @@ const grid = {
     this.model = model;
     const table = $("workers");
     table.style.setProperty("--columns", model.columns.length);
-    table.classList.toggle("many", model.columns.length > NARROW_COLUMNS);
+    table.classList.toggle("many", model.columns.length > LABELLED);
+    table.classList.toggle("crowded", model.columns.length > SPACIOUS);
     table.classList.toggle("breakable", model.allows_faults);
     this.labels = model.columns.map((classes, at) => {
       const name = columnName(model, at);
@@ -88,7 +90,7 @@ function makeRow(model, worker, id, onFault) {
     update(now) {
       mark(element, "state", now.state);
       say(state, now.state);
-      say(latency, `${milliseconds(now.latency_ms)} ms`);
+      say(latency, now.latency_ms === null ? "–" : `${milliseconds(now.latency_ms)} ms`);
       load.value = now.load;
       load.title = `inside its subnet ${Math.round(now.load * 100)}% of the time; ${count(now.runs)} runs`;
       for (const button of buttons) button.update(now);

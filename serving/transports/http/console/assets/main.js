@@ -48,7 +48,7 @@ function showModel(model) {
   document.title = `${model.model} – sensai-serve console`;
   $("model").replaceChildren(...model.models.map((name) => make("option", { value: name, textContent: name, selected: name === model.model })));
   say($("facts"), model.facts.join(" · "));
-  $("guarantees").replaceChildren(...model.guarantees.map((text) => make("li", { textContent: text })));
+  $("guarantees").replaceChildren(...model.guarantees.map(([text, losses]) => make("li", { textContent: text, className: losses ? "" : "none" })));
   votes.clear();
   others = null;
   grid.build(model, (worker, fault) => attempt(() => setFault(worker, fault)));
