@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from soak_figures import record
 
-from benchmarks.harness import machine
 from benchmarks.soak import Length
 from sensai_serve.errors import RequestError
 from sensai_serve.preprocess import read_image
@@ -52,6 +52,4 @@ def test_very_many_damaged_files(tiny_bundle: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-4000:]
         figures[kind] = json.loads(done.stdout.splitlines()[-1])  # ONNX Runtime prints what it falls back to
-    results = Path(__file__).parents[1] / length.results
-    results.mkdir(parents=True, exist_ok=True)
-    (results / "file_fuzz.json").write_text(json.dumps({"machine": machine.describe()} | figures, indent=1) + "\n")
+    record("file_fuzz.json", figures)

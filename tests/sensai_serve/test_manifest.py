@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import copy
 import json
+import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from soak_figures import record
 
+from benchmarks.soak import Length
 from sensai_serve.errors import BundleError
 from sensai_serve.manifest import Manifest
 
@@ -47,20 +51,66 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 PLACES = places(WHOLE)
 
 
-@given(path=st.sampled_from(PLACES), value=VALUES)
-def test_a_manifest_with_one_value_replaced_is_whole_or_refused_in_one_line(path, value):
-    changed = copy.deepcopy(WHOLE)
-    inside = changed
-    for key in path[:-1]:
-        inside = inside[key]
-    inside[path[-1]] = value
+CHANGES = st.lists(st.tuples(st.sampled_from(PLACES), st.just(Ellipsis) | VALUES), min_size=1, max_size=3)
+"""Values to put in place of others; `Ellipsis` to leave one out."""
+
+
+def with_changes(changes: list[tuple[tuple[Any, ...], Any]]) -> str:
+    """The whole manifest as text, with these changes, of which a later one may fall inside an earlier one."""
+    manifest = copy.deepcopy(WHOLE)
+    for path, value in changes:
+        inside: Any = manifest
+        try:
+            for key in path[:-1]:
+                inside = inside[key]
+            if value is Ellipsis:
+                del inside[path[-1]]
+            else:
+                inside[path[-1]] = value
+        except (LookupError, TypeError):
+            continue  # an earlier change has taken the place away
+    return json.dumps(manifest)
+
+
+def outcome(text: str) -> str:
+    """``accepted`` where a manifest is read, and the same again once written; ``refused`` where it is, in one line."""
     try:
-        manifest = Manifest.from_json(json.dumps(changed))
+        manifest = Manifest.from_json(text)
     except BundleError as error:
         assert "\n" not in str(error)
         assert len(str(error)) < 1000
-        return
+        return "refused"
     assert Manifest.from_json(manifest.to_json()) == manifest
+    return "accepted"
+
+
+@given(changes=CHANGES)
+def test_a_manifest_with_values_replaced_is_whole_or_refused_in_one_line(changes) -> None:
+    outcome(with_changes(changes))
+
+
+@given(at=st.integers(0, 10_000), size=st.integers(0, 40), patch=st.text(max_size=6))
+def test_a_manifest_with_text_replaced_is_whole_or_refused_in_one_line(at: int, size: int, patch: str) -> None:
+    text = with_changes([])
+    at %= len(text)
+    outcome(text[:at] + patch + text[at + size :])
+
+
+@pytest.mark.soak
+def test_very_many_manifests() -> None:
+    inputs, outcomes, started = Length.from_environment().of(100_000), Counter[str](), time.monotonic()
+
+    # No database: each run tries new inputs, and a failure is printed with how to reproduce it.
+    @settings(max_examples=inputs, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(changes=CHANGES)
+    def read(changes) -> None:
+        outcomes[outcome(with_changes(changes))] += 1
+
+    read()
+    seconds = round(time.monotonic() - started, 1)
+    record("manifest_fuzz.json", {"inputs": outcomes.total(), "seconds": seconds, **outcomes})
+    assert outcomes.total() >= inputs
+    assert set(outcomes) == {"accepted", "refused"}
 
 
 @pytest.mark.parametrize(
@@ -86,13 +136,8 @@ def test_a_manifest_with_one_value_replaced_is_whole_or_refused_in_one_line(path
     ],
 )
 def test_every_number_has_a_range(path, value, said):
-    changed = copy.deepcopy(WHOLE)
-    inside = changed
-    for key in path[:-1]:
-        inside = inside[key]
-    inside[path[-1]] = value
     with pytest.raises(BundleError, match=said):
-        Manifest.from_json(json.dumps(changed))
+        Manifest.from_json(with_changes([(path, value)]))
 
 
 def test_more_thresholds_than_a_class_has_copies_are_refused() -> None:

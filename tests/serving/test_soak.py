@@ -14,7 +14,6 @@ import time
 import uuid
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,8 +21,8 @@ import tritonclient.utils.shared_memory as shm
 from http_framing import Reader, disagreement, pieces, stream
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from soak_figures import record
 
-from benchmarks.harness import machine
 from benchmarks.soak import Length
 from sensai_serve.errors import RequestError
 from sensai_serve.preprocess import InputSpec
@@ -34,7 +33,6 @@ pytestmark = pytest.mark.soak
 
 LENGTH = Length.from_environment()
 REQUESTS = INPUTS = LENGTH.of(100_000)
-RESULTS = Path(__file__).parents[2] / LENGTH.results
 SPEC = InputSpec(shape=(2, 3))
 GOOD = b'{"id":"x","inputs":[{"name":"input","datatype":"FP32","shape":[1,2,3],"parameters":{"binary_data_size":24}}]}'
 
@@ -74,12 +72,6 @@ def test_requests_begin_and_end_where_h11_sees_it() -> None:
     record(
         "framing_fuzz.json", {"streams": INPUTS, "seconds": round(time.monotonic() - started, 1), "first_seed": seed}
     )
-
-
-def record(name: str, figures: dict[str, Any]) -> None:
-    """Write figures with the machine that they were taken on."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / name).write_text(json.dumps({"machine": machine.describe()} | figures, indent=1) + "\n")
 
 
 def usage(process: subprocess.Popen[str]) -> dict[str, int]:
