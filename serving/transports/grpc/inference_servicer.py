@@ -22,6 +22,7 @@ from serving.engine.reply import Reply
 from serving.telemetry.logs import begin_request
 from serving.transports.grpc.bounds import MESSAGE_BYTES
 from serving.transports.grpc.codec import decode, encode, scalar
+from serving.transports.grpc.turns import Turns
 from serving.v2 import InferRequest, metadata
 from serving.v2.status import describe
 
@@ -77,9 +78,10 @@ def _bound(request: pb.ModelInferRequest, remaining_s: float | None) -> None:
 class InferenceServicer:
     """Answers all calls of the service from one data plane."""
 
-    def __init__(self, plane: DataPlane) -> None:
+    def __init__(self, plane: DataPlane, turns: Turns) -> None:
         self._plane = plane
         self._models = plane.repository
+        self._turns = turns
 
     def observe(self, call: str, method: str, status: str, started: float) -> None:
         """Count a request that came at `started` (`time.perf_counter`)."""
@@ -247,6 +249,7 @@ class InferenceServicer:
         raise cuda_memory()
 
     async def _infer(self, request: pb.ModelInferRequest) -> pb.ModelInferResponse:
+        await self._turns.take(CLIENT.get())
         plane = self._plane
         gateway: Gateway = self._models.get(request.model_name, request.model_version)
         manifest = gateway.manifest

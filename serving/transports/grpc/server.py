@@ -20,6 +20,7 @@ from serving.transports._unix_socket import socket_file
 from serving.transports.grpc.bounds import BoundedServer, requests_of
 from serving.transports.grpc.health_servicer import HealthServicer
 from serving.transports.grpc.inference_servicer import InferenceServicer
+from serving.transports.grpc.turns import Turns
 
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
@@ -54,7 +55,8 @@ async def listen(plane: DataPlane, settings: Settings, address: str) -> AsyncIte
         ]
     )
     bounded = BoundedServer(server, requests_of(service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]))
-    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(InferenceServicer(plane), bounded)
+    turns = Turns()
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(InferenceServicer(plane, turns), bounded)
     health = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
     health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(plane.repository, SERVICE), server)
     reflection.enable_server_reflection((SERVICE, health, reflection.SERVICE_NAME), server)
@@ -73,6 +75,7 @@ async def listen(plane: DataPlane, settings: Settings, address: str) -> AsyncIte
         finally:
             await server.stop(settings.drain_s)
             await running
+            turns.close()
 
 
 def _url(where: Address | UnixAddress, port: int) -> str:

@@ -60,6 +60,14 @@ def _names(target: bytes, hosts: list[bytes]) -> bool:
     )
 
 
+def content_length(headers: Headers) -> int:
+    """The length of the body that a head announces; 0 where it announces none."""
+    for name, value in headers:
+        if name == b"content-length" and value.strip().isdigit():
+            return int(value)
+    return 0
+
+
 def asks_for_websocket(headers: Headers) -> bool:
     """Whether a request that asks for another protocol asks for a WebSocket, and for nothing else."""
     return [value.strip().lower() for name, value in headers if name == b"upgrade"] == [b"websocket"]

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Hashable
 from http import HTTPStatus
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serving.address import Address
 from serving.engine.admission import CLIENT
@@ -19,7 +17,15 @@ from serving.transports.http.asgi.requests import HELD
 from serving.transports.http.asgi.sites import Sites
 from serving.transports.http.asgi.types import Headers
 from serving.transports.http.direct import DirectCycle, RequestHeads
-from serving.transports.http.framing import Fault, asks_for_websocket, handshake_fault, head_fault, plain_head
+from serving.transports.http.framing import (
+    Fault,
+    asks_for_websocket,
+    content_length,
+    handshake_fault,
+    head_fault,
+    plain_head,
+)
+from serving.transports.http.turn_taking import TurnTaking
 from serving.transports.http.v2.infer import InferRoute
 
 LINGER_S = 1.0
@@ -28,8 +34,6 @@ SPARE = 16
 """Connections past the limit that are served for operators' sake, each for one request."""
 SPARE_S = 1.0
 """Seconds that such a request has to arrive."""
-PIPELINED = 1000
-"""Requests of a connection that may wait for the answer to an earlier one."""
 _OPERATORS = (b"/v2/health/", b"/metrics", b"/v1/workers", b"/v2/repository/", b"/v2/logging", b"/v2/trace/")
 
 
@@ -53,21 +57,17 @@ def bounded_protocol(limits: Limits, route: InferRoute, sites: Sites, bodies: Bo
     return type("BoundedProtocol", (_BoundedProtocol,), attributes)
 
 
-class _BoundedProtocol(HttpToolsProtocol):
+class _BoundedProtocol(TurnTaking):
     """One connection. A timer runs from its first moment to its last: whatever state it is in, it comes to an end."""
 
     limits: Limits
     heads: RequestHeads
-    bodies: BodyBudget
     spare_limits: Limits
     no_heads: RequestHeads
     """Sends every request through ASGI."""
-    cycle: Any
-    """Uvicorn's RequestResponseCycle, or a `DirectCycle`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._client: Hashable = object()  # tells this connection's requests from others'
         self._held = self.bodies.hold(self._refuse_body)
         # Uvicorn's parser reads on after a request that ends its connection; this one does not.
         self.parser = httptools.HttpRequestParser(self)
@@ -77,13 +77,10 @@ class _BoundedProtocol(HttpToolsProtocol):
         self._unread_bytes = 0  # of the body's framing and trailers, since the last part of the body
         self._reading: asyncio.TimerHandle | None = None
         self._watch: asyncio.TimerHandle | None = None
-        self._refused = False
-        self._in_message = False
         self._upgrade = False  # the head that has just been parsed asks for another protocol
-        self._last = False  # the connection ends with this request
         self._spare = False
         self._exchange: DirectCycle | None = None  # set while its body arrives
-        self._chunk = b""  # the chunk that is being parsed, where a head may begin with it
+        self._chunk = b""  # the piece that is being parsed, where a head may begin with it
         self._answered = self.loop.time()  # when the connection began, or was last used for a reply
         self._blocked: float | None = None  # since when the client does not read
         self._ending = False
@@ -112,15 +109,16 @@ class _BoundedProtocol(HttpToolsProtocol):
         if self._refused:
             return
         CLIENT.set(self._client)
-        begins = not self._in_message and self._free()
-        if begins and (known := self.heads.known(data)) is not None:
+        if not self._in_message and self._free() and (known := self.heads.known(data)) is not None:
             head, body = known
             exchange = DirectCycle(self.heads.route, self, head)
             self.cycle = exchange
             exchange.answer(body)
             return
-        if self._last and not self._in_message:
-            return
+        self._take(data)
+
+    def _read_piece(self, data: bytes) -> None:
+        begins = not self._in_message and self._free()
         self._chunk = data if begins else b""
         if self._in_message and not self._in_head:
             self._unread_bytes += len(data)
@@ -128,7 +126,7 @@ class _BoundedProtocol(HttpToolsProtocol):
         self._chunk = b""
         if self._in_head and not self._refused:
             # The parser buffers an unfinished header without a limit, so received bytes are counted as well as parsed
-            # ones. The chunk in which a head begins is not counted: it may begin with an earlier request's body.
+            # ones. The piece in which a head begins is not counted: it may begin with an earlier request's body.
             self._raw_bytes = 0 if self._raw_bytes is None else self._raw_bytes + len(data)
             self._check_head(self._raw_bytes)
         elif self._in_message:
@@ -158,10 +156,8 @@ class _BoundedProtocol(HttpToolsProtocol):
             self.parser = httptools.HttpRequestParser(self)
             return head + rest
         fault = handshake_fault(version, method, self.headers)
-        if fault is None and rest:
+        if fault is None and (rest or self._more):
             fault = Fault(HTTPStatus.BAD_REQUEST, "bytes came after a WebSocket handshake, before its reply")
-        if fault is None and self.cycle is not None and not self.cycle.response_complete:
-            fault = Fault(HTTPStatus.BAD_REQUEST, "a WebSocket handshake came before the reply to an earlier request")
         if fault is not None:
             self._refuse_head(fault)
             return None
@@ -225,6 +221,7 @@ class _BoundedProtocol(HttpToolsProtocol):
             raise httptools.HttpParserError("the connection ends with the request before")
         super().on_message_begin()
         self._in_head = self._in_message = True
+        self._body_left = 0
         self._parsed_bytes, self._raw_bytes = 0, None
 
     def on_url(self, url: bytes) -> None:
@@ -249,12 +246,11 @@ class _BoundedProtocol(HttpToolsProtocol):
         if self._spare and not self.url.startswith(_OPERATORS):
             self._refuse_full()
             raise httptools.HttpParserError("too many connections")
-        if len(self.pipeline) >= PIPELINED:
-            self._stop(Fault(HTTPStatus.SERVICE_UNAVAILABLE, f"{PIPELINED} requests wait for an earlier one's answer"))
         if self.parser.should_upgrade():
             self._upgrade, self.scope["method"] = True, method.decode()
             return
         self._last = self._spare or version == "1.0" or not self.parser.should_keep_alive()
+        self._body_left = content_length(self.headers)
         if self._free() and method == b"POST" and version == "1.1":
             head = self.heads.read(chunk, self.url, self.headers, keep_alive=self.parser.should_keep_alive())
             if head is not None:
@@ -269,6 +265,7 @@ class _BoundedProtocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """Parser callback: a part of the body."""
         self._unread_bytes = 0
+        self._body_left = max(0, self._body_left - len(body))
         if self._exchange is None and self.cycle.response_complete:
             return  # answered without its body, which is read past
         if not self._held.add(len(body)):
@@ -284,6 +281,7 @@ class _BoundedProtocol(HttpToolsProtocol):
         if self._upgrade:
             return
         self._in_message = False
+        self._ended = True
         self._held.arrived()
         self._stop_reading_timer()
         if self._exchange is None:
@@ -295,19 +293,18 @@ class _BoundedProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """A reply has been written."""
         self._answered = self.loop.time()
-        if not self.pipeline:
-            self._held.release()
+        self._held.release()
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
         self.flow.resume_reading()
-        if self.pipeline:
-            self._start_asgi_task(*self.pipeline.pop())
+        self._take_turn()
 
     def _free(self) -> bool:
-        """Whether every earlier request is answered and the client reads its replies."""
+        """Whether every earlier request is answered, the client reads its replies, and nothing waits."""
         return (
             (self.cycle is None or self.cycle.response_complete)
+            and not self._waiting
             and not self.flow.write_paused
             and not self.transport.is_closing()
         )

@@ -10,10 +10,11 @@ from websockets.frames import Frame
 
 from serving.setting_groups import Limits
 from serving.transports.http.asgi.errors import error_body, json_headers
+from serving.transports.http.pieces import FrameCutter
 
 FRAGMENTS = 65536
 """Frames that one message may consist of."""
-_TOO_BIG, _TOO_SLOW = 1009, 1008
+_TOO_BIG, _TOO_SLOW, _NO_TEXT = 1009, 1008, 1007
 
 
 def bounded_websocket(limits: Limits) -> type[asyncio.Protocol]:
@@ -32,6 +33,9 @@ class _BoundedWebSocket(WebSocketsSansIOProtocol):
         self._blocked: float | None = None  # since when the client does not read
         self._begun: float | None = self.loop.time()  # when the handshake, or an unfinished message, began
         self._ending = False
+        self._waiting = b""  # received, and not parsed before the frames that came before are dealt with
+        self._frames = FrameCutter()
+        self._turn: asyncio.Handle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The connection is a WebSocket from now on."""
@@ -43,13 +47,44 @@ class _BoundedWebSocket(WebSocketsSansIOProtocol):
         """The connection is closed."""
         if self._watch is not None:
             self._watch.cancel()
+        self._waiting = b""
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Bytes have arrived."""
         if self.handshake_initiated and not self.handshake_complete:
             self.transport.abort()  # a client must wait for the reply to its handshake
+        elif not self.handshake_initiated:
+            self._feed(data)
+        elif self._waiting:
+            self._waiting += data
+            self.transport.pause_reading()
+        else:
+            self._waiting = data
+            self._read()
+
+    def _read(self) -> None:
+        """Parse one frame. What comes after it waits for the application to take its message, and for a turn."""
+        self._turn = None
+        if self.transport.is_closing():
+            self._waiting = b""
             return
+        end = self._frames.end(self._waiting)
+        data, self._waiting = self._waiting[:end], self._waiting[end:]
+        self._feed(data)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Parse on in the next turn of the event loop, or read on, as soon as the application and the client allow."""
+        if self.read_paused or self._blocked is not None or self.transport.is_closing():
+            return
+        if not self._waiting:
+            self.transport.resume_reading()
+        elif self._turn is None:
+            self.transport.pause_reading()
+            self._turn = self.loop.call_soon(self._read)
+
+    def _feed(self, data: bytes) -> None:
         self.conn.receive_data(data)
         if self.handshake_initiated and self.conn.parser_exc is not None:
             self.handle_parser_exception()
@@ -73,16 +108,14 @@ class _BoundedWebSocket(WebSocketsSansIOProtocol):
         """The client has read what was waiting for it."""
         super().resume_writing()
         self._blocked = None
-        if not self.read_paused:
-            self.transport.resume_reading()
+        self._go_on()
 
     async def receive(self) -> Any:
         """ASGI's receive."""
         message = await self.queue.get()
         if self.read_paused and self.queue.empty():
             self.read_paused = False
-            if self._blocked is None:
-                self.transport.resume_reading()
+            self._go_on()
         return message
 
     def handle_text(self, event: Frame) -> None:
@@ -103,6 +136,17 @@ class _BoundedWebSocket(WebSocketsSansIOProtocol):
             self._fail(_TOO_BIG, f"more than {FRAGMENTS} fragments")
             return
         super().handle_cont(event)
+
+    def send_receive_event_to_app(self) -> None:
+        """A message is complete."""
+        if self.curr_msg_data_type == "text":
+            try:
+                b"".join(self.frames).decode()
+            except UnicodeDecodeError:
+                self.frames = []
+                self._fail(_NO_TEXT, "the text is no UTF-8")
+                return
+        super().send_receive_event_to_app()
 
     def shutdown(self) -> None:
         """The server stops."""
