@@ -1,4 +1,6 @@
-"""The straggler cases of ``make soak``: on bundles of digits that it makes, with one, two and three copies of a class.
+"""The benchmarks of ``make soak``, on bundles of digits that it makes, with one, two and three copies of a class.
+
+Straggler cases, and honest clients beside hostile ones.
 
 ``SOAK_SECONDS`` shortens all of it for trying. Figures of a run that was shortened go to ``runs/soak``: those in
 ``benchmarks/results`` are of whole ones.
@@ -20,6 +22,7 @@ SECONDS = 60.0
 """Seconds of each case that counts time, in a whole run."""
 REQUESTS, LEAST_REQUESTS = 2000, 100
 SWAPS, LEAST_SWAPS = 200, 2
+ATTACK_SECONDS, LEAST_ATTACK_SECONDS = 600, 5
 RESULTS, TRIED = Path("benchmarks/results"), Path("runs/soak")
 CODES = (
     demo.VARIANTS[0],
@@ -74,14 +77,29 @@ def straggler_arguments(length: Length) -> list[str]:
     ]  # fmt: skip
 
 
+def chaos_arguments(length: Length) -> list[str]:
+    """The ``sensai bench chaos`` that is run."""
+    seconds = str(length.of(ATTACK_SECONDS, LEAST_ATTACK_SECONDS))
+    return [
+        "bench",
+        "chaos",
+        str(CODES[-1].bundle),
+        "--seconds",
+        seconds,
+        "--out",
+        str(length.results / "chaos-digits"),
+    ]
+
+
 def main() -> int:
-    """Make the bundles that are not there, and run the cases; the exit code."""
+    """Make the bundles that are not there, and run the benchmarks; the exit code."""
     console = Console(highlight=False, soft_wrap=True)
     try:
         length = Length.from_environment()
         for code in CODES:
             demo.make(console, code)
         demo.sensai(console, *straggler_arguments(length))
+        demo.sensai(console, *chaos_arguments(length))
     except SensaiError as error:
         console.print(f"[red]soak:[/red] {error}")
         return 2 if isinstance(error, InputError) else 1

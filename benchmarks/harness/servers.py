@@ -64,6 +64,8 @@ class RunningServer:
     mark: str
     ready_s: float
     """Seconds from its start to its first healthy answer."""
+    output: IO[bytes]
+    """What it has written to stdout and stderr."""
 
     @property
     def address(self) -> tuple[str, int]:
@@ -77,6 +79,15 @@ class RunningServer:
     def memory_bytes(self) -> int:
         """Bytes of memory that its processes hold; pages that several share count once in all (PSS)."""
         return sum(_pss(pid) for pid in self.pids())
+
+    def descriptors(self) -> int:
+        """Number of files, sockets among them, that its processes have open."""
+        return sum(_descriptors(pid) for pid in self.pids())
+
+    def said(self, text: bytes) -> int:
+        """How often it has written `text`."""
+        self.output.seek(0)
+        return self.output.read().count(text)
 
 
 def free_port() -> int:
@@ -110,7 +121,7 @@ def running(spec: ServerSpec) -> Iterator[RunningServer]:
             )
         try:
             _until_ready(spec, process, started)
-            yield RunningServer(spec.name, HOST, spec.port, process, mark, time.monotonic() - started)
+            yield RunningServer(spec.name, HOST, spec.port, process, mark, time.monotonic() - started, output)
         except _NotReadyError as error:
             raise ServingError(f"{spec.name} {error}: {_last_line(output)}") from None
         finally:
@@ -210,6 +221,12 @@ def _pss(pid: int) -> int:
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):
                 return int(line.split()[1]) * 1024
+    return 0
+
+
+def _descriptors(pid: int) -> int:
+    with contextlib.suppress(OSError):
+        return len(list(Path(f"/proc/{pid}/fd").iterdir()))
     return 0
 
 

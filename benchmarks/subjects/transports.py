@@ -21,6 +21,8 @@ from sensai_serve.preprocess import Floats
 
 _DIRECTORY = Path("/dev/shm")  # where Linux keeps POSIX shared memory
 _ALIGNMENT = 64
+GRPC_INFER = "/inference.GRPCInferenceService/ModelInfer"
+"""Name of the method that infers."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,21 @@ class SharedMemoryClient:
             raise
 
 
+def grpc_requests(model: str, input_name: str, samples: Sequence[Floats]) -> list[bytes]:
+    """A serialised ModelInferRequest for each sample, FP32 [1, *shape]."""
+    from tritonclient.grpc import service_pb2
+
+    requests = []
+    for sample in samples:
+        request: Any = service_pb2.ModelInferRequest(model_name=model)
+        request.inputs.add(name=input_name, datatype="FP32", shape=sample.shape)
+        request.raw_input_contents.append(sample.tobytes())
+        for name in OUTPUTS:
+            request.outputs.add(name=name)
+        requests.append(request.SerializeToString())
+    return requests
+
+
 class LeanGrpcClient:
     """gRPC with requests that were serialised before. See `benchmarks.harness.client.Client`."""
 
@@ -118,16 +135,9 @@ class LeanGrpcClient:
 
         self._failed = grpc.RpcError
         self._reply_type: Any = service_pb2.ModelInferResponse
-        self._requests = []
-        for sample in samples:
-            request: Any = service_pb2.ModelInferRequest(model_name=to.model)
-            request.inputs.add(name=to.input, datatype="FP32", shape=sample.shape)
-            request.raw_input_contents.append(sample.tobytes())
-            for name in OUTPUTS:
-                request.outputs.add(name=name)
-            self._requests.append(request.SerializeToString())
+        self._requests = grpc_requests(to.model, to.input, samples)
         self._channel = grpc.insecure_channel(f"{to.host}:{to.grpc}")
-        self._infer = self._channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        self._infer = self._channel.unary_unary(GRPC_INFER)
         self._reply = b""
 
     def exchange(self, index: int) -> None:

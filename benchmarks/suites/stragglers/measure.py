@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from benchmarks.harness import machine
+from benchmarks.reporting import aims
 from benchmarks.reporting.report import BenchmarkReport
 from benchmarks.suites.stragglers.cases import CASES, CaseResult, Context, OnStep
 from sensai_serve.errors import InputError, ServingError
@@ -51,9 +52,7 @@ def report(context: Context, findings: dict[str, CaseResult], described: dict[st
     rows: list[Row] = []
     for finding in findings.values():
         rows.append((finding.case,))
-        rows += [
-            (aim.wanted, aim.found, "" if aim.holds is None else "yes" if aim.holds else "NO") for aim in finding.aims
-        ]
+        rows += aims.rows(finding.aims)
     pictures: list[Picture] = [picture for finding in findings.values() for picture in finding.pictures]
     n = len(context.data.inputs)
     note = f"{n} inputs; every label held against the offline merge of the copies that its reply lists."
@@ -70,5 +69,5 @@ def report(context: Context, findings: dict[str, CaseResult], described: dict[st
             }
             for name, finding in findings.items()
         },
-        [Table("Slow, dead and wrong workers", ("aim", "found", "holds"), rows, note, prose=True), *pictures],
+        [Table("Slow, dead and wrong workers", aims.COLUMNS, rows, note, prose=True), *pictures],
     )

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from benchmarks.harness import servers
 from benchmarks.harness.codecs import ParsedReply, V2Binary, workers_of
 from benchmarks.harness.load_generator import OK, TimedRequest
+from benchmarks.reporting.aims import Aim
 from benchmarks.subjects import our_server
 from benchmarks.subjects.inputs import LabelledInputs
 from benchmarks.suites.stragglers.oracle import Oracle
@@ -43,16 +44,6 @@ class StragglersOptions:
     """Backend of cases that do not need processes."""
     devices: tuple[str, ...] = ()
     seed: int = 0
-
-
-@dataclass(frozen=True)
-class Aim:
-    """One statement that is to hold, and what was found."""
-
-    wanted: str
-    found: str
-    holds: bool | None
-    """None where the finding is only reported."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from typing import Any
 
 from benchmarks.harness import servers
 from benchmarks.harness.load_generator import TimedRequest, closed_loop
-from benchmarks.suites.stragglers.cases import Aim, CaseResult, CheckedReply, Context, as_merged, none_failed
+from benchmarks.reporting.aims import Aim
+from benchmarks.suites.stragglers.cases import CaseResult, CheckedReply, Context, as_merged, none_failed
 from serving.placement.place import place
 from serving.runtime.devices import default_devices
 

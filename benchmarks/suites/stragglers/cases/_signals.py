@@ -15,7 +15,8 @@ import numpy as np
 
 from benchmarks.harness import servers
 from benchmarks.harness.load_generator import closed_loop
-from benchmarks.suites.stragglers.cases import Aim, CaseResult, CheckedReply, Context, as_merged, none_failed
+from benchmarks.reporting.aims import Aim
+from benchmarks.suites.stragglers.cases import CaseResult, CheckedReply, Context, as_merged, none_failed
 
 CLIENTS = 2
 MEMORY_LIMIT = 1.1

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from benchmarks.suites.stragglers.cases import Aim, CaseResult, Context
+from benchmarks.reporting.aims import Aim
+from benchmarks.suites.stragglers.cases import CaseResult, Context
 from benchmarks.suites.stragglers.oracle import Oracle
 from sensai_serve.assignment import Assignment
 from sensai_serve.bundles import Bundle

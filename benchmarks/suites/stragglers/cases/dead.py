@@ -7,7 +7,8 @@ import itertools
 import numpy as np
 
 from benchmarks.harness.load_generator import TimedRequest, closed_loop
-from benchmarks.suites.stragglers.cases import Aim, CaseResult, CheckedReply, Context, as_merged, none_failed, percent
+from benchmarks.reporting.aims import Aim
+from benchmarks.suites.stragglers.cases import CaseResult, CheckedReply, Context, as_merged, none_failed, percent
 from sensai_serve.guarantees import guarantees
 from sensai_serve.lost_workers import accuracy
 

@@ -7,7 +7,8 @@ from benchmarks.harness.interleave import RoundTimes, TimedCalls, in_turns
 from benchmarks.harness.load_generator import closed_loop
 from benchmarks.harness.stats import ratio, summarise
 from benchmarks.reporting import plots
-from benchmarks.suites.stragglers.cases import Aim, CaseResult, Context, none_failed
+from benchmarks.reporting.aims import Aim
+from benchmarks.suites.stragglers.cases import CaseResult, Context, none_failed
 from sensai_serve.report import Picture
 
 DELAY_MS = 50

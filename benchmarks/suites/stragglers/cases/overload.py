@@ -6,7 +6,8 @@ from collections import Counter
 
 from benchmarks.harness.load_generator import OK, closed_loop, latencies, open_loop
 from benchmarks.harness.stats import summarise
-from benchmarks.suites.stragglers.cases import Aim, CaseResult, Context, as_merged
+from benchmarks.reporting.aims import Aim
+from benchmarks.suites.stragglers.cases import CaseResult, Context, as_merged
 
 RUN_MS = 10
 """Milliseconds that every worker is made to take: one client must be able to send ten times the capacity."""

@@ -14,8 +14,9 @@ from benchmarks.harness import servers
 from benchmarks.harness.client import RawConnection, exchange
 from benchmarks.harness.codecs import http_request
 from benchmarks.harness.load_generator import closed_loop
+from benchmarks.reporting.aims import Aim
 from benchmarks.subjects import our_server
-from benchmarks.suites.stragglers.cases import Aim, CaseResult, Context, as_merged, none_failed
+from benchmarks.suites.stragglers.cases import CaseResult, Context, as_merged, none_failed
 from sensai_serve.errors import ServingError
 
 CLIENTS = 2

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from benchmarks.harness.load_generator import closed_loop
-from benchmarks.suites.stragglers.cases import Aim, CaseResult, Context, as_merged, none_failed, percent
+from benchmarks.reporting.aims import Aim
+from benchmarks.suites.stragglers.cases import CaseResult, Context, as_merged, none_failed, percent
 from sensai_serve.lost_workers import accuracy
 
 FOUND_WITHIN = 100
