@@ -124,7 +124,7 @@ class Page:
 
     def screenshot(self) -> bytes:
         """What the window shows, as PNG."""
-        return base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
+        return base64.b64decode(self.call("Page.captureScreenshot", format="png", optimizeForSpeed=True)["data"])
 
     def complaints(self) -> list[str]:
         """Errors and warnings that the browser's console has shown so far."""
