@@ -157,7 +157,8 @@ class Gateway:
         self._successor = successor
         self._stopping = True
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.admission.drained(), drain_s)
+            async with asyncio.timeout(drain_s):
+                await self.admission.drained()
         if self._loaded is not None:
             self._deferred.flush()
             await self._loaded.stop()

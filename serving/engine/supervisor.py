@@ -264,7 +264,8 @@ class Supervisor:
         probe = Probe(np.ascontiguousarray(inputs, np.float32), self._loop)
         self._backend.submit(probe, [worker])
         try:
-            return await asyncio.wait_for(probe.arrival, within_s)
+            async with asyncio.timeout(within_s):  # `wait_for` can lose a cancellation, and this would never end
+                return await probe.arrival
         except TimeoutError:
             return None
         finally:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 
 from sensai_serve.plugins import find
 from serving.dataplane import DataPlane
@@ -13,7 +15,7 @@ from serving.transports import Listen, Listener
 
 @contextlib.asynccontextmanager
 async def listening(plane: DataPlane, settings: Settings) -> AsyncIterator[list[Listener]]:
-    """Run every configured transport while the block runs.
+    """Run every configured transport while the block runs; afterwards all of them drain at the same time.
 
     Yields:
         The listeners, in the order of `Settings.listeners`.
@@ -22,9 +24,29 @@ async def listening(plane: DataPlane, settings: Settings) -> AsyncIterator[list[
         PluginError: a transport of that name does not exist.
         InputError: a transport cannot listen on its address.
     """
-    async with contextlib.AsyncExitStack() as transports:
+    stop, running = asyncio.Event(), list[asyncio.Task[None]]()
+    try:
         listeners = []
         for name, address in settings.listeners():
             listen: Listen = find("serving.transports", name, "listen")
-            listeners.append(await transports.enter_async_context(listen(plane, settings, address)))
+            began: asyncio.Future[Listener] = asyncio.get_running_loop().create_future()
+            running.append(task := asyncio.create_task(_run(listen(plane, settings, address), began, stop)))
+            await asyncio.wait((task, began), return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                task.result()
+            listeners.append(began.result())
         yield listeners
+    finally:
+        stop.set()
+        if running:
+            await asyncio.wait(running)
+    for task in running:
+        task.result()
+
+
+async def _run(
+    transport: AbstractAsyncContextManager[Listener], began: asyncio.Future[Listener], stop: asyncio.Event
+) -> None:
+    async with transport as listener:
+        began.set_result(listener)
+        await stop.wait()

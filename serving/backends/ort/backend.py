@@ -21,7 +21,7 @@ from time import perf_counter
 import numpy as np
 
 from serving.backends import BackendPlan, Cause, Task
-from serving.backends.ort.core_thread import CoreThread, LoadedWorker
+from serving.backends.ort.core_thread import JOIN_S, CoreThread, LoadedWorker
 from serving.backends.ort.fused import Fused, fuse_where_it_pays
 from serving.backends.ort.inline import choose_inline
 from serving.runtime.cancellation import Cancellation
@@ -115,8 +115,9 @@ class Backend:
         for thread in threads:
             for number, task in thread.give_up():
                 task.fail(number, Cause.DEAD)
+        until = perf_counter() + JOIN_S
         for thread in threads:
-            thread.join()
+            thread.join(until)
 
     def _run_inline(self, task: Task, workers: Sequence[int]) -> None:
         fused = self._fused

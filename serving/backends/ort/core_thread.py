@@ -18,7 +18,7 @@ OVERRUN = 4.0
 FLOOR_S = 0.002
 """Seconds that the scheduler may add to any run before it counts as an overrun."""
 JOIN_S = 1.0
-"""Seconds that `CoreThread.join` waits for the thread; one that hangs is left behind."""
+"""Seconds that the threads of a model have to end; one that hangs is left behind."""
 
 
 @dataclass(frozen=True)
@@ -154,9 +154,9 @@ class CoreThread:
             self._wake.release()
         return waiting
 
-    def join(self) -> None:
-        """Wait at most `JOIN_S` seconds for the thread to end."""
-        self._thread.join(JOIN_S)
+    def join(self, until: float) -> None:
+        """Wait for the thread to end, at most until then on the clock of `time.perf_counter`."""
+        self._thread.join(max(0.0, until - perf_counter()))
 
     def _loop(self) -> None:
         if self.core is not None:

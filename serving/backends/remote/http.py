@@ -104,12 +104,10 @@ class RemoteHttpConnection:
             head = f"Host: {endpoint.address}\r\n"
             if (token := security.token()) is not None:
                 head += f"Authorization: Bearer {token}\r\n"
-            _, connection = await asyncio.wait_for(
-                asyncio.get_running_loop().create_connection(
+            async with asyncio.timeout(CONNECT_S):
+                _, connection = await asyncio.get_running_loop().create_connection(
                     lambda: HttpClientProtocol(head), endpoint.host, endpoint.port, ssl=context
-                ),
-                CONNECT_S,
-            )
+                )
         except TimeoutError:
             raise InputError(f"{endpoint.server} does not answer") from None
         except ssl.SSLCertVerificationError as error:
@@ -123,7 +121,8 @@ class RemoteHttpConnection:
     async def _get(self, path: str) -> tuple[int, bytes]:
         assert self._control is not None
         try:
-            status, _, body = await asyncio.wait_for(self._control.ask("GET", path), SILENT_S)
+            async with asyncio.timeout(SILENT_S):  # `wait_for` can lose a cancellation, and `_watch` would never end
+                status, _, body = await self._control.ask("GET", path)
         except (OSError, TimeoutError) as error:
             reason = str(error) or "no answer"
             raise ServingError(f"{self._endpoint.server} cannot be reached ({reason})") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from http import HTTPStatus
 from time import perf_counter
@@ -15,12 +16,12 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Match
 
 import sensai_serve
-from sensai_serve.errors import SensaiError
+from sensai_serve.errors import NotReadyError, SensaiError
 from serving.dataplane import DataPlane
 from serving.settings import Audience
 from serving.telemetry.metrics import CONTENT_TYPE
 from serving.transports.http import docs
-from serving.transports.http.asgi.errors import error_body, error_reply, http_error, json_headers
+from serving.transports.http.asgi.errors import STOPPING, error_body, error_reply, http_error, json_headers
 from serving.transports.http.asgi.requests import request_id, send_reply
 from serving.transports.http.asgi.sites import Sites, sharing
 from serving.transports.http.asgi.types import Message, Receive, Scope, Send
@@ -51,6 +52,14 @@ class Application(FastAPI):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request or WebSocket connection."""
+        try:
+            await self._answer(scope, receive, send)
+        except asyncio.CancelledError:  # it outlasts the time that requests have when the server stops
+            if scope["type"] == "http":
+                with contextlib.suppress(RuntimeError):  # its reply has begun
+                    await send_reply(send, *error_reply(NotReadyError(STOPPING)))
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._prefix and scope["path"].startswith(f"{self._prefix}/"):
             scope = {**scope, "path": scope["path"][len(self._prefix) :]}
         given = dict(scope["headers"])

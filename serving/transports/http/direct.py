@@ -17,7 +17,9 @@ from typing import Any, Protocol
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from uvicorn.server import ServerState
 
+from sensai_serve.errors import NotReadyError
 from serving.engine.pending import is_pending
+from serving.transports.http.asgi.errors import STOPPING, error_reply
 from serving.transports.http.asgi.sites import Sites
 from serving.transports.http.asgi.types import Headers, HttpReply
 from serving.transports.http.v2.infer import InferRoute
@@ -173,9 +175,9 @@ class DirectCycle:
             self._task.cancel()
         try:
             self._write(await pending)
-        except asyncio.CancelledError:
-            if not self.disconnected:
-                raise
+        except asyncio.CancelledError:  # the client is gone; or it outlasts the time that it has when the server stops
+            self.keep_alive = False
+            self._write(error_reply(NotReadyError(STOPPING)))
 
     def _write(self, answer: HttpReply) -> None:
         status, headers, body = answer

@@ -12,7 +12,7 @@ from serving.address import Address
 from serving.engine.admission import CLIENT
 from serving.engine.body_budget import FULL, BodyBudget
 from serving.setting_groups import Limits
-from serving.transports.http.asgi.errors import RETRY_LATER, error_body, json_headers
+from serving.transports.http.asgi.errors import RETRY_LATER, STOPPING, error_body, json_headers
 from serving.transports.http.asgi.requests import HELD
 from serving.transports.http.asgi.sites import Sites
 from serving.transports.http.asgi.types import Headers
@@ -54,10 +54,10 @@ def bounded_protocol(limits: Limits, route: InferRoute, sites: Sites, bodies: Bo
         "no_heads": RequestHeads(route, -1, sites),
         "bodies": bodies,
     }
-    return type("BoundedProtocol", (_BoundedProtocol,), attributes)
+    return type(BoundedProtocol.__name__, (BoundedProtocol,), attributes)
 
 
-class _BoundedProtocol(TurnTaking):
+class BoundedProtocol(TurnTaking):
     """One connection. A timer runs from its first moment to its last: whatever state it is in, it comes to an end."""
 
     limits: Limits
@@ -317,6 +317,10 @@ class _BoundedProtocol(TurnTaking):
     def _refuse_body(self) -> None:
         """Refuse the request that is arriving: there is no room for its body."""
         self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, FULL, RETRY_LATER)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Forget the request that is arriving or being answered."""
         self._exchange, cycle = None, self.cycle
         if isinstance(cycle, DirectCycle):
             cycle.forget()
@@ -328,6 +332,14 @@ class _BoundedProtocol(TurnTaking):
         """The server stops: end with the reply to the request that is here."""
         if not self._refused and not self.transport.is_closing():
             super().shutdown()
+
+    def give_up(self) -> None:
+        """The server stops now: refuse a request that is still arriving, and end with a client that does not read."""
+        if self._blocked is not None:
+            self.transport.abort()
+        elif self._in_message and not self._refused:
+            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, STOPPING)
+            self._forget()
 
     def _stop(self, fault: Fault) -> None:
         """Refuse a request inside a callback of the parser, and stop that."""

@@ -17,11 +17,16 @@ from serving.transports import Listener
 from serving.transports.http.app import create_app
 from serving.transports.http.asgi.sites import Sites
 from serving.transports.http.bind import bound
-from serving.transports.http.protocol import bounded_protocol
+from serving.transports.http.protocol import BoundedProtocol, bounded_protocol
 from serving.transports.http.websocket import bounded_websocket
 
 PING_S = 20.0
 """Seconds between two pings of a WebSocket, and until one must be answered, at most."""
+
+SETTLE_S = 0.05
+"""Seconds in which requests end by themselves whose connections have just been ended."""
+REFUSE_S = 1.0
+"""Seconds that requests have to be refused when the time to finish them is over."""
 
 
 @contextlib.asynccontextmanager
@@ -83,6 +88,28 @@ class _Uvicorn(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Install no handlers: uvicorn would end the process by the signal, not with exit code 0."""
         yield
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept no more, let requests finish, then tell those that have not that the server stops.
+
+        Uvicorn's own shutdown would wait for clients that read nothing, and write a traceback for each late request.
+        """
+        for each in (*self.servers, *(sockets or ())):
+            each.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.config.timeout_graceful_shutdown):
+                await self._wait_tasks_to_complete()
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, BoundedProtocol):
+                connection.give_up()
+        if self.server_state.tasks:
+            await asyncio.wait(set(self.server_state.tasks), timeout=SETTLE_S)
+        if late := set(self.server_state.tasks):
+            for task in late:
+                task.cancel()
+            await asyncio.wait(late, timeout=REFUSE_S)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to listen, and set `listening`."""

@@ -118,6 +118,12 @@ class _BoundedWebSocket(WebSocketsSansIOProtocol):
             self._go_on()
         return message
 
+    async def send(self, message: Any) -> None:
+        """ASGI's send."""
+        await super().send(message)
+        if message["type"] == "websocket.http.response.body":
+            self.handshake_complete = True  # it is refused, which uvicorn would call an error in the log
+
     def handle_text(self, event: Frame) -> None:
         """A text message begins."""
         self._begun = None if event.fin else self.loop.time()

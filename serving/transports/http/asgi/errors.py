@@ -15,6 +15,9 @@ RETRY_AFTER_S = 1
 RETRY_LATER: Headers = [(b"retry-after", str(RETRY_AFTER_S).encode())]
 """Headers of a reply that asks for that."""
 
+STOPPING = "the server is stopping"
+"""What clients are told whose requests outlast the time that they have then."""
+
 ERROR_RESPONSE = {
     "description": "What was wrong and what was expected",
     "content": {
