@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping
 from time import perf_counter, perf_counter_ns
 from typing import Any, TypeVar
 
-from sensai_serve.errors import BundleError, RequestError, UnknownModelError, UnsupportedError
+from sensai_serve.errors import BundleError, ControlOffError, RequestError, UnknownModelError, UnsupportedError
 from serving.engine.admission import client_address
 from serving.engine.body_budget import BodyBudget
 from serving.engine.decoding import ImageDecoder
@@ -49,6 +49,7 @@ class DataPlane:
         self.limits = settings.limits
         self.regions = Regions(allowed=settings.shares_memory, most=settings.limits.regions)
         self.no_regions = Regions(allowed=False, most=1)
+        self._controls_models = settings.repository is None or settings.controls_models
         self._forwarded_share = settings.shared_memory is True
         self.bodies = BodyBudget(settings.limits.bodies_bytes)
         limits = settings.limits
@@ -215,6 +216,7 @@ class DataPlane:
             ControlOffError: clients may not load models here.
             RequestError: no model of that name, or a bundle that cannot be served; a model loaded before stays.
         """
+        self._check_control()
         try:
             await self.repository.load(name)
         except BundleError as error:
@@ -227,7 +229,12 @@ class DataPlane:
             ControlOffError: clients may not unload models here.
             UnknownModelError: the model is not loaded.
         """
+        self._check_control()
         await self.repository.unload(name)
+
+    def _check_control(self) -> None:
+        if not self._controls_models:
+            raise ControlOffError("loading and unloading models is off, expected a server started with --model-control")
 
     def change_tracing(self, change: Mapping[str, Any], model: str = "") -> dict[str, Any]:
         """Change trace settings, and return all of them.

@@ -58,7 +58,10 @@ class Settings(BaseSettings):
     listen: Annotated[Words, AfterValidator(_check_listeners), Flag(metavar="TRANSPORT=ADDRESS")] = ()
     """Further listeners, each ``TRANSPORT=ADDRESS``; a transport is a plugin of ``serving.transports``."""
     repository: Annotated[Path | None, Flag(metavar="DIR")] = None
-    """A directory of bundles, all of which are served; clients may load and unload them. Without it they may not."""
+    """A directory of bundles, all of which are served."""
+    model_control: bool | None = None
+    """Whether clients may load and unload models of the repository; where not given, only if only this machine can
+    connect."""
     strict_readiness: bool = True
     """Whether a bundle of the repository that cannot be served makes the server not ready; its models serve anyhow."""
     trial: bool = True
@@ -93,6 +96,13 @@ class Settings(BaseSettings):
     """Format of the log on standard error: text, or one JSON object per line."""
     access_log: bool = False
     """Write a line to the log for every request."""
+
+    @property
+    def controls_models(self) -> bool:
+        """Whether clients may load and unload models of the repository."""
+        if self.model_control is not None:
+            return self.model_control
+        return all(_is_loopback(address) for _, address in self.listeners())
 
     @property
     def shares_memory(self) -> bool:

@@ -14,9 +14,12 @@ from typer.main import get_command
 
 from sensai_serve.assignment import cyclic
 from sensai_serve.cli.main import app
+from serving.address import parse_address
 from serving.placement.domains import hosts_of, losses_covered
 from serving.placement.worker_map import parse_workers, workers_on
 from serving.runtime.endpoint import Security
+from serving.settings import Settings
+from serving.transports.http.asgi.sites import Sites
 
 yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
 DEPLOY = Path(__file__).parents[1] / "deploy"
@@ -175,3 +178,20 @@ def test_docker_compose_takes_every_file(file: Path) -> None:
         ["docker", "compose", "-f", file, "config", "-q"], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_gateways_answer_to_the_names_that_they_are_found_by() -> None:
+    """Requests over HTTP by any other name are refused."""
+    (container,) = OBJECTS[GATEWAYS]["spec"]["template"]["spec"]["containers"]
+    (hosts,) = [a.removeprefix("--allowed-host=") for a in container["args"] if a.startswith("--allowed-host=")]
+    assert {entry["name"] for entry in container["env"]} == {"NAMESPACE"}
+    allowed = hosts.replace("$(NAMESPACE)", "models").split()
+    assert Settings(http="0.0.0.0:8000", allowed_hosts=tuple(allowed)).allowed_hosts == tuple(allowed)
+    sites = Sites(parse_address("0.0.0.0:8000"), tuple(allowed), ())
+    service = OBJECTS["Service", "sensai-gateway"]["metadata"]["name"]
+    for name in (service, f"{service}.models", f"{service}.models.svc", f"{service}.models.svc.cluster.local"):
+        assert sites.refusal("POST", {b"host": f"{name}:8000".encode()}) is None
+    assert sites.refusal("POST", {b"host": b"elsewhere.example"}) is not None
+    for file in COMPOSE:
+        gateway = yaml.safe_load(file.read_text())["services"]["gateway"]["command"]
+        assert gateway[gateway.index("--allowed-host") + 1] == "gateway"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -28,6 +29,7 @@ METADATA_BYTES = 32 * 1024
 """Bytes of a call's metadata."""
 DRAIN_S = 5.0
 """Seconds that open requests have to be answered when the node stops."""
+_log = logging.getLogger(__name__)
 _SERVICE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
@@ -103,6 +105,8 @@ async def serving(node: Node, address: Address, security: Security) -> AsyncIter
         health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
         for service in ("", _SERVICE.full_name):
             await healthy.set(service, health_pb2.HealthCheckResponse.SERVING)
+        if token is not None and credentials is None and not address.is_loopback:
+            _log.warning("the token is sent in the clear, expected TLS beside it: --cert and --key")
         try:
             if credentials is None:
                 port = server.add_insecure_port(str(address))

@@ -7,6 +7,7 @@ import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -353,3 +354,12 @@ def test_the_settings_decide_where_shared_memory_is_allowed() -> None:
     assert load_settings(http="[::1]:1").shares_memory
     assert not load_settings(http="0.0.0.0:1").shares_memory
     assert load_settings(http="0.0.0.0:1", shared_memory=True).shares_memory
+
+
+@pytest.mark.parametrize(("given", "status"), [({}, 503), ({"model_control": True}, 404)])
+def test_where_other_machines_can_connect_models_are_controlled_only_if_that_is_said(
+    run_server, tiny_bundle, tmp_path, given: dict[str, Any], status: int
+) -> None:
+    with run_server(tiny_bundle, repository=tmp_path, listen=("grpc=0.0.0.0:0",), **given) as server:
+        for action in ("load", "unload"):
+            assert httpx.post(f"{server.url}/v2/repository/models/other/{action}").status_code == status
