@@ -13,7 +13,7 @@ from torch import nn
 
 from pruning import heads
 from pruning.cutting.blocks import find_blocks, trace
-from pruning.cutting.channels import apply_cut, output_layer
+from pruning.cutting.channels import Cut, apply_cut, output_layer
 from pruning.cutting.ratios import cut_to_ratio, search_ratio
 from pruning.heads import Subnet, replace_output
 from pruning.planning.plan import RunPlan
@@ -55,13 +55,21 @@ def meet_budget(plan: RunPlan, latency: Latency | None, on_progress: OnProgress)
     def least_ratio(stages: Sequence[Stage], microseconds: float) -> float:
         least = 0.0
         for trimmed, stage in _kinds(source, stages):
+            known: dict[tuple[int, ...], float] = {}  # thin networks have fewer cuts than the search takes steps
 
-            def size_at(ratio: float, trimmed: Trimmed = trimmed, stage: Stage = stage) -> float:
+            def size_at(
+                ratio: float,
+                trimmed: Trimmed = trimmed,
+                stage: Stage = stage,
+                known: dict[tuple[int, ...], float] = known,
+            ) -> float:
                 nonlocal measured
-                subnet = _subnet_at(source, trimmed, stage, ratio)
-                measured += 1
-                on_progress("measure", measured, measured + 1)
-                return latency(subnet)
+                cut = _cut_at(source, trimmed, ratio)
+                if (widths := tuple(map(len, cut.values()))) not in known:
+                    measured += 1
+                    on_progress("measure", measured, measured + 1)
+                    known[widths] = latency(_subnet(source, trimmed, stage, cut))
+                return known[widths]
 
             least = search_ratio(size_at, microseconds, steps=STEPS, at_least=least, unit="microseconds")
         on_progress("measure", measured, measured)
@@ -96,9 +104,12 @@ def _kinds(source: SourceNetwork, stages: Sequence[Stage]) -> list[tuple[Trimmed
     return list(kinds.values())
 
 
-def _subnet_at(source: SourceNetwork, trimmed: Trimmed, stage: Stage, ratio: float) -> nn.Module:
+def _cut_at(source: SourceNetwork, trimmed: Trimmed, ratio: float) -> Cut:
+    return cut_to_ratio(trimmed.groups, equal_importance(trimmed.groups), ratio, multiple=source.plan.recipe.multiple)
+
+
+def _subnet(source: SourceNetwork, trimmed: Trimmed, stage: Stage, cut: Cut) -> nn.Module:
     shape, head = source.plan.shape, heads.find(stage.head)
-    cut = cut_to_ratio(trimmed.groups, equal_importance(trimmed.groups), ratio, multiple=source.plan.recipe.multiple)
     network = apply_cut(trimmed.network, cut, shape)
     replace_output(network, output_layer(source.network, shape), head, stage.classes)
     return Subnet(network, head).eval()

@@ -50,13 +50,13 @@ def render(picture: Picture, *, dark: bool = False, titled: bool = False) -> byt
     from matplotlib.figure import Figure
 
     with mpl.rc_context(_theme(dark)):
-        figure = Figure(figsize=picture.size, layout="constrained")
-        FigureCanvasAgg(figure)
+        figure = Figure(figsize=picture.size, dpi=DPI, layout="constrained")
+        canvas = FigureCanvasAgg(figure)
         if titled:
             figure.suptitle(textwrap.fill(picture.title, int(9 * picture.size[0])), fontsize=13)
         picture.draw(figure)
         file = io.BytesIO()
-        figure.savefig(file, dpi=DPI, format="png")
+        canvas.print_png(file)  # savefig would draw twice
     return file.getvalue()
 
 
