@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,6 +15,7 @@ from export.parity import Difference, check_parity
 from export.precisions import Precision
 from export.speed import microseconds
 from export.to_onnx import to_onnx
+from pruning.heads import Subnet
 from pruning.run import Run
 from sensai_serve.errors import ModelError
 from sensai_serve.preprocess import Floats, normalise
@@ -82,18 +83,30 @@ class Exporter:
         return max(names, key=lambda name: self.run.network(name).macs)
 
     @cached_property
+    def candidates(self) -> dict[int, tuple[bytes, bytes]]:
+        """ONNX files of the largest subnet, in FP32 and in the precision, by padding."""
+        multiples = MULTIPLES if self.padding is None else sorted({1, self.padding})
+        of_shapes: dict[tuple[tuple[int, ...], ...], tuple[bytes, bytes]] = {}
+        files = {}
+        for multiple in multiples:
+            network = self._network(self.largest, multiple)
+            shapes = tuple(tuple(value.shape) for value in network.state_dict().values())
+            if shapes not in of_shapes:  # often several multiples make the same network
+                exact = self._to_onnx(self.largest, network)
+                of_shapes[shapes] = exact, self._convert(exact)
+            files[multiple] = of_shapes[shapes]
+        return files
+
+    @cached_property
     def tried(self) -> dict[int, float]:
         """Microseconds that the largest subnet takes, by padding."""
-        multiples = MULTIPLES if self.padding is None else sorted({1, self.padding})
-        files = {str(multiple): self._convert(self._onnx(self.largest, multiple)) for multiple in multiples}
+        files = {str(multiple): data for multiple, (_, data) in self.candidates.items()}
         return {int(multiple): time for multiple, time in microseconds(files, self.samples[:1]).items()}
 
     @cached_property
     def multiple(self) -> int:
-        """The padding: the smallest that is as fast as any, within `NO_MATTER`; 1 for none."""
-        if self.padding is not None:
-            return self.padding
-        return next(multiple for multiple, time in self.tried.items() if time <= min(self.tried.values()) * NO_MATTER)
+        """The padding; 1 for none."""
+        return least_padding(self.tried) if self.padding is None else self.padding
 
     def export(self, name: str, *, as_it_is: bool = False) -> Exported:
         """Export the run's network of that name.
@@ -106,20 +119,34 @@ class Exporter:
             ModelError: it cannot be exported, or its scores are too far from torch's.
         """
         trained = self.run.load(name)
-        fp32 = self._onnx(name, 1 if as_it_is else self.multiple)
+        if as_it_is:
+            fp32 = data = self._to_onnx(name, trained)
+        else:
+            fp32, data = self._files(name)
         exact = check_parity(trained, fp32, self.samples, name)
-        if as_it_is or self.name == FP32:
+        if data is fp32:
             return Exported(fp32, fp32, exact, exact)
-        data, where = self._convert(fp32), f"{name} in {self.name}"
-        off = check_parity(trained, data, self.samples, where, self.precision.tolerance)
+        off = check_parity(trained, data, self.samples, f"{name} in {self.name}", self.precision.tolerance)
         return Exported(fp32, data, exact, off)
 
-    def _onnx(self, name: str, multiple: int) -> bytes:
+    def _files(self, name: str) -> tuple[bytes, bytes]:
+        """The ONNX files of a network in FP32 and in the precision, padded."""
+        if name == self.largest:
+            return self.candidates[self.multiple]
+        exact = self._to_onnx(name, self._network(name, self.multiple))
+        return exact, self._convert(exact)
+
+    def _network(self, name: str, multiple: int) -> Subnet:
+        """The run's network of that name, filled up to that multiple."""
+        return self.run.load(name) if multiple == 1 else padded(self.run, name, multiple, self.samples)
+
+    def _to_onnx(self, name: str, network: Subnet) -> bytes:
+        """Export the network of that name, padded or not."""
         spec = self.run.spec
-        if multiple > 1:
-            with suppress(ModelError):  # what cannot be exported with padding is exported without
-                return to_onnx(padded(self.run, name, multiple, self.samples), spec.name, spec.shape)
-        return to_onnx(self.run.load(name), spec.name, spec.shape)
+        try:
+            return to_onnx(network, spec.name, spec.shape)
+        except ModelError:  # what cannot be exported with padding is exported without
+            return to_onnx(self.run.load(name), spec.name, spec.shape)
 
     def _convert(self, data: bytes) -> bytes:
         return data if self.name == FP32 else self.precision.convert(data, self.calibration)
@@ -142,6 +169,15 @@ class Exporter:
             "largest_subnet_us": speed,
             "padding": {"multiple": self.multiple, "largest_subnet_us": {str(k): us for k, us in self.tried.items()}},
         }
+
+
+def least_padding(times: Mapping[int, float]) -> int:
+    """The smallest padding that is as fast as any, within `NO_MATTER`.
+
+    Args:
+        times: microseconds that a network takes, by padding in ascending order.
+    """
+    return next(multiple for multiple, time in times.items() if time <= min(times.values()) * NO_MATTER)
 
 
 def choose_golden(differences: list[Difference], class_id: Any, count: int) -> Any:

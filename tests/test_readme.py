@@ -23,14 +23,15 @@ def cells(line: str) -> list[str]:
 QUICK = {
     "train": ("--epochs", "2"),
     "prune": ("--groups", "2", "--redundancy", "2", "--recover-images", "1000", "--images", "200"),
+    "export": ("--pad-channels", "1"),
 }
-"""Fewer and smaller networks than the README makes, to be trained and exported in less time."""
+"""Fewer and smaller networks than the README makes, to be trained and exported in less time, in this process."""
 
 
 @pytest.mark.parametrize("added", [QUICK, pytest.param({}, marks=pytest.mark.soak)], ids=["quick", "whole"])
 def test_the_readme_runs(tmp_path: Path, added: dict[str, tuple[str, ...]]) -> None:
     said = {}
-    with Reader(tmp_path, added) as reader:
+    with Reader(tmp_path, added, here=added) as reader:
         for block in blocks(README, "sh", "python"):
             if block.language == "python":
                 said[block.code] = reader.python(block.code)

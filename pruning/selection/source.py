@@ -11,7 +11,7 @@ from torch import nn
 
 from pruning.criteria import Floats
 from pruning.cutting.blocks import block_importance, find_blocks, remove_blocks, trace
-from pruning.cutting.channels import ChannelGroup, Cut, apply_cut, find_channel_groups, kept_outputs, measure
+from pruning.cutting.channels import ChannelGroup, Cut, Size, apply_cut, find_channel_groups, kept_outputs, measure
 from pruning.cutting.profile import Profile, profile, some_of_each_class
 from pruning.cutting.ratios import cut_to_ratio, search_ratio
 from pruning.data import Labels
@@ -143,10 +143,14 @@ class SourceNetwork:
         if target == "channels":
             return PruningRatio(amount, multiple)
 
+        sizes: dict[tuple[int, ...], Size] = {}  # thin networks have fewer cuts than the search takes steps
+
         def size_at(ratio: float) -> int:
             cut = cut_to_ratio(trimmed.groups, equal_importance(trimmed.groups), ratio, multiple=multiple)
-            size = measure(apply_cut(trimmed.network, cut, self.plan.shape), self.plan.shape)
-            return size.parameters if target == "parameters" else size.macs
+            widths = tuple(map(len, cut.values()))
+            if widths not in sizes:
+                sizes[widths] = measure(apply_cut(trimmed.network, cut, self.plan.shape), self.plan.shape)
+            return sizes[widths].parameters if target == "parameters" else sizes[widths].macs
 
         budget = int(amount * (whole.parameters if target == "parameters" else whole.macs))
         unit = "parameters" if target == "parameters" else "MACs"

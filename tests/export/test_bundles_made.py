@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from pathlib import Path
 
@@ -105,11 +104,10 @@ def test_a_table_of_readings_end_to_end_and_quietly(table_run, tmp_path, capfd):
     assert sensai_serve.local.load(bundle.path).predict(readings).label in ("malignant", "benign")
 
 
-def test_export_without_evaluation_looks_at_no_test_input(table_run, tmp_path):
-    bundle = export(table_run, tmp_path / "bundle", with_evaluation=False)
-    bundle.verify()
-    assert bundle.manifest.accuracy == {}
-    assert not (bundle.path / EVALUATION).exists()
+def test_export_without_evaluation_looks_at_no_test_input(table_bundle):
+    table_bundle.verify()
+    assert table_bundle.manifest.accuracy == {}
+    assert not (table_bundle.path / EVALUATION).exists()
 
 
 def test_thresholds_are_fitted_on_the_validation_part(digits_bundle, digits_run):
@@ -129,15 +127,6 @@ def test_thresholds_are_fitted_on_the_validation_part(digits_bundle, digits_run)
     assert len(x) - same <= 1
 
 
-def test_thresholds_are_fitted_to_another_agreement_and_in_another_precision(digits_run, tmp_path):
-    run = dataclasses.replace(digits_run, recipe=dataclasses.replace(digits_run.recipe, agreement=0.9))
-    bundle = export(run, tmp_path / "bundle", precision="fp16", padding=1, with_evaluation=False)
-    confident = bundle.manifest.merge.confident
-    assert confident is not None
-    assert confident.agreement == 0.9
-    assert bundle.manifest.accuracy == {}
-
-
 def test_an_unfinished_run_is_refused_and_nothing_is_left(table_run, tmp_path):
     shutil.copytree(table_run.path, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "subnets" / "01")
@@ -148,9 +137,9 @@ def test_an_unfinished_run_is_refused_and_nothing_is_left(table_run, tmp_path):
 
 def test_damaged_weights_are_refused_and_nothing_is_left(table_run, tmp_path):
     shutil.copytree(table_run.path, tmp_path / "run")
-    (tmp_path / "run" / "subnets" / "01" / "weights.safetensors").write_bytes(b"no")
+    (tmp_path / "run" / "subnets" / "00" / "weights.safetensors").write_bytes(b"no")
     with pytest.raises(ModelError, match=r"weights\.safetensors cannot be read"):
-        export(Run.open(tmp_path / "run"), tmp_path / "bundle")
+        export(Run.open(tmp_path / "run"), tmp_path / "bundle", padding=1)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
@@ -162,9 +151,14 @@ def test_a_bundle_is_not_written_over_something(table_run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "shape"), [("resnet8", (3, 16, 16)), ("vgg11", (3, 32, 32)), ("cnn", (1, 8, 8)), ("mlp", (7,))]
+    ("name", "shape", "head"),
+    [
+        ("resnet8", (3, 16, 16), "sigmoid"),
+        ("vgg11", (3, 32, 32), "softmax_others"),
+        ("cnn", (1, 8, 8), "softmax_others"),
+        ("mlp", (7,), "sigmoid"),
+    ],
 )
-@pytest.mark.parametrize("head", ["sigmoid", "softmax_others"])
 def test_every_family_and_head_agrees_with_torch_for_any_batch(name, shape, head):
     torch.manual_seed(0)
     model = models.create(name, 5, shape)

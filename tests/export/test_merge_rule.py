@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 import sensai_serve
-from export.assemble import export
 from pruning.merging import merge_plan
 from pruning.recipe import Recipe
 from pruning.report.facts import scored_validation
@@ -42,11 +41,10 @@ def test_auto_is_what_is_right_most_often_and_the_majority_where_it_is_as_good(d
     assert plan.rule == best
 
 
-def test_the_rule_goes_into_the_bundle(table_run, tmp_path) -> None:
-    bundle = export(named(table_run, "log"), tmp_path / "bundle", with_evaluation=False)
-    assert bundle.manifest.merge.rule == "log"
-    assert bundle.manifest.provenance["recipe"]["merge"] == "log"
-    classifier, golden = sensai_serve.load(bundle), bundle.golden()
+def test_the_rule_goes_into_the_bundle(table_run, table_bundle) -> None:
+    assert table_bundle.manifest.merge.rule == "log"
+    assert table_bundle.manifest.provenance["recipe"]["merge"] == "log"
+    classifier, golden = sensai_serve.load(table_bundle), table_bundle.golden()
     assert (classifier.predict_tensor(golden.inputs).class_id == golden.class_id).all()
     assert scored_validation(named(table_run, "log")).plan.rule == "log"
 

@@ -6,15 +6,18 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from export.assemble import export
-from export.networks import Exporter
+from export.networks import MULTIPLES, Exporter, least_padding
 from export.padding import padded
 from pruning import heads, models
 from pruning.cutting.channels import apply_cut, find_channel_groups, measure, output_layer
 from pruning.cutting.ratios import cut_to_ratio
 from pruning.heads import replace_output
+from pruning.pipeline.prune import prune_reference
+from pruning.planning.plan import make_plan
 from pruning.recipe import Budget, Recipe
 from pruning.run import Network, Run
 from sensai_serve.assignment import grouped
@@ -104,11 +107,11 @@ def inputs(shape: tuple[int, ...]) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("model", "shape"),
-    [("resnet8", (3, 16, 16)), ("vgg11", (3, 32, 32)), ("cnn", (1, 8, 8)), ("mlp", (7,)),
-     (f"{__name__}:depthwise", (3, 8, 8))],
+    ("model", "shape", "head"),
+    [("resnet8", (3, 16, 16), "sigmoid"), ("vgg11", (3, 32, 32), "softmax_others"), ("cnn", (1, 8, 8), "sigmoid"),
+     ("cnn", (1, 8, 8), "softmax_others"), ("mlp", (7,), "softmax_others"),
+     (f"{__name__}:depthwise", (3, 8, 8), "sigmoid")],
 )  # fmt: skip
-@pytest.mark.parametrize("head", ["sigmoid", "softmax_others"])
 def test_scores_stay_as_they_are_and_channels_become_multiples(tmp_path, model, shape, head):
     run = make_run(tmp_path / "run", model, shape, head)
     trained, larger = run.load("subnets/00"), padded(run, "subnets/00", 4, inputs(shape))
@@ -140,9 +143,36 @@ def test_channels_that_are_normalised_together_are_left_alone(tmp_path):
     ("times", "multiple"),
     [([100, 101, 99, 120], 1), ([100, 80, 79, 120], 4), ([100, 96, 80, 79], 8), ([100, 110, 120, 90], 16)],
 )
-def test_the_least_padding_that_is_as_fast_as_any(table_run, monkeypatch, times, multiple):
-    monkeypatch.setattr("export.networks.microseconds", lambda files, one: dict(zip(files, times, strict=True)))
-    assert Exporter(table_run, "fp32").multiple == multiple
+def test_the_least_padding_that_is_as_fast_as_any(times, multiple):
+    assert least_padding(dict(zip(MULTIPLES, times, strict=True))) == multiple
+
+
+@pytest.fixture(scope="module")
+def uneven(wine_source, tmp_path_factory) -> Run:
+    """A run of one subnet whose layers keep numbers of channels that are no multiples of anything."""
+    folder = tmp_path_factory.mktemp("uneven")
+    save_file(models.create("mlp", 3, (13,)).state_dict(), folder / "w.safetensors")
+    recipe = Recipe(wine_source, "mlp", assignment="grouped", groups=1, target="channels", amount=0.484, multiple=1,
+                    recover_images=0, images=32, batch=32)  # fmt: skip
+    return prune_reference(make_plan(recipe, folder / "w.safetensors"), folder / "run")
+
+
+def test_the_file_that_was_fastest_is_the_one_that_is_written(uneven, monkeypatch):
+    timed: dict[str, bytes] = {}
+
+    def microseconds(files, one):
+        timed.update(files)
+        return dict(zip(files, (100.0, 101.0, 79.0, 80.0), strict=True))
+
+    monkeypatch.setattr("export.networks.microseconds", microseconds)
+    exporter = Exporter(uneven, "int8")
+    assert exporter.export(exporter.largest).data == timed["8"]
+    assert len(set(timed.values())) == len(MULTIPLES)
+
+
+def test_where_multiples_make_the_same_network_it_is_exported_once(table_run):
+    files = Exporter(table_run, "fp32").candidates  # its layers keep multiples of eight channels anyway
+    assert files[1] is files[4] is files[8]
 
 
 @pytest.mark.soak  # a minute of torch

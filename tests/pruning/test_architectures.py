@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from export.parity import check_parity
 from export.to_onnx import to_onnx
 from pruning import models
+from pruning.cutting import channels
 from pruning.cutting.blocks import find_blocks, trace
 from pruning.cutting.channels import apply_cut, find_channel_groups
 from pruning.cutting.ratios import cut_to_ratio
@@ -60,6 +62,7 @@ def test_pruned_exported_and_the_same_in_onnx_runtime(name, tmp_path):
         images=256,
         batch=64,
         profile_images=16,
+        reconstruct_images=64,
     )
     plan = make_plan(recipe, tmp_path / "w.safetensors", threads=1)
     run = prune_reference(plan, tmp_path / "run")
@@ -70,7 +73,11 @@ def test_pruned_exported_and_the_same_in_onnx_runtime(name, tmp_path):
         assert len(network.removed) == min(BLOCKS[name], 1)
         with torch.no_grad():
             np.testing.assert_allclose(subnet(torch.from_numpy(inputs)), run.validation_scores(worker), atol=1e-5)
-    check_parity(subnet, to_onnx(subnet, "input", SHAPE), inputs[:8], name)
+    exported = to_onnx(subnet, "input", SHAPE)
+    check_parity(subnet, exported, inputs[:8], name)
+    operators = [node.op_type for node in onnx.load_from_string(exported).graph.node]
+    layers = sum(isinstance(module, nn.Conv2d) for module in subnet.modules())
+    assert operators.count("Conv") == layers  # those of a block that is gone are gone from the file
 
 
 @pytest.mark.parametrize("name", BLOCKS)
@@ -91,6 +98,13 @@ def test_what_the_code_of_a_network_fixes_stays_whole_and_heads_lose_the_same():
     assert not any("qkv" in group.layer for group in written_out)
     of_modules = find_channel_groups(models.create("architectures:transformer_of_modules", 10, SHAPE), SHAPE)
     assert {group.parts for group in of_modules if group.channels == 32} == {4}
+
+
+def test_of_large_networks_the_same_is_found_on_shapes_alone(monkeypatch):
+    network = models.create("architectures:transformer_of_modules", 10, SHAPE)
+    expected = [(group.layer, group.parts) for group in find_channel_groups(network, SHAPE)]
+    monkeypatch.setattr(channels, "LARGE", 0)
+    assert [(group.layer, group.parts) for group in find_channel_groups(network, SHAPE)] == expected
 
 
 class Fixed(nn.Module):
@@ -126,7 +140,9 @@ class Odd(nn.Module):
         return self.layers(x)
 
 
-def test_a_network_that_makes_tensors_of_its_own():
+@pytest.mark.parametrize("large", [channels.LARGE, 0], ids=["with numbers", "on shapes alone"])
+def test_a_network_that_makes_tensors_of_its_own(monkeypatch, large):
+    monkeypatch.setattr(channels, "LARGE", large)
     assert [group.layer for group in find_channel_groups(Own(), (4,))] == ["first"]
 
 

@@ -34,7 +34,7 @@ def wine(tmp_path_factory) -> Bundle:
         "wine", "mlp", assignment="cyclic", redundancy=2, amount=0.5, recover_images=2000, images=500, batch=32
     )
     run = prune_reference(make_plan(recipe, folder / "weights.safetensors"), folder / "run")
-    return export(run, folder / "wine")
+    return export(run, folder / "wine", padding=1)
 
 
 def test_a_table_of_readings_is_served_with_the_labels_that_export_kept(wine: Bundle) -> None:

@@ -57,27 +57,13 @@ def children() -> set[int]:
     return found
 
 
-RECOVERIES = {"assignment": "cyclic", "redundancy": 3, "recoveries": 3, "recover_amount": 0.8}
-
-
-@pytest.mark.parametrize("changes", [{"recover_images": 0}, RECOVERIES])
-def test_two_jobs_make_the_networks_that_one_does(recipe, wine, tmp_path, changes):
-    plan = make_plan(replace(recipe, **changes), wine, threads=1)
-    alone = prune_reference(plan, tmp_path / "alone")
-    stages = set()
-    shared = prune_reference(plan, tmp_path / "two", slots=TWO, on_progress=lambda stage, *_: stages.add(stage))
-    same(alone, shared)
-    for name in ("recovered", "recovered-1", "recovered-2") if "recoveries" in changes else ():
-        torch.testing.assert_close(alone.load(name).state_dict(), shared.load(name).state_dict(), rtol=0, atol=0)
-    assert {f"worker {w}" for w in range(3)} <= stages
-    assert not children()
-
-
-def test_a_process_that_dies_is_one_clear_error_and_the_others_finish(recipe, wine, tmp_path):
-    plan = make_plan(replace(recipe, images=20_000), wine, threads=1)
-    killed = []
+def test_a_process_that_dies_is_one_clear_error_and_the_others_make_what_one_process_does(recipe, wine, tmp_path):
+    recipe = replace(recipe, assignment="cyclic", redundancy=3, recoveries=3, recover_amount=0.8, images=5_000)
+    plan = make_plan(recipe, wine, threads=1)
+    stages, killed = set(), []
 
     def kill_the_first(stage: str, done: int, total: int) -> None:
+        stages.add(stage)
         if stage == "worker 0" and not killed:
             killed.extend(children())
             os.kill(min(killed), signal.SIGKILL)
@@ -85,15 +71,20 @@ def test_a_process_that_dies_is_one_clear_error_and_the_others_finish(recipe, wi
     with pytest.raises(WorkError, match=r"worker \d was killed by SIGKILL.*running again goes on") as caught:
         prune_reference(plan, tmp_path / "run", slots=TWO, on_progress=kill_the_first)
     assert "\n" not in str(caught.value)
+    assert len(killed) == 2
     assert not children()
-    assert sum(Run.open(tmp_path / "run").has(f"subnets/0{w}") for w in range(3)) == 2
-    same(prune_reference(plan, tmp_path / "run", slots=TWO), prune_reference(plan, tmp_path / "alone"))
+    assert {"recovery 1", "recovery 2", *(f"worker {w}" for w in range(3))} <= stages
+    made = Run.open(tmp_path / "run")
+    assert sum(made.has(made.folder(worker)) for worker in range(3)) == 2
+    alone = prune_reference(plan, tmp_path / "alone")
+    same(prune_reference(plan, made.path), alone)
+    for name in ("recovered", "recovered-1", "recovered-2"):
+        torch.testing.assert_close(alone.load(name).state_dict(), made.load(name).state_dict(), rtol=0, atol=0)
 
 
 def test_what_a_task_raises_is_raised_here(recipe, wine, tmp_path):
     plan = make_plan(recipe, wine, threads=1)
     prune_reference(plan, tmp_path / "run")
-    Path(tmp_path / "run/subnets/00/network.json").unlink()
     Path(tmp_path / "run/subnets/01/network.json").unlink()
     Path(tmp_path / "run/recovered/weights.safetensors").write_bytes(b"no")
     with pytest.raises(InputError, match=r"weights\.safetensors cannot be read"):
@@ -106,12 +97,12 @@ def test_what_a_task_raises_is_raised_here(recipe, wine, tmp_path):
     [
         ("import os, sys; print('no such luck', file=sys.stderr, flush=True); os._exit(3)",
          WorkError, r"worker \d ended with exit code 3 \(no such luck\)"),
-        ("raise SystemError('no such luck')", PluginError, r"bad/torch_pruning\.py:1: SystemError: no such luck"),
+        ("raise SystemError('no such luck')", PluginError, r"bad/torch\.py:1: SystemError: no such luck"),
     ],
 )  # fmt: skip
 def test_a_process_that_cannot_even_start_says_why(recipe, wine, tmp_path, monkeypatch, code, error, message):
     (tmp_path / "bad").mkdir()
-    (tmp_path / "bad" / "torch_pruning.py").write_text(code)
+    (tmp_path / "bad" / "torch.py").write_text(code)
     plan = make_plan(replace(recipe, recover_images=0), wine, threads=1)
     monkeypatch.syspath_prepend(tmp_path / "bad")
     with pytest.raises(error, match=message):

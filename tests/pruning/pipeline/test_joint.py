@@ -30,7 +30,7 @@ from sensai_serve.assignment import cyclic, full
 from sensai_serve.errors import InputError
 
 RECIPE = Recipe(
-    "digits", "cnn", assignment="cyclic", groups=5, offsets=(0, 1, 3), amount=0.06, recover_images=1500, recoveries=5,
+    "npz:FILE", "cnn", assignment="cyclic", groups=5, offsets=(0, 1, 3), amount=0.06, recover_images=1500, recoveries=5,
     images=500, joint_images=1500, batch=64, views=2, reconstruct_images=64, profile_images=8,
 )  # fmt: skip
 
@@ -40,10 +40,10 @@ class KilledError(Exception):
 
 
 @pytest.fixture(scope="module")
-def plan(tmp_path_factory) -> RunPlan:
+def plan(tmp_path_factory, digits_source) -> RunPlan:
     path = tmp_path_factory.mktemp("digits") / "digits.safetensors"
-    save_file(train("digits", "cnn", epochs=4, batch=32, rate=0.05, threads=1).model.state_dict(), path)
-    return make_plan(RECIPE, path, threads=1)
+    save_file(train(digits_source, "cnn", epochs=4, batch=32, rate=0.05, threads=1).model.state_dict(), path)
+    return make_plan(replace(RECIPE, data=digits_source), path, threads=1)
 
 
 @pytest.fixture(scope="module")

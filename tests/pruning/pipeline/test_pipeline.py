@@ -202,27 +202,30 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+PRUNING = """
+import json, sys
+from pruning.pipeline.prune import prune_reference
+from pruning.planning.plan import make_plan
+from pruning.recipe import Recipe
+
+recipe, weights, out = sys.argv[1:]
+plan = make_plan(Recipe.from_json(json.loads(recipe)), weights, threads=1)
+prune_reference(plan, out, on_progress=lambda *step: print(*step, flush=True))
+"""
+"""Prunes in a process of its own and prints the progress: stage, steps done, steps in all."""
+
+
 @pytest.mark.usefixtures("one_thread")
-def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(wine, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "sensai_serve",
-        "prune",
-        "--data",
-        "wine",
-        "--model",
-        "mlp",
-        "--weights",
-        str(wine),
-    ]
-    command += ["--macs", "0.5", "--recover-images", "3000", "--recover-rate", "0.05", "--images", "1000"]
-    command += ["--batch", "32", "--threads", "1", "--out", str(tmp_path / "killed")]
+def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(wine, wine_source, tmp_path):
+    recipe = dataclasses.replace(WINE, data=wine_source)
+    plan = make_plan(recipe, wine)
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
-        assert process.stderr is not None
-        for line in process.stderr:
-            if line.startswith("worker 1: done"):  # its files are being written, or worker 2 is at work
+    command = [sys.executable, "-c", PRUNING, json.dumps(recipe.to_json()), str(wine), str(tmp_path / "killed")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            _, worker, done, total = line.split() if line.startswith("worker") else ("", "", "", "")
+            if worker == "1" and done == total:  # its files are being written, or worker 2 is at work
                 process.send_signal(signal.SIGKILL)
                 break
     assert process.returncode == -signal.SIGKILL
@@ -230,7 +233,6 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(wine, tmp_path):
     assert killed.has("subnets/00")
     assert not killed.has("subnets/02")
     before = (killed.path / "subnets/00/weights.safetensors").stat().st_mtime_ns
-    plan = make_plan(WINE, wine)
     prune_reference(plan, killed.path)
     assert (killed.path / "subnets/00/weights.safetensors").stat().st_mtime_ns == before
     whole = prune_reference(plan, tmp_path / "whole")

@@ -38,6 +38,7 @@ def weights(tmp_path_factory) -> Path:
 
 def plan_for(weights: Path, **changes) -> RunPlan:
     options = {"recover_images": 2_400, "images": 800, "assignment": "grouped", "groups": 2, "grouping": "random"}
+    options |= {"profile_images": 8, "reconstruct_images": 64}
     return make_plan(Recipe("digits", "cnn", **(options | changes)), weights, threads=1)
 
 

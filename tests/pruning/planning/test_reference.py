@@ -11,7 +11,9 @@ from torch import nn
 
 from pruning import notices
 from pruning.data import Dataset
+from pruning.planning.plan import make_plan
 from pruning.planning.reference import SAMPLE, check_reference
+from pruning.recipe import Recipe
 from sensai_serve.cli.main import main
 from sensai_serve.errors import ModelError
 from sensai_serve.preprocess import InputSpec, Normalisation
@@ -87,17 +89,20 @@ def trained(tmp_path_factory):
     return weights
 
 
-@pytest.mark.parametrize("order", [None, "class_2\nclass_0\nclass_1\n"])
-def test_the_first_line_of_a_dry_run_is_the_accuracy(tmp_path, capsys, caplog, trained, order) -> None:
+def test_the_first_line_of_a_dry_run_is_the_accuracy(tmp_path, capsys, caplog, trained) -> None:
+    (tmp_path / "order.txt").write_text("class_2\nclass_0\nclass_1\n")
     arguments = ["prune", "--data", "wine", "--model", "mlp", "--weights", str(trained), "--dry-run", "--quiet",
-                 "--profile-images", "4", "--multiple", "1"]  # fmt: skip
-    if order:
-        (tmp_path / "order.txt").write_text(order)
-        arguments += ["--labels", str(tmp_path / "order.txt")]
+                 "--profile-images", "4", "--multiple", "1", "--labels", str(tmp_path / "order.txt")]  # fmt: skip
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     shown = capsys.readouterr().out
     assert ended.value.code == 0, shown
     assert shown.splitlines()[0].startswith("reference: ")
     assert "validation examples right" in shown.splitlines()[0]
-    assert ("--labels FILE" in caplog.text) == bool(order)
+    assert "--labels FILE" in caplog.text
+
+
+def test_in_the_right_order_nothing_is_said_of_the_labels(caplog, trained) -> None:
+    plan = make_plan(Recipe("wine", "mlp"), trained, threads=1)
+    assert str(plan.check).startswith("reference: ")
+    assert "--labels FILE" not in caplog.text

@@ -79,7 +79,8 @@ def test_the_page_holds_what_the_runs_files_say(report, digits_run, tmp_path):
 def test_layers_of_removed_blocks_have_no_channels(tmp_path):
     save_file(models.create("resnet14", 10, (1, 8, 8)).state_dict(), tmp_path / "w.safetensors")
     recipe = Recipe("digits", "resnet14", assignment="grouped", groups=2, grouping="random", target="channels",
-                    amount=0.5, depth=0.5, recover_images=0, images=64, reconstruct_images=0)  # fmt: skip
+                    amount=0.5, depth=0.5, recover_images=0, images=64, reconstruct_images=0,
+                    profile_images=4)  # fmt: skip
     run = prune_reference(make_plan(recipe, tmp_path / "w.safetensors"), tmp_path / "run")
     kept = facts.kept_channels(run)
     assert (kept.counts == 0).any()

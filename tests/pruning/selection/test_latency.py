@@ -19,7 +19,8 @@ from pruning.run import RECOVERED, Run
 from pruning.selection.latency import meet_budget
 from sensai_serve.errors import InputError, ModelError
 
-DIGITS = Recipe("digits", "resnet8", target="microseconds", amount=400.0, recover_images=128, images=128)
+DIGITS = Recipe("digits", "resnet8", target="microseconds", amount=400.0, recover_images=128, images=128,
+                profile_images=8, reconstruct_images=32)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -51,7 +51,8 @@ def test_the_scale_goes_into_the_output_layer():
 
 def test_a_calibrated_run_votes_as_before_with_scores_that_fit_the_labels_better(tmp_path):
     save_file(train("digits", "cnn", epochs=2, threads=1).model.state_dict(), tmp_path / "w.safetensors")
-    recipe = Recipe("digits", "cnn", assignment="grouped", groups=2, recover_images=500, images=500)
+    recipe = Recipe("digits", "cnn", assignment="grouped", groups=2, recover_images=500, images=500,
+                    profile_images=16, reconstruct_images=64)  # fmt: skip
     plain = make_plan(replace(recipe, calibration="none"), tmp_path / "w.safetensors", threads=1)
     calibrated = make_plan(recipe, tmp_path / "w.safetensors", threads=1)
     runs = [prune_reference(plan, tmp_path / plan.recipe.calibration) for plan in (plain, calibrated)]

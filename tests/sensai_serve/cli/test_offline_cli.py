@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from safetensors.torch import save_file
 
+from benchmarks.subjects.networks import monolith
 from pruning import data, models
 from sensai_serve.bundles import Bundle
 from sensai_serve.cli.main import main
@@ -46,17 +47,15 @@ def test_from_nothing_to_a_bundle(sensai, tmp_path):
     assert "of the validation part right" in out
     assert "train: done in" in err
     prune = ("prune", "--data", "wine", "--model", "mlp", "--weights", tmp_path / "wine.safetensors")
-    prune += ("--assignment", "cyclic", "--redundancy", 2, "--recover-images", 2000, "--images", 500, "--batch", 32)
-    code, out, err = sensai(*prune, "--dry-run")
-    assert code == 0, err
-    assert "losing 2" in out
-    assert "reference:" in out
+    prune += ("--assignment", "cyclic", "--groups", 2, "--uneven", "--redundancy", 2)
+    prune += ("--recover-images", 2000, "--images", 500, "--batch", 32)
     code, out, err = sensai(*prune, "--out", tmp_path / "run")
     assert code == 0, err
-    assert "3 subnets; validation part right" in out
+    assert "2 subnets; validation part right" in out
     assert "recover: done in" in err
-    assert "worker 2: done in" in err
-    code, out, err = sensai("export", tmp_path / "run", "--out", tmp_path / "bundle", "--name", "wines", "--quiet")
+    assert "worker 1: done in" in err
+    export = ("export", tmp_path / "run", "--out", tmp_path / "bundle", "--name", "wines", "--pad-channels", 1)
+    code, out, err = sensai(*export, "--quiet")
     assert code == 0, err
     assert err == ""
     assert "test part right" in out
@@ -70,7 +69,8 @@ def test_data_may_move_between_the_commands(sensai, weights, tmp_path, monkeypat
     wine = data.load("wine")
     monkeypatch.chdir(tmp_path)
     np.savez("wine.npz", x=wine.x, y=wine.y, x_test=wine.x_test, y_test=wine.y_test)
-    prune = ("prune", "--model", "mlp", "--weights", weights, "--recover-images", 0, "--images", 64, "--out", "run")
+    prune = ("prune", "--model", "mlp", "--weights", weights, "--assignment", "grouped", "--groups", 1)
+    prune += ("--recover-images", 0, "--images", 64, "--out", "run")
     assert sensai(*prune, "--data", "npz:wine.npz")[0] == 0
     Path("there").mkdir()
     Path("wine.npz").rename("there/wine.npz")
@@ -78,8 +78,11 @@ def test_data_may_move_between_the_commands(sensai, weights, tmp_path, monkeypat
     code, _, err = sensai("export", "../run", "--out", "../bundle")
     assert code == 2
     assert "wine.npz' is not there" in err
-    code, _, err = sensai("export", "../run", "--out", "../bundle", "--data", "npz:wine.npz")
+    export = ("export", "../run", "--out", "../bundle", "--pad-channels", 1, "--monolith")
+    code, out, err = sensai(*export, "--data", "npz:wine.npz")
     assert code == 0, err
+    assert "no monolith: the run has no network for all classes" in out
+    assert monolith(Bundle.open("../bundle")) is None
     assert str(tmp_path) not in Path("../bundle/manifest.json").read_text()
     assert sensai(*prune[:-1], "../run", "--data", "npz:wine.npz")[0] == 0  # the same data elsewhere is the same recipe
     code, _, err = sensai("export", "../run", "--out", "../other", "--data", "breast_cancer")
@@ -89,9 +92,12 @@ def test_data_may_move_between_the_commands(sensai, weights, tmp_path, monkeypat
 
 def test_a_dry_run_writes_nothing(sensai, weights, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code, out, _ = sensai("prune", "--data", "wine", "--model", "mlp", "--weights", weights, "--dry-run")
+    prune = ("prune", "--data", "wine", "--model", "mlp", "--weights", weights, "--dry-run")
+    code, out, _ = sensai(*prune, "--assignment", "cyclic", "--redundancy", 2)
     assert code == 0
     assert "class_0" in out
+    assert "losing 2" in out
+    assert re.match(r"reference: [\d.]+% of \d+ validation examples right", out)
     assert "time: about" in out
     assert re.search(r"disk: about 0\.\d MB", out)
     assert list(tmp_path.iterdir()) == []

@@ -91,9 +91,15 @@ def run(arguments: list[str], path: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_modules_of_ones_own_directory_are_found_and_do_not_hide_ours(own: Path) -> None:
-    done = run([*prune("--out", "run", "--jobs", "2")], str(ROOT))
-    assert done.returncode == 0, done.stderr
-    assert "run: 3 subnets" in done.stdout
+    done = run([*prune("--data", "my_net:no_data"), "--dry-run"], str(ROOT))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"{own}/my_net.py:23: KeyError: 'the file of readings'" in done.stderr
+
+
+def test_child_processes_find_them_too(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(prune("--out", "run", "--jobs", "2", "--assignment", "grouped", "--groups", "1"))
+    assert "run: 1 subnets" in capsys.readouterr().out
 
 
 def test_a_package_that_hides_ours_is_said_in_one_line(own: Path) -> None:
