@@ -56,7 +56,7 @@ def render(picture: Picture, *, dark: bool = False, titled: bool = False) -> byt
             figure.suptitle(textwrap.fill(picture.title, int(9 * picture.size[0])), fontsize=13)
         picture.draw(figure)
         file = io.BytesIO()
-        canvas.print_png(file)  # savefig would draw twice
+        canvas.print_png(file)  # type: ignore[no-untyped-call]  # savefig would draw twice
     return file.getvalue()
 
 
