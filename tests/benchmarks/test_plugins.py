@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -107,17 +108,20 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def bench_from(elsewhere: Path, *arguments: object) -> str:
-    """What ``sensai bench`` prints, run in another process with that folder on its path."""
-    done = subprocess.run(
-        [sys.executable, "-m", "sensai_serve", "bench", *map(str, arguments)],
-        env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{elsewhere}", "COLUMNS": "120"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+@pytest.fixture
+def bench_from(elsewhere: Path, bench, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
+    """What ``sensai bench`` prints, with that folder on its path."""
+    monkeypatch.syspath_prepend(elsewhere)
+    monkeypatch.setenv("COLUMNS", "120")
+
+    def run(*arguments: object) -> str:
+        code, out, err = bench(*arguments)
+        assert code == 0, out + err
+        return out
+
+    yield run
+    for name in ("weighing", "plain", "calm"):
+        sys.modules.pop(name, None)
 
 
 def results(out: Path) -> dict:
@@ -125,8 +129,8 @@ def results(out: Path) -> dict:
 
 
 @pytest.mark.parametrize("name", ["weight", "weighing:command"])
-def test_a_benchmark(elsewhere: Path, tiny_bundle: Path, tmp_path: Path, name: str) -> None:
-    text = bench_from(elsewhere, name, tiny_bundle, "--unit", 1024, "--out", tmp_path)
+def test_a_benchmark(bench_from, tiny_bundle: Path, tmp_path: Path, name: str) -> None:
+    text = bench_from(name, tiny_bundle, "--unit", 1024, "--out", tmp_path)
     assert "Sizes" in text
     made = results(tmp_path)
     assert (made["bench"], made["subject"], made["settings"]) == ("weight", "tiny", {"unit": 1024})
@@ -134,26 +138,26 @@ def test_a_benchmark(elsewhere: Path, tiny_bundle: Path, tmp_path: Path, name: s
     assert made["results"] == sizes
 
 
-def test_an_installed_benchmark_is_listed_with_the_others(elsewhere: Path) -> None:
-    text = bench_from(elsewhere, "--help")
+def test_an_installed_benchmark_is_listed_with_the_others(bench_from) -> None:
+    text = bench_from("--help")
     for name in ("data", "device", "fanout", "hosts", "latency", "peers", "planned", "replay", "scale", "speed"):
         assert f"\n│ {name} " in text
     assert "Bytes of a bundle's subnets." in text
-    assert "--unit" in bench_from(elsewhere, "weight", "--help")
+    assert "--unit" in bench_from("weight", "--help")
 
 
-def test_a_peer(elsewhere: Path, tmp_path: Path) -> None:
+def test_a_peer(bench_from, tmp_path: Path) -> None:
     few = ("--requests", 20, "--rounds", 4, "--device", "cpu", "--quiet")
-    bench_from(elsewhere, "peers", "--peer", "plain:PEER", *few, "--out", tmp_path)
+    bench_from("peers", "--peer", "plain:PEER", *few, "--out", tmp_path)
     made = results(tmp_path)["results"]
     assert made["missing"] == []
     assert [(one["peer"], one["setup"]) for one in made["compared"]] == [("http.server", "raw body")]
     assert made["compared"][0]["version"]
 
 
-def test_a_straggler_case(elsewhere: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+def test_a_straggler_case(bench_from, tiny_bundle: Path, tmp_path: Path) -> None:
     arguments = ("--case", "calm:run", "--device", "cpu", "--quiet", "--out", tmp_path)
-    bench_from(elsewhere, "stragglers", tiny_bundle, *arguments)
+    bench_from("stragglers", tiny_bundle, *arguments)
     case = results(tmp_path)["results"]["calm:run"]
     assert case["measured"] == {"requests": 20}
     assert [aim["holds"] for aim in case["aims"]] == [True, True]

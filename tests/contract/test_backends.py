@@ -24,6 +24,7 @@ from sensai_serve.errors import (
 )
 from sensai_serve.plugins import find
 from serving.backends import BackendPlan, Cause
+from serving.engine import supervisor
 from serving.engine.fanout import Probe
 from serving.engine.health import State
 from serving.runtime.devices import parse_device
@@ -85,7 +86,7 @@ def test_deciding_early_gives_the_same_classes_as_waiting_for_all(tiny_bundle: P
     async def test() -> None:
         async with serving(tiny_bundle, backend=backend, patience=0) as gateway:
             early = 0
-            for seed in range(40):
+            for seed in range(20):
                 reply = await gateway.infer(inputs(1, seed))
                 expected = await gateway.infer(inputs(1, seed), wait="all")
                 assert (reply.answer.class_id == expected.answer.class_id).all()
@@ -174,7 +175,9 @@ def test_a_class_without_a_copy_is_refused_marked_or_answered_by_the_reference(m
     run(test)
 
 
-def test_a_straggler_is_given_up_ejected_probed_and_taken_back(tiny_bundle: Path, backend: str) -> None:
+def test_a_straggler_is_given_up_ejected_probed_and_taken_back(tiny_bundle: Path, backend: str, monkeypatch) -> None:
+    monkeypatch.setattr(supervisor, "PROBE_EVERY_S", 0.05)
+
     async def test() -> None:
         async with serving(tiny_bundle, "2:delay=60ms,after=60,until=78", backend=backend, wait="all") as gateway:
             while gateway.workers[2].state is State.LIVE:
@@ -207,7 +210,7 @@ def test_a_wrong_worker_is_quarantined_within_a_hundred_requests(tiny_bundle: Pa
 def test_sound_workers_stay_in(tiny_bundle: Path, backend: str) -> None:
     async def test() -> None:
         async with serving(tiny_bundle, backend=backend, patience=0) as gateway:
-            for seed in range(300):
+            for seed in range(150):
                 await gateway.infer(inputs(1, seed))
             assert {worker.state for worker in gateway.workers} == {State.LIVE}
 
@@ -231,12 +234,12 @@ def test_without_patience_a_straggler_is_never_an_erasure(tiny_bundle: Path, bac
     """However many requests are answered while it runs one."""
 
     async def test() -> None:
-        async with serving(tiny_bundle, "5:delay=80ms,after=8", backend=backend, patience=0) as gateway:
-            for seed in range(120):
+        async with serving(tiny_bundle, "5:delay=20ms,after=8", backend=backend, patience=0) as gateway:
+            for seed in range(60):
                 reply = await gateway.infer(inputs(1, seed))
                 assert reply.erasures == {}
                 assert reply.answer.complete
-            assert gateway.counters.decided_early > 50
+            assert gateway.counters.decided_early > 20
 
     run(test)
 
