@@ -22,8 +22,6 @@ Cut = Mapping[str, tuple[int, ...]]
 """The output channels that stay, ascending, by the name of the channel group."""
 PART_COUNTS = (1, 2, 3, 4, 6, 8, 12, 16)
 """Numbers of equal parts, attention heads mostly, that are tried for a group."""
-LARGE = 300_000_000
-"""MACs from which on a network is tried without numbers, which takes about a millisecond for each operator."""
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm)
 
 
@@ -112,16 +110,14 @@ def _cuttable(model: nn.Module, groups: list[ChannelGroup], input_shape: Sequenc
     """The groups that can be cut, each in as many equal parts as the network needs.
 
     Channels that a network reshapes to sizes written in its code cannot be cut, or, as the heads of an attention, only
-    by the same number in each of some equal parts. The graph does not show that, a trial does: of a large network on
-    shapes alone, without numbers.
+    by the same number in each of some equal parts. The graph does not show that, a trial does: on shapes alone, without
+    numbers, so that large networks cost no more than small ones.
     """
-    bare = model
-    if measure(model, input_shape).macs >= LARGE:
-        bare = copy.deepcopy(model).to("meta")
-        try:
-            bare.eval()(example(bare, input_shape))
-        except Exception:  # a network that makes tensors of its own needs numbers after all
-            bare = model
+    bare = copy.deepcopy(model).to("meta")
+    try:
+        bare.eval()(example(bare, input_shape))
+    except Exception:  # a network that makes tensors of its own needs numbers after all
+        bare = model
     if not _trial(bare, groups, input_shape):
         return groups
     for alike in (True, False):  # first one for all that look the same, as the blocks of a transformer do

@@ -207,7 +207,7 @@ def test_a_byte_order_mark_is_skipped(limited, path: str) -> None:
 @pytest.mark.parametrize(
     ("status", "method", "path"),
     [
-        (404, "GET", "/"),
+        (404, "GET", "/v1"),
         (404, "GET", "/v3"),
         (404, "GET", "/v2/"),
         (404, "POST", "/v2/models/tiny/versions/1/2/infer"),
