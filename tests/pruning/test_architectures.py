@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from export.parity import check_parity
 from export.to_onnx import to_onnx
 from pruning import models
-from pruning.cutting import channels
 from pruning.cutting.blocks import find_blocks, trace
 from pruning.cutting.channels import apply_cut, find_channel_groups
 from pruning.cutting.ratios import cut_to_ratio
@@ -98,13 +97,6 @@ def test_what_the_code_of_a_network_fixes_stays_whole_and_heads_lose_the_same():
     assert not any("qkv" in group.layer for group in written_out)
     of_modules = find_channel_groups(models.create("architectures:transformer_of_modules", 10, SHAPE), SHAPE)
     assert {group.parts for group in of_modules if group.channels == 32} == {4}
-
-
-def test_of_large_networks_the_same_is_found_on_shapes_alone(monkeypatch):
-    network = models.create("architectures:transformer_of_modules", 10, SHAPE)
-    expected = [(group.layer, group.parts) for group in find_channel_groups(network, SHAPE)]
-    monkeypatch.setattr(channels, "LARGE", 0)
-    assert [(group.layer, group.parts) for group in find_channel_groups(network, SHAPE)] == expected
 
 
 class Fixed(nn.Module):
