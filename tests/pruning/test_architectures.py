@@ -132,9 +132,7 @@ class Odd(nn.Module):
         return self.layers(x)
 
 
-@pytest.mark.parametrize("large", [channels.LARGE, 0], ids=["with numbers", "on shapes alone"])
-def test_a_network_that_makes_tensors_of_its_own(monkeypatch, large):
-    monkeypatch.setattr(channels, "LARGE", large)
+def test_a_network_that_makes_tensors_of_its_own():
     assert [group.layer for group in find_channel_groups(Own(), (4,))] == ["first"]
 
 
