@@ -24,7 +24,8 @@ from pruning.heads import Subnet
 from pruning.run import Run
 from sensai_serve.bundles import Bundle, atomic_directory, atomic_file, sha256_of
 from sensai_serve.errors import InputError, OutputExistsError
-from sensai_serve.lost_workers import ScoredInputs, accuracy_curve
+from sensai_serve.fit_confidence import answer_in_turn
+from sensai_serve.lost_workers import ScoredInputs, accuracy, accuracy_curve
 from sensai_serve.onnxfile import read_signature
 from sensai_serve.preprocess import InputSpec, normalise
 
@@ -50,6 +51,12 @@ class PointResult:
     """Paths of the ONNX files, relative to the point's directory."""
     worst: float | None = None
     """Accuracy on the test part without the worker that can be spared least; None for a single network."""
+    worst_two: float | None = None
+    """Accuracy on the test part without the two workers that can be spared least; None for fewer than three."""
+    sure: float | None = None
+    """Accuracy on the test part where answers that are sure ask no further worker; None without thresholds for it."""
+    asked: float | None = None
+    """Mean number of workers that such an answer asks, one after the other."""
 
     def save(self, folder: Path) -> None:
         """Write the result into the point's directory."""
@@ -93,7 +100,9 @@ def finish(run: Run, folder: Path) -> PointResult:
     subnets = bundle.manifest.subnets
     plan = bundle.merge_plan
     scores = scores_of(bundle, dataset.x_test)
-    curve = accuracy_curve(ScoredInputs(plan, scores), dataset.y_test, up_to=1)
+    scored = ScoredInputs(plan, scores)
+    curve = accuracy_curve(scored, dataset.y_test, up_to=min(2, len(subnets) - 1))
+    early, asked = answer_in_turn(scored) if plan.confidence is not None else (None, None)
     result = PointResult(
         run.digests,
         merged_accuracy(plan, scores_of(bundle, dataset.x[validation]), dataset.y[validation]),
@@ -101,7 +110,10 @@ def finish(run: Run, folder: Path) -> PointResult:
         tuple(subnet.macs for subnet in subnets),
         tuple(subnet.parameters for subnet in subnets),
         tuple(f"bundle/{subnet.file}" for subnet in subnets),
-        curve[1].worst if len(subnets) > 1 else None,
+        curve[1].worst if len(curve) > 1 else None,
+        curve[2].worst if len(curve) > 2 else None,
+        None if early is None else accuracy(early, dataset.y_test),
+        None if asked is None else float(asked.mean()),
     )
     result.save(folder)
     return result

@@ -75,6 +75,30 @@ def fit_confidence(
     return Confidence(tuple(thresholds), chosen, agreement, len(partial.truth), tuple(stopped))
 
 
+def answer_in_turn(inputs: ScoredInputs) -> tuple[Labels, npt.NDArray[np.int64]]:
+    """What the wait ``confident`` answers when workers are asked one by one, in the order of the thresholds.
+
+    Args:
+        inputs: scores of all workers; their plan has thresholds.
+
+    Returns:
+        Of each input its class [N], and the number of workers that it asks [N].
+    """
+    plan, confidence = inputs.plan, inputs.plan.confidence
+    assert confidence is not None
+    labels = inputs.labels()
+    asked = np.full(len(labels), len(confidence.order), np.int64)
+    partial, running = _Partial(inputs, labels), np.arange(len(labels))
+    copies_after = {step: copies for copies, steps in _steps(plan, confidence.order).items() for step in steps}
+    early = labels.copy()
+    for step in sorted(copies_after):
+        found, of = partial.answers(running, sorted(confidence.order[:step]))
+        sure = of >= confidence.threshold(copies_after[step])
+        early[running[sure]], asked[running[sure]] = found[sure], step
+        running = running[~sure]
+    return early, asked
+
+
 def _some(inputs: ScoredInputs, seed: int) -> ScoredInputs:
     """The inputs, or as many random ones as fit into memory."""
     assignment, count = inputs.plan.assignment, len(inputs.scores[0])
@@ -163,7 +187,7 @@ class _Partial:
 
     def trace(self, chosen: npt.NDArray[np.intp], order: Sequence[int], steps: Sequence[int]) -> _Trace:
         """What the inputs `chosen` [M] come to after so many workers of an order."""
-        each = [self._answers(chosen, sorted(order[:asked])) for asked in steps]
+        each = [self.answers(chosen, sorted(order[:asked])) for asked in steps]
         shape = (len(steps), len(chosen))
         found = np.array([of for _, of in each], np.float64).reshape(shape)
         right = np.array([labels == self.truth[chosen] for labels, _ in each], np.bool_).reshape(shape)
@@ -178,14 +202,14 @@ class _Partial:
 
         def best(asked: Sequence[int], equal: Sequence[int]) -> int:
             def agreed(worker: int) -> float:
-                labels, _ = self._answers(every, sorted((*asked, worker)))
+                labels, _ = self.answers(every, sorted((*asked, worker)))
                 return float((labels == self.truth).mean())
 
             return max(equal, key=agreed)  # the first of equal ones
 
         return ask_order(plan.assignment, best)
 
-    def _answers(self, chosen: npt.NDArray[np.intp], workers: Sequence[int]) -> tuple[Labels, _Leads]:
+    def answers(self, chosen: npt.NDArray[np.intp], workers: Sequence[int]) -> tuple[Labels, _Leads]:
         """Classes and leads [M] of some inputs over the copies of some workers, which are in ascending order."""
         plan = self._inputs.plan
         merge_many, scores_many = self._many

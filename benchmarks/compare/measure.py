@@ -47,6 +47,14 @@ class Candidate:
     files: Sequence[Path]
     worst: float | None = None
     """Accuracy without the worker that can be spared least; None for a single network."""
+    worst_two: float | None = None
+    """Accuracy without the two workers that can be spared least; None for fewer than three."""
+    sure: float | None = None
+    """Accuracy where answers that are sure ask no further worker; None without thresholds for it."""
+    asked: float | None = None
+    """Mean number of workers that such an answer asks, one after the other."""
+    summed: bool = False
+    """Whether it is one network that was trained on the passes of many."""
 
     @property
     def alone(self) -> bool:
@@ -76,6 +84,11 @@ class Timed:
     def work(self) -> float:
         """Seconds of all networks together, by their medians."""
         return float(sum(np.median(np.concatenate(rounds)) for rounds in self.each))
+
+    @property
+    def work_when_sure(self) -> float | None:
+        """Mean seconds of the networks that run where answers that are sure ask no further one."""
+        return None if self.entry.asked is None else self.work * self.entry.asked / len(self.each)
 
     def faster_than(self, other: Timed) -> IntervalEstimate:
         """Ratio of the slowest networks' medians, `other` over this one: above 1 this one is faster."""
@@ -147,8 +160,11 @@ def measure(
 
 
 def frontier(timed: Sequence[Timed]) -> tuple[Seconds, npt.NDArray[np.float64]]:
-    """Pareto front of the single networks: their latencies in seconds and accuracies, both ascending."""
-    alone = sorted((one.latency.p50, one.entry.test) for one in timed if one.entry.alone)
+    """Pareto front of the single networks: their latencies in seconds and accuracies, both ascending.
+
+    One that was trained on the passes of many is left out.
+    """
+    alone = sorted((one.latency.p50, one.entry.test) for one in timed if one.entry.alone and not one.entry.summed)
     best: list[tuple[float, float]] = []
     for seconds, accuracy in alone:
         if not best or accuracy > best[-1][1]:
@@ -165,6 +181,14 @@ def gain(one: Timed, timed: Sequence[Timed]) -> float | None:
     x, y = frontier(timed)
     seconds = one.latency.p50
     return None if seconds * ALIKE < x[0] else one.entry.test - float(np.interp(seconds, x, y))
+
+
+def rival(one: Timed, timed: Sequence[Timed]) -> Timed | None:
+    """The single network of its size that was trained on the passes of all its networks; None where there is none."""
+    mine = one.entry.size, one.entry.passes
+    return next(
+        (other for other in timed if other.entry.summed and (other.entry.size, other.entry.passes) == mine), None
+    )
 
 
 def _open(file: Path) -> OnnxNetwork:

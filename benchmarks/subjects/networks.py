@@ -146,6 +146,7 @@ def as_bundle(data: bytes, bundle: Bundle, folder: Path, name: str) -> Bundle:
         manifest,
         name=name,
         subnets=(spec,),
+        merge=replace(manifest.merge, confident=None),
         kind="whole",
         offsets=(),
         symbols=(),

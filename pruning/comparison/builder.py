@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pruning.comparison.points import MONOLITH, Point
+from pruning.comparison.points import Point
 from pruning.executors import ExecutorTask, Slot
 from pruning.executors.local import execute
 from pruning.limits import enough_disk
@@ -83,15 +83,16 @@ class PointBuilder:
         """
         if len(self.slots) < 2:
             return
-        tasks: dict[tuple[float, int | None, int], ExecutorTask] = {}
+        tasks: dict[tuple[float, bool, int | None, int], ExecutorTask] = {}
         for one in every:
-            run, shared = self.open(one, every), one.recipe.recover_images
-            first = [run.folder(0)] if one.series == MONOLITH else _recoveries(one)
-            for number, name in enumerate(first):
-                if not run.has(name) and (one.amount, shared, number) not in tasks:
+            run = self.open(one, every)
+            images = one.recipe.images if one.alone else one.recipe.recover_images
+            for number, name in enumerate([run.folder(0)] if one.alone else _recoveries(one)):
+                key = one.amount, one.alone, images, number
+                if not run.has(name) and key not in tasks:
                     compute_teacher_logits(self.plan_of(one), run.path / FOLDER, on_progress)
-                    worker = None if shared else 0
-                    tasks[one.amount, shared, number] = network_task(
+                    worker = 0 if one.alone else None
+                    tasks[key] = network_task(
                         run, self.plan.recipe.data, worker=worker, recovery=number, label=f"{one.name}:"
                     )
         execute(list(tasks.values()), self.slots, on_progress)
@@ -115,8 +116,10 @@ class PointBuilder:
         """Image passes of the networks that the point's run, which must be open, still lacks."""
         run, recipe = Run.open(self.run_of(point)), point.recipe
         shared = sum(recipe.recover_images or 0 for name in _recoveries(point) if not run.has(name))
-        own = sum(recipe.images or 0 for worker in range(run.assignment.n_workers) if not run.has(run.folder(worker)))
-        return shared + own
+        workers = range(run.assignment.n_workers)
+        own = sum(recipe.images or 0 for worker in workers if not run.has(run.apart(worker)))
+        joint = sum(recipe.joint_images for worker in workers if not run.has(run.folder(worker)))
+        return shared + own + joint
 
     def open(self, point: Point, others: Sequence[Point]) -> Run:
         """The point's run, begun if it was not, with what it can reuse of other points.

@@ -1,12 +1,13 @@
 """The points of ``sensai compare``: monoliths and class-parallel networks of several sizes, by one recipe.
 
 A network's image passes are those that its weights have seen. Under the budget ``per-network`` every network has seen
-as many: a worker's are those of the shared recovery that it starts from and its own. Under ``total`` all networks of a
-point together have been trained on as many as one monolith.
+as many: a worker's are those of the shared recovery that it starts from, its own, and those of a joint retraining.
+Under ``total`` all networks of a point together have been trained on as many as one monolith.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,8 +20,12 @@ from sensai_serve.errors import InputError
 
 MOST = 10
 """The most workers where the user does not say how many; as many of them as divide the classes."""
+FULL = "full"
+"""The redundancy where every worker covers every class."""
+REDUNDANCIES = ("1", "3", "5", FULL)
+"""The redundancies that are compared where the user does not say which."""
 PER_NETWORK, TOTAL = BUDGETS = ("per-network", "total")
-MONOLITH, SINGLE, GROUPED = "monolith", "r = 1", "grouped"
+MONOLITH, SUMMED, SINGLE, GROUPED = "monolith", "monolith, all passes", "r = 1", "grouped"
 
 
 @dataclass(frozen=True)
@@ -36,11 +41,17 @@ class Sweep:
     share: float
     """Fraction of the passes for the recovery that all workers of a size start from."""
     workers: int
-    """Number of workers of the points r = 1 and cyclic."""
+    """Number of workers of all points but the grouped one."""
     groups: int
     """Number of workers of the grouped point."""
+    redundancies: tuple[int, ...] = (1, 3)
+    """Copies of a class, a point each; as many as workers where each covers every class."""
     recoveries: int = 1
-    """Number of shared networks that the workers of a further cyclic point start from; 1: there is no such point."""
+    """Number of shared networks that the workers of further points with copies start from; 1: there are none."""
+    joint_share: float = 0.0
+    """Fraction of the passes for the joint retraining of further points with copies; 0: there are none."""
+    summed: bool = False
+    """Whether there are monoliths trained on the passes of all networks of a point together."""
 
     def __post_init__(self) -> None:
         if not self.amounts or not all(0 < amount < 1 for amount in self.amounts):
@@ -49,8 +60,16 @@ class Sweep:
             raise InputError(f"macs is {list(self.amounts)}, expected each once")
         if not 0 <= self.share < 1:
             raise InputError(f"share is {self.share}, expected at least 0 and less than 1")
+        if not 0 <= self.joint_share < 1 or self.share + self.joint_share > 1:
+            raise InputError(
+                f"share is {self.share} and joint_share {self.joint_share}, expected at least 0 and together at most 1"
+            )
         if self.passes < 1:
             raise InputError(f"passes is {self.passes}, expected at least 1")
+        if not self.redundancies or not all(1 <= r <= self.workers for r in self.redundancies):
+            raise InputError(
+                f"redundancy is {list(self.redundancies)}, expected 1 to the number of workers, {self.workers}"
+            )
         if not 1 <= self.recoveries <= self.workers:
             raise InputError(f"recoveries is {self.recoveries}, expected 1 to the number of workers, {self.workers}")
         if self.recoveries > 1 and self.share * self.passes < self.recoveries:
@@ -75,6 +94,11 @@ class Point:
     passes: int
     """Image passes of all its networks together."""
 
+    @property
+    def alone(self) -> bool:
+        """Whether it is one network for all classes, made of the reference."""
+        return self.series in (MONOLITH, SUMMED)
+
 
 def sweep_for(
     n_classes: int,
@@ -85,9 +109,26 @@ def sweep_for(
     share: float = 0.75,
     workers: int | None = None,
     groups: int | None = None,
+    redundancies: Sequence[str] | None = None,
     recoveries: int = 1,
+    joint_share: float = 0.0,
+    summed: bool = True,
 ) -> Sweep:
     """A sweep, with the defaults that fit the number of classes.
+
+    Args:
+        n_classes: C.
+        amounts: see `Sweep`, as the other arguments that it has.
+        passes: image passes.
+        budget: one of `BUDGETS`, or ``both``.
+        share: of the shared recovery.
+        workers: as many as divide the classes where None, at most `MOST`.
+        groups: the next fewer that divide the classes where None.
+        redundancies: numbers of copies, and `FULL` for as many as there are workers; those of `REDUNDANCIES` that the
+            workers allow where None.
+        recoveries: origins of further points.
+        joint_share: of the joint retraining of further points.
+        summed: whether there are monoliths of all passes; only where passes are counted per network.
 
     Raises:
         InputError: an option makes no sense.
@@ -101,11 +142,18 @@ def sweep_for(
     for name, count in (("workers", workers), ("groups", groups)):
         if not 2 <= count <= n_classes:
             raise InputError(f"{name} is {count}, expected 2 to the number of classes, {n_classes}")
-    return Sweep(tuple(amounts), passes, BUDGETS if budget == "both" else (budget,), share, workers, groups, recoveries)
+    if redundancies is None:
+        redundancies = [text for text in REDUNDANCIES if text == FULL or int(text) <= workers]
+    if bad := [text for text in redundancies if text != FULL and not text.isdecimal()]:
+        raise InputError(f"redundancy is {bad[0]!r}, expected whole numbers and {FULL}, say 1,3,{FULL}")
+    copies = sorted({workers if text == FULL else int(text) for text in redundancies})
+    budgets = BUDGETS if budget == "both" else (budget,)
+    return Sweep(tuple(amounts), passes, budgets, share, workers, groups, tuple(copies), recoveries, joint_share,
+                 summed and PER_NETWORK in budgets)  # fmt: skip
 
 
 def points(base: Recipe, n_classes: int, sweep: Sweep, n_train: int) -> list[Point]:
-    """Every point of the sweep: for each size the monolith, then the class-parallel ones.
+    """Every point of the sweep: for each size the monoliths, then the class-parallel ones.
 
     Args:
         base: the recipe that all points have in common; where it does not say how many views of an image there are, all
@@ -115,45 +163,81 @@ def points(base: Recipe, n_classes: int, sweep: Sweep, n_train: int) -> list[Poi
         n_train: images that are trained on.
 
     Raises:
-        InputError: too few passes for the budget ``total``.
+        InputError: too few passes for the budget ``total``, or for the joint retraining.
     """
     found = []
     if base.views is None:  # by what does not change when sizes are added
         base = replace(base, views=min(math.ceil(2 * sweep.passes / n_train), MAX_VIEWS))
-    whole = round(sweep.share * sweep.passes)
+    codes = _codes(n_classes, sweep)
     for amount in sweep.amounts:
+        several = [_point(base, sweep, amount, *one) for one in itertools.product(sweep.budgets, codes)]
         alone = replace(base, assignment="grouped", groups=1, grouping="random", redundancy=None, offsets=None,
                         head="softmax", sampling="uniform", amount=amount, recover_images=0, images=sweep.passes,
-                        rate=base.recover_rate)  # fmt: skip
+                        rate=base.recover_rate, merge=Recipe.merge)  # fmt: skip
         found.append(Point(f"monolith-{amount:g}", MONOLITH, amount, "", alone, 1, sweep.passes))
-        for budget in sweep.budgets:
-            for name, series, changes, workers in _codes(n_classes, sweep):
-                left, recoveries = sweep.passes - whole, changes["recoveries"]
-                images = left if budget == PER_NETWORK else left // workers
-                shared = whole if budget == PER_NETWORK else whole // recoveries
-                if images < base.batch:
-                    raise InputError(
-                        f"passes is {sweep.passes}: leaves {images} for each of {workers} workers, expected at least a "
-                        f"batch, {base.batch}"
-                    )
-                recipe = replace(base, amount=amount, recover_images=shared, images=images, offsets=None, **changes)
-                total = recoveries * shared + workers * images
-                found.append(Point(f"{name}-{amount:g}-{budget}", series, amount, budget, recipe, workers, total))
+        whole = {one.passes for one in several if one.budget == PER_NETWORK and one.workers == sweep.workers}
+        for passes in sorted(whole) if sweep.summed else ():
+            name, longer = f"monolith-{amount:g}-{passes}-passes", replace(alone, images=passes)
+            found.append(Point(name, SUMMED, amount, PER_NETWORK, longer, 1, passes))
+        found += several
     return found
 
 
-def _codes(n_classes: int, sweep: Sweep) -> list[tuple[str, str, dict[str, Any], int]]:
+@dataclass(frozen=True)
+class _Code:
+    """One way of covering the classes, and of making the networks."""
+
+    name: str
+    series: str
+    changes: dict[str, Any]
+    """What it changes in the recipe."""
+    workers: int
+    recoveries: int
+    joint: bool
+
+
+def _point(base: Recipe, sweep: Sweep, amount: float, budget: str, code: _Code) -> Point:
+    each = budget == PER_NETWORK
+    whole = round(sweep.share * sweep.passes)
+    together = round(sweep.joint_share * sweep.passes) if code.joint else 0
+    left = sweep.passes - whole - together
+    shared = whole if each else whole // code.recoveries
+    joint, images = (together, left) if each else (together // code.workers, left // code.workers)
+    needed = {"": images} if images or not joint else {}  # with none of their own, all of it is joint
+    needed |= {" for the joint retraining": joint} if code.joint else {}
+    for what, count in needed.items():
+        if count < base.batch:
+            raise InputError(
+                f"passes is {sweep.passes}: leaves {count} for each of {code.workers} workers{what}, expected at least "
+                f"a batch, {base.batch}"
+            )
+    recipe = replace(base, amount=amount, recover_images=shared, images=images, joint_images=joint, offsets=None,
+                     recoveries=code.recoveries, **code.changes)  # fmt: skip
+    total = code.recoveries * shared + code.workers * (images + joint)
+    return Point(f"{code.name}-{amount:g}-{budget}", code.series, amount, budget, recipe, code.workers, total)
+
+
+def _codes(n_classes: int, sweep: Sweep) -> list[_Code]:
     whole = sweep.workers == n_classes
     symbols = None if whole else sweep.workers
-    single: dict[str, Any] = {"assignment": "binary" if whole else "grouped", "groups": symbols, "redundancy": None}
-    cyclic: dict[str, Any] = {"assignment": "cyclic", "groups": symbols, "redundancy": (r := min(3, sweep.workers))}
-    codes = [("single", SINGLE, single, sweep.workers)]
-    if sweep.groups != sweep.workers:
-        grouped: dict[str, Any] = {"assignment": "grouped", "groups": sweep.groups, "redundancy": None}
-        codes.append(("grouped", GROUPED, grouped, sweep.groups))
-    codes.append(("cyclic", f"cyclic r = {r}", cyclic, sweep.workers))
-    codes = [(name, series, changes | {"recoveries": 1}, workers) for name, series, changes, workers in codes]
-    if (several := sweep.recoveries) > 1:
-        name, series = f"cyclic-of-{several}", f"cyclic r = {r}, {several} origins"
-        codes.append((name, series, cyclic | {"recoveries": several}, sweep.workers))
-    return codes
+    found = []
+    for copies in sweep.redundancies:
+        if copies == 1:
+            single = {"assignment": "binary" if whole else "grouped", "groups": symbols, "redundancy": None}
+            found.append(_Code("single", SINGLE, single, sweep.workers, 1, joint=False))
+            if sweep.groups != sweep.workers:
+                grouped = {"assignment": "grouped", "groups": sweep.groups, "redundancy": None}
+                found.append(_Code("grouped", GROUPED, grouped, sweep.groups, 1, joint=False))
+            continue
+        if copies == sweep.workers:
+            name, series = FULL, f"full, r = {copies}"
+            changes: dict[str, Any] = {"assignment": FULL, "groups": None, "redundancy": copies, "head": "softmax",
+                                       "sampling": "uniform"}  # fmt: skip
+        else:
+            name, series = "cyclic" if copies == 3 else f"cyclic{copies}", f"r = {copies}"
+            changes = {"assignment": "cyclic", "groups": symbols, "redundancy": copies}
+        for origins, joint in itertools.product(sorted({1, sweep.recoveries}), sorted({False, sweep.joint_share > 0})):
+            of, how = (f"-of-{origins}", f", {origins} origins") if origins > 1 else ("", "")
+            made, joined = ("-joint", ", joint") if joint else ("", "")
+            found.append(_Code(name + of + made, series + how + joined, changes, sweep.workers, origins, joint))
+    return found

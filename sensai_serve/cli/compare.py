@@ -25,10 +25,11 @@ SAMPLES = 32
 
 
 def _shared_options() -> tuple[Option, ...]:
-    from pruning.recipe import recipe_options
+    from pruning.recipe import BEST_RULE, recipe_options
 
-    return select(recipe_options(), "data", "model", "grouping", "uneven", "criterion", "depth", "head", "views",
-                  "recover_rate", "rate", "batch", "seed")  # fmt: skip
+    chosen = select(recipe_options(), "data", "model", "grouping", "uneven", "merge", "criterion", "depth", "head",
+                    "views", "recover_rate", "rate", "joint_rate", "joint_own", "batch", "seed")  # fmt: skip
+    return tuple(replace(one, default=BEST_RULE) if one.name == "merge" else one for one in chosen)
 
 
 @app.command()
@@ -50,16 +51,33 @@ def compare(
     ] = 0.75,
     workers: Annotated[
         int | None,
-        typer.Option(help="Workers of r = 1 and r = 3.", show_default="as many as divide the classes, at most 10"),
+        typer.Option(
+            help="Workers of all but the grouped point.", show_default="as many as divide the classes, at most 10"
+        ),
     ] = None,
     groups: Annotated[
         int | None,
         typer.Option(help="Groups of the grouped point.", show_default="the next fewer that divide the classes"),
     ] = None,
+    redundancy: Annotated[
+        str | None,
+        typer.Option(
+            metavar="1,3,full",
+            help="Copies of every class, a point each; full: as many as workers.",
+            show_default="1,3,5,full as far as there are workers",
+        ),
+    ] = None,
     recoveries: Annotated[
         int,
-        typer.Option(min=1, help="Add a cyclic point whose workers start from so many shared networks, not from one."),
+        typer.Option(min=1, help="Add points with copies whose workers start from so many shared networks."),
     ] = 1,
+    joint_share: Annotated[
+        float,
+        typer.Option(help="Add points with copies that spend this share of the passes on joint retraining."),
+    ] = 0.0,
+    summed_monolith: Annotated[
+        bool, typer.Option(help="For each size, add a monolith trained on the passes of all networks of a point.")
+    ] = True,
     point: Annotated[
         list[str] | None,
         typer.Option(
@@ -93,18 +111,19 @@ def compare(
     from pruning.data import absolute
     from pruning.executors import make_slots
     from pruning.planning.plan import make_plan
-    from pruning.recipe import Recipe
+    from pruning.recipe import BEST_RULE, Recipe
     from pruning.training.loop import require_device
     from sensai_serve.options import import_plugins
     from sensai_serve.preprocess import normalise
 
-    base = Recipe(**options | {"data": absolute(options["data"])})
+    base = Recipe(**{"merge": BEST_RULE} | options | {"data": absolute(options["data"])})
     import_plugins(base)
     require_device(device)
     plan = make_plan(base, weights, device=device, threads=threads)
     amounts = _numbers(macs)
     sweep = sweep_for(plan.dataset.n_classes, amounts, passes, budget=budget, share=share, workers=workers,
-                      groups=groups, recoveries=recoveries)  # fmt: skip
+                      groups=groups, redundancies=redundancy and redundancy.split(","), recoveries=recoveries,
+                      joint_share=joint_share, summed=summed_monolith)  # fmt: skip
     every = points(base, plan.dataset.n_classes, sweep, len(plan.train))
     if dry_run:
         _print_points(every)
@@ -136,11 +155,12 @@ def _print_points(points: list[Point]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("point", "networks", "own passes", "shared", "in all")
+    table = Table("point", "networks", "own passes", "shared", "joint", "in all")
     for one in points:
         own, shared = one.recipe.images or 0, one.recipe.recover_images or 0
         several = f"{one.recipe.recoveries} x " if one.recipe.recoveries > 1 else ""
-        table.add_row(one.name, str(one.workers), f"{own:,}", f"{several}{shared:,}", f"{one.passes:,}")
+        joint = f"{one.recipe.joint_images:,}"
+        table.add_row(one.name, str(one.workers), f"{own:,}", f"{several}{shared:,}", joint, f"{one.passes:,}")
     console = Console()
     console.print(table)
     # The shared recoveries of a size are made once, for all points that start from them.
@@ -149,7 +169,8 @@ def _print_points(points: list[Point]) -> None:
         for one in points
         for number in range(one.recipe.recoveries)
     }
-    work = sum(shared for _, shared, _ in shared_once) + sum(one.workers * (one.recipe.images or 0) for one in points)
+    own = sum(one.workers * ((one.recipe.images or 0) + one.recipe.joint_images) for one in points)
+    work = sum(shared for _, shared, _ in shared_once) + own
     views = max(one.recipe.views or 0 for one in points)
     console.print(f"{work:,} image passes in all; the reference answers {views} views of each image", highlight=False)
 
@@ -160,6 +181,7 @@ def _entries(
     """Make all networks, then, and only then, look at the test part."""
     from benchmarks.compare.measure import GIVEN, REFERENCE
     from export.comparison import finish, from_weights, measure_external, read_external
+    from pruning.comparison.points import SUMMED
 
     plan, folder = builder.plan, builder.folder
     dataset = plan.dataset
@@ -173,7 +195,7 @@ def _entries(
         report("points", done, len(points))
         builder.open(one, points)
         left = builder.left(one)
-        runs.append(builder.make(one, points, _within(one.name, left, report)))
+        runs.append(builder.make(one, points, _within(one.name, left, one.workers, report)))
         report(one.name, left, left)
     report("points", len(points), len(points))
     entries: list[Candidate] = []
@@ -187,7 +209,8 @@ def _entries(
     for one, run in zip(points, runs, strict=True):
         report("test part", len(entries), total)
         found = finish(replace(run), folder / one.name)  # a copy: a run keeps its data, and there are many
-        entries.append(_entry(found, folder / one.name, one.series, f"{one.amount:g}", one.budget, one.passes))
+        entry = _entry(found, folder / one.name, one.series, f"{one.amount:g}", one.budget, one.passes)
+        entries.append(replace(entry, summed=one.series == SUMMED))
     report("test part", total, total)
     return entries
 
@@ -202,8 +225,9 @@ def _outer(report: Report) -> Report:
     return hear
 
 
-def _within(name: str, passes: int, report: Report) -> Report:
+def _within(name: str, passes: int, workers: int, report: Report) -> Report:
     """One stage for a whole point: image passes done, in whichever of its networks."""
+    from pruning.pipeline.joint import STAGE as JOINT
     from pruning.pipeline.teacher import STAGE
 
     seen: dict[str, int] = {}
@@ -212,7 +236,7 @@ def _within(name: str, passes: int, report: Report) -> Report:
         if stage == STAGE:
             report(stage, done, total)
         elif not stage.startswith("profile"):
-            seen[stage] = done
+            seen[stage] = done * (workers if stage == JOINT else 1)
             report(name, min(sum(seen.values()), passes - 1), passes)
 
     return hear
@@ -223,4 +247,4 @@ def _entry(found: PointResult, folder: Path, series: str, size: str, budget: str
 
     files = [folder / file for file in found.files]
     return Candidate(folder.name, series, size, budget, found.test, found.validation, found.macs, found.parameters,
-                 passes, files, found.worst)  # fmt: skip
+                 passes, files, found.worst, found.worst_two, found.sure, found.asked)  # fmt: skip

@@ -7,13 +7,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sensai_serve.assignment import Assignment, binary, cyclic, full
 from sensai_serve.errors import InputError, RequestError
 from sensai_serve.fit_confidence import fit_confidence
 from sensai_serve.lost_workers import ScoredInputs
 from sensai_serve.merge import MergePlan
-from sensai_serve.merge.confidence import Confidence
+from sensai_serve.merge.collector import merge
+from sensai_serve.merge.confidence import Confidence, lead, least_copies
 from sensai_serve.merge.order import ask_order
 
 TWO = MergePlan(full(2, 3), "mean")
@@ -126,3 +129,38 @@ def test_of_too_many_inputs_a_part_is_drawn(monkeypatch: pytest.MonkeyPatch) -> 
     found = fit_confidence(ScoredInputs(TWO, scores))
     assert found is not None
     assert found.inputs == 10
+
+
+@given(seed=st.integers(0, 2**32 - 1), agreement=st.sampled_from([0.6, 0.8, 1.0]))
+def test_no_smaller_lead_would_do(seed: int, agreement: float) -> None:
+    random = np.random.default_rng(seed)
+    plan = MergePlan(cyclic(5, (0, 1, 3)), "mean")
+    shared = random.random((15, 5))
+    scores = [
+        (0.6 * shared[:, list(r)] + 0.4 * random.random((15, 3))).astype(np.float32) for r in plan.assignment.rows
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sensai_serve.fit_confidence.ORDERS", 0)
+        found = fit_confidence(ScoredInputs(plan, scores), agreement=agreement)
+    assert found is not None
+    traces: list[
+        list[tuple[float, bool]]
+    ] = []  # of each input, while every class has one copy: lead, and if it is right
+    for at in range(15):
+        collector, whole, trace = plan.collect(1, "all"), merge(plan, [s[at : at + 1] for s in scores]), []
+        for worker in found.order:
+            collector.add(worker, scores[worker][at : at + 1])
+            answer = collector.answer()
+            if least_copies(answer.copies[0].tolist(), plan.copies) == 1:
+                trace.append((lead(answer.rows[0]), bool(answer.class_id == whole.class_id)))
+        traces.append(trace)
+
+    def stops(threshold: float) -> list[bool | None]:
+        return [next((right for of, right in trace if of >= threshold), None) for trace in traces]
+
+    def enough(threshold: float) -> bool:
+        stopped = [right for right in stops(threshold) if right is not None]
+        return sum(stopped) >= agreement * len(stopped)
+
+    candidates = sorted({of for trace in traces for of, _ in trace})
+    assert stops(found.thresholds[0]) == stops(next((one for one in candidates if enough(one)), math.inf))

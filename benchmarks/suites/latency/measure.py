@@ -31,6 +31,8 @@ from serving.runtime.devices import Device, Threads, default_devices, parse_devi
 
 IN_PROCESS = "in process"
 REFERENCE, MONOLITH, PARALLEL, SUBNET = "reference", "monolith", "class-parallel", "slowest subnet"
+SURE = "class-parallel, confident"
+"""The bundle again, whose answers are sure and ask no more workers than they need; where it has thresholds for that."""
 LOADED = "HTTP binary"
 """The transport that loads and the histogram are shown for."""
 OnStep = Callable[[str, int, int], None]
@@ -109,6 +111,8 @@ def measure(bundle: Bundle, data: LabelledInputs, options: LatencyOptions, on_st
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         bundles = {kind: as_bundle(network, bundle, folder / kind, kind) for kind, network in networks.items()}
         bundles[PARALLEL] = bundle
+        if bundle.manifest.merge.confident is not None:
+            bundles[SURE] = bundle
         measured = LatencyResult(bundle, options, described, threads, {})
         subjects: dict[Key, Subject] = {
             (kind, IN_PROCESS): direct(OnnxNetwork(network, name, threads[kind].threads, device), samples)
@@ -119,6 +123,9 @@ def measure(bundle: Bundle, data: LabelledInputs, options: LatencyOptions, on_st
             devices=tuple(map(parse_device, options.devices)) or default_devices(), backend=options.backend
         )
         subjects[PARALLEL, IN_PROCESS] = stack.enter_context(in_process(bundle, served, samples))
+        if SURE in bundles:
+            confident = served.model_copy(update={"wait": "confident"})
+            subjects[SURE, IN_PROCESS] = stack.enter_context(in_process(bundle, confident, samples))
         endpoints = {
             kind: stack.enter_context(_served(kind, one, measured, threads.get(kind))) for kind, one in bundles.items()
         }
@@ -158,6 +165,7 @@ def _served(kind: str, bundle: Bundle, measured: LatencyResult, ways: Fastest | 
         arguments += ["--grpc", f"{servers.HOST}:{grpc}"]
     if ways is None:
         arguments += ["--backend", options.backend, *(f"--device={device}" for device in options.devices)]
+        arguments += ["--wait", "confident"] if kind == SURE else []
         environment = {}
     else:
         arguments.append(f"--device={options.devices[0] if options.devices else 'cpu'}")

@@ -13,10 +13,19 @@ from benchmarks.reporting import plots
 from benchmarks.reporting.cells import microseconds, milliseconds, number, plural, times
 from benchmarks.reporting.report import BenchmarkReport
 from benchmarks.suites.latency.breakdown import PARTS
-from benchmarks.suites.latency.measure import IN_PROCESS, LOADED, MONOLITH, PARALLEL, REFERENCE, SUBNET, LatencyResult
+from benchmarks.suites.latency.measure import (
+    IN_PROCESS,
+    LOADED,
+    MONOLITH,
+    PARALLEL,
+    REFERENCE,
+    SUBNET,
+    SURE,
+    LatencyResult,
+)
 from sensai_serve.report import Cell, Picture, Row, Table, drawing
 
-NETWORKS = (REFERENCE, MONOLITH, PARALLEL, SUBNET)
+NETWORKS = (REFERENCE, MONOLITH, PARALLEL, SUBNET, SURE)
 """Networks in the order of their colours, which are the same in all pictures."""
 MIDDLE, TAIL = (0.25, 0.75), (0.99, 1.0)
 """Shares of the requests that are divided into steps: the middle half by total time, and the slowest hundredth."""
@@ -62,22 +71,27 @@ def _latency(measured: LatencyResult, summaries: dict[tuple[str, str], Summary])
 def _speed(measured: LatencyResult) -> Iterator[Table]:
     kinds = [kind for kind in (REFERENCE, MONOLITH) if kind in measured.threads]
     pairs = [(kind, name) for kind in kinds for name in ("p50", "p99")]
-    rows: list[Row] = []
-    for place in dict.fromkeys(place for _, place in measured.times):
-        ours = measured.times.get((PARALLEL, place))
-        cells = [
-            times(ratio(theirs, ours, QUANTILES[name]) if ours and theirs else None)
-            for kind, name in pairs
-            for theirs in (measured.times.get((kind, place)),)
-        ]
-        rows.append((place, *cells))
-    if pairs:
+    for ours in _ours(measured) if pairs else ():
+        rows: list[Row] = []
+        for place in dict.fromkeys(place for _, place in measured.times):
+            mine = measured.times.get((ours, place))
+            cells = [
+                times(ratio(theirs, mine, QUANTILES[name]) if mine and theirs else None)
+                for kind, name in pairs
+                for theirs in (measured.times.get((kind, place)),)
+            ]
+            rows.append((place, *cells))
         yield Table(
-            f"How many times faster {PARALLEL} is",
+            f"How many times faster {ours} is",
             ("", *(f"than {kind}, {name}" for kind, name in pairs)),
             rows,
             "Above 1: faster. Intervals from the rounds, in which both took their turns.",
         )
+
+
+def _ours(measured: LatencyResult) -> list[str]:
+    """The ways in which the bundle was served."""
+    return [kind for kind in (PARALLEL, SURE) if any(kind == one for one, _ in measured.times)]
 
 
 def _steps(measured: LatencyResult) -> Iterator[Table | Picture]:
@@ -160,12 +174,13 @@ def _settings(measured: LatencyResult) -> dict[str, Any]:
 
 def _results(measured: LatencyResult, summaries: dict[tuple[str, str], Summary]) -> dict[str, Any]:
     ratios = {
-        f"{kind} / {PARALLEL}": {
-            place: {name: _plain(ratio(rounds, measured.times[PARALLEL, place], q)) for name, q in QUANTILES.items()}
+        f"{kind} / {ours}": {
+            place: {name: _plain(ratio(rounds, measured.times[ours, place], q)) for name, q in QUANTILES.items()}
             for (other, place), rounds in measured.times.items()
-            if other == kind and (PARALLEL, place) in measured.times
+            if other == kind and (ours, place) in measured.times
         }
         for kind in (REFERENCE, MONOLITH)
+        for ours in _ours(measured)
     }
     return {
         "latency": {f"{place}: {kind}": one.to_json() for (kind, place), one in summaries.items()},

@@ -23,18 +23,19 @@ from serving.runtime.devices import Threads
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-def test_a_run_leaves_tables_json_pictures_and_one_page(bench, tiny_bundle: Path, tmp_path: Path) -> None:
+def test_a_run_leaves_tables_json_pictures_and_one_page(bench, make_bundle, tmp_path: Path) -> None:
     out = tmp_path / "results"
-    whole = tiny_bundle / "reference.onnx"
+    bundle = make_bundle(reference=True, sure=(0.5, 0.3))
+    whole = bundle / "reference.onnx"
     arguments = ("--requests", 40, "--rounds", 4, "--seconds", 0.1, "--steps", 20, "--device", "cpu", "--quiet")
-    code, text, err = bench("latency", tiny_bundle, "--monolith", whole, *arguments, "--out", out)
+    code, text, err = bench("latency", bundle, "--monolith", whole, *arguments, "--out", out)
     assert (code, err) == (0, "")
     assert "How many times faster" in text
     content = json.loads((out / "result.json").read_text())
     assert content["machine"]["cores"] > 0
     results = content["results"]
     assert results["missing"] == {}
-    networks = ("reference", "monolith", "class-parallel")
+    networks = ("reference", "monolith", "class-parallel", "class-parallel, confident")
     assert set(results["latency"]) == {f"{place}: {n}" for place in ("in process", *TRANSPORTS) for n in networks} | {
         "in process: slowest subnet"
     }
@@ -43,7 +44,8 @@ def test_a_run_leaves_tables_json_pictures_and_one_page(bench, tiny_bundle: Path
         assert one["count"] == 40
         assert values == sorted(values)
         assert values[0] > 0
-    assert results["ratios"]["reference / class-parallel"]["HTTP binary"]["p50"]["low"] > 0
+    for ours in ("class-parallel", "class-parallel, confident"):
+        assert results["ratios"][f"reference / {ours}"]["HTTP binary"]["p50"]["low"] > 0
     assert all(one == {"complete": one["complete"], "other": 0} for one in results["labels"].values())
     assert {load["loop"] for load in results["loads"]} == {"open", "closed"}
     assert all(path.read_bytes().startswith(PNG) for path in out.glob("*.png"))

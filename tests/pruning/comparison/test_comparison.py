@@ -20,7 +20,7 @@ def test_what_nothing_comes_before_is_made_at_the_same_time_and_the_same(wine_so
     torch.save(model.state_dict(), tmp_path / "wine.pt")
     base = Recipe(wine_source, "mlp", batch=32)
     plan = make_plan(base, tmp_path / "wine.pt", threads=1)
-    sweep = sweep_for(3, (0.5,), 900, budget="per-network", recoveries=2)
+    sweep = sweep_for(3, (0.5,), 900, budget="per-network", recoveries=2, redundancies=["1", "2"])
     every = points(base, 3, sweep, len(plan.train))
     alone = PointBuilder(plan, tmp_path / "alone")
     two = PointBuilder(replace(plan, threads=None), tmp_path / "two", (Slot("cpu", 1), Slot("cpu", 1)))
@@ -29,8 +29,9 @@ def test_what_nothing_comes_before_is_made_at_the_same_time_and_the_same(wine_so
     two.begin(every, lambda stage, *_: stages.add(stage))
     made = {
         "monolith-0.5": ("subnets/00", "monolith-0.5: worker 0"),
+        "monolith-0.5-1350-passes": ("subnets/00", "monolith-0.5-1350-passes: worker 0"),
         "single-0.5-per-network": ("recovered", "single-0.5-per-network: recover"),
-        "cyclic-of-2-0.5-per-network": ("recovered-1", "cyclic-of-2-0.5-per-network: recovery 1"),
+        "cyclic2-of-2-0.5-per-network": ("recovered-1", "cyclic2-of-2-0.5-per-network: recovery 1"),
     }
     assert {stage for _, stage in made.values()} <= stages
     for one in every:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -18,7 +19,7 @@ from safetensors.torch import save_file
 
 from benchmarks.compare.measure import Candidate, Timed, frontier, gain
 from pruning import data, models
-from pruning.comparison.points import points, sweep_for
+from pruning.comparison.points import SUMMED, points, sweep_for
 from pruning.recipe import Recipe
 from pruning.run import Run
 from pruning.training.reference import train
@@ -26,13 +27,12 @@ from sensai_serve import load
 from sensai_serve.bundles import Bundle
 from sensai_serve.cli.main import main
 from sensai_serve.errors import InputError
-from sensai_serve.merge import MergePlan
 from sensai_serve.merge.collector import merge
 from sensai_serve.preprocess import normalise
 
 OPTIONS = ("--data", "wine", "--model", "mlp", "--macs", "0.5", "--passes", "900", "--batch", "32", "--threads", "1")
 MEASURED = ("--requests", "20", "--rounds", "4")
-MADE = ["monolith-0.5", "single-0.5-total", "grouped-0.5-total", "cyclic-0.5-total"]
+MADE = ["monolith-0.5", "single-0.5-total", "grouped-0.5-total", "full-0.5-total"]
 
 
 @pytest.fixture(scope="module")
@@ -111,13 +111,23 @@ def test_killed_it_goes_on_and_its_figures_are_those_of_its_files(compare, wine,
             assert found[name]["one_lost"] is None
         else:
             scores = classifier.scores(normalise(dataset.x_test, dataset.spec))
-            plan = MergePlan(bundle.assignment, "majority", bundle.manifest.merge.threshold)
-            left = [
-                merge(plan, [None if w == lost else s for w, s in enumerate(scores)]) for lost in range(len(scores))
-            ]
-            assert found[name]["one_lost"] == min(np.mean(one.class_id == dataset.y_test) for one in left)
+            for key, count in (("one_lost", 1), ("two_lost", 2)):
+                left = [
+                    merge(bundle.merge_plan, [None if w in lost else s for w, s in enumerate(scores)])
+                    for lost in itertools.combinations(range(len(scores)), count)
+                ]
+                worst = min(np.mean(one.class_id == dataset.y_test) for one in left)
+                assert found[name][key] == (worst if count < len(scores) else None)
         recipe = Run.open(out / "points" / name / "run").recipe
         assert found[name]["passes"] == recipe.recover_images + bundle.assignment.n_workers * recipe.images
+    sure = found["full-0.5-total"]["confident"]
+    classifier = load(Bundle.open(out / "points/full-0.5-total/bundle"))
+    answers = [
+        classifier.predict_tensor(normalise(one[None], dataset.spec), wait="confident") for one in dataset.x_test
+    ]
+    labels = np.concatenate([answer.class_id for answer in answers])
+    assert sure["test"] == np.mean(labels == dataset.y_test)
+    assert sure["asked"] == pytest.approx(np.mean([len(answer.arrived) for answer in answers]))
     assert found["same"]["test"] == found["reference"]["test"] > 0.9
     labels = (dataset.x_test.astype(np.float32) @ weight).argmax(axis=1)  # of unnormalised readings, as it was asked
     assert found["foreign"]["test"] == (labels == dataset.y_test).mean()
@@ -129,7 +139,7 @@ def test_killed_it_goes_on_and_its_figures_are_those_of_its_files(compare, wine,
     page = (out / "report.html").read_text()
     assert "<title>sensai compare: wine</title>" in page
     assert str(tmp_path) not in page
-    assert {path.stem for path in out.glob("*.png")} == {"latency-total", "work-total"}
+    assert {path.stem for path in out.glob("*.png")} == {"range"}
 
     code, _, err = compare(*arguments, "--rate", "0.5", "--quiet")
     assert code == 2
@@ -140,21 +150,49 @@ def test_killed_it_goes_on_and_its_figures_are_those_of_its_files(compare, wine,
     assert "two points have the same name" in err
 
 
-@pytest.mark.parametrize(("n_classes", "workers", "groups"), [(3, None, None), (10, None, None), (100, None, 4)])
-def test_the_work_is_equal(n_classes, workers, groups):
+@pytest.mark.parametrize(
+    ("n_classes", "options"),
+    [
+        (3, {}),
+        (10, {}),
+        (10, {"recoveries": 5, "joint_share": 0.125}),
+        (10, {"joint_share": 0.25}),  # nothing is left for networks of their own
+        (100, {"groups": 4, "redundancies": ["1", "2", "full"]}),
+    ],
+)
+def test_the_work_is_equal(n_classes, options):
     base = Recipe("digits", "cnn", batch=32)
-    sweep = sweep_for(n_classes, (0.1, 0.3), 20_000, workers=workers, groups=groups)
+    sweep = sweep_for(n_classes, (0.1, 0.3), 20_000, **options)
     made = points(base, n_classes, sweep, 5_000)
     assert {one.amount for one in made} == {0.1, 0.3}
+    assert len({one.name for one in made}) == len({(one.series, one.amount, one.passes, one.budget) for one in made})
     for one in made:
         recipe = one.recipe
-        assert one.passes == recipe.recover_images + one.workers * recipe.images
-        if one.budget == "per-network" or one.workers == 1:
-            assert recipe.recover_images + recipe.images == 20_000
+        assert one.passes == recipe.recoveries * recipe.recover_images + one.workers * (
+            recipe.images + recipe.joint_images
+        )
+        if one.series == SUMMED:
+            assert one.passes in {of.passes for of in made if of.workers > 1 and of.budget == "per-network"}
+        elif one.budget == "per-network" or one.workers == 1:
+            assert recipe.recover_images + recipe.images + recipe.joint_images == 20_000
         else:
-            assert 20_000 - one.workers < one.passes <= 20_000
+            assert 20_000 - 2 * one.workers - recipe.recoveries < one.passes <= 20_000
     assert {one.recipe.views for one in made} == {8}
-    assert len({(o.amount, o.recipe.recover_images, o.recipe.recover_rate) for o in made if o.workers > 1}) == 2
+    recoveries = {(o.amount, o.recipe.recover_images, o.recipe.recover_rate) for o in made if o.workers > 1}
+    assert len(recoveries) == (4 if sweep.recoveries > 1 else 2)
+
+
+def test_the_range_has_every_redundancy_apart_and_joint_of_one_origin_and_of_several():
+    sweep = sweep_for(10, (0.1,), 20_000, budget="per-network", recoveries=10, joint_share=0.1)
+    made = points(Recipe("digits", "cnn"), 10, sweep, 5_000)
+    assert [one.series for one in made] == [
+        "monolith", *["monolith, all passes"] * 2, "r = 1", "grouped",
+        *(f"{r}{how}" for r in ("r = 3", "r = 5", "full, r = 10")
+          for how in ("", ", joint", ", 10 origins", ", 10 origins, joint")),
+    ]  # fmt: skip
+    full = next(one for one in made if one.series == "full, r = 10, 10 origins, joint").recipe
+    assert (full.assignment, full.redundancy, full.recoveries, full.head) == ("full", 10, 10, "softmax")
+    assert (full.recover_images, full.images, full.joint_images) == (15_000, 3_000, 2_000)
 
 
 @pytest.mark.parametrize(
@@ -193,6 +231,16 @@ def test_what_a_single_network_of_that_latency_reaches():
         ({"--macs": "0.0001"}, "smallest network that can be reached"),
         ({"--budget": "mine"}, "budget is 'mine', expected per-network, total or both"),
         ({"--share": "1"}, "share is 1.0, expected at least 0 and less than 1"),
+        ({"--joint-share": "0.5"}, "share is 0.75 and joint_share 0.5, expected at least 0 and together at most 1"),
+        (
+            {"--joint-share": "0.001"},
+            "leaves 2 for each of 3 workers for the joint retraining, expected at least a batch",
+        ),
+        ({"--redundancy": "1,two"}, "redundancy is 'two', expected whole numbers and full"),
+        ({"--redundancy": "0"}, "redundancy is [0], expected 1 to the number of workers, 3"),
+        ({"--redundancy": "1,4"}, "redundancy is [1, 4], expected 1 to the number of workers, 3"),
+        ({"--recoveries": "4"}, "recoveries is 4, expected 1 to the number of workers, 3"),
+        ({"--merge": "plurality"}, "nothing is called 'plurality'"),
         ({"--passes": "100"}, "expected at least a batch"),
         ({"--workers": "4"}, "workers is 4, expected 2 to the number of classes, 3"),
         ({"--groups": "1"}, "groups is 1, expected 2 to"),
@@ -230,9 +278,9 @@ def test_a_wrong_comparison_is_one_line_and_leaves_nothing(compare, tmp_path, mo
 def test_a_dry_run_makes_nothing(compare, wine, tmp_path):
     code, out, err = compare(*OPTIONS, "--weights", wine, "--out", tmp_path / "out", "--dry-run")
     assert code == 0, err
-    assert "cyclic-0.5-total" in out
-    # The monolith, the shared recovery once, and each worker's own.
-    assert f"{900 + 675 + (3 + 3) * 225 + (3 + 3) * 75:,} image passes in all" in out
+    assert "full-0.5-total" in out
+    # The monolith, the one of all passes, the shared recovery once, and each worker's own.
+    assert f"{900 + 1350 + 675 + (3 + 3) * 225 + (3 + 3) * 75:,} image passes in all" in out
     assert not (tmp_path / "out").exists()
 
 
