@@ -142,7 +142,7 @@ def test_the_deadline_ends_the_work_and_the_wait() -> None:
             while True:
                 check()
 
-        slow = asyncio.create_task(lane.run(endless, monotonic() + 0.2))
+        slow = asyncio.create_task(lane.run(endless, monotonic() + 1))
         await asyncio.to_thread(running.wait)
         with pytest.raises(OverloadedError, match="no image decoder was free"):
             await lane.run(endless, monotonic() + 0.01)

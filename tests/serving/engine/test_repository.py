@@ -288,7 +288,7 @@ def test_what_is_wrong_with_one_bundle_of_a_directory_does_not_keep_the_others_f
         shutil.rmtree(tmp_path / "damaged")
         shutil.rmtree(tmp_path / "again")
         (tmp_path / "half/manifest.json").write_bytes(manifest)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not repository.ready:  # noqa: ASYNC110 - files are looked at now and then, nothing tells
                 await asyncio.sleep(0.01)
         assert {entry.name: entry.ready for entry in await repository.index()} == {"other": True, "whole": True}

@@ -35,6 +35,6 @@ def test_with_64_files_it_starts_and_recovers_after_they_ran_out(tiny_bundle: Pa
                 live = service_pb2_grpc.GRPCInferenceServiceStub(channel).ServerLive
                 assert live(service_pb2.ServerLiveRequest(), timeout=30, wait_for_ready=True).live
             process.send_signal(signal.SIGTERM)
-            assert process.wait(20) == 0
+            assert process.wait(60) == 0
         finally:
             process.kill()

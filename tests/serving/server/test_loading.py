@@ -50,44 +50,44 @@ def workers() -> set[threading.Thread]:
     return {thread for thread in threading.enumerate() if thread.name.startswith("workers-")}
 
 
-@pytest.mark.parametrize(
-    ("harm", "load_s", "message"),
-    [
-        ("loop", 2, "not loaded within 2 s"),
-        ("arithmetic", 2, "not loaded within 2 s"),
-        ("constant", 60, "take too much memory to load, expected at most 2147483648 bytes"),
-    ],
-)
-def test_a_hostile_bundle_is_refused_while_the_others_serve(
-    run_server, tiny_bundle: Path, hostile, harm: Harm, load_s: int, message: str
-) -> None:
-    models = hostile(harm).parent
-    with run_server(tiny_bundle, repository=models, trial=True, limits={"load_s": load_s}) as server:
-        outcome: list[httpx.Response] = []
-        loading = threading.Thread(
-            target=lambda: outcome.append(httpx.post(f"{server.url}/v2/repository/models/hostile/load", timeout=120))
-        )
-        loading.start()
-        raw = {"inputs": np.zeros((3, 8, 8)).tolist()}
-        while loading.is_alive():
-            assert httpx.post(f"{server.url}/v1/predict?model=tiny", json=raw, timeout=2).status_code == 200
-        assert outcome[0].status_code == 400
-        assert message in outcome[0].json()["error"]
-        assert server.repository.names() == ["tiny"]
-        assert httpx.get(f"{server.url}/v2/health/ready").status_code == 200
+def test_hostile_bundles_are_refused_while_the_others_serve(run_server, tiny_bundle: Path, hostile) -> None:
+    expected: dict[Harm, str] = {
+        "constant": "take too much memory to load, expected at most 2147483648 bytes",
+        "loop": "not loaded within 2 s",
+        "arithmetic": "not loaded within 2 s",
+    }
+    models = {hostile(harm, harm).parent for harm in expected}.pop()
+    raw = {"inputs": np.zeros((3, 8, 8)).tolist()}
+    with run_server(tiny_bundle, repository=models, trial=True) as server:
+        for harm, message in expected.items():
+            if harm != "constant":  # a sound bundle, or memory that runs out, may take longer on a busy machine
+                server.repository._options = server.repository._options.model_copy(update={"load_s": 2})
+            outcome: list[httpx.Response] = []
+            url = f"{server.url}/v2/repository/models/{harm}/load"
+            loading = threading.Thread(target=lambda to=outcome, url=url: to.append(httpx.post(url, timeout=120)))
+            loading.start()
+            meanwhile = 0
+            while loading.is_alive():
+                assert httpx.post(f"{server.url}/v1/predict?model=tiny", json=raw, timeout=60).status_code == 200
+                meanwhile += loading.is_alive()
+            assert meanwhile > 0
+            assert outcome[0].status_code == 400
+            assert message in outcome[0].json()["error"]
+            assert server.repository.names() == ["tiny"]
+            assert httpx.get(f"{server.url}/v2/health/ready").status_code == 200
     assert trials_of(os.getpid()) == []
 
 
 def test_a_hostile_bundle_of_a_directory_does_not_keep_the_others_from_serving(tiny_bundle: Path, hostile) -> None:
-    models = hostile("loop", "a-hostile").parent
+    models = hostile("constant", "a-hostile").parent
     shutil.copytree(tiny_bundle, models / "tiny")
 
     async def test() -> None:
-        repository = Repository([], GatewayOptions(devices=CPU, trial=True, load_s=4), models, whole=True)
+        repository = Repository([], GatewayOptions(devices=CPU, trial=True), models, whole=True)
         await repository.start()
         assert repository.names() == ["tiny"]
         reasons = {entry.name: entry.reason for entry in await repository.index()}
-        assert "not loaded within 4 s" in reasons["a-hostile"]
+        assert "take too much memory to load" in reasons["a-hostile"]
         await repository.stop()
 
     asyncio.run(test())
@@ -172,9 +172,9 @@ def test_sigterm_ends_a_process_that_loads(hostile, command: str, harm: Harm, tr
         if trial == "--trial":
             until(lambda: bool(trials_of(pid)), started)
         else:  # to start takes less than that
-            until(lambda: processor_s(pid) > 5, started)
+            until(lambda: processor_s(pid) > 3, started)
         started.send_signal(signal.SIGTERM)
-        assert started.wait(20) == 0
+        assert started.wait(60) == 0
     assert trials_of(pid) == []
 
 
@@ -193,6 +193,6 @@ def test_sigterm_does_not_wait_for_a_load_that_a_client_waits_for(tiny_bundle: P
         loading.start()
         until(lambda: bool(trials_of(started.pid)), started)
         started.send_signal(signal.SIGTERM)
-        assert started.wait(20) == 0
+        assert started.wait(60) == 0
         loading.join()
     assert (outcome[0].status_code, outcome[0].json()) == (503, {"error": "the server is stopping"})

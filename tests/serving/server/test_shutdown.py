@@ -101,7 +101,7 @@ def test_whatever_is_open_sigterm_ends_it_and_requests_in_flight_are_answered(ti
             until_in_flight(http, len(asked))
             process.send_signal(signal.SIGTERM)
             assert [reply(client)[:15] for client in asked] == [b"HTTP/1.1 200 OK"] * 2
-            assert process.wait(20) == 0
+            assert process.wait(60) == 0
         assert process.stderr is not None
         log = process.stderr.read()
         assert "Traceback" not in log
@@ -121,6 +121,6 @@ def test_requests_that_outlast_the_drain_are_told_so(tiny_bundle: Path) -> None:
             said = reply(client)
             assert said.startswith(b"HTTP/1.1 503 ")
             assert said.endswith(b'{"error":"the server is stopping"}')
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
         assert process.stderr is not None
         assert "Traceback" not in process.stderr.read()

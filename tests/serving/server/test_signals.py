@@ -91,7 +91,7 @@ def test_a_second_signal_ends_it_at_once(tiny_bundle: Path) -> None:
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(0.5)  # it drains
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == -signal.SIGTERM
+        assert process.wait(60) == -signal.SIGTERM
         asked.join()
 
 

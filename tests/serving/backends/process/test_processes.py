@@ -181,8 +181,8 @@ def test_workers_of_a_device_share_a_process_and_other_devices_do_not(bundle: Pa
 def test_a_slow_worker_does_not_hold_up_the_others_of_its_process(bundle: Path) -> None:
     async def test() -> None:
         options: dict[str, Any] = {"processes": "device", "wait": "all", "patience": 0}
-        async with serving(bundle, "2:delay=300ms,after=8", **options) as gateway:
-            reply = await gateway.infer(inputs(), timeout_s=0.25)
+        async with serving(bundle, "2:delay=3s,after=8", **options) as gateway:
+            reply = await gateway.infer(inputs(), timeout_s=1)
             assert reply.erasures == {2: Cause.DEADLINE}
 
     run(test)

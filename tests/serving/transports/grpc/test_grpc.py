@@ -196,13 +196,13 @@ def test_a_stream_answers_in_order_with_errors_among_the_answers(client, golden)
 
 
 def test_the_deadline_of_a_call_answers_with_what_is_there(run_server, tiny_bundle, golden) -> None:
-    settings = {"inference": {"faults": "3:delay=3s", "wait": "all"}}
+    settings = {"inference": {"faults": "3:delay=6s", "wait": "all"}}
     with (
         run_server(tiny_bundle, grpc="127.0.0.1:0", **settings) as server,
         triton.InferenceServerClient(server.grpc) as client,
     ):
         for timeout in (None, 10_000_000):
-            reply = client.infer("tiny", [tensor(golden.inputs[:1])], client_timeout=1.0, timeout=timeout)
+            reply = client.infer("tiny", [tensor(golden.inputs[:1])], client_timeout=2.0, timeout=timeout)
             assert reply.get_response().parameters["missing"].string_param == "3"
 
 
@@ -214,7 +214,7 @@ def test_requests_that_are_cancelled_or_late_are_abandoned(run_server, tiny_bund
         triton.InferenceServerClient(server.grpc) as client,
     ):
         inputs = [tensor(golden.inputs[:1])]
-        refused("UNAVAILABLE", client.infer, "tiny", inputs, client_timeout=1.0, timeout=20_000)
+        refused("UNAVAILABLE", client.infer, "tiny", inputs, client_timeout=30, timeout=20_000)
         with pytest.raises(InferenceServerException, match=r"no copy|Deadline"):
             client.infer("tiny", inputs, client_timeout=0.05)
         gateway = server.repository.get("tiny")
@@ -322,7 +322,7 @@ def test_a_port_that_is_taken(run_server, tiny_bundle, served) -> None:
 def test_a_malformed_message_is_the_clients_fault(channel, method, sent) -> None:
     call = channel.unary_unary(f"/inference.GRPCInferenceService/{method}")
     with pytest.raises(grpc.RpcError, match="message of Protocol Buffers") as caught:
-        call(sent, timeout=20)
+        call(sent, timeout=60)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
@@ -333,10 +333,10 @@ def test_a_message_of_more_fields_than_a_request_needs_is_refused(run_server, ti
         grpc.insecure_channel(server.grpc) as channel,
     ):
         with pytest.raises(grpc.RpcError, match="more than 65536 fields") as caught:
-            channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")(many, timeout=20)
+            channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")(many, timeout=60)
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         stream = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
-        reply = next(stream(iter([many]), timeout=20))
+        reply = next(stream(iter([many]), timeout=60))
         assert "more than 65536 fields" in pb.ModelStreamInferResponse.FromString(reply).error_message
 
 
@@ -344,7 +344,7 @@ def test_messages_together_take_no_more_memory_than_allowed(run_server, tiny_bun
     """Two of 20,000 bytes where 30,000 are allowed: the second is refused until the first is answered."""
     limits = {"body_bytes": 30_000, "bodies_bytes": 30_000}
     with (
-        run_server(tiny_bundle, grpc="127.0.0.1:0", limits=limits, inference={"faults": "*:delay=300ms"}) as server,
+        run_server(tiny_bundle, grpc="127.0.0.1:0", limits=limits, inference={"faults": "*:delay=1s"}) as server,
         grpc.insecure_channel(server.grpc) as channel,
     ):
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)

@@ -44,24 +44,24 @@ def test_an_idle_stream_whose_client_pings_each_second_survives(run_server, tiny
         with pytest.raises(queue.Empty):
             answers.get(timeout=6)  # nothing ends it
         ask(client)
-        assert answers.get(timeout=10).as_numpy("class_id").shape == (1,)
+        assert answers.get(timeout=60).as_numpy("class_id").shape == (1,)
 
 
 def test_pings_that_the_settings_allow_do_no_harm(run_server, tiny_bundle: Path, answers) -> None:
-    allowed = {"http2_min_recv_ping_interval_without_data": 20}
+    allowed = {"http2_min_recv_ping_interval_without_data": 1}  # pings may come in a bunch
     with run_server(tiny_bundle, grpc="127.0.0.1:0", grpc_keepalive=allowed) as server, pinging(server, 50) as client:
         streaming(client, answers)
         with pytest.raises(queue.Empty):
             answers.get(timeout=0.6)
         ask(client)
-        assert answers.get(timeout=10).as_numpy("class_id").shape == (1,)
+        assert answers.get(timeout=60).as_numpy("class_id").shape == (1,)
 
 
 def test_pings_that_they_forbid_end_the_connection(run_server, tiny_bundle: Path, answers) -> None:
     refused = {"http2_min_recv_ping_interval_without_data": 300_000}
     with run_server(tiny_bundle, grpc="127.0.0.1:0", grpc_keepalive=refused) as server, pinging(server, 50) as client:
         streaming(client, answers)
-        assert "Too many pings" in str(answers.get(timeout=20))
+        assert "Too many pings" in str(answers.get(timeout=60))
 
 
 def test_tritons_options_and_defaults() -> None:

@@ -138,7 +138,7 @@ def test_a_client_that_only_closes_its_sending_side_gets_its_answers(run_server,
 
 
 def test_an_answer_that_takes_too_long_for_a_client_that_may_be_gone(run_server, tiny_bundle) -> None:
-    faults = {"faults": "*:delay=300ms"}
+    faults = {"faults": "*:delay=1s"}
     with (
         run_server(tiny_bundle, inference=faults, limits={"half_closed_s": 0}) as server,
         connect(server) as connection,
@@ -164,7 +164,7 @@ def test_a_client_that_stops_in_the_middle_is_let_go(run_server, tiny_bundle, se
 
 def test_a_client_that_leaves_is_not_answered(run_server, tiny_bundle) -> None:
     """Its request gives up its place, so that the next one is not refused."""
-    with run_server(tiny_bundle, inference={"faults": "*:delay=300ms"}, limits={"in_flight": 1}) as server:
+    with run_server(tiny_bundle, inference={"faults": "*:delay=1s"}, limits={"in_flight": 1}) as server:
         admission = server.repository.get("tiny").admission
         for path in (INFER, "/v1/predict"):
             body = BODY if path == INFER else json.dumps({"inputs": [[[0] * 8] * 8] * 3}).encode()

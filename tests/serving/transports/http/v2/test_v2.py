@@ -159,7 +159,7 @@ def test_requests_at_the_same_time(client, golden) -> None:
 
 def test_a_timeout_that_cannot_be_met_is_a_503(run_server, tiny_bundle, golden) -> None:
     with (
-        run_server(tiny_bundle, inference={"faults": "*:delay=100ms"}) as slow,
+        run_server(tiny_bundle, inference={"faults": "*:delay=500ms"}) as slow,
         triton.InferenceServerClient(slow.address) as client,
     ):
         with pytest.raises(InferenceServerException) as caught:
