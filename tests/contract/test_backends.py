@@ -144,10 +144,10 @@ def test_a_worker_without_scores_is_an_erasure(tiny_bundle: Path, backend: str, 
 
 def test_a_deadline_answers_with_what_is_there(tiny_bundle: Path, backend: str) -> None:
     async def test() -> None:
-        faults = "0+3:delay=3s,after=10"
+        faults = "0+3:delay=1200ms,after=10"
         async with serving(tiny_bundle, faults, backend=backend, wait="all", patience=0) as gateway:
             await asyncio.gather(*(gateway.infer(inputs()) for _ in range(2)))
-            reply = await gateway.infer(inputs(), timeout_s=1)
+            reply = await gateway.infer(inputs(), timeout_s=0.4)
             assert reply.answer.missing == (0, 3)
             assert reply.erasures == {0: Cause.DEADLINE, 3: Cause.DEADLINE}
 

@@ -149,7 +149,7 @@ def test_a_straggler_of_the_first_wave_is_not_waited_for_longer_than_patience(en
 
 def test_a_deadline_ends_the_waves(ensemble: Path, backend: str) -> None:
     async def test() -> None:
-        faults = "0+1:delay=3s,after=10"
+        faults = "0+1:delay=900ms,after=10"
         async with serving(ensemble, faults, backend=backend, **IN_TWOS | {"on_missing": "degrade"}) as gateway:
             await asyncio.gather(*(gateway.infer(inputs()) for _ in range(2)))
             reply = await gateway.infer(inputs(), timeout_s=0.05)
