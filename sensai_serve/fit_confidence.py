@@ -99,6 +99,21 @@ def answer_in_turn(inputs: ScoredInputs) -> tuple[Labels, npt.NDArray[np.int64]]
     return early, asked
 
 
+def answers_in_order(inputs: ScoredInputs, order: Sequence[int]) -> tuple[Labels, _Leads]:
+    """What inputs come to after 1, 2, ... workers of an order.
+
+    Args:
+        inputs: scores of all workers.
+        order: every worker once.
+
+    Returns:
+        Classes [W, N], and by how much each leads [W, N].
+    """
+    partial, every = _Partial(inputs, inputs.labels()), np.arange(len(inputs.scores[0]))
+    each = [partial.answers(every, sorted(order[:asked])) for asked in range(1, len(order) + 1)]
+    return np.stack([labels for labels, _ in each]), np.stack([found for _, found in each])
+
+
 def _some(inputs: ScoredInputs, seed: int) -> ScoredInputs:
     """The inputs, or as many random ones as fit into memory."""
     assignment, count = inputs.plan.assignment, len(inputs.scores[0])

@@ -11,7 +11,8 @@ from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
 from sensai_serve.assignment import Assignment
-from sensai_serve.errors import AssignmentError, BundleError, InputError
+from sensai_serve.errors import AssignmentError, BundleError, InputError, RequestError
+from sensai_serve.merge import WAITS, Wait, parse_wait
 from sensai_serve.merge.confidence import Confidence
 from sensai_serve.preprocess import InputSpec
 
@@ -39,6 +40,8 @@ class SubnetSpec:
     macs: int = 0
     """Multiply-accumulate operations for one input; 0 where unknown."""
     parameters: int = 0
+    microseconds: float = 0.0
+    """What one input takes on one core of the machine that made the bundle; 0 where unknown."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,11 @@ class MergeSpec:
     """A copy votes for its class when its score is at least this."""
     confident: Confidence | None = None
     """When an answer is so sure that it stands before all copies are there; None where no thresholds were fitted."""
+    wait: Wait | None = None
+    """What requests wait for where neither they nor the server say otherwise; None: ``decided``."""
+    wave: tuple[int, ...] = ()
+    """Workers that requests that wait for ``confident`` ask at a time, where the server does not say; empty: as many as
+    its devices run side by side."""
 
 
 @dataclass(frozen=True)
@@ -84,11 +92,15 @@ class Manifest:
         if self.reference is not None:
             _inside(self.reference, "reference")
         for s in self.subnets:
-            for name in ("macs", "parameters"):
+            for name in ("macs", "parameters", "microseconds"):
                 if getattr(s, name) < 0:
                     raise BundleError(f"subnets[{s.worker}].{name} is {getattr(s, name)}, expected 0 or more")
         if not 0 < self.merge.threshold < 1:
             raise BundleError(f"merge.threshold is {self.merge.threshold}, expected a number between 0 and 1")
+        if self.merge.wait == "confident" and self.merge.confident is None:
+            raise BundleError("merge.wait is 'confident', expected thresholds for it in merge.confident")
+        if any(size < 1 for size in self.merge.wave):
+            raise BundleError(f"merge.wave is {list(self.merge.wave[:20])}, expected at least 1 worker in each wave")
         n_workers, copies = self.assignment.n_workers, max(map(len, self.assignment.workers_of))
         if (confident := self.merge.confident) is not None:
             if len(confident.order) != n_workers:
@@ -114,6 +126,15 @@ class Manifest:
             raise BundleError(f"subnets and labels do not fit: {error}") from None
 
     @property
+    def costs(self) -> tuple[float, ...]:
+        """What a run of each worker costs: microseconds, or MACs, where all workers have them; else all the same."""
+        for name in ("microseconds", "macs"):
+            costs = tuple(float(getattr(subnet, name)) for subnet in self.subnets)
+            if min(costs) > 0:
+                return costs
+        return (1.0,) * len(self.subnets)
+
+    @property
     def precision(self) -> str:
         """Arithmetic of the subnets, as the bundle's maker says it: ``fp32``, ``int8``; empty where nothing is said."""
         said = self.provenance.get("precision")
@@ -135,6 +156,7 @@ class Manifest:
                     "head": s.head,
                     "macs": s.macs,
                     "parameters": s.parameters,
+                    **({"microseconds": s.microseconds} if s.microseconds else {}),
                 }
                 for s in self.subnets
             ],
@@ -182,6 +204,8 @@ class Manifest:
                 merge=MergeSpec(
                     rule=_get(merge, "rule", _string, "majority", where="merge."),
                     threshold=_get(merge, "threshold", _number, 0.5, where="merge."),
+                    wait=_get(merge, "wait", _optional(_wait), None, where="merge."),
+                    wave=_get(merge, "wave", _list_of(_integer), (), where="merge."),
                     confident=_confidence(_get(merge, "confident", _optional(_object), None, where="merge.")),
                 ),
                 reference=_get(raw, "reference", _optional(_string), None),
@@ -207,6 +231,7 @@ def _subnet(raw: Mapping[str, Any], where: str) -> SubnetSpec:
         head=_get(raw, "head", _string, "sigmoid", where=where),
         macs=_get(raw, "macs", _integer, 0, where=where),
         parameters=_get(raw, "parameters", _integer, 0, where=where),
+        microseconds=_get(raw, "microseconds", _number, 0.0, where=where),
     )
 
 
@@ -226,6 +251,10 @@ def _confidence(raw: Mapping[str, Any] | None) -> Confidence | None:
 
 def _merge_to_json(merge: MergeSpec) -> dict[str, Any]:
     raw: dict[str, Any] = {"rule": merge.rule, "threshold": merge.threshold}
+    if merge.wait is not None:
+        raw["wait"] = merge.wait
+    if merge.wave:
+        raw["wave"] = list(merge.wave)
     if (confident := merge.confident) is not None:
         raw["confident"] = {
             "agreement": confident.agreement,
@@ -257,6 +286,13 @@ def _string(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError("text")
     return value
+
+
+def _wait(value: Any) -> Wait:
+    try:
+        return parse_wait(_string(value))
+    except RequestError:
+        raise TypeError(f"one of {', '.join(WAITS)}") from None
 
 
 def _integer(value: Any) -> int:

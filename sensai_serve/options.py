@@ -205,7 +205,7 @@ def check_ranges(declared: Any, fail: type[Exception]) -> None:
         annotation, marks = split(hints[field.name])
         value = getattr(declared, field.name)
         choices = _value(annotation)[2]
-        if choices and value not in choices:
+        if choices and value is not None and value not in choices:
             raise fail(f"{field.name} is {value!r}, expected one of {', '.join(choices)}")
         for mark in marks:
             if isinstance(mark, Range) and value is not None and not mark.least <= value <= mark.most:

@@ -104,7 +104,7 @@ def measure(
     Raises:
         ServingError: the bundle does not survive such a loss, or a node cannot start.
     """
-    costs = [float(subnet.macs) for subnet in bundle.manifest.subnets]
+    costs = bundle.manifest.costs
     places = [Device("remote", endpoint=WorkerEndpoint("grpc", f"host-{i}", 1)) for i in range(HOSTS)]
     parts = list(spread(bundle.assignment, costs, places).values())
     if losses_covered(bundle.assignment, {str(i): set(part) for i, part in enumerate(parts)}) < 1:

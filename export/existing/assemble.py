@@ -5,27 +5,33 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import sensai_serve
+from export.existing.cascade import Cascade, confidence_of
+from export.existing.choose import Chooser
 from export.existing.cost import macs, parameters
 from export.existing.examine import Examined, OnProgress, assignment_of, described, examine
-from export.existing.gives import Gives
+from export.existing.given import Array
 from export.existing.measure import Measured, measure, scores_of
 from export.existing.members import Member
 from export.existing.options import BEST_RULE, BundleOptions
-from export.existing.samples import RANDOM, Data, RawInputs
+from export.existing.samples import RANDOM, Data, RawInputs, check_raw
 from export.existing.subnets import build
 from export.speed import microseconds
-from sensai_serve.assignment import Assignment
 from sensai_serve.bundles import GOLDEN, MANIFEST, REFERENCE, Bundle, atomic_directory, sha256_of
 from sensai_serve.errors import InputError
+from sensai_serve.fit_confidence import fit_confidence
 from sensai_serve.local import load
+from sensai_serve.lost_workers import ScoredInputs
 from sensai_serve.manifest import Manifest, MergeSpec, SubnetSpec
-from sensai_serve.preprocess import normalise
+from sensai_serve.merge import MergePlan, Wait
+from sensai_serve.merge.confidence import Confidence
+from sensai_serve.preprocess import Floats, normalise
 
 GOLDEN_SAMPLES = 8
 """Number of golden samples in a bundle."""
@@ -65,118 +71,199 @@ def make_bundle(
     if not members:
         raise InputError("no model is given, expected ONNX files")
     labelled = data.some(options.limit, options.seed) if isinstance(data, Data) else None
-    if options.merge == BEST_RULE and labelled is None:
-        raise InputError("merge is auto and there is no labelled data to choose with, expected --data, or a rule")
+    alone = None if data is None or isinstance(data, Data) else lru_cache(1)(data)
+    if labelled is None and (options.cascade or options.merge == BEST_RULE):
+        what = "a cascade is fitted" if options.cascade else "the best rule is found"
+        raise InputError(f"{what} on labelled data, and there is none, expected --data SOURCE")
+    if options.cascade and len(members) < 2:
+        raise InputError("a cascade of one file is none, expected two files or more")
     with atomic_directory(out) as folder:
         everybody = [*members, *([] if reference is None else [reference])]
-        found = examine(everybody, labels, data if labelled is None else labelled, options, on_progress)
-        files = range(len(members))
-        file_of = [file for file in files for _ in range(options.replicas)]
-        assignment = assignment_of([found.subnets[file].classes for file in file_of], len(found.labels))
+        found = examine(everybody, labels, alone if labelled is None else labelled, options, on_progress)
+        made = _Made(found, len(members), options, on_progress)
         if reference is not None and found.subnets[-1].classes != tuple(range(len(found.labels))):
             raise InputError(f"{reference.name} is the reference, expected one for all classes in their order")
-        rule, measured = _rule(options, labelled is not None, len(members), assignment), None
         if labelled is not None:
-            measured = _measure(found, labelled, assignment, file_of, rule, options, on_progress)
-            rule = measured.choices.rule
-            found = _calibrated(found, measured.choices.temperatures)
-        _write(folder, found, assignment, file_of, rule, measured, labelled, name or _name(members[0]), reference)
+            made.measure(labelled)
+        elif alone is not None:
+            made.score(alone(found.spec))
+        made.write(folder, name or _name(members[0]))
     return Bundle.open(out)
 
 
-def _rule(options: BundleOptions, labelled: bool, n_files: int, assignment: Assignment) -> str:
-    """The merge rule where it is not chosen on data, or `BEST_RULE`."""
-    if options.merge is not None:
-        return options.merge
-    if n_files == 1 or assignment.redundancy == 1:
-        return "majority"
-    return BEST_RULE if labelled else "mean" if assignment.kind == "full" else "majority"
+class _Made:
+    """A bundle in the making."""
+
+    def __init__(self, found: Examined, n_files: int, options: BundleOptions, on_progress: OnProgress) -> None:
+        self.found = found
+        self.n_files = n_files
+        self.options = options
+        self.on_progress = on_progress
+        self.file_of = [file for file in range(n_files) for _ in range(options.replicas)]
+        """The file that each worker runs."""
+        self.assignment = assignment_of([found.subnets[file].classes for file in self.file_of], len(found.labels))
+        times = microseconds({str(at): network for at, network in enumerate(found.networks)}, found.samples[:1])
+        self.microseconds = list(times.values())
+        """What each file takes for one input on one core."""
+        self.cascade: Cascade | None = None
+        if options.cascade:
+            if self.assignment.kind != "full":
+                raise InputError("a cascade asks files for all classes, expected no FILE=class,class of some")
+            self.cascade = Cascade(tuple(self.microseconds[file] for file in self.file_of), options.loss / 100)
+        self.rule = self._rule(labelled=False)
+        self.data: Data | None = None
+        self.measured: Measured | None = None
+        self.confident: Confidence | None = None
+
+    def measure(self, data: Data) -> None:
+        """Choose on labelled inputs and measure."""
+        found, options, scores = self.found, self.options, self._scores(normalise(data.x, self.found.spec))
+        chooser = Chooser(
+            found.subnets[: self.n_files],
+            scores[: self.n_files],
+            data.y,
+            self.assignment,
+            self.file_of,
+            self._rule(labelled=True),
+            options.calibrate,
+            self.cascade,
+        )
+        measured = measure(chooser, options.seed)
+        if len(scores) > self.n_files:
+            measured.accuracy["reference"] = float((scores[-1].argmax(axis=1) == data.y).mean())
+        self.data, self.measured, self.rule = data, measured, measured.choices.rule
+        self._calibrate(measured.choices.temperatures)
+        if self.cascade is not None:
+            self.confident = confidence_of(measured.inputs, self.cascade, measured.choices.thresholds)
+        else:
+            self._fit_confidence(measured.inputs)
+
+    def score(self, raw: Array) -> None:
+        """Fit to inputs without labels what needs none."""
+        inputs = normalise(check_raw(raw, self.found.spec, "the data"), self.found.spec)
+        scores = [
+            np.ascontiguousarray(one[:, list(subnet.gives.columns)])
+            for subnet, one in zip(self.found.subnets, self._scores(inputs), strict=True)
+        ]
+        plan = MergePlan(self.assignment, self.rule)
+        self._fit_confidence(ScoredInputs(plan, [scores[file] for file in self.file_of]))
+
+    def write(self, folder: Path, name: str) -> None:
+        """Write the bundle into a directory."""
+        found, checksums = self.found, dict[str, str]()
+        (folder / "subnets").mkdir()
+        for file in range(self.n_files):
+            (folder / _path(file)).write_bytes(found.networks[file])
+        if len(found.networks) > self.n_files:
+            (folder / REFERENCE).write_bytes(found.networks[-1])
+            checksums[REFERENCE] = sha256_of(folder / REFERENCE)
+        manifest = Manifest(
+            name=name,
+            labels=found.labels,
+            input=found.spec,
+            subnets=tuple(self._spec(folder, worker, file) for worker, file in enumerate(self.file_of)),
+            kind=self.assignment.kind,
+            symbols=self.assignment.symbols,
+            merge=MergeSpec(self.rule, confident=self.confident, wait=self._wait(), wave=(1,) if self.cascade else ()),
+            reference=REFERENCE if checksums else None,
+            checksums=checksums,
+            accuracy={} if self.measured is None else self.measured.accuracy,
+            provenance=self._provenance(),
+        )
+        (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+        classifier = load(Bundle.open(folder))
+        inputs = found.samples[_golden(classifier.predict_tensor(found.samples).class_id)]
+        answer = classifier.predict_tensor(inputs)
+        np.savez(folder / GOLDEN, inputs=inputs, scores=answer.scores, class_id=answer.class_id)
+        checksums[GOLDEN] = sha256_of(folder / GOLDEN)
+        if self.measured is not None and self.data is not None:
+            class_id = self.measured.inputs.labels()
+            np.savez_compressed(folder / EVALUATION, class_id=class_id, label=self.data.y)
+            checksums[EVALUATION] = sha256_of(folder / EVALUATION)
+        (folder / MANIFEST).write_text(dataclasses.replace(manifest, checksums=checksums).to_json(), encoding="utf-8")
+        Bundle.open(folder).verify()
+
+    def _rule(self, *, labelled: bool) -> str:
+        """The merge rule; `BEST_RULE` where labelled data is to choose it."""
+        if self.options.merge is not None:
+            return self.options.merge
+        if self.n_files == 1 or self.assignment.redundancy == 1:
+            return "majority"
+        return BEST_RULE if labelled else "mean" if self.assignment.kind == "full" else "majority"
+
+    def _wait(self) -> Wait | None:
+        if self.cascade is not None:
+            return "confident"
+        return self.options.wait or ("first" if self.n_files == 1 and self.options.replicas > 1 else None)
+
+    def _scores(self, inputs: Floats) -> list[Floats]:
+        """Scores of each file [N, all of its numbers], without temperatures."""
+        scores, name = list[Floats](), self.found.spec.name
+        for subnet in self.found.subnets:
+            scores.append(scores_of(subnet.whole().network(name), name, inputs))
+            self.on_progress("evaluate", len(scores), len(self.found.subnets))
+        return scores
+
+    def _fit_confidence(self, inputs: ScoredInputs) -> None:
+        if self.n_files > 1:  # replicas are always of one mind
+            self.confident = fit_confidence(inputs, seed=self.options.seed)
+
+    def _calibrate(self, temperatures: Sequence[float]) -> None:
+        """Put temperatures into the subnets."""
+        found = self.found
+        subnets, networks = list(found.subnets), list(found.networks)
+        for at, temperature in enumerate(temperatures):
+            if temperature != 1:
+                gives = dataclasses.replace(subnets[at].gives, temperature=temperature)
+                subnet = dataclasses.replace(subnets[at], gives=gives)
+                subnets[at], networks[at] = build(subnet, found.spec.name, found.samples, found.numbers[at])
+        self.found = dataclasses.replace(found, subnets=tuple(subnets), networks=tuple(networks))
+
+    def _spec(self, folder: Path, worker: int, file: int) -> SubnetSpec:
+        subnet = self.found.subnets[file]
+        return SubnetSpec(
+            worker,
+            _path(file),
+            sha256_of(folder / _path(file)),
+            subnet.classes,
+            "scores" if subnet.gives.activation == "none" else subnet.gives.activation,
+            macs(subnet.given, subnet.takes.own),
+            parameters(subnet.given),
+            self.microseconds[file],
+        )
+
+    def _provenance(self) -> dict[str, Any]:
+        """What the bundle was made of. Of paths only the last part is kept: it is nobody's business where files lie."""
+        found = self.found
+        said: dict[str, Any] = {
+            "made_by": f"sensai-serve {sensai_serve.__version__}",
+            "files": [
+                {
+                    "file": Path(subnet.given.name).name,
+                    "sha256": subnet.given.sha256,
+                    "takes": subnet.takes.described(),
+                    "gives": subnet.gives.described(),
+                    "loop": subnet.one_by_one,
+                    "microseconds": time,
+                }
+                for subnet, time in zip(found.subnets, self.microseconds, strict=True)
+            ],
+            "golden": f"{RANDOM} random inputs" if found.random else "inputs of the data",
+            "normalisation": described(found.spec.normalisation),
+        }
+        if self.data is not None and self.measured is not None:
+            said |= {"data": self.data.name, "temperatures": list(self.measured.choices.temperatures)}
+            said["measured"] = "choices were made on other inputs of the data than those that they are measured on"
+        if self.cascade is not None:
+            said["cascade"] = {"loss": self.cascade.loss}
+        if found.tried:
+            said["normalisations_tried"] = dict(found.tried)
+        return said
 
 
-def _measure(
-    found: Examined,
-    data: Data,
-    assignment: Assignment,
-    file_of: Sequence[int],
-    rule: str,
-    options: BundleOptions,
-    on_progress: OnProgress,
-) -> Measured:
-    inputs, scores = normalise(data.x, found.spec), []
-    whole = [subnet.whole() for subnet in found.subnets]
-    for subnet in whole:
-        scores.append(scores_of(subnet.network(found.spec.name), found.spec.name, inputs))
-        on_progress("evaluate", len(scores), len(whole))
-    count = max(file_of) + 1
-    measured = measure(
-        found.subnets[:count], scores[:count], data.y, assignment, file_of,
-        rule=rule, calibrate=options.calibrate, seed=options.seed,
-    )  # fmt: skip
-    if len(scores) > count:
-        measured.accuracy["reference"] = float((scores[-1].argmax(axis=1) == data.y).mean())
-    return measured
-
-
-def _calibrated(found: Examined, temperatures: Sequence[float]) -> Examined:
-    """The same with temperatures in the subnets."""
-    subnets, networks = list(found.subnets), list(found.networks)
-    for at, temperature in enumerate(temperatures):
-        if temperature != 1:
-            gives = dataclasses.replace(subnets[at].gives, temperature=temperature)
-            subnet = dataclasses.replace(subnets[at], gives=gives)
-            subnets[at], networks[at] = build(subnet, found.spec.name, found.samples, found.numbers[at])
-    return dataclasses.replace(found, subnets=tuple(subnets), networks=tuple(networks))
-
-
-def _write(
-    folder: Path,
-    found: Examined,
-    assignment: Assignment,
-    file_of: Sequence[int],
-    rule: str,
-    measured: Measured | None,
-    data: Data | None,
-    name: str,
-    reference: Member | None,
-) -> None:
-    (folder / "subnets").mkdir()
-    specs, checksums = list[SubnetSpec](), dict[str, str]()
-    for worker, file in enumerate(file_of):
-        path = f"subnets/{file:02}.onnx"  # replicas share it
-        if not (folder / path).exists():
-            (folder / path).write_bytes(found.networks[file])
-        subnet = found.subnets[file]
-        size = macs(subnet.given, subnet.takes.own), parameters(subnet.given)
-        specs.append(SubnetSpec(worker, path, sha256_of(folder / path), subnet.classes, _head(subnet.gives), *size))
-    if reference is not None:
-        (folder / REFERENCE).write_bytes(found.networks[-1])
-        checksums[REFERENCE] = sha256_of(folder / REFERENCE)
-    manifest = Manifest(
-        name=name,
-        labels=found.labels,
-        input=found.spec,
-        subnets=tuple(specs),
-        kind=assignment.kind,
-        symbols=assignment.symbols,
-        merge=MergeSpec(rule),
-        reference=None if reference is None else REFERENCE,
-        checksums=checksums,
-        accuracy={} if measured is None else measured.accuracy,
-        provenance=_provenance(found, measured, data, count=max(file_of) + 1),
-    )
-    (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-    classifier = load(Bundle.open(folder))
-    answers = classifier.predict_tensor(found.samples)
-    chosen = _golden(answers.class_id)
-    inputs = found.samples[chosen]
-    answer = classifier.predict_tensor(inputs)
-    np.savez(folder / GOLDEN, inputs=inputs, scores=answer.scores, class_id=answer.class_id)
-    checksums[GOLDEN] = sha256_of(folder / GOLDEN)
-    if measured is not None and data is not None:
-        np.savez_compressed(folder / EVALUATION, class_id=measured.class_id, label=data.y)
-        checksums[EVALUATION] = sha256_of(folder / EVALUATION)
-    (folder / MANIFEST).write_text(dataclasses.replace(manifest, checksums=checksums).to_json(), encoding="utf-8")
-    Bundle.open(folder).verify()
+def _path(file: int) -> str:
+    """Where a file's network lies in the bundle; its replicas share it."""
+    return f"subnets/{file:02}.onnx"
 
 
 def _golden(class_id: Any) -> Any:
@@ -184,39 +271,6 @@ def _golden(class_id: Any) -> Any:
     _, first = np.unique(class_id, return_index=True)
     others = np.setdiff1d(np.arange(len(class_id)), first)
     return np.sort(np.concatenate([np.sort(first), others])[:GOLDEN_SAMPLES])
-
-
-def _provenance(found: Examined, measured: Measured | None, data: Data | None, count: int) -> dict[str, Any]:
-    """What the bundle was made of. Of paths only the last part is kept: it is nobody's business where files lie."""
-    one = found.samples[:1]
-    times = microseconds({str(at): network for at, network in enumerate(found.networks)}, one)
-    said: dict[str, Any] = {
-        "made_by": f"sensai-serve {sensai_serve.__version__}",
-        "files": [
-            {
-                "file": Path(subnet.given.name).name,
-                "sha256": subnet.given.sha256,
-                "takes": subnet.takes.described(),
-                "gives": subnet.gives.described(),
-                "loop": subnet.one_by_one,
-                "microseconds": times[str(at)],
-            }
-            for at, subnet in enumerate(found.subnets)
-        ],
-        "golden": f"{RANDOM} random inputs" if found.random else "inputs of the data",
-        "normalisation": described(found.spec.normalisation),
-    }
-    if data is not None and measured is not None:
-        said |= {"data": data.name, "temperatures": list(measured.choices.temperatures)}
-        said["measured"] = "choices were made on other inputs of the data than those that they are measured on"
-    if found.tried:
-        said["normalisations_tried"] = dict(found.tried)
-    return said
-
-
-def _head(gives: Gives) -> str:
-    """What the manifest calls a worker's head."""
-    return "scores" if gives.activation == "none" else gives.activation
 
 
 def _name(member: Member) -> str:

@@ -28,6 +28,13 @@ class BundleOptions:
     """How the copies of a class become one answer. ``auto`` is the rule that is right most often, for which labelled
     data is needed; where not given: ``auto`` for different files with labelled data, ``mean`` for them without, and
     ``majority`` for replicas and for files of some classes each."""
+    wait: Literal["first", "decided", "quorum", "all"] | None = None
+    """What requests wait for where neither they nor the server say otherwise: ``first`` for replicas of one file,
+    ``confident`` for a cascade, ``decided`` for everything else, where not given."""
+    cascade: bool = False
+    """Ask the files in the order of their cost, the next only where those before are not sure; needs labelled data."""
+    loss: Annotated[float, Range(0, 100)] = 0.1
+    """Points of accuracy that a cascade may lose against the best file alone."""
     calibrate: bool = True
     """Scale each file's log odds by a temperature fitted to labelled data, so that their scores mean the same."""
 
@@ -61,6 +68,10 @@ class BundleOptions:
 
     def __post_init__(self) -> None:
         check_ranges(self, InputError)
+        if self.cascade and (self.replicas > 1 or self.wait is not None):
+            raise InputError(
+                "a cascade asks one worker after the other, expected neither --replicas nor --wait with it"
+            )
         if self.resize is not None and len(self.resize) not in (1, 2):
             raise InputError(f"resize is {list(self.resize)}, expected a shorter side, or a height and a width")
         if self.crop is not None and len(self.crop) != 2:

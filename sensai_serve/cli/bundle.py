@@ -122,7 +122,7 @@ def _data(data: str | None, labels: tuple[str, ...] | None, seed: int) -> Data |
 
 
 def _summary(bundle: Bundle) -> Iterator[str]:
-    from sensai_serve.cli.inspect import accuracy_lines
+    from sensai_serve.cli.inspect import accuracy_lines, confident_lines
 
     manifest = bundle.manifest
     yield (
@@ -138,4 +138,5 @@ def _summary(bundle: Bundle) -> Iterator[str]:
     yield f"input: {kind} {list(manifest.input.shape)}, {made['normalisation']}; golden samples: {made['golden']}"
     for words, share in made.get("normalisations_tried", {}).items():
         yield f"tried: {words}: {share:.1%} right"
+    yield from confident_lines(bundle, None)
     yield from accuracy_lines(manifest.accuracy)

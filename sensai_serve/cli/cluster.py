@@ -165,7 +165,7 @@ def place(
     devices = [Device("remote", endpoint=parse_endpoint(url, Security())) for url in servers]
     if len(set(devices)) != len(devices) or any(d.endpoint is not None and d.endpoint.model for d in devices):
         raise InputError(f"servers are {' '.join(servers)}, expected different ones, without a model")
-    found = spread(opened.assignment, [float(subnet.macs) for subnet in manifest.subnets], devices)
+    found = spread(opened.assignment, manifest.costs, devices)
     device_of = {worker: devices.index(device) for device, workers in found.items() for worker in workers}
     hosts = hosts_of(devices, [device_of[worker] for worker in range(len(manifest.subnets))])
     for line in host_lines(opened.assignment, manifest.labels, hosts):
@@ -191,7 +191,7 @@ def plan(
     patience: Annotated[
         float, typer.Option(min=0, help="Give a straggler up after this many times what healthy workers take.")
     ] = 4.0,
-    wait: Annotated[str, typer.Option(help="What requests wait for, as for serve.")] = "decided",
+    wait: Annotated[str | None, typer.Option(help="What requests wait for, as for serve.")] = None,
     wave: Annotated[
         str | None, typer.Option(metavar="0,1,...", help="Workers to ask at a time, as for serve; all if not given.")
     ] = None,
@@ -213,14 +213,17 @@ def plan(
     from serving.planning import Simulation, parse_latency, simulate
 
     opened = Bundle.open(bundle)
+    merge = opened.manifest.merge
+    waits = merge.wait or "decided" if wait is None else parse_wait(wait)
+    sizes = _sizes(wave) or (merge.wave if waits == "confident" else ())
     simulation = Simulation(
         opened,
         parse_latency(latency),
         hosts=hosts,
         loss=loss,
         patience=patience,
-        wait=parse_wait(wait),
-        wave=_sizes(wave),
+        wait=waits,
+        wave=sizes,
         seed=seed,
     )
     with progress(quiet=quiet) as report:
@@ -228,18 +231,18 @@ def plan(
     out, back = simulation.bytes_per_input()
     own = opened.assignment.redundancy
     if as_json:
-        sizes = {"bytes_out": out, "bytes_back": back, "redundancy": own}
-        typer.echo(json.dumps(sizes | {"expected": [asdict(row) for row in found]}))
+        bundle_says = {"bytes_out": out, "bytes_back": back, "redundancy": own}
+        typer.echo(json.dumps(bundle_says | {"expected": [asdict(row) for row in found]}))
         return
     table = Table(box=None, pad_edge=False)
     table.add_column("copies", no_wrap=True)
-    in_waves = ("asked",) if wave else ()
+    in_waves = ("asked",) if sizes else ()
     for heading in ("hosts lost", "p50 ms", "p99 ms", "p99.9 ms", "early", *in_waves, "available", "cost"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in found:
         times = [f"{1000 * seconds:.2f}" for seconds in (row.p50, row.p99, row.p999)]
         mine = " *" if row.redundancy == own else ""
-        asked = (f"{row.asked:.1f}",) if wave else ()
+        asked = (f"{row.asked:.1f}",) if sizes else ()
         shares = (f"{row.early:.0%}", *asked, _nines(row.unavailable), f"{row.cost:.1f}x")
         table.add_row(f"{row.redundancy}{mine}", f"any {row.losses}", *times, *shares)
     console = Console()

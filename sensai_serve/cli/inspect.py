@@ -51,6 +51,8 @@ def inspect(
     console.print(
         f"input  {kind} FP32 [N, {', '.join(map(str, spec.shape))}]{precision}, merged by {manifest.merge.rule}"
     )
+    if manifest.merge.wait is not None:
+        console.print(f"requests wait for {manifest.merge.wait} where neither they nor the server say otherwise")
     console.print(_workers(opened, placed))
     for line in promise_lines(promises, opened.assignment.n_workers):
         console.print(line)
@@ -107,7 +109,8 @@ def _waves(bundle: Bundle, placed: Any) -> Waves:
     from serving.placement.waves import make_waves
 
     names, placement = placed
-    return make_waves(bundle.merge_plan.order, placement.device_of, [1] * len(names))
+    sizes = bundle.manifest.merge.wave
+    return make_waves(bundle.merge_plan.order, placement.device_of, [1] * len(names), sizes)
 
 
 def accuracy_lines(accuracy: Mapping[str, Any]) -> Iterator[str]:
@@ -125,6 +128,8 @@ _MEANINGS = {
     "test": "of the test part right",
     "one_lost": "of the test part right with one worker lost",
     "two_lost": "of the test part right with two workers lost",
+    "cascade": "of the test part right when further files are asked only where those before are not sure",
+    "cascade_cost": "of the time of the most expensive file is what an answer takes then",
     "members": "right by each file alone (of files for some classes: of their votes)",
     "reference": "of the test part right by the network before pruning",
     "monolith": "of the test part right by one pruned network for all classes",
@@ -141,7 +146,7 @@ def _place(bundle: Bundle, devices: str) -> Any:
     names = [str(parse_device(text)) for text in devices.split(",") if text.strip()]
     if len(set(names)) != len(names) or not names:
         raise DeviceError(f"devices are {devices!r}, expected different ones, say cpu:0,cpu:1")
-    return names, place(bundle.assignment, len(names), [s.macs for s in bundle.manifest.subnets])
+    return names, place(bundle.assignment, len(names), bundle.manifest.costs)
 
 
 def _workers(bundle: Bundle, placed: Any) -> Table:

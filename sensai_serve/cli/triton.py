@@ -32,7 +32,7 @@ def write_triton(bundle: Bundle, out: Path, backend: str, devices: Sequence[str]
     if any(device.kind == "cpu" and device.index is not None for device in parsed) or len(set(parsed)) != len(parsed):
         raise DeviceError(f"devices are {' '.join(devices)}, expected different ones of cpu and cuda:CARD")
     options = TritonOptions(cast(TritonBackend, backend), site_packages=site_packages)
-    costs = [subnet.macs for subnet in bundle.manifest.subnets]
+    costs = bundle.manifest.costs
     placement = place(bundle.assignment, len(parsed), costs)
     gpu_of = [parsed[d].index if parsed[d].kind == "cuda" else None for d in placement.device_of]
     version = write_repository(bundle, out, gpu_of, options)

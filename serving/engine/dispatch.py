@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -61,9 +62,15 @@ class Dispatcher:
             self._backend.submit(fan_out, admitted)
         return fan_out
 
-    def be_patient(self, fan_out: FanOut) -> None:
-        """Give the workers of a request that were asked last their time, from now on."""
-        typical_s = self._supervisor.health.typical_s
+    def be_patient(self, fan_out: FanOut, workers: Sequence[int] | None = None) -> None:
+        """Give the workers of a request that were asked last their time, from now on.
+
+        Args:
+            fan_out: the request.
+            workers: who was asked last; None where all were asked at once.
+        """
+        health = self._supervisor.health
+        typical_s = health.typical_s if workers is None else health.typical_of(workers)
         if self._patience and typical_s is not None:
             delay = self._patience * typical_s + FLOOR_S
             fan_out.timer = asyncio.get_running_loop().call_later(delay, fan_out.lose_patience)
@@ -74,4 +81,4 @@ class Dispatcher:
             self._backend.submit(fan_out, workers)
             if fan_out.timer is not None:
                 fan_out.timer.cancel()
-                self.be_patient(fan_out)
+                self.be_patient(fan_out, workers)

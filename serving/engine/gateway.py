@@ -46,7 +46,9 @@ class Gateway:
             BundleError: requests are to wait for ``confident``, and the bundle has no thresholds for it.
             InputError: the worker map leaves a worker out, or names it twice.
         """
-        if options.wait == "confident" and bundle.manifest.merge.confident is None:
+        self.wait: Wait = options.wait or bundle.manifest.merge.wait or "decided"
+        """What requests wait for that do not say it."""
+        if self.wait == "confident" and bundle.manifest.merge.confident is None:
             raise BundleError(
                 f"{bundle.path} has no thresholds for the wait confident, expected another wait, or a bundle of which "
                 "some class has two copies, exported anew"
@@ -61,13 +63,13 @@ class Gateway:
         self.options = options
         self._counters = Counters(worker_seconds=[0.0] * n_workers, worker_runs=[0] * n_workers)
         self.plan = bundle.merge_plan
-        costs = [s.macs for s in bundle.manifest.subnets]
+        costs = bundle.manifest.costs
         if options.workers is None:
             self.placement: Placement = place(bundle.assignment, len(options.devices), costs)
         else:
             given = options.workers.device_of(n_workers)
             self.placement = describe(bundle.assignment, given, len(options.devices))
-        self._waves = WavePlan(self.plan.order, self.placement, options)
+        self._waves = WavePlan(self.plan.order, self.placement, options, bundle.manifest.merge.wave)
         self.admission = Admission(options.max_in_flight)
         self._deferred: DeferredWrites[FanOutResult] = DeferredWrites(self._record)
         self._supervisor: Supervisor | None = None
@@ -194,7 +196,7 @@ class Gateway:
             The reply, or a coroutine for it, which must be awaited: the request has its place at the workers already.
         """
         options = self.options
-        waits = options.wait if wait is None else self.plan.check_wait(parse_wait(wait))
+        waits = self.wait if wait is None else self.plan.check_wait(parse_wait(wait))
         if inputs.shape[1:] != self.manifest.input.shape or not 1 <= len(inputs) <= options.max_batch:
             raise RequestError(
                 f"input: shape is {list(inputs.shape)}, expected [N, "

@@ -80,16 +80,20 @@ class WorkerHealth:
 class Health:
     """The health of one model's workers. All calls on the event loop's thread."""
 
-    def __init__(self, assignment: Assignment, *, eject: bool) -> None:
+    def __init__(self, assignment: Assignment, *, eject: bool, costs: Sequence[float] = ()) -> None:
         """Every worker is starting.
 
         Args:
             assignment: who covers what.
             eject: whether stragglers are ejected; False where every copy is waited for.
+            costs: of a run of each worker, in any unit; all alike where not given. A worker may take as many times what
+                the cheapest ones take as its runs cost.
         """
+        self._share = [cost / min(costs) for cost in costs] or [1.0] * assignment.n_workers
         self.workers = [WorkerHealth() for _ in range(assignment.n_workers)]
         self.typical_s: float | None = None
         """Seconds that the slowest healthy worker takes; None before any latency is known."""
+        self._unit_s = math.inf  # the most that a worker of the cheapest runs may take, but for `FLOOR_S`
         self._failed: dict[int, int] = {}  # runs in a row without usable scores
         self._assignment = assignment
         self._eject = eject
@@ -132,13 +136,17 @@ class Health:
         for worker, seconds in samples:
             w = workers[worker]
             w.latency_s = seconds if w.latency_s is None else w.latency_s + SMOOTHING * (seconds - w.latency_s)
-        known = [w.latency_s for w in workers if w.state is State.LIVE and w.latency_s is not None]
+        known = [
+            (w.latency_s, share)
+            for w, share in zip(workers, self._share, strict=True)
+            if w.state is State.LIVE and w.latency_s is not None
+        ]
         if not known:
             return
-        limit = SLOW_FACTOR * median_low(known) + FLOOR_S
-        self.typical_s = max((s for s in known if s <= limit), default=None)
+        self._unit_s = SLOW_FACTOR * median_low([seconds / share for seconds, share in known])
+        self.typical_s = max((s for s, share in known if s <= self._unit_s * share + FLOOR_S), default=None)
         for worker, seconds in samples if self._eject else ():
-            if seconds > limit:
+            if seconds > self._limit_s(worker):
                 w = workers[worker]
                 w.slow += 1
                 if w.slow >= SLOW_SAMPLES and w.state is State.LIVE and self._can_spare(worker):
@@ -146,6 +154,14 @@ class Health:
                     w.ejections += 1
             elif workers[worker].slow:
                 workers[worker].slow = 0
+
+    def typical_of(self, asked: Collection[int]) -> float | None:
+        """Seconds that the slowest healthy one of some workers takes; of all workers where none of them is known."""
+        known = [
+            (worker, self.workers[worker].latency_s) for worker in asked if self.workers[worker].state is State.LIVE
+        ]
+        healthy = [seconds for worker, seconds in known if seconds is not None and seconds <= self._limit_s(worker)]
+        return max(healthy, default=self.typical_s)
 
     def record_failure(self, worker: int) -> None:
         """Count a run that gave no usable scores; after `FAILED_RUNS` in a row the worker is ejected."""
@@ -171,6 +187,7 @@ class Health:
         if w.state is not State.EJECTED:
             return
         limit = SLOW_FACTOR * self.typical_s + FLOOR_S if self.typical_s is not None else math.inf
+        limit = max(limit, self._limit_s(worker))
         fast = seconds is not None and seconds <= limit
         w.fast_probes = w.fast_probes + 1 if fast else 0
         if w.fast_probes >= RECOVERED_PROBES:
@@ -214,6 +231,10 @@ class Health:
             w.cleared, w.evidence = w.cleared + 1, 0.0
         elif w.state is State.LIVE and self._can_spare(worker):
             w.state = State.QUARANTINED
+
+    def _limit_s(self, worker: int) -> float:
+        """Seconds above which a worker is slow."""
+        return self._unit_s * self._share[worker] + FLOOR_S
 
     def _can_spare(self, worker: int) -> bool:
         live = set(self.admitted()) - {worker}

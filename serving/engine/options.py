@@ -59,12 +59,12 @@ class Inference(Group):
     """What runs the workers."""
     processes: Processes = "worker"
     """What has a process of its own in the backend ``process``: every worker, or every device."""
-    wait: Wait = "decided"
-    """What a request waits for unless it says otherwise."""
+    wait: Wait | None = None
+    """What a request waits for unless it says otherwise. Where not given: what the bundle says, else ``decided``."""
     wave: Annotated[tuple[int, ...], NoDecode, BeforeValidator(_parse_sizes), AfterValidator(_check_sizes)] = ()
     """Workers that are asked at a time, the next only if the answer needs them: ``2``, or ``2,8`` for two and then
     eight, the last number again and again. Where not given, requests that wait for ``confident`` ask as many as the
-    devices run side by side, and all others ask all."""
+    bundle says, or else as the devices run side by side, and all others ask all."""
     patience: float = Field(default=4.0, ge=0, allow_inf_nan=False)
     """A straggler is given up after this many times what the slowest healthy worker takes; 0: never."""
     deadline_ms: float | None = Field(default=None, gt=0, allow_inf_nan=False)

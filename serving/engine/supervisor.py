@@ -51,7 +51,7 @@ class Supervisor:
             admission: the queue in front of the workers, in which checks of live workers wait too.
             eject: whether stragglers are ejected.
         """
-        self.health = Health(plan.assignment, eject=eject)
+        self.health = Health(plan.assignment, eject=eject, costs=bundle.manifest.costs)
         self.late_copies = 0
         self._bundle = bundle
         self._plan = plan

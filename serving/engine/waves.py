@@ -14,13 +14,16 @@ from serving.placement.waves import Waves, make_waves, side_by_side
 class WavePlan:
     """Which workers of a model are asked together, and for which requests. All calls on the event loop's thread."""
 
-    def __init__(self, order: Sequence[int], placement: Placement, options: GatewayOptions) -> None:
+    def __init__(
+        self, order: Sequence[int], placement: Placement, options: GatewayOptions, sizes: Sequence[int] = ()
+    ) -> None:
         """Find out how many workers the devices run side by side.
 
         Args:
             order: every worker, the first asked first.
             placement: the device of each worker.
             options: devices, and the sizes of waves where they are given.
+            sizes: of the waves of requests that wait for ``confident``, where the options give none.
         """
         self._order = order
         self._device_of = placement.device_of
@@ -28,8 +31,8 @@ class WavePlan:
             side_by_side(device, len(placement.workers_on(at)), options.onnx_threads)
             for at, device in enumerate(options.devices)
         ]
-        self._sizes = options.wave
-        self.waits: frozenset[Wait] = frozenset(w for w in WAITS if w == "confident" or (self._sizes and w != "all"))
+        self._sizes = options.wave or tuple(sizes)
+        self.waits: frozenset[Wait] = frozenset(w for w in WAITS if w == "confident" or (options.wave and w != "all"))
         """Requests that wait for one of these ask in waves."""
         self._admitted: list[int] | None = None
         self._waves: Waves = ()

@@ -82,7 +82,7 @@ class Version:
         self._loop = asyncio.get_running_loop()
         self._started = False
         self._on_change = on_change
-        costs = [subnet.macs for subnet in self.manifest.subnets]
+        costs = self.manifest.costs
         self._options = options
         self._plan = BackendPlan(
             bundle=bundle,

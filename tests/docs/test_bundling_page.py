@@ -31,6 +31,8 @@ def here(network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("labels.txt").write_text("\n".join(LABELS))
     x = np.random.default_rng(0).normal(size=(60, 4))
     np.savez("table.npz", x=x, y=np.arange(60) % 3, labels=LABELS)
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 3, 8, 8), dtype=np.uint8)
+    np.savez("photos.npz", x=pixels, y=np.arange(60) % 3, labels=LABELS)
     return tmp_path
 
 
@@ -41,7 +43,8 @@ def test_commands(here: Path) -> None:
             main([*shlex.split(line)[1:], "--quiet"])
         assert ended.value.code == 0, line
     kinds = {path.name: Bundle.open(path).manifest.kind for path in (here / "bundles").iterdir()}
-    assert kinds == {"ensemble": "full", "pets": "explicit", "table": "full"}
+    assert kinds == {"ensemble": "full", "cascade": "full", "pets": "explicit", "table": "full"}
+    assert Bundle.open("bundles/cascade").manifest.merge.wait == "confident"
 
 
 def test_mapping(here: Path) -> None:

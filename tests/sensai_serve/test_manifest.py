@@ -26,6 +26,9 @@ WHOLE["merge"]["confident"] = {
     "thresholds": [0.6, None],
     "stopped": [0.5, 0.1],
 }
+WHOLE["merge"] |= {"wait": "confident", "wave": [1, 2]}
+for number, subnet in enumerate(WHOLE["subnets"]):
+    subnet["microseconds"] = 10.5 + number
 VALUES = st.one_of(
     st.integers(),
     st.integers(-3, 3).map(lambda sign: sign * 10**400),
@@ -124,6 +127,10 @@ def test_very_many_manifests() -> None:
         (("input", "image", "crop"), [1, 100_000], "sizes of 1 to 65535 pixels"),
         (("input", "shape"), [3, 1_000_000, 1_000_000], "at most 268435456 numbers"),
         (("subnets", 0, "macs"), -1, r"subnets\[0\].macs is -1"),
+        (("subnets", 0, "microseconds"), -0.5, r"subnets\[0\].microseconds is -0.5"),
+        (("merge", "wait"), "soon", "merge.wait is 'soon', expected one of decided, confident, all"),
+        (("merge", "wave"), [2, 0], r"merge.wave is \[2, 0\], expected at least 1 worker in each wave"),
+        (("merge", "confident"), None, "merge.wait is 'confident', expected thresholds for it"),
         (("merge", "confident", "agreement"), 1.5, "agreement is 1.5, expected more than 0 and at most 1"),
         (("merge", "confident", "inputs"), 0, "inputs is 0, expected at least 1"),
         (("merge", "confident", "order"), [0] * 10, "expected every worker once"),
@@ -149,5 +156,16 @@ def test_more_thresholds_than_a_class_has_copies_are_refused() -> None:
 
 def test_a_manifest_without_thresholds_has_none() -> None:
     changed = copy.deepcopy(WHOLE)
-    del changed["merge"]["confident"]
-    assert Manifest.from_json(json.dumps(changed)).merge.confident is None
+    del changed["merge"]["confident"], changed["merge"]["wait"], changed["merge"]["wave"]
+    merge = Manifest.from_json(json.dumps(changed)).merge
+    assert (merge.confident, merge.wait, merge.wave) == (None, None, ())
+
+
+def test_costs_are_times_or_else_operations_or_else_all_the_same() -> None:
+    changed = copy.deepcopy(WHOLE)
+    assert Manifest.from_json(json.dumps(changed)).costs == tuple(10.5 + number for number in range(10))
+    changed["subnets"][3]["microseconds"] = 0
+    manifest = Manifest.from_json(json.dumps(changed))
+    assert manifest.costs == tuple(float(subnet.macs) for subnet in manifest.subnets)
+    changed["subnets"][3]["macs"] = 0
+    assert Manifest.from_json(json.dumps(changed)).costs == (1.0,) * 10

@@ -64,7 +64,7 @@ def test_every_setting_says_where_it_comes_from(monkeypatch: pytest.MonkeyPatch,
     assert described["limits.in_flight"] == ("16", "environment")
     assert described["limits.idle_s"] == ("32.0", "flag")
     assert described["inference.devices"] == ("cpu:0 cpu:1", "flag")
-    assert described["inference.wait"] == ("decided", "default")
+    assert described["inference.wait"] == ("", "default")
     assert described["grpc"] == ("", "default")
     assert load_settings(file, **flags).limits.in_flight == 16
 

@@ -71,7 +71,21 @@ def test_replicas_share_one_file(network, tmp_path) -> None:
     bundle = make_bundle(members_of([network()]), tmp_path / "bundle", labels=LABELS, options=BundleOptions(replicas=3))
     assert [spec.file for spec in bundle.manifest.subnets] == ["subnets/00.onnx"] * 3
     assert (bundle.manifest.merge.rule, bundle.manifest.kind) == ("majority", "full")
-    assert served(bundle, wait="first").class_id.tolist() == served(bundle, wait="all").class_id.tolist()
+    assert bundle.manifest.merge.wait == "first"
+    slow = "0+1:delay=20s,after=8"
+    one = served(bundle, faults=slow, inline_ms=0)
+    assert one.arrived == (2,)  # nothing is waited for but the first
+    assert one.class_id.tolist() == served(bundle, wait="all").class_id.tolist()
+
+
+def test_with_the_wait_decided_a_wrong_replica_is_outvoted(network, tmp_path) -> None:
+    paths = [network(weight=np.eye(4, 3) * 9)]
+    options = BundleOptions(replicas=3, wait="decided")
+    bundle = make_bundle(members_of(paths), tmp_path / "bundle", labels=LABELS, options=options)
+    assert bundle.manifest.merge.wait == "decided"
+    for _ in range(5):
+        answer = served(bundle, faults="0:random,after=8", patience=0)
+        assert (answer.class_id[0], answer.exact) == (2, True)
 
 
 def test_one_against_rest(network, tmp_path) -> None:

@@ -157,7 +157,7 @@ def test_options(tmp_path, network, refused) -> None:
     assert "expected ONNX files, or --mapping" in refused(path, "--mapping", tmp_path / "mapping.toml")
     assert "models[0] has 'kind', expected file, classes" in refused("--mapping", tmp_path / "mapping.toml")
     assert "replicas is 0, expected at least 1" in refused(path, "--replicas", "0")
-    assert "no labelled data to choose with, expected --data" in refused(path, "--merge", "auto")
+    assert "found on labelled data, and there is none, expected --data" in refused(path, "--merge", "auto")
     assert "--scale 1" in refused(network("picture", shape=(3, 4, 4)), "--image", "RGB").replace(
         "--scale (1", "--scale 1"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sensai_serve.assignment import binary, cyclic
+from sensai_serve.assignment import binary, cyclic, full
 from sensai_serve.merge import MergePlan
 from sensai_serve.merge.collector import merge
 from serving.engine.health import FAILED_RUNS, RECOVERED_PROBES, SLOW_SAMPLES, Health, State, disagreements
@@ -90,3 +90,26 @@ def test_disagreement_is_counted_against_the_others_and_only_where_they_agree() 
     assert dict(disagreements(plan.assignment, 0.5, answer, [(0, scores[0])])) == {0: (0, 0)}
     late = merge(plan, [scores[0], scores[1], None])
     assert dict(disagreements(plan.assignment, 0.5, late, [(2, scores[2])])) == {2: (3, 3)}
+
+
+def test_a_worker_may_take_as_long_as_its_runs_cost() -> None:
+    """A large member of an ensemble is no straggler; it is one where it takes longer than it should."""
+    costs, usual = (1.0, 1.0, 60.0), {0: 0.001, 1: 0.001, 2: 0.06}
+    alike, unlike = (live(Health(full(4, 3), eject=True, costs=given)) for given in ((), costs))
+    for health in (alike, unlike):
+        for _ in range(2 * SLOW_SAMPLES):
+            health.record_latencies(list(usual.items()))
+    assert alike.ejected() == [2]
+    assert unlike.ejected() == []
+    assert unlike.typical_s == pytest.approx(0.06)
+    assert unlike.typical_of([0, 1]) == pytest.approx(0.001)
+    assert unlike.typical_of([1, 2]) == pytest.approx(0.06)
+    for _ in range(SLOW_SAMPLES):
+        unlike.record_latencies([(0, 0.05), (1, 0.001), (2, 0.06)])
+    assert unlike.ejected() == [0]
+    for _ in range(SLOW_SAMPLES):
+        unlike.record_latencies([(1, 0.001), (2, 1.0)])
+    assert unlike.ejected() == [0, 2]
+    for _ in range(RECOVERED_PROBES):
+        unlike.record_probe(2, 0.06)
+    assert unlike.ejected() == [0]

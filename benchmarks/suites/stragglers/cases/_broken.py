@@ -77,7 +77,7 @@ def _ways(context: Context) -> list[WorkerMode]:
         WorkerMode("a process per worker", (), comes_back=True),
     ]
     devices = len(context.options.devices or default_devices())
-    costs = [subnet.macs for subnet in context.bundle.manifest.subnets]
+    costs = context.bundle.manifest.costs
     if place(context.bundle.assignment, devices, costs).losses_covered:
         ways.append(WorkerMode("a process per device", ("--processes", "device"), comes_back=True))
     return ways

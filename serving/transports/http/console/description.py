@@ -138,7 +138,7 @@ def describe_model(gateway: Gateway, models: Sequence[str], columns: Columns) ->
             f"{manifest.kind}{offsets}, redundancy {assignment.redundancy}",
             f"{manifest.merge.rule}, a vote from {manifest.merge.threshold:g}",
             f"backend {options.backend}",
-            f"wait {options.wait}",
+            f"wait {gateway.wait}",
         ),
         guarantees=_promises(assignment),
         threshold=manifest.merge.threshold,
