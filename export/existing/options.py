@@ -23,7 +23,8 @@ class BundleOptions:
     """
 
     replicas: Annotated[int, Section("Who covers what"), Range(1)] = 1
-    """Workers that run each file: with several a slow, dead or wrong one costs nothing."""
+    """Workers that run each file. With several the first answer wins: a slow or dead one costs nothing, a wrong one is
+    not outvoted. With ``--wait decided`` and three, it is, where the others are sure."""
     merge: Annotated[str | None, Plugins("sensai_serve.merge.rules", "Rule", also=(BEST_RULE,))] = None
     """How the copies of a class become one answer. ``auto`` is the rule that is right most often, for which labelled
     data is needed; where not given: ``auto`` for different files with labelled data, ``mean`` for them without, and

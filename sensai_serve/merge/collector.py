@@ -129,6 +129,11 @@ class Collector:
         """Whether the wait is over."""
 
     @property
+    def wait(self) -> Wait:
+        """What is waited for."""
+        return self._wait
+
+    @property
     def awaited(self) -> frozenset[int]:
         """Workers that have neither answered nor been erased."""
         return frozenset(self._awaited)

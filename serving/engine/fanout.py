@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sensai_serve.merge import Answer, Collector
+from sensai_serve.merge import Answer, Collector, Wait
 from serving.backends import Cause, Scores
 from serving.engine.waves import WaveQueue
 
@@ -46,6 +46,13 @@ class FanOutResult:
     """Seconds from the hand-over until the answer was decided."""
     waves: WaveQueue | None = None
     """When each worker was asked, and who was not; None where all were asked at once."""
+    wait: Wait = "decided"
+    """What the request waited for."""
+
+    @property
+    def few_copies(self) -> bool:
+        """Whether the answer may have too few copies for a wrong worker to show."""
+        return self.waves is not None or self.wait == "first"
 
     @property
     def unasked(self) -> int:
@@ -200,7 +207,14 @@ class FanOut:
             self._waves.close()
             self._arrivals = {worker: self._since_asked(worker, a) for worker, a in self._arrivals.items()}
         self.result = FanOutResult(
-            self.inputs, collector.answer(), collector.uncovered, self._arrivals, self._erasures, elapsed, self._waves
+            self.inputs,
+            collector.answer(),
+            collector.uncovered,
+            self._arrivals,
+            self._erasures,
+            elapsed,
+            self._waves,
+            collector.wait,
         )
         if self._future is not None:
             self._future.get_loop().call_soon_threadsafe(self._finish)

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 PROBE_EVERY_S = 0.25
 """Seconds between two probes of an ejected worker."""
 CHECK_REQUESTS = 16
-"""Requests that ask in waves between two checks of some worker."""
+"""Requests of few copies between two checks of some worker."""
 CHECK_S = 1.0
 """Seconds that such a check may take, or a few times what a healthy worker takes if that is longer."""
 PROBE_S = 5.0
@@ -60,7 +60,7 @@ class Supervisor:
         self._redundant = any(len(workers) > 1 for workers in plan.assignment.workers_of)
         self._golden: Golden | None = None
         self._expected: list[Scores] = []  # each worker's scores FP32 [G, k] of the golden samples
-        self._in_waves = 0  # requests that asked in waves
+        self._few_copies = 0  # requests whose answers had few copies
         self._late: deque[tuple[FanOut, int, Arrival]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._backend: Backend | None = None
@@ -144,7 +144,7 @@ class Supervisor:
                 elif cause in (Cause.FAILED, Cause.INVALID):
                     self.health.record_failure(worker)
             compared.append((result.inputs, result.answer, [(w, a.scores) for w, a in result.arrivals.items()]))
-            if result.waves is not None:
+            if result.few_copies:
                 self._check_in_turn()
         while self._late:
             fan_out, worker, arrival = self._late.popleft()
@@ -193,12 +193,12 @@ class Supervisor:
             log.warning("worker %d has restarted and does not answer the golden samples as before: quarantined", worker)
 
     def _check_in_turn(self) -> None:
-        """Check one worker, each in its turn, at every `CHECK_REQUESTS`-th request that asked in waves.
+        """Check one worker, each in its turn, at every `CHECK_REQUESTS`-th request whose answer may have few copies.
 
-        Such requests have few copies to compare, and those of some workers hardly ever.
+        There is little to compare then, and hardly ever anything of some workers.
         """
-        self._in_waves += 1
-        turn, due = divmod(self._in_waves, CHECK_REQUESTS)
+        self._few_copies += 1
+        turn, due = divmod(self._few_copies, CHECK_REQUESTS)
         worker = turn % len(self.health.workers)
         if not due and self.health.workers[worker].state is State.LIVE:
             self._spawn(self._check_one(worker, turn // len(self.health.workers)), f"check-{worker}")

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from onnx_fixtures import forest, linear
 
 import sensai_serve
 from export.existing.assemble import make_bundle
 from export.existing.members import members_of, read_mapping
 from export.existing.options import BundleOptions
+from sensai_serve.assignment import full
 from sensai_serve.cli.main import main
 from sensai_serve.errors import DataError, InputError, OutputExistsError
 from sensai_serve.guarantees import guarantees
+from sensai_serve.merge import MergePlan
+from sensai_serve.merge.collector import merge
 from sensai_serve.preprocess import normalise
 from serving.engine.gateway import Gateway
+from serving.engine.health import State
 from serving.engine.options import GatewayOptions
 
 LABELS = ("cat", "dog", "owl")
@@ -27,7 +35,6 @@ ONE = np.asarray([[0.3, -1.0, 2.0, 0.1]], np.float32)
 
 def served(bundle, inputs=ONE, **options):
     """The answer of a running gateway."""
-    import asyncio
 
     async def ask():
         gateway = Gateway(bundle, GatewayOptions(**options))
@@ -86,6 +93,46 @@ def test_with_the_wait_decided_a_wrong_replica_is_outvoted(network, tmp_path) ->
     for _ in range(5):
         answer = served(bundle, faults="0:random,after=8", patience=0)
         assert (answer.class_id[0], answer.exact) == (2, True)
+
+
+@st.composite
+def sound_and_wrong(draw) -> tuple[np.ndarray, np.ndarray]:
+    """Scores FP32 [1, 3] of a sound replica, which sum to one, and any scores of a wrong one."""
+    logits = draw(arrays(np.float64, 3, elements=st.floats(-12, 12)))
+    wrong = draw(arrays(np.float32, (1, 3), elements=st.floats(0, 1, width=32)))
+    return (np.exp(logits) / np.exp(logits).sum())[None].astype(np.float32), wrong
+
+
+@given(scores=sound_and_wrong(), at=st.integers(0, 2), rule=st.sampled_from(["majority", "mean", "log"]))
+def test_when_a_wrong_replica_of_three_is_outvoted(scores, at, rule) -> None:
+    """What the table in docs/bundling.md says."""
+    sound, wrong = scores
+    second, best = np.sort(sound[0].astype(np.float64))[1:]
+    odds = [np.log(p / (1 - p)) for p in np.clip([second, best], 1e-4, 1 - 1e-4)]
+    outvoted = {"majority": best >= 0.5 > second, "mean": best - second > 0.5, "log": odds[1] - odds[0] > 9.22}[rule]
+    answer = merge(MergePlan(full(3, 3), rule), [wrong if worker == at else sound for worker in range(3)])
+    assert not outvoted or answer.class_id[0] == sound[0].argmax()
+
+
+def test_a_wrong_replica_that_answers_first_is_found_by_golden_samples(network, tmp_path) -> None:
+    options = BundleOptions(replicas=3)
+    bundle = make_bundle(members_of([network()]), tmp_path / "bundle", labels=LABELS, options=options)
+
+    async def ask() -> list[int]:
+        gateway = Gateway(bundle, GatewayOptions(faults="0:random,after=8;1+2:delay=3ms,after=8", inline_ms=0))
+        await gateway.start()
+        first = []
+        for _ in range(1000):
+            first.append((await gateway.infer(ONE)).answer.arrived[0])
+            if gateway.workers[0].state is State.QUARANTINED:
+                break
+            await asyncio.sleep(0.001)
+        await gateway.stop()
+        return first
+
+    first = asyncio.run(ask())
+    assert first[0] == 0  # nothing outvotes it
+    assert 0 < len(first) < 1000
 
 
 def test_one_against_rest(network, tmp_path) -> None:
