@@ -44,6 +44,7 @@ def export(
     padding: int | None = None,
     with_monolith: bool = False,
     with_evaluation: bool = True,
+    replace: bool = False,
     on_progress: OnProgress = lambda stage, done, total: None,
 ) -> Bundle:
     """Make the bundle of a finished run.
@@ -58,10 +59,11 @@ def export(
             machine where None. Scores stay the same.
         with_monolith: add the run's compact network for all classes, where the run has one.
         with_evaluation: label the whole test part with the bundle. Nothing else looks at the test part.
+        replace: `out` may be a bundle, which is replaced in one step when the new one is whole.
         on_progress: called with the name of a stage, steps done and steps in all.
 
     Raises:
-        OutputExistsError: `out` is not empty.
+        OutputExistsError: `out` is not empty; with `replace`, not empty and no bundle.
         InputError: the run is not finished or its data is missing.
         PluginError: there is no such precision or merge rule.
         ModelError: a network cannot be exported, or its ONNX file gives other scores than torch.
@@ -71,7 +73,7 @@ def export(
     for worker in range(run.assignment.n_workers):
         run.network(run.folder(worker))  # refuses an unfinished run
     merge = merge_plan(run)
-    with atomic_directory(out) as folder:
+    with atomic_directory(out, replace=replace) as folder:
         files = _write_networks(exporter, folder, with_monolith, on_progress)
         manifest = Manifest(
             name=name or re.sub(r"[^A-Za-z0-9._-]", "-", run.dataset.name).lstrip("._-")[:128] or "model",

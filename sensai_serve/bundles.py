@@ -26,7 +26,7 @@ from sensai_serve.manifest import Manifest
 from sensai_serve.merge import MergePlan
 from sensai_serve.merge.rules import check_heads
 from sensai_serve.onnxfile import OnnxSignature, read_signature
-from sensai_serve.temporaries import temporary_beside
+from sensai_serve.temporaries import exchange, temporary_beside
 
 MANIFEST = "manifest.json"
 GOLDEN = "golden.npz"
@@ -178,22 +178,29 @@ def _read_regular(path: Path, most: int) -> bytes:
 
 
 @contextmanager
-def atomic_directory(path: str | Path) -> Iterator[Path]:
+def atomic_directory(path: str | Path, *, replace: bool = False) -> Iterator[Path]:
     """A new directory that appears at `path` whole, or not at all.
 
     Yields a directory beside `path` under a temporary name; when the block ends it is renamed, when it raises it is
     removed. Temporaries that killed processes left beside it are removed too.
 
+    Args:
+        path: a new or empty directory.
+        replace: a bundle that is there is replaced in one step when the block ends, and is left alone when it raises.
+
     Raises:
-        OutputExistsError: `path` holds something already.
+        OutputExistsError: `path` holds something already; with `replace`, something that is no bundle.
     """
-    path = Path(path)
-    refuse_existing(path)
+    path = Path(path).resolve() if replace else Path(path)
+    refuse_existing(path, but_bundles=replace)
     path.parent.mkdir(parents=True, exist_ok=True)
     with temporary_beside(path, directory=True) as temporary:
         yield temporary
         temporary.chmod(0o755)
-        refuse_existing(path)
+        refuse_existing(path, but_bundles=replace)
+        if replace and path.is_dir():
+            exchange(temporary, path)  # what was there is removed as the temporary
+            return
         if path.is_dir():
             path.rmdir()
         temporary.rename(path)
@@ -213,10 +220,16 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         temporary.replace(path)
 
 
-def refuse_existing(path: Path) -> None:
-    """Raise OutputExistsError unless `path` is free or an empty directory."""
+def refuse_existing(path: Path, *, but_bundles: bool = False) -> None:
+    """Raise OutputExistsError unless `path` is free or an empty directory, or, with `but_bundles`, a bundle."""
     if path.is_dir():
         if any(path.iterdir()):
+            if but_bundles:
+                try:
+                    Bundle.open(path)
+                except BundleError as error:
+                    raise OutputExistsError(f"only a bundle is replaced, and {error}") from None
+                return
             raise OutputExistsError(f"{path} is not empty, expected a new or empty directory")
     elif path.exists() or path.is_symlink():
         raise OutputExistsError(f"{path} is a file, expected a new or empty directory")

@@ -6,6 +6,7 @@ however it ends; one that can be locked by somebody else has no owner any more.
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import re
@@ -15,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+"""Constants of Linux: paths are relative to the current directory; swap instead of replace."""
 _SUFFIX = ".partial"
 _OURS = re.compile(r"\..+\.[a-z0-9_]{8}\.partial")
 
@@ -48,6 +51,25 @@ def sweep(directory: Path) -> None:
                 if lock is not None:
                     _remove(entry)
                     os.close(lock)
+
+
+def exchange(first: Path, second: Path) -> None:
+    """Let two directories of one file system swap names, in one step where the system can do that (Linux).
+
+    Raises:
+        OSError: a name cannot be changed.
+    """
+    swap = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if swap is not None and swap(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0:
+        return
+    aside = first.with_name(f"{first.name}.aside")
+    second.rename(aside)
+    try:
+        first.rename(second)
+    except OSError:
+        aside.rename(second)
+        raise
+    aside.rename(first)
 
 
 def _create(path: Path, directory: bool) -> tuple[Path, int | None]:

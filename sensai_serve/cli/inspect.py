@@ -78,6 +78,11 @@ def promise_lines(promises: Guarantees, n_workers: int) -> list[str]:
         f"{half}, every class keeps more than half of its copies; "
         f"two workers have at most {promises.common_classes} classes in common",
     ]
+    if n_workers > 1 and promises.redundancy == n_workers:
+        lines.append(
+            f"every worker covers every class: an ensemble of {n_workers} networks for the whole task, whose classes "
+            "are not divided; fewer copies of each class, or more workers, make smaller subnets"
+        )
     for count in promises.uncovering:
         if count.uncovering_most:
             bound = f"{count.uncovering_least}" if count.exact else f"{count.uncovering_least}-{count.uncovering_most}"

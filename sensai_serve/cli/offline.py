@@ -116,6 +116,9 @@ def export(
     triton_backend: Annotated[
         str, typer.Option(help="What Triton runs them with: onnxruntime | python")
     ] = "onnxruntime",
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the bundle at --out, once the new one is whole.")
+    ] = False,
     device: Annotated[
         list[str] | None, typer.Option(help="Where Triton runs them: cpu or cuda:CARD; give it several times.")
     ] = None,
@@ -135,16 +138,16 @@ def export(
 
     run = bundle_path(run)
     if (run / MANIFEST).is_file():
-        if triton is None or out is not None or recipe:
+        if triton is None or out is not None or recipe or force:
             raise InputError(
-                f"{run} is a bundle already, expected --triton, and neither --out, --merge nor --agreement"
+                f"{run} is a bundle already, expected --triton, and none of --out, --merge, --agreement and --force"
             )
         bundle = Bundle.open(run)
     elif out is None:
         raise InputError("--out is missing, expected a new directory for the bundle")
     else:
         options = {"name": name, "precision": precision, "padding": pad_channels}
-        options |= {"with_monolith": monolith, "with_evaluation": evaluate}
+        options |= {"with_monolith": monolith, "with_evaluation": evaluate, "replace": force}
         bundle = _export(run, out, recipe | ({} if data is None else {"data": data}), options, quiet)
     if triton is not None:
         typer.echo(write_triton(bundle, triton, triton_backend, device or ["cpu"], site_packages))
@@ -155,10 +158,15 @@ def _export(run: Path, out: Path, recipe: dict[str, Any], options: dict[str, Any
     from export.assemble import export as export_run
     from pruning.data import absolute
     from pruning.run import Run
-    from sensai_serve.bundles import refuse_existing
+    from sensai_serve.bundles import MANIFEST, refuse_existing
+    from sensai_serve.errors import OutputExistsError
     from sensai_serve.options import import_plugins
 
-    refuse_existing(out)
+    try:
+        refuse_existing(out, but_bundles=options["replace"])
+    except OutputExistsError as error:
+        hint = ", or --force to replace the bundle" if (out / MANIFEST).is_file() and not options["replace"] else ""
+        raise OutputExistsError(f"{error}{hint}") from None
     if "data" in recipe:
         recipe["data"] = absolute(recipe["data"])
     with progress(quiet=quiet) as report:

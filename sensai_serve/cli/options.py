@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 from typer.core import TyperGroup
@@ -23,6 +24,13 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _DECLARED = "__declared_options__"
+_INTERRUPTED = {
+    "train": "the same command goes on where it was, to the same weights",
+    "prune": "the same command goes on where it was, to the same subnets",
+    "compare": "the same command goes on where it was, to the same networks",
+    "export": "nothing was written; the same command starts again",
+}
+"""How to go on with a command that Ctrl-C ended, where it is not obvious."""
 
 
 def takes(declared: Callable[[], Iterable[Option]], *, complete: bool = False) -> Callable[[_Command], _Command]:
@@ -47,7 +55,14 @@ def takes(declared: Callable[[], Iterable[Option]], *, complete: bool = False) -
 
 
 class Commands(TyperGroup):
-    """A group whose commands get their declared options when one of them is called."""
+    """A group whose commands get their declared options when one of them is called, and that says how to go on."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; Ctrl-C ends it with exit code 130."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            _interrupted(ctx.invoked_subcommand)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         """The command that the arguments name, with all of its options."""
@@ -80,6 +95,12 @@ def complete_command(name: str, command: Callable[..., Any]) -> Any:
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command(name)(run)
     return typer.main.get_command(app)
+
+
+def _interrupted(command: str | None) -> NoReturn:
+    if (advice := _INTERRUPTED.get(command or "")) is not None:
+        sys.stderr.write(f"\nsensai: interrupted; {advice}\n")
+    raise typer.Exit(130)
 
 
 def select(options: Iterable[Option], *names: str) -> tuple[Option, ...]:

@@ -253,6 +253,26 @@ def test_nothing_is_written_over(tmp_path: Path) -> None:
     assert (tmp_path / "empty/a").exists()
 
 
+@pytest.mark.parametrize("in_one_step", [True, False])
+def test_a_bundle_is_replaced_where_that_is_asked_for(tiny_bundle, tmp_path, monkeypatch, in_one_step) -> None:
+    if not in_one_step:
+        monkeypatch.setattr("ctypes.CDLL", lambda *args, **options: object())  # a system without such a call
+    bundle, link = tmp_path / "bundle", tmp_path / "link"
+    shutil.copytree(tiny_bundle, bundle)
+    link.symlink_to(bundle)
+    with pytest.raises(RuntimeError), atomic_directory(link, replace=True) as directory:
+        (directory / "half").write_text("written")
+        raise RuntimeError
+    Bundle.open(bundle).verify()
+    with atomic_directory(link, replace=True) as directory:
+        (directory / "file").write_text("new")
+    assert link.is_symlink()
+    assert [path.name for path in bundle.iterdir()] == ["file"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "link"]
+    with pytest.raises(OutputExistsError, match="only a bundle is replaced"), atomic_directory(bundle, replace=True):
+        pass
+
+
 def test_a_file_is_replaced_in_one_step_or_stays(tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
     file.write_text("old")

@@ -39,6 +39,7 @@ def test_inspect_shows_workers_guarantees_and_placement(tiny_bundle: Path, capsy
     assert "placement tolerates the loss of any 1 of 2 devices" in " ".join(out.split())
     assert "3 copies do not fit on 2 devices" in " ".join(out.split())
     assert "every file is as it was written" in out
+    assert "every worker covers every class" not in " ".join(out.split())
 
 
 def test_inspect_speaks_json(tiny_bundle: Path, capsys) -> None:
@@ -60,6 +61,7 @@ def test_inspect_says_how_much_stops_early_and_the_waves(make_bundle, capsys) ->
     assert "confident: of 5,000 inputs 71.4% with 1 copy of every class; of those stopped" in said
     assert "at least 99.9% have the class that all copies give" in said
     assert "in the order 2, 0, 1" in said
+    assert "every worker covers every class: an ensemble of 3 networks for the whole task" in said
     _, out, _ = run(capsys, "inspect", bundle, "--devices", "cpu:0,cpu:1")
     waves = json.loads(run(capsys, "inspect", bundle, "--json", "--devices", "cpu:0,cpu:1")[1])["waves"]
     assert [len(wave) for wave in waves] == [2, 1]

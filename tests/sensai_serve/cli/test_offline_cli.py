@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -169,3 +172,41 @@ def test_other_wrong_commands(sensai, tmp_path, monkeypatch, args, message):
     assert message in err
     assert "Traceback" not in err
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_export_replaces_its_earlier_bundle_only_when_told_to_and_nothing_else(sensai, table_run, tmp_path):
+    out = tmp_path / "bundle"
+    export = ("export", table_run.path, "--pad-channels", 1, "--quiet", "--out")
+    assert sensai(*export, out, "--name", "first")[0] == 0
+    code, _, err = sensai(*export, out)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "or --force to replace the bundle" in err
+    assert sensai(*export, out, "--precision", "none:such", "--force")[0] == 2
+    assert Bundle.open(out).manifest.name == "first"
+    code, _, err = sensai(*export, out, "--name", "second", "--force")
+    assert code == 0, err
+    replaced = Bundle.open(out)
+    replaced.verify()
+    assert replaced.manifest.name == "second"
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "cat.jpg").write_text("cat")
+    code, _, err = sensai(*export, photos, "--force")
+    assert code == 2
+    assert "only a bundle is replaced" in err
+    assert (photos / "cat.jpg").read_text() == "cat"
+
+
+def test_ctrl_c_says_how_to_go_on(weights, tmp_path):
+    prune = ("prune", "--data", "wine", "--model", "mlp", "--weights", str(weights), "--images", "100000000")
+    command = [sys.executable, "-m", "sensai_serve", *prune, "--out", str(tmp_path / "run"), "--quiet"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert "validation" in process.stdout.readline()  # the work begins after this line
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 130
+    assert err.splitlines()[-1] == "sensai: interrupted; the same command goes on where it was, to the same subnets"
