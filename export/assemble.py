@@ -16,7 +16,7 @@ from export.evaluate import FILE as EVALUATION
 from export.evaluate import evaluate, merged_accuracy, scores_of
 from export.networks import FP32, Exporter, choose_golden
 from export.parity import Difference
-from export.speed import microseconds
+from export.speed import latency, microseconds
 from pruning.merging import merge_plan
 from pruning.run import RECOVERED, REFERENCE, Run
 from sensai_serve.bundles import GOLDEN, MANIFEST, Bundle, atomic_directory, sha256_of
@@ -150,6 +150,8 @@ def _write_networks(exporter: Exporter, folder: Path, with_monolith: bool, on_pr
         on_progress("export", worker + 2, len(names) + 1)
     files.provenance["torch_to_onnx_difference"] = max(exact)
     files.provenance["precision"] = exporter.describe(files.differences, speed)
+    subnets = [folder / subnet.file for subnet in files.subnets]
+    files.provenance["latency_us"] = latency(reference.data, subnets, exporter.samples[:1])
     if with_monolith and run.has(RECOVERED):
         file, network = f"{MONOLITH}.onnx", run.network(RECOVERED)
         files.monolith = exporter.export(RECOVERED).data

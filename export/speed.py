@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,25 +14,51 @@ from export.sessions import session
 from sensai_serve.preprocess import Floats
 
 ROUNDS = 200
-WARM_UP = 10
+FEWEST = 5
+WARM_UP = 3
+MOST_SECONDS = 20.0
+"""Time that `latency` takes, unless a few rounds of every network need more."""
 
 
-def microseconds(networks: Mapping[str, bytes], one: Floats) -> dict[str, float]:
+def microseconds(networks: Mapping[str, bytes], one: Floats, most_seconds: float = math.inf) -> dict[str, float]:
     """Time ONNX files alone, on one core of the CPU, in turns.
 
     Args:
         networks: ONNX files by name, say the same network in several precisions.
         one: FP32 [1, *shape].
+        most_seconds: rounds end after this time, a few of them excepted.
 
     Returns:
         Median microseconds of each, by name. This is a first impression; `sensai bench latency` measures.
     """
     opened = {name: session(data) for name, data in networks.items()}
     times: dict[str, list[float]] = {name: [] for name in opened}
-    for _ in range(WARM_UP + ROUNDS):
+    end = time.perf_counter() + most_seconds
+    for done in range(WARM_UP + ROUNDS):
+        if done >= WARM_UP + FEWEST and time.perf_counter() > end:
+            break
         for name, ort in opened.items():
             feed = {ort.get_inputs()[0].name: one}
             started = time.perf_counter()
             ort.run(None, feed)
             times[name].append(time.perf_counter() - started)
     return {name: round(float(np.median(each[WARM_UP:])) * 1e6, 1) for name, each in times.items()}
+
+
+def latency(reference: bytes, subnets: Sequence[Path], one: Floats) -> dict[str, Any]:
+    """Time a bundle's networks: the reference in turns with each subnet, two networks in memory at a time.
+
+    Args:
+        reference: its ONNX file.
+        subnets: the subnets' ONNX files.
+        one: FP32 [1, *shape].
+
+    Returns:
+        Median microseconds: of the reference, ``reference``, and of the subnets in their order, ``subnets``.
+    """
+    share = MOST_SECONDS / len(subnets)
+    timed = [
+        microseconds({"reference": reference, "subnet": file.read_bytes()}, one, most_seconds=share) for file in subnets
+    ]
+    whole = float(np.median([us["reference"] for us in timed]))
+    return {"reference": round(whole, 1), "subnets": [us["subnet"] for us in timed]}

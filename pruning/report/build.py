@@ -7,26 +7,32 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from pruning.grouping import Features
 from pruning.progress import OnProgress
-from pruning.report import facts, pictures
-from pruning.report.facts import GivenLabels, Kept
-from pruning.run import REFERENCE, Network, Run
+from pruning.report import copies, facts, pictures
+from pruning.report.class_map import class_map
+from pruning.report.copies import Copies
+from pruning.report.facts import GivenLabels, Kept, Latency
+from pruning.run import RECOVERED, REFERENCE, Network, Run
 from sensai_serve.guarantees import guarantees
 from sensai_serve.lost_workers import AccuracyAtLoss
 from sensai_serve.report import Picture, Row, Table
 from sensai_serve.report.page import page
 
 STAGES = 4
+MOST_NAMES = 12
+"""Classes that are named in a row of the table of workers."""
 
 
-def report(run: Run, answers: GivenLabels | None, on_progress: OnProgress) -> str:
+def report(run: Run, answers: GivenLabels | None, latency: Latency | None, on_progress: OnProgress) -> str:
     """The report of a run, an HTML page.
 
     Args:
         run: a finished run.
         answers: labels of the test part, where a bundle kept them; None: those of the validation part are computed.
+        latency: times of the networks, where a bundle kept them.
         on_progress: called with progress, in the stage ``report``.
 
     Raises:
@@ -34,7 +40,8 @@ def report(run: Run, answers: GivenLabels | None, on_progress: OnProgress) -> st
     """
     made = facts.networks(run)  # refuses an unfinished run before any work
     on_progress("report", 0, STAGES)
-    given = facts.validation_answers(run) if answers is None else answers
+    validated = facts.validation_answers(run)
+    given = validated if answers is None else answers
     on_progress("report", 1, STAGES)
     kept = facts.kept_channels(run)
     on_progress("report", 2, STAGES)
@@ -42,16 +49,17 @@ def report(run: Run, answers: GivenLabels | None, on_progress: OnProgress) -> st
     on_progress("report", 3, STAGES)
     curve = facts.curve(run)
     reference = run.network(REFERENCE)
-    parts: list[Table | Picture] = [_summary(run, given, made, reference)]
-    parts += _pictures(run, given, made, kept, points, curve)
-    parts.append(_workers(run, made, reference))
+    alike = copies.copies(run)
+    parts: list[Table | Picture] = [_summary(run, given, made, reference, latency), *copies.table(alike)]
+    parts += _pictures(run, given, validated, made, kept, points, curve, alike)
+    parts += [*_mistakes(run, given), _workers(run, made, reference, latency)]
     title = f"{run.recipe.model} for {run.dataset.name}: {len(made)} workers, {run.assignment.kind}"
     text = page(
         title,
         _lead(run, given),
         parts,
         {"Recipe": run.recipe.to_json() | {"data": run.dataset.name}, "Digests (SHA-256)": run.digests},
-        _data(run, given, kept, points, curve),
+        _data(run, given, kept, points, curve, alike, latency),
     )
     on_progress("report", STAGES, STAGES)
     return text
@@ -74,44 +82,77 @@ def _lead(run: Run, answers: GivenLabels) -> list[str]:
 def _pictures(
     run: Run,
     answers: GivenLabels,
+    validated: GivenLabels,
     made: Sequence[Network],
     kept: Kept,
     points: Features | None,
     curve: Sequence[AccuracyAtLoss],
+    alike: Copies,
 ) -> list[Picture]:
     symbols = run.assignment.symbols
+    reference = float((validated.reference == validated.label).mean())
     drawn = [
         pictures.accuracy_per_class(answers, run.labels),
-        pictures.lost_workers(curve, facts.VALIDATION),
+        pictures.lost_workers(curve, reference, facts.VALIDATION),
         *pictures.confusions(answers, run.labels, symbols),
         pictures.kept_per_worker(kept),
         pictures.kept_by_how_many(kept),
-        pictures.overlap(kept),
+        *copies.pictures(alike),
+        pictures.overlap(kept, shared=run.has(RECOVERED)),
         pictures.sizes(made, reference=run.network(REFERENCE)),
     ]
-    return drawn if points is None else [*drawn, pictures.clustering(points, run.labels, symbols)]
+    return drawn if points is None else [*drawn, class_map(points, run.labels, symbols)]
 
 
-def _summary(run: Run, answers: GivenLabels, made: Sequence[Network], reference: Network) -> Table:
+def _mistakes(run: Run, answers: GivenLabels) -> list[Table]:
+    rows: list[Row] = [
+        (f"{run.labels[true]} \u2192 {run.labels[given]}", f"{after:.1%}", f"{before:.1%}")
+        for true, given, before, after in facts.mistakes(answers, len(run.labels))
+    ]
+    note = f"Of the true class's inputs in the {answers.part}, the most frequent first."
+    return (
+        [Table("Most frequent mistakes", ("class \u2192 taken for", "merged", "reference"), rows, note)] if rows else []
+    )
+
+
+def _summary(
+    run: Run, answers: GivenLabels, made: Sequence[Network], reference: Network, latency: Latency | None
+) -> Table:
     promises = guarantees(run.assignment)
     largest = max(made, key=lambda network: network.macs)
     right, before = (float((given == answers.label).mean()) for given in (answers.merged, answers.reference))
     rows: list[Row] = [
         (f"right, {answers.part}", f"{right:.2%}", f"{before:.2%}"),
+        *_times(latency),
         ("MACs of the largest network", f"{largest.macs:,}", f"{reference.macs:,}"),
         ("its parameters", f"{largest.parameters:,}", f"{reference.parameters:,}"),
         ("MACs of all together", f"{sum(network.macs for network in made):,}", f"{reference.macs:,}"),
         ("copies of each class", str(promises.redundancy), "1"),
         ("workers that may be lost, whichever", str(promises.losses_covered), "0"),
     ]
-    return Table("Summary", ("", "class-parallel", "reference"), rows)
+    note = "Latency: the median for one input, each network alone on one core of the machine that exported the bundle."
+    if latency is None:
+        note = "Latency is measured at export: sensai report --bundle BUNDLE shows it."
+    return Table("Summary", ("", "class-parallel", "reference"), rows, note)
 
 
-def _workers(run: Run, made: Sequence[Network], reference: Network) -> Table:
+def _times(latency: Latency | None) -> list[Row]:
+    if latency is None:
+        return []
+    slowest, together, whole = max(latency.workers), sum(latency.workers), latency.reference
+    return [
+        ("latency, slowest worker", f"{slowest:,.0f} us", f"{whole:,.0f} us"),
+        ("times as fast as the reference", f"{whole / max(slowest, 1e-3):.1f}", "1"),
+        ("latency, all workers one after the other", f"{together:,.0f} us", f"{whole:,.0f} us"),
+    ]
+
+
+def _workers(run: Run, made: Sequence[Network], reference: Network, latency: Latency | None) -> Table:
     rows: list[Row] = [
         (
-            f"{worker}: {', '.join(run.labels[c] for c in network.classes)}",
+            f"{worker}: {_some([run.labels[c] for c in network.classes])}",
             network.head,
+            "" if latency is None else f"{latency.workers[worker]:,.0f}",
             f"{network.macs:,}",
             f"{network.macs / max(reference.macs, 1):.1%}",
             f"{network.parameters:,}",
@@ -119,12 +160,26 @@ def _workers(run: Run, made: Sequence[Network], reference: Network) -> Table:
         )
         for worker, network in enumerate(made)
     ]
-    columns = ("worker and classes", "head", "MACs", "of the reference's", "parameters", "blocks gone")
+    columns = ["worker and classes", "head", "us", "MACs", "of the reference's", "parameters", "blocks gone"]
+    if latency is None:
+        columns.remove("us")
+        rows = [(*row[:2], *row[3:]) for row in rows]
     return Table("Workers", columns, rows)
 
 
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - MOST_NAMES
+    return ", ".join(names) if more <= 1 else f"{', '.join(names[:MOST_NAMES])} and {more} more"
+
+
 def _data(
-    run: Run, answers: GivenLabels, kept: Kept, points: Features | None, curve: Sequence[AccuracyAtLoss]
+    run: Run,
+    answers: GivenLabels,
+    kept: Kept,
+    points: Features | None,
+    curve: Sequence[AccuracyAtLoss],
+    alike: Copies,
+    latency: Latency | None,
 ) -> dict[str, Any]:
     n_classes = len(run.labels)
     before, after = (
@@ -145,6 +200,17 @@ def _data(
             "by_worker": kept.counts.T.tolist(),
             "overlap": np.round(kept.overlap, 6).tolist(),
         },
+        "copies": {
+            "disagreement": _plain(alike.disagreement),
+            "error_correlation": _plain(alike.correlation),
+            "origins": alike.origins,
+        },
+        "latency_us": None if latency is None else asdict(latency),
         "symbols": run.assignment.symbols,
         "class_map": None if points is None else np.round(points, 4).tolist(),
     }
+
+
+def _plain(values: npt.NDArray[np.float64]) -> list[list[float | None]]:
+    """A matrix as JSON has it: null where there is no figure."""
+    return [[None if np.isnan(v) else round(float(v), 6) for v in row] for row in values]

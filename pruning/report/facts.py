@@ -18,6 +18,7 @@ from pruning.merging import merge_plan
 from pruning.planning.plan import classes_seen
 from pruning.run import REFERENCE, Network, Run
 from pruning.training.loop import infer
+from sensai_serve.bundles import Bundle
 from sensai_serve.errors import InputError
 from sensai_serve.lost_workers import AccuracyAtLoss, ScoredInputs, accuracy_curve
 
@@ -64,6 +65,34 @@ class Kept:
         both = every @ every.T
         own = np.diag(both)
         return np.asarray(both / np.maximum(own[:, None] + own - both, 1))
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Median microseconds for one input on one core, each network alone, measured when the bundle was exported."""
+
+    reference: float
+    workers: tuple[float, ...]
+
+    @classmethod
+    def kept_by(cls, bundle: Bundle) -> Latency | None:
+        """What a bundle says of it; None where it was exported without."""
+        kept = bundle.manifest.provenance.get("latency_us")
+        if not isinstance(kept, dict) or not isinstance(kept.get("subnets"), list):
+            return None
+        return cls(float(kept["reference"]), tuple(map(float, kept["subnets"])))
+
+
+def mistakes(answers: GivenLabels, n_classes: int, most: int = 12) -> list[tuple[int, int, float, float]]:
+    """What is most often taken for what: true class, given class, and how often by the reference and when merged.
+
+    The last two are fractions of the true class's inputs; the most frequent of the merged ones come first.
+    """
+    before, after = (rates(answers.label, given, n_classes) for given in (answers.reference, answers.merged))
+    np.fill_diagonal(after, 0)
+    order = np.argsort(-after, axis=None, kind="stable")[:most]
+    pairs = [divmod(int(at), n_classes) for at in order]
+    return [(i, j, float(before[i, j]), float(after[i, j])) for i, j in pairs if after[i, j] > 0]
 
 
 def networks(run: Run) -> list[Network]:

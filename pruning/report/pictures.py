@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pruning.grouping import Features
 from pruning.report.facts import GivenLabels, Kept, rates
 from pruning.run import Network
 from sensai_serve.lost_workers import AccuracyAtLoss
 from sensai_serve.report import Picture
-from sensai_serve.report.drawing import colour, finish, heat_map, ink
+from sensai_serve.report.drawing import MANY, colour, finish, heat_map, shortened
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,33 +19,43 @@ if TYPE_CHECKING:
 WIDTH = 4.8
 FEW = 14
 """Rows or columns of a heat map whose cells are small numbers that can be read."""
-MOST_CLASSES = 50
-"""Rows in the picture of accuracy per class."""
+ROWS, COLUMNS = 36, 3
+"""Classes in a column of the picture of accuracy per class, and columns at most."""
+LARGEST = 16.0
+"""Inches, of the side of a confusion matrix; it is scaled to the width of the page."""
 
 
 def accuracy_per_class(answers: GivenLabels, labels: Sequence[str]) -> Picture:
-    """One row per class: the reference's accuracy and the merged one, joined."""
+    """One row per class: the reference's accuracy and the merged one, joined; many classes in up to three columns."""
     before, after = (np.diag(rates(answers.label, given, len(labels))) * 100
                      for given in (answers.reference, answers.merged))  # fmt: skip
-    shown = np.argsort(-np.abs(after - before), kind="stable")[:MOST_CLASSES]
-    shown = shown[np.argsort(after[shown], kind="stable")]
+    shown = np.argsort(-np.abs(after - before), kind="stable")[: COLUMNS * ROWS]
+    shown = shown[np.argsort(-after[shown], kind="stable")]
+    columns = -(-len(shown) // ROWS)
+    height = -(-len(shown) // columns)
 
     def draw(figure: Figure) -> None:
-        axes = figure.add_subplot()
-        rows = np.arange(len(shown))
-        axes.hlines(rows, before[shown], after[shown], color=colour(7), linewidth=2, zorder=1)
-        axes.scatter(before[shown], rows, color=colour(4), label="reference", zorder=2)
-        axes.scatter(after[shown], rows, color=colour(0), label="merged", zorder=3)
-        axes.set_yticks(rows, [labels[c] for c in shown], fontsize=9)
-        axes.set_ylim(-0.7, len(shown) - 0.3)
-        axes.set_xlabel("right, %")
-        finish(axes)
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=2, frameon=False, fontsize=9)
+        every = figure.subplots(1, columns, sharex=True, squeeze=False)[0]
+        for at, axes in enumerate(every):
+            part = shown[at * height : (at + 1) * height]
+            y = np.arange(len(part))
+            axes.hlines(y, before[part], after[part], color=colour(7), linewidth=2, zorder=1)
+            axes.scatter(after[part], y, color=colour(0), s=26, label="merged", zorder=2)
+            axes.scatter(before[part], y, s=80, facecolors="none", edgecolors=colour(1), linewidths=1.6,
+                         label="reference", zorder=3)  # fmt: skip
+            axes.set_yticks(y, [shortened(labels[c]) for c in part], fontsize=9)
+            axes.margins(x=0.06)
+            axes.set_ylim(height - 0.3, -0.7)
+            axes.set_xlabel("right, %")
+            finish(axes)
+        figure.legend(*every[0].get_legend_handles_labels(), ncols=2, frameon=False, fontsize=9,
+                      loc="outside upper left" if columns > 1 else "outside upper right")  # fmt: skip
 
-    note = f"On the {answers.part}, the worst classes at the bottom."
-    if len(labels) > MOST_CLASSES:
-        note = f"On the {answers.part}: the {MOST_CLASSES} classes that changed most."
-    return Picture("accuracy-per-class", "Accuracy per class", draw, note, (WIDTH, 1.4 + 0.26 * len(shown)))
+    note = f"On the {answers.part}, the worst classes last; a dot in a ring: as good as the reference."
+    if len(labels) > len(shown):
+        note += f" Of {len(labels)} classes the {len(shown)} that changed most."
+    width = WIDTH if columns == 1 else WIDTH * columns * 0.8
+    return Picture("accuracy-per-class", "Accuracy per class", draw, note, (width, 1.4 + 0.26 * height))
 
 
 def confusions(answers: GivenLabels, labels: Sequence[str], symbols: Sequence[Sequence[int]]) -> list[Picture]:
@@ -65,8 +74,13 @@ def confusions(answers: GivenLabels, labels: Sequence[str], symbols: Sequence[Se
         draw = heat_map(matrix, names, names, x_label=f"given by the {who}" if name == "before" else "given, merged",
                         y_label="true class", limits=(0, most), texts=texts, hue=1)  # fmt: skip
         note = f"Percent of each true class, {answers.part}; what is right is left out. Both pictures share one scale."
+        size = (WIDTH, square(len(labels)))
+        if len(labels) > MANY:
+            wanted = 2.4 + len(labels) / 7.5
+            size = (min(wanted, LARGEST), min(wanted, LARGEST))
+            note += " For want of room not every class is named." if wanted > LARGEST else ""
         title = f"What is taken for what, {'before: the reference' if name == 'before' else 'after: merged'}"
-        pictures.append(Picture(f"confusion-{name}", title, draw, note, (WIDTH, _square(len(labels)))))
+        pictures.append(Picture(f"confusion-{name}", title, draw, note, size))
     return pictures
 
 
@@ -107,8 +121,13 @@ def kept_by_how_many(kept: Kept) -> Picture:
     return Picture("kept-by", "Channels kept by every worker, by some, by none", draw, note, _tall(len(by)))
 
 
-def overlap(kept: Kept) -> Picture:
-    """Workers by workers, intersection over union of their channels."""
+def overlap(kept: Kept, *, shared: bool) -> Picture:
+    """Workers by workers, intersection over union of their channels.
+
+    Args:
+        kept: the workers' channels.
+        shared: whether workers were cut from compact networks that several of them share.
+    """
     values, workers = kept.overlap, [str(w) for w in range(len(kept.overlap))]
     texts = [[f"{v:.2f}" for v in row] for row in values] if len(workers) <= FEW else None
     low = float(values.min())
@@ -117,8 +136,14 @@ def overlap(kept: Kept) -> Picture:
     alike = float(values[~np.eye(len(values), dtype=np.bool_)].mean()) if len(values) > 1 else 1.0
     note = f"Intersection over union of the channels that two workers kept, over all layers; {alike:.2f} on average."
     if low == 1:
-        note += " All workers have the same channels."
-    return Picture("overlap", "Overlap of kept channels", draw, note, (WIDTH, _square(len(workers), 0.9)))
+        note += " All workers have the same channels: "
+        note += (
+            "those of the compact network that they were made of, which was small enough, so that none was cut again. "
+            if shared
+            else "the classes of each needed the same ones. "
+        )
+        note += "They differ in their weights, and in the classes that they score."
+    return Picture("overlap", "Overlap of kept channels", draw, note, (WIDTH, square(len(workers), 0.9)))
 
 
 def sizes(made: Sequence[Network], reference: Network) -> Picture:
@@ -134,46 +159,28 @@ def sizes(made: Sequence[Network], reference: Network) -> Picture:
         axes.set_yticks(rows, [str(worker) for worker in rows], fontsize=8.5)
         axes.invert_yaxis()
         axes.margins(y=0.02)
-        axes.set_xlim(0, max(*macs, *parameters, 1) * 1.15)
+        largest = max(*macs, *parameters, 1)
+        axes.set_xlim(0, largest * 1.15)
+        if largest > 50:
+            axes.axvline(100, color=colour(1), linestyle="--", linewidth=1.2, label="reference")
+            axes.set_xlim(0, max(largest, 100) * 1.1)
         axes.set_xlabel("% of the reference")
         axes.set_ylabel("worker")
         finish(axes)
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=2, frameon=False, fontsize=9)
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=3, frameon=False, fontsize=9)
 
     note = f"All workers together: {sum(macs) / 100:.2f} times the reference's MACs, {sum(parameters) / 100:.2f} times "
     return Picture("sizes", "Size of each worker", draw, note + "its parameters.", (WIDTH, 1.5 + 0.28 * len(made)))
 
 
-def clustering(points: Features, labels: Sequence[str], symbols: Sequence[Sequence[int]]) -> Picture:
-    """Classes where t-SNE puts them, in the colour of their group."""
-    group_of = {c: g for g, symbol in enumerate(symbols) for c in symbol}
-    grouped = any(len(symbol) > 1 for symbol in symbols)
+def lost_workers(curve: Sequence[AccuracyAtLoss], reference: float, part: str) -> Picture:
+    """Accuracy against the number of lost workers: mean, worst and best, beside the reference's.
 
-    def draw(figure: Figure) -> None:
-        axes = figure.add_subplot()
-        for g, symbol in enumerate(symbols if grouped else ()):
-            centre = points[list(symbol)].mean(axis=0)
-            for c in symbol:
-                axes.plot(*zip(centre, points[c], strict=True), color=colour(g), alpha=0.4, linewidth=1.5, zorder=1)
-        hues = [colour(group_of.get(c, 0) if grouped else 0) for c in range(len(points))]
-        axes.scatter(points[:, 0], points[:, 1], c=hues, s=60)
-        size = 8.5 if len(points) <= 30 else 6.0
-        for c, (x, y) in enumerate(points):
-            axes.annotate(labels[c], (x, y), (0, 7), textcoords="offset points", ha="center", fontsize=size)
-            if grouped:
-                axes.annotate(str(group_of[c]), (x, y), ha="center", va="center", fontsize=6.5, color="white")
-        axes.set_xticks([])
-        axes.set_yticks([])
-        axes.margins(0.15)
-        axes.spines[:].set_color(ink() + "40")
-
-    note = "t-SNE of the reference's mean penultimate features of each class: what lies close looks alike to it. "
-    note += "Colour and number say which group a class is in." if grouped else "Classes were not put into groups."
-    return Picture("clustering", "The classes as the reference sees them", draw, note, (WIDTH, 4.2))
-
-
-def lost_workers(curve: Sequence[AccuracyAtLoss], part: str) -> Picture:
-    """Accuracy against the number of lost workers: mean, worst and best."""
+    Args:
+        curve: accuracy for 0, 1, ... lost workers.
+        reference: the reference's accuracy on the same inputs, a fraction.
+        part: the part of the data that both are of.
+    """
     x = [at.lost for at in curve]
     mean, worst, best = (100 * np.array([getattr(at, name) for at in curve]) for name in ("mean", "worst", "best"))
 
@@ -184,8 +191,9 @@ def lost_workers(curve: Sequence[AccuracyAtLoss], part: str) -> Picture:
         axes.fill_between(x, worst, best, color=colour(0), alpha=0.2, linewidth=0, label="worst to best set")
         axes.plot(x, worst, color=colour(0), linewidth=1, linestyle=":")
         axes.plot(x, mean, color=colour(0), marker="o", markersize=4, label="mean")
-        axes.set_ylim(0, 102)
-        axes.set_xlim(0, max(x))
+        axes.axhline(100 * reference, color=colour(1), linestyle="--", linewidth=1.4, label="reference")
+        axes.set_ylim(0, 105)
+        axes.set_xlim(-0.02 * max(x), 1.02 * max(x))
         axes.set_xlabel("workers lost")
         axes.set_ylabel("right, %")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -203,7 +211,8 @@ def _names(kept: Kept) -> list[str]:
     return [f"{layer} ({total})" for layer, total in zip(kept.layers, kept.totals, strict=True)]
 
 
-def _square(count: int, margin: float = 1.3) -> float:
+def square(count: int, margin: float = 1.3) -> float:
+    """The height of a picture of a heat map with as many rows as columns."""
     return float(np.clip(margin + 0.34 * count, 2.2, WIDTH + 0.4))
 
 

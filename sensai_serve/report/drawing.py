@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import io
+import itertools
 import textwrap
+import warnings
+from bisect import bisect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from unicodedata import east_asian_width
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +27,8 @@ Draw = Callable[["Figure"], None]
 _LIGHT = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5D3A9B", "#8C8C8C", "#1a1a1a", "#A6761D")
 _DARK = ("#4BA3E3", "#F0803C", "#2DBE94", "#DB94C0", "#E69F00", "#8ACDF2", "#A98BE0", "#A0A0A0", "#e6e6e6", "#C99A55")
 DPI = 160
+MANY = 24
+"""Rows or columns of a heat map from which it wants the whole width of the page."""
 
 
 @dataclass(frozen=True)
@@ -37,26 +43,44 @@ class Line:
     dashed: bool = False
 
 
-def render(picture: Picture, *, dark: bool = False, titled: bool = False) -> bytes:
-    """A picture as a PNG file.
+def as_svg(picture: Picture, *, dark: bool = False) -> bytes:
+    """A picture as an SVG file, for a page.
+
+    Its text is text, which the reader's browser draws with its own fonts: a label of any script can be read there,
+    whatever fonts there are where the file was written.
 
     Args:
         picture: what is drawn.
         dark: for a dark page.
-        titled: with its title in it.
     """
+    return _render(picture, "svg", dark=dark)
+
+
+def as_png(picture: Picture) -> bytes:
+    """A picture as a PNG file, with its title in it; a character that no font here has is a box."""
+    return _render(picture, "png", titled=True)
+
+
+def _render(picture: Picture, kind: str, *, dark: bool = False, titled: bool = False) -> bytes:
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    with mpl.rc_context(_theme(dark)):
+    file = io.BytesIO()
+    with mpl.rc_context(_theme(dark)), warnings.catch_warnings():
+        # matplotlib measures a character that no font here has as a wide box: room enough for the browser's.
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
         figure = Figure(figsize=picture.size, dpi=DPI, layout="constrained")
-        canvas = FigureCanvasAgg(figure)
+        canvas = FigureCanvasSVG(figure) if kind == "svg" else FigureCanvasAgg(figure)
         if titled:
             figure.suptitle(textwrap.fill(picture.title, int(9 * picture.size[0])), fontsize=13)
         picture.draw(figure)
-        file = io.BytesIO()
-        canvas.print_png(file)  # type: ignore[no-untyped-call]  # savefig would draw twice
+        # Not savefig, which would draw twice.
+        if isinstance(canvas, FigureCanvasSVG):
+            canvas.print_svg(file, metadata={"Date": None})  # type: ignore[no-untyped-call]
+        else:
+            canvas.print_png(file)  # type: ignore[no-untyped-call]
     return file.getvalue()
 
 
@@ -71,6 +95,9 @@ def _theme(dark: bool) -> Any:
         **dict.fromkeys(inked, ink),
         **dict.fromkeys(papered, paper),
         "grid.color": grid,
+        "text.parse_math": False,  # a dollar in a label is a dollar
+        "svg.fonttype": "none",  # text stays text
+        "svg.hashsalt": "sensai",  # the same picture is the same file
         "axes.prop_cycle": cycler(color=_DARK if dark else _LIGHT),
     }
 
@@ -200,21 +227,39 @@ def heat_map(
         axes = figure.add_subplot()
         shades = LinearSegmentedColormap.from_list("shades", [paper(), colour(hue)])
         scale = Normalize(*limits, clip=True)
-        axes.imshow(np.ma.masked_invalid(values), cmap=shades, norm=scale, aspect="auto", interpolation="nearest")
+        axes.imshow(np.ma.masked_invalid(values), cmap=shades, norm=scale, aspect="auto", interpolation="none")
         for r, line in enumerate(texts or ()):
             for k, text in enumerate(line):
                 if text:
                     shade = shades(scale(values[r, k]))
                     axes.annotate(text, (k, r), ha="center", va="center", fontsize=7.5, color=text_on(shade))
+        columns_shown = [shortened(name) for name in columns]
+        rows_shown = [shortened(name) for name in rows]
         turned = max(map(len, columns), default=0) > 3
-        axes.set_xticks(*_ticks(columns, 36 if turned else 18), rotation=90 if turned else 0, fontsize=8.5)
-        axes.set_yticks(*_ticks(rows, int(7 * figure.get_figheight())), fontsize=8.5)
+        width, height = (int(7.5 * (inches - 1.2)) for inches in figure.get_size_inches())  # names that fit
+        # An anchor at its end keeps a turned name at its column, whichever font it is drawn in.
+        style: dict[str, Any] = {"rotation": 90, "rotation_mode": "anchor", "ha": "right", "va": "center"}
+        axes.set_xticks(
+            *_ticks(columns_shown, width if turned else width * 3 // 4), fontsize=8.5, **style if turned else {}
+        )
+        axes.set_yticks(*_ticks(rows_shown, height), fontsize=8.5)
         axes.tick_params(length=0)
+        if max(values.shape) > MANY:  # lines that lead from a cell to its names
+            axes.grid(color=ink() + "18", linewidth=0.5)
         axes.spines[:].set_color(ink() + "40")
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
 
     return draw
+
+
+def shortened(name: str, most: int = 22) -> str:
+    """A name on one line, short enough to stand beside an axis: about `most` letters wide."""
+    name = " ".join(name.split())
+    ends = list(itertools.accumulate(2 if east_asian_width(c) in "WF" else 1 for c in name))
+    if not ends or ends[-1] <= most:
+        return name
+    return f"{name[: bisect(ends, most - 1)].rstrip()}\u2026"
 
 
 def _ticks(names: Sequence[str], most: int) -> tuple[list[int], list[str]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sensai_serve.report import NARROW, Cell, Picture, Table
-from sensai_serve.report.drawing import render
+from sensai_serve.report.drawing import as_png, as_svg
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -56,7 +56,7 @@ def write_pictures(parts: Sequence[Table | Picture], folder: Path) -> None:
     for part in parts:
         if isinstance(part, Picture):
             with atomic_file(folder / f"{part.name}.png") as temporary:
-                temporary.write_bytes(render(part, titled=True))
+                temporary.write_bytes(as_png(part))
 
 
 def print_tables(parts: Sequence[Table | Picture], console: Console) -> None:
@@ -79,13 +79,15 @@ def print_tables(parts: Sequence[Table | Picture], console: Console) -> None:
 
 
 def _figure(picture: Picture) -> str:
-    light, dark = (base64.b64encode(render(picture, dark=dark)).decode() for dark in (False, True))
-    kind = "" if picture.size[0] <= NARROW else ' class="wide"'
+    light, dark = (base64.b64encode(as_svg(picture, dark=dark)).decode() for dark in (False, True))
+    wide = picture.size[0] > NARROW
+    kind = f' class="wide" style="--least: {min(4.4 * picture.size[0], 60):.0f}rem"' if wide else ""
     note = f'<p class="note">{html.escape(picture.note)}</p>' if picture.note else ""
     return (
         f"<figure{kind}><figcaption>{html.escape(picture.title)}</figcaption><div class=scroll><picture>"
-        f'<source media="(prefers-color-scheme: dark)" srcset="data:image/png;base64,{dark}">'
-        f'<img alt="{html.escape(picture.title)}" src="data:image/png;base64,{light}"></picture></div>{note}</figure>'
+        f'<source media="(prefers-color-scheme: dark)" srcset="data:image/svg+xml;base64,{dark}">'
+        f'<img alt="{html.escape(picture.title)}" src="data:image/svg+xml;base64,{light}"></picture></div>{note}'
+        "</figure>"
     )
 
 
@@ -142,7 +144,7 @@ td { white-space: nowrap }
   margin-top: 2.5rem; align-items: start }
 figure { margin: 0; min-width: 0 }
 figure.wide { grid-column: 1 / -1 }
-figure.wide img { min-width: 40rem }
+figure.wide img { min-width: var(--least) }
 figcaption { font-weight: 600; margin-bottom: .5rem }
 img { width: 100%; height: auto; display: block }
 figure:not(.wide) img { max-width: 31rem }

@@ -50,7 +50,7 @@ def test_a_run_leaves_tables_json_pictures_and_one_page(bench, make_bundle, tmp_
     assert {load["loop"] for load in results["loads"]} == {"open", "closed"}
     assert all(path.read_bytes().startswith(PNG) for path in out.glob("*.png"))
     page = (out / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 2 * len(list(out.glob("*.png"))) >= 10  # one light, one dark
+    assert page.count("data:image/svg+xml;base64,") == 2 * len(list(out.glob("*.png"))) >= 10  # one light, one dark
     assert not re.search(r'(src|srcset|href)="(?!data:)', page)
     for file in ("result.json", "report.html"):
         assert str(tmp_path) not in (out / file).read_text()

@@ -20,6 +20,7 @@ from pruning.pipeline.prune import prune_reference
 from pruning.planning.plan import make_plan
 from pruning.recipe import Recipe
 from pruning.report import facts
+from pruning.report.copies import compare
 from sensai_serve.cli.main import main
 from sensai_serve.merge import MergePlan
 from sensai_serve.merge.collector import merge
@@ -72,7 +73,11 @@ def test_the_page_holds_what_the_runs_files_say(report, digits_run, tmp_path):
     assert data["symbols"] == [list(symbol) for symbol in digits_run.assignment.symbols]
 
     assert not re.search(r'(?:src|srcset|href)="(?!data:)', page)
-    assert page.count("<figure") == page.count('prefers-color-scheme: dark)" srcset') == 9
+    assert page.count("<figure") == page.count('prefers-color-scheme: dark)" srcset') == 11
+    votes = [each >= plan.threshold for each in scores]
+    differ, together = (np.array(data["copies"][name], float) for name in ("disagreement", "error_correlation"))
+    for made, expected in zip((differ, together), compare(digits_run.assignment.rows, votes, truth), strict=True):
+        np.testing.assert_allclose(made, expected, atol=1e-6)
     assert "<title>cnn for digits: 5 workers, cyclic</title>" in page
 
 
@@ -104,6 +109,13 @@ def test_of_a_bundle_the_test_answers_that_it_kept(report, digits_run, digits_bu
     assert data["part"] == "test part"
     assert data["accuracy"]["merged"] == digits_bundle.manifest.accuracy["test"]
     assert np.sum(data["confusion"]["reference"]) == len(digits_run.dataset.y_test)
+    latency = data["latency_us"]
+    assert latency == {
+        "reference": digits_bundle.manifest.provenance["latency_us"]["reference"],
+        "workers": digits_bundle.manifest.provenance["latency_us"]["subnets"],
+    }
+    assert len(latency["workers"]) == 5
+    assert min(latency["workers"]) > 0
 
 
 def test_a_wrong_report_is_one_line_and_leaves_nothing(report, digits_run, digits_bundle, table_run, tmp_path):
