@@ -16,7 +16,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 from hypothesis import HealthCheck, settings
 
-pytest_plugins = ("backend_fixtures", "bundle_fixtures", "onnx_fixtures", "run_fixtures", "server_fixtures")
+pytest_plugins = (
+    "backend_fixtures",
+    "bundle_fixtures",
+    "onnx_fixtures",
+    "run_fixtures",
+    "server_fixtures",
+    "wheel_fixtures",
+)
 
 # Named after the make targets. No test may depend on how fast the machine is.
 settings.register_profile("test", deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])

@@ -8,20 +8,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-import pytest
-
 from sensai_serve import __version__
-
-ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("dist")
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(ROOT)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    return next(out.glob("*.whl"))
 
 
 def test_it_holds_every_package_and_no_tests(wheel: Path) -> None:

@@ -54,6 +54,21 @@ class Depthwise(nn.Module):
         return self.last((x + torch.relu(self.bn(self.depth(x)))).mean(dim=(2, 3)))
 
 
+class Branches(nn.Module):
+    """Two branches are concatenated, and what went into them is added."""
+
+    def __init__(self, n_classes: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 16, 3, padding=1)
+        self.narrow, self.wide = nn.Conv2d(16, 8, 1), nn.Conv2d(16, 8, 3, padding=1)
+        self.last = nn.Linear(16, n_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.first(x))
+        x = torch.relu(torch.cat([self.narrow(x), self.wide(x)], dim=1) + x)
+        return self.last(x.mean(dim=(2, 3)))
+
+
 class Viewing(nn.Module):
     """Attention with as many heads as its width allows: one more channel makes others of all."""
 
@@ -68,6 +83,10 @@ class Viewing(nn.Module):
         q, k, v = (part.view(b, t, -1, 4).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1))
         x = torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, t, -1)
         return self.last(self.project(x).mean(dim=1))
+
+
+def branches(n_classes: int) -> nn.Module:
+    return Branches(n_classes)
 
 
 def viewing(n_classes: int) -> nn.Module:
@@ -128,6 +147,14 @@ def test_attention_whose_heads_follow_from_its_width_keeps_its_scores(tmp_path, 
     run = make_run(tmp_path / "run", f"{__name__}:viewing", (3, 8, 8), "sigmoid")
     x = torch.from_numpy(inputs((3, 8, 8)))
     larger, trained = padded(run, "subnets/00", multiple, x.numpy()), run.load("subnets/00")
+    with torch.inference_mode():
+        torch.testing.assert_close(larger(x), trained(x), atol=1e-5, rtol=1e-5)
+
+
+def test_branches_that_are_concatenated_and_added_to_a_skip_keep_their_scores(tmp_path):
+    run = make_run(tmp_path / "run", f"{__name__}:branches", (3, 8, 8), "sigmoid")
+    x = torch.from_numpy(inputs((3, 8, 8)))
+    larger, trained = padded(run, "subnets/00", 4, x.numpy()), run.load("subnets/00")
     with torch.inference_mode():
         torch.testing.assert_close(larger(x), trained(x), atol=1e-5, rtol=1e-5)
 

@@ -78,6 +78,20 @@ class Dense(nn.Module):
         return self.linear(x.mean((2, 3)))
 
 
+class Branches(nn.Module):
+    """Inception-ResNet: branches are concatenated, and what went into them is added."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.narrow, self.wide = (
+            conv(channels, channels // 2, 1, act=False),
+            conv(channels, channels // 2, 3, act=False),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(torch.cat([self.narrow(x), self.wide(x)], 1) + x)
+
+
 class Attention(nn.Module):
     """Written out, as in timm."""
 
@@ -150,6 +164,11 @@ def gated(n_classes: int) -> nn.Module:
 
 def concatenating(n_classes: int) -> nn.Module:
     return Dense(n_classes)
+
+
+def branching(n_classes: int) -> nn.Module:
+    layers = (conv(1, 16), Branches(16), conv(16, 32, 3, 2), Branches(32), Branches(32))
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, n_classes))
 
 
 def transformer(n_classes: int) -> nn.Module:

@@ -30,6 +30,7 @@ BLOCKS = {
     "depthwise": 2,
     "gated": 0,
     "concatenating": 0,
+    "branching": 3,
     "transformer": 4,
     "transformer_of_modules": 4,
 }
