@@ -10,7 +10,7 @@ import numpy as np
 from pruning.grouping import Features
 from pruning.report.pictures import WIDTH
 from sensai_serve.report import Picture
-from sensai_serve.report.drawing import colour, ink, shortened
+from sensai_serve.report.drawing import colour, ink, shortened, text_width
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,7 +41,8 @@ def class_map(points: Features, labels: Sequence[str], symbols: Sequence[Sequenc
     font = 8.5
     names = [shortened(label) for label in labels]
     span = np.maximum(points.max(axis=0) - points.min(axis=0), 1e-9) * (1 + 2 * _MARGIN)
-    places = place_names((points / span) * np.array(size) * 72, [0.62 * font * len(name) for name in names], font)
+    widths = [0.62 * font * text_width(name) for name in names]
+    places = place_names((points / span) * np.array(size) * 72, widths, font)
 
     def draw(figure: Figure) -> None:
         axes = figure.add_subplot()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from pruning.report.facts import GivenLabels, Kept, rates
 from pruning.run import Network
@@ -44,7 +45,7 @@ def accuracy_per_class(answers: GivenLabels, labels: Sequence[str]) -> Picture:
             axes.scatter(before[part], y, s=80, facecolors="none", edgecolors=colour(1), linewidths=1.6,
                          label="reference", zorder=3)  # fmt: skip
             axes.set_yticks(y, [shortened(labels[c]) for c in part], fontsize=9)
-            axes.margins(x=0.06)
+            axes.set_xlim(*_percents(before[shown], after[shown]))
             axes.set_ylim(height - 0.3, -0.7)
             axes.set_xlabel("right, %")
             finish(axes)
@@ -56,6 +57,13 @@ def accuracy_per_class(answers: GivenLabels, labels: Sequence[str]) -> Picture:
         note += f" Of {len(labels)} classes the {len(shown)} that changed most."
     width = WIDTH if columns == 1 else WIDTH * columns * 0.8
     return Picture("accuracy-per-class", "Accuracy per class", draw, note, (width, 1.4 + 0.26 * height))
+
+
+def _percents(*values: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """Limits of an axis that shows all values, at least five percent wide and not further than 100 needs."""
+    low, high = float(min(map(np.min, values))), float(max(map(np.max, values)))
+    span = max(high - low, 5.0)
+    return max(high - 1.06 * span, -0.06 * span), high + 0.06 * span
 
 
 def confusions(answers: GivenLabels, labels: Sequence[str], symbols: Sequence[Sequence[int]]) -> list[Picture]:
@@ -74,6 +82,8 @@ def confusions(answers: GivenLabels, labels: Sequence[str], symbols: Sequence[Se
         draw = heat_map(matrix, names, names, x_label=f"given by the {who}" if name == "before" else "given, merged",
                         y_label="true class", limits=(0, most), texts=texts, hue=1)  # fmt: skip
         note = f"Percent of each true class, {answers.part}; what is right is left out. Both pictures share one scale."
+        if not np.nansum(matrix):
+            note += " There are no mistakes."
         size = (WIDTH, square(len(labels)))
         if len(labels) > MANY:
             wanted = 2.4 + len(labels) / 7.5
@@ -138,7 +148,7 @@ def overlap(kept: Kept, *, shared: bool) -> Picture:
     if low == 1:
         note += " All workers have the same channels: "
         note += (
-            "those of the compact network that they were made of, which was small enough, so that none was cut again. "
+            "those of the compact networks that they were made of, which were small enough not to be cut again. "
             if shared
             else "the classes of each needed the same ones. "
         )

@@ -256,10 +256,15 @@ def heat_map(
 def shortened(name: str, most: int = 22) -> str:
     """A name on one line, short enough to stand beside an axis: about `most` letters wide."""
     name = " ".join(name.split())
-    ends = list(itertools.accumulate(2 if east_asian_width(c) in "WF" else 1 for c in name))
+    ends = list(itertools.accumulate(map(text_width, name)))
     if not ends or ends[-1] <= most:
         return name
     return f"{name[: bisect(ends, most - 1)].rstrip()}\u2026"
+
+
+def text_width(text: str) -> int:
+    """How wide a text is, in letters: Chinese, Japanese and Korean characters and emoji are two letters wide."""
+    return sum(2 if east_asian_width(c) in "WF" else 1 for c in text)
 
 
 def _ticks(names: Sequence[str], most: int) -> tuple[list[int], list[str]]:
