@@ -46,6 +46,21 @@ class Cause(StrEnum):
     """The worker took much longer than healthy ones do."""
 
 
+class Execution(StrEnum):
+    """Where the runs of a worker happen."""
+
+    FUSED = "fused"
+    """On the event loop's thread, with other workers in one network."""
+    INLINE = "inline"
+    """On the event loop's thread."""
+    THREAD = "thread"
+    """On a thread of the server."""
+    PROCESS = "process"
+    """In another process of this machine."""
+    REMOTE = "remote"
+    """On another server."""
+
+
 class Task(Protocol):
     """Something for workers to run, and who is told of the scores. `deliver` and `fail` may be called on any thread."""
 
@@ -143,3 +158,11 @@ class Killable(Protocol):
 
         Called on the event loop's thread only.
         """
+
+
+@runtime_checkable
+class SaysWhere(Protocol):
+    """A backend that says where its workers run."""
+
+    def execution(self, worker: int) -> Execution | None:
+        """Where the runs of a worker happen now; None where it is not known. Called on the event loop's thread."""

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sensai_serve.errors import InputError, RequestError
-from serving.backends import HOLDS, Backend, BackendPlan, Cause, Killable, Scores, Task
+from serving.backends import HOLDS, Backend, BackendPlan, Cause, Execution, Killable, SaysWhere, Scores, Task
 from serving.runtime.faults import Fault, parse_fault
 
 KILL = "kill"
@@ -90,6 +90,10 @@ class FaultControl:
         for worker in workers:
             if worker in faults:
                 self._submit_to_faulty(task, worker, faults[worker])
+
+    def execution(self, worker: int) -> Execution | None:
+        """Where the runs of a worker happen; None where the backend does not say."""
+        return self._backend.execution(worker) if isinstance(self._backend, SaysWhere) else None
 
     def stop(self) -> None:
         """See `serving.backends.Backend`."""

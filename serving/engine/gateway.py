@@ -17,7 +17,7 @@ from sensai_serve.bundles import Bundle
 from sensai_serve.errors import BundleError, ControlOffError, NotReadyError, OverloadedError, RequestError
 from sensai_serve.manifest import Manifest
 from sensai_serve.merge import Answer, Wait, parse_wait
-from serving.backends import Backend, Cause
+from serving.backends import Backend, Cause, Execution, SaysWhere
 from serving.engine.admission import Admission
 from serving.engine.deferred import DeferredWrites
 from serving.engine.dispatch import Dispatcher
@@ -130,6 +130,10 @@ class Gateway:
         """The faults that workers have been given while the model serves, by worker."""
         control = None if self._loaded is None else self._loaded.fault_control
         return {} if control is None else control.faults
+
+    def execution(self, worker: int) -> Execution | None:
+        """Where the runs of a worker happen now; None before `start`, and where the backend does not say."""
+        return self._backend.execution(worker) if isinstance(self._backend, SaysWhere) else None
 
     def begin_trial(self) -> None:
         """Begin to try the model out, which `start` then waits for: another process does it, for about a second."""

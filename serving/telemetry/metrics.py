@@ -125,6 +125,13 @@ class _Models(Collector):
         )  # fmt: skip
         states = [([g.name, str(w), worker.state.value], 1.0) for g in gateways for w, worker in enumerate(g.workers)]
         yield _gauge("sensai_worker_state", "What each worker is now", states, "worker", "state")
+        places = [
+            ([g.name, str(w), place.value], 1.0)
+            for g in gateways
+            for w in range(len(g.workers))
+            if (place := g.execution(w)) is not None
+        ]
+        yield _gauge("sensai_worker_execution", "Where each worker's runs happen now", places, "worker", "execution")
 
 
 def _each(gateways: list[Gateway], value: Callable[[Gateway], float]) -> _Samples:

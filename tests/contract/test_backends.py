@@ -23,7 +23,7 @@ from sensai_serve.errors import (
     UncoveredError,
 )
 from sensai_serve.plugins import find
-from serving.backends import BackendPlan, Cause
+from serving.backends import BackendPlan, Cause, Execution
 from serving.engine import supervisor
 from serving.engine.fanout import Probe
 from serving.engine.health import State
@@ -106,6 +106,22 @@ def test_overlapping_requests_are_answered_each_with_its_own_scores(tiny_bundle:
             for seed, reply in enumerate(replies):
                 assert reply.answer.missing == (), reply.erasures
                 assert np.allclose(reply.answer.scores, local.predict_tensor(inputs(1, seed)).scores, atol=1e-6)
+
+    run(test)
+
+
+def test_it_says_where_workers_run(tiny_bundle: Path, backend: str) -> None:
+    places = {
+        "ort": {Execution.FUSED, Execution.INLINE, Execution.THREAD},
+        ON_THREADS: {Execution.THREAD},
+        "process": {Execution.PROCESS},
+        "remote": {Execution.REMOTE},
+    }
+
+    async def test() -> None:
+        async with serving(tiny_bundle, backend=backend, allow_faults=True) as gateway:
+            found = {gateway.execution(worker) for worker in range(10)}
+            assert found <= places.get(backend, {*Execution, None})  # a backend of others need not say it
 
     run(test)
 

@@ -1,9 +1,10 @@
 """The in-process backend: ONNX Runtime sessions on persistent threads, which release the GIL while they run.
 
 Workers of one core share a thread that is pinned to it and runs them one after another. When a run takes much longer
-than it should, its worker keeps that thread and the other workers go on in a new one; the slow worker shares a thread
-again after many runs of the usual length. Subnets that are shorter than a hand-off to another thread and back run
-inline, on the event loop's own thread, and fused into one network where that is faster.
+than it should, its worker keeps that thread and the other workers go on in a new one. Subnets that are shorter than a
+hand-off to another thread and back run inline, on the event loop's own thread, and fused into one network where that is
+faster. A worker that is slow there twice within a few hundred runs goes on in its thread, and a fused network that is
+goes on as its parts. All of them come back after many runs of the usual length (`pace`).
 
 A thread that hangs inside a run is ended with the model: its worker's copies are erasures until then (the `process`
 backend restarts the worker alone). Subnets with loops never run inline, because theirs may never end.
@@ -13,17 +14,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from time import perf_counter
 
 import numpy as np
 
-from serving.backends import BackendPlan, Cause, Task
+from serving.backends import BackendPlan, Cause, Execution, Task
 from serving.backends.ort.core_thread import JOIN_S, CoreThread, LoadedWorker
 from serving.backends.ort.fused import Fused, fuse_where_it_pays
 from serving.backends.ort.inline import choose_inline
+from serving.backends.ort.pace import Pace
 from serving.runtime.cancellation import Cancellation
 from serving.runtime.devices import Device, require
 from serving.runtime.faults import with_faults
@@ -33,8 +36,6 @@ log = logging.getLogger(__name__)
 
 CHECK_EVERY_S = 0.005
 """Seconds between two checks for stragglers while anything runs."""
-REJOIN_RUNS = 256
-"""Runs in a row of usual length after which a separated worker shares its device's thread again."""
 TIMED_RUNS, TIMED_S = 50, 0.02
 """Runs, and about how many seconds, that each worker is timed for at the start."""
 _NONE: frozenset[int] = frozenset()
@@ -57,8 +58,10 @@ class Backend:
         self._device_threads: dict[Device, CoreThread] = {}
         self._separated: set[int] = set()  # workers that do not share their device's thread, after a slow run
         self._inline = _NONE  # workers that run on the event loop's thread
+        self._left: set[int] = set()  # workers that would run there and have been too slow
         self._inline_rows = 0  # the largest batch that runs inline
         self._fused: Fused | None = None  # the inline workers as one network
+        self._fusing = False  # whether that network is run, and not its parts
         self._checking = False
         self._cancellation = Cancellation()
         self._opening = threading.Lock()  # held while `start` opens threads, or `stop` ends them
@@ -74,7 +77,8 @@ class Backend:
             device = plan.device(number)
             session = Session.of_worker(plan.bundle, number, device, plan.threads, self._cancellation)
             runs = with_faults(session, number, plan.faults, own_process=False)
-            self._workers[number] = LoadedWorker(number, runs, _typical_s(session, plan.bundle.manifest.input.shape))
+            typical_s = _typical_s(session, plan.bundle.manifest.input.shape)
+            self._workers[number] = LoadedWorker(number, runs, typical_s, Pace(typical_s))
             if device.kind == "cpu" and device.index is not None and plan.threads.count == 1:
                 by_device[device].append(number)
             else:  # a card or no certain core: these workers can run at the same time
@@ -89,13 +93,16 @@ class Backend:
             for numbers in groups:
                 self._open(numbers, None, warm[numbers[0]])
         seconds = {number: worker.typical_s for number, worker in self._workers.items()}
-        self._inline = choose_inline(seconds, [*by_device.values(), *groups], plan.inline_s, elsewhere)
+        lanes, cores = [*by_device.values(), *groups], len(os.sched_getaffinity(0))
+        self._inline = choose_inline(seconds, lanes, plan.inline_s, elsewhere, cores=cores)
         if self._inline:
             self._inline_rows = max(1, int(plan.inline_s / sum(seconds[number] for number in self._inline)))
             inline = [self._workers[number] for number in sorted(self._inline)]
             own = set(plan.workers)
             redundant = any(len(own.intersection(workers)) > 1 for workers in plan.bundle.assignment.workers_of)
-            self._fused = fuse_where_it_pays(plan.bundle, inline, redundant=redundant, runs=TIMED_RUNS)
+            self._fused = fuse_where_it_pays(plan.bundle, inline, redundant=redundant, rounds=TIMED_RUNS)
+            self._fusing = self._fused is not None
+        self._log(self._in_words())
         for number in self._workers:
             plan.on_up(number)
 
@@ -119,17 +126,41 @@ class Backend:
         for thread in threads:
             thread.join(until)
 
+    def execution(self, worker: int) -> Execution:
+        """See `serving.backends.SaysWhere`."""
+        if worker not in self._inline:
+            return Execution.THREAD
+        together = self._fusing and self._fused is not None and self._inline.issuperset(self._fused.workers)
+        return Execution.FUSED if together else Execution.INLINE
+
+    def _in_words(self) -> str:
+        ways = Counter(self.execution(number) for number in self._workers)
+        words = {
+            Execution.FUSED: "run on the event loop's thread, fused into one network",
+            Execution.INLINE: "run on the event loop's thread, one by one",
+            Execution.THREAD: "run on threads",
+        }
+        return "; ".join(f"{ways[way]} workers {said}" for way, said in words.items() if ways[way])
+
     def _run_inline(self, task: Task, workers: Sequence[int]) -> None:
-        fused = self._fused
-        if fused is not None and tuple(workers) == fused.workers and self._run_fused(task, fused):
+        fused, rows, calm = self._fused, len(task.inputs), True
+        if fused is not None and tuple(workers) != fused.workers:
+            fused = None
+        if fused is not None and self._fusing and self._run_fused(task, fused):
             return
         for number in workers:
             if task.closed:
-                return
+                break
             worker = self._workers[number]
-            if worker.run(task) > worker.limit_s * len(task.inputs):
-                log.debug("worker %d is too slow to run inline and runs on its own thread from now on", number)
-                self._inline -= {number}
+            pace = worker.pace
+            within = worker.run(task) <= pace.limit_s * rows
+            if pace.overruns or not within:
+                pace.record(within=within)
+                calm = calm and within
+                if pace.slow:
+                    self._leave(number)
+        if fused is not None and not self._fusing:
+            self._ran_apart(fused, calm=calm)
 
     def _run_fused(self, task: Task, fused: Fused) -> bool:
         """Run all inline workers at once; False if that fails, since only single runs show which worker it is."""
@@ -137,13 +168,40 @@ class Backend:
         try:
             scores = fused.run(task.inputs)
         except Exception:  # ONNX Runtime raises anything
+            self._judge_fused(fused, within=False)
             return False
-        seconds = (perf_counter() - started) / len(scores)
+        took = perf_counter() - started
+        within = took <= fused.pace.limit_s * len(task.inputs)
+        if fused.pace.overruns or not within:
+            self._judge_fused(fused, within=within)
+        seconds = took / len(scores)
         for number, given in zip(fused.workers, scores, strict=True):
             if task.closed:
                 break
             task.deliver(number, given, seconds)
         return True
+
+    def _judge_fused(self, fused: Fused, *, within: bool) -> None:
+        fused.pace.record(within=within)
+        if fused.pace.slow:
+            self._fusing = False
+            self._log("its fused network has been slow twice; workers run one by one")
+
+    def _ran_apart(self, fused: Fused, *, calm: bool) -> None:
+        """Count a request whose workers ran one by one; fuse them again after many."""
+        fused.pace.record(within=calm)
+        if fused.pace.fast:
+            self._fusing = True
+            self._log("workers run fused again")
+
+    def _leave(self, number: int) -> None:
+        """Have a worker run on its thread from now on, until it has been fast there for long enough."""
+        self._inline -= {number}
+        self._left.add(number)
+        self._log(f"worker {number} has been slow twice on the event loop's thread and leaves it")
+
+    def _log(self, what: str) -> None:
+        log.info("model %s: %s", self._plan.bundle.manifest.name, what)
 
     def _open(self, numbers: Sequence[int], core: int | None, warm: Callable[[], None] | None = None) -> CoreThread:
         thread = CoreThread({number: self._workers[number] for number in numbers}, core, warm=warm)
@@ -151,8 +209,8 @@ class Backend:
         return thread
 
     def _hand_over(self, task: Task, workers: Sequence[int]) -> None:
-        if self._separated:
-            self._rejoin()
+        if self._separated or self._left:
+            self._take_back()
         by_thread: dict[CoreThread, list[int]] = {}
         for number in workers:
             by_thread.setdefault(self._threads[number], []).append(number)
@@ -176,13 +234,18 @@ class Backend:
         if self._checking:
             self._event_loop.call_later(CHECK_EVERY_S, self._check_stragglers)
 
-    def _rejoin(self) -> None:
-        """Let separated workers share their device's thread again once they have been fast for long enough."""
-        for number in [n for n in self._separated if self._threads[n].calm >= REJOIN_RUNS]:
-            shared, own = self._device_threads[self._plan.device(number)], self._threads[number]
-            self._separated.discard(number)
-            shared.adopt(self._workers[number], own.give_up())
-            self._threads[number] = shared
+    def _take_back(self) -> None:
+        """Let workers that have been fast for long enough run among others again: in a shared thread, or inline."""
+        for number in [n for n in self._separated | self._left if self._workers[n].pace.fast]:
+            if number in self._separated:
+                shared, own = self._device_threads[self._plan.device(number)], self._threads[number]
+                self._separated.discard(number)
+                shared.adopt(self._workers[number], own.give_up())
+                self._threads[number] = shared
+            if number in self._left:
+                self._left.discard(number)
+                self._inline |= {number}
+                self._log(f"worker {number} runs on the event loop's thread again")
 
 
 def _typical_s(session: Session, shape: Sequence[int]) -> float:

@@ -11,12 +11,9 @@ from dataclasses import dataclass
 from time import perf_counter
 
 from serving.backends import HOLDS, Cause, Task
+from serving.backends.ort.pace import Pace
 from serving.runtime.faults import Runnable
 
-OVERRUN = 4.0
-"""A run overruns when it takes this many times what it takes alone, and `FLOOR_S` more."""
-FLOOR_S = 0.002
-"""Seconds that the scheduler may add to any run before it counts as an overrun."""
 JOIN_S = 1.0
 """Seconds that the threads of a model have to end; one that hangs is left behind."""
 
@@ -29,11 +26,8 @@ class LoadedWorker:
     session: Runnable
     typical_s: float
     """Seconds that one input takes when nothing else runs."""
-
-    @property
-    def limit_s(self) -> float:
-        """Seconds per input after which a run holds up the other workers of its thread."""
-        return OVERRUN * self.typical_s + FLOOR_S
+    pace: Pace
+    """How its runs compare with that."""
 
     def run(self, task: Task) -> float:
         """Run a task on the calling thread and deliver its scores; return the seconds that the run took."""
@@ -72,11 +66,9 @@ class CoreThread:
         """
         self.workers = dict(workers)
         self.core = core
-        self.calm = 0
-        """Runs in a row within their worker's limit."""
         self._waiting: deque[tuple[int, Task]] = deque(waiting)  # without the running one
         self._warm = warm
-        self._running: tuple[int, float] | None = None
+        self._running: tuple[int, float, int] | None = None  # worker, since when, rows
         self._asleep = False
         self._stopping = False
         self._lock = threading.Lock()
@@ -113,8 +105,8 @@ class CoreThread:
         """Return the running worker if its run is over its limit at `now` of `time.perf_counter`; else None."""
         if (running := self._running) is None:
             return None
-        worker, since = running
-        return worker if now - since > self.workers[worker].limit_s else None
+        worker, since, rows = running
+        return worker if now - since > self.workers[worker].pace.limit_s * rows else None
 
     @property
     def busy(self) -> bool:
@@ -133,7 +125,7 @@ class CoreThread:
             others = {other: self.workers.pop(other) for other in list(self.workers) if other != worker}
             theirs = [entry for entry in self._waiting if entry[0] != worker]
             self._waiting = deque(entry for entry in self._waiting if entry[0] == worker)
-            self.calm = 0
+            self.workers[worker].pace.calm = 0
         return CoreThread(others, self.core, theirs)
 
     def adopt(self, worker: LoadedWorker, waiting: Sequence[tuple[int, Task]]) -> None:
@@ -168,7 +160,7 @@ class CoreThread:
         while (entry := self._next()) is not None:
             number, task = entry
             worker = self.workers[number]
-            self.calm = self.calm + 1 if worker.run(task) <= worker.limit_s else 0
+            worker.pace.record(within=worker.run(task) <= worker.pace.limit_s * len(task.inputs))
 
     def _next(self) -> tuple[int, Task] | None:
         """Wait for the next open task; None when the thread is to end."""
@@ -180,7 +172,7 @@ class CoreThread:
                 while self._waiting:
                     entry = self._waiting.popleft()
                     if not entry[1].closed:
-                        self._running = entry[0], perf_counter()
+                        self._running = entry[0], perf_counter(), len(entry[1].inputs)
                         return entry
                 self._asleep = True
             self._wake.acquire()

@@ -13,25 +13,39 @@ TURN_S = 50e-6
 
 
 def choose_inline(
-    seconds: Mapping[int, float], threads: Sequence[Collection[int]], limit_s: float, elsewhere: Collection[int] = ()
+    seconds: Mapping[int, float],
+    threads: Sequence[Collection[int]],
+    limit_s: float,
+    elsewhere: Collection[int] = (),
+    *,
+    cores: int | None = None,
 ) -> frozenset[int]:
     """Choose the workers to run inline: none, those of one thread, or all, whichever gives the first answer soonest.
 
     Args:
         seconds: what one input takes, by worker.
-        threads: the workers of each thread. A thread runs its workers one after another; threads run side by side.
+        threads: the workers of each thread. A thread runs its workers one after another; threads run side by side, as
+            many at a time as there are cores.
         limit_s: the longest time that a request may keep the event loop's thread, in seconds; 0 for none.
         elsewhere: workers that must not run inline, nor those that share their thread.
+        cores: cores that the server may use; None for one for each thread.
     """
+    cores = len(threads) if cores is None else cores
     alone = [sum(seconds[worker] for worker in thread) for thread in threads]
     times = [sum(seconds[worker] + TURN_S for worker in thread) for thread in threads]
     free = [not set(thread) & set(elsewhere) for thread in threads]
     # When this thread has run workers itself it is awake: the other threads' results cost half a hand-off.
-    best, chosen = HANDOFF_S + max(times), frozenset[int]()
+    best, chosen = HANDOFF_S + _side_by_side(times, cores), frozenset[int]()
     if all(free) and sum(alone) <= min(limit_s, best):
         best, chosen = sum(alone), frozenset(seconds)
     for at, thread in enumerate(threads):
-        others = [HANDOFF_S / 2 + time for other, time in enumerate(times) if other != at]
-        if free[at] and alone[at] <= limit_s and max([times[at], *others]) < best:
-            best, chosen = max([times[at], *others]), frozenset(thread)
+        others = [time for other, time in enumerate(times) if other != at]
+        time = times[at] if not others else max(times[at], HANDOFF_S / 2 + _side_by_side(others, cores - 1))
+        if free[at] and alone[at] <= limit_s and time < best:
+            best, chosen = time, frozenset(thread)
     return chosen
+
+
+def _side_by_side(times: Sequence[float], cores: int) -> float:
+    """Seconds until the last of some threads is done, at best."""
+    return max(*times, sum(times) / max(1, min(cores, len(times))))

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from sensai_serve.errors import BundleError, DeviceError
-from serving.backends import HOLDS, BackendPlan, Cause, Task
+from serving.backends import HOLDS, BackendPlan, Cause, Execution, Task
 from serving.backends.process.child import Config
 from serving.backends.process.handles import WorkerHandle, WorkerProcess, processes
 from serving.backends.process.shared import DROPPED, OK, READY, RING, SLOTS, STARTING, Memory, MemoryLayout, Word
@@ -100,6 +100,10 @@ class Backend:
         for process in self._processes:
             if not all(worker.up for worker in process.workers):
                 raise BundleError(f"{process}: the process ended while loading")
+
+    def execution(self, worker: int) -> Execution:
+        """See `serving.backends.SaysWhere`."""
+        return Execution.PROCESS
 
     def submit(self, task: Task, workers: Sequence[int]) -> None:
         """Write a task's inputs to the shared memory and wake the workers; see `serving.backends.Backend`."""

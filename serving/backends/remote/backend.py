@@ -15,7 +15,7 @@ from typing import Any
 from sensai_serve.errors import InputError
 from sensai_serve.plugins import find
 from serving.backends import Backend as AnyBackend
-from serving.backends import BackendPlan, Task
+from serving.backends import BackendPlan, Execution, Task
 from serving.backends.remote.grpc import RemoteGrpcConnection
 from serving.backends.remote.http import RemoteHttpConnection
 from serving.backends.remote.message import EncodedInput
@@ -66,6 +66,10 @@ class Backend:
         self._run(self._connect())
         if self._here is not None:
             self._here.start()
+
+    def execution(self, worker: int) -> Execution:
+        """See `serving.backends.SaysWhere`."""
+        return Execution.REMOTE if worker in self._server_of else Execution.THREAD  # nothing runs inline
 
     def submit(self, task: Task, workers: Sequence[int]) -> None:
         """Fan a task out, to the servers first: they take longer."""

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pydantic import BaseModel, ConfigDict
 from pydantic.config import JsonDict
 
+from serving.backends import Execution
 from serving.engine.gateway import Gateway
 from serving.engine.health import State
 from serving.engine.reply import Reply
@@ -131,6 +132,9 @@ class WorkerStatus(_Described):
     """How often the worker was ejected as a straggler since it was started."""
     cleared: int
     """How often the worker disagreed with others and was found sound since it was started."""
+    execution: Execution | None
+    """Where its runs happen: ``fused`` (on the event loop's thread, in one network with others), ``inline`` (on that
+    thread, one by one), ``thread``, ``process`` or ``remote``; null where the backend does not say."""
     fault: str
     """What is wrong with the worker on purpose (``POST /v1/faults``); empty for nothing."""
 
@@ -207,6 +211,7 @@ def workers_of(gateway: Gateway) -> ModelWorkers:
             restarts=max(0, worker.restarts),
             ejections=worker.ejections,
             cleared=worker.cleared,
+            execution=gateway.execution(w),
             fault=faults.get(w, ""),
         )
         for w, worker in enumerate(gateway.workers)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sensai_serve.bundles import Bundle
-from serving.backends.ort import backend
+from serving.backends.ort import pace
 from serving.backends.ort.inline import HANDOFF_S, choose_inline
 from serving.engine.gateway import Gateway
 from serving.engine.options import GatewayOptions
@@ -28,6 +28,10 @@ def test_tiny_subnets_stay_and_long_ones_do_not() -> None:
     # Half of them for the event loop, while a thread runs the other half.
     assert choose_inline(dict.fromkeys(range(4), 200e-6), two_cores, 0.001) == {0, 2}
     assert choose_inline({0: 10e-6, 1: 10e-6}, [[0], [1]], 0.0) == frozenset()
+    # Ten threads on ten cores are done sooner than all one by one; on two cores they are not.
+    seconds, each = dict.fromkeys(range(10), 30e-6), [[worker] for worker in range(10)]
+    assert len(choose_inline(seconds, each, 0.001)) < 10
+    assert len(choose_inline(seconds, each, 0.001, cores=2)) == 10
 
 
 @given(
@@ -65,7 +69,7 @@ def test_a_worker_that_hangs_keeps_its_thread_and_the_others_of_its_core_go_on(t
 
 def test_a_worker_that_was_slow_once_shares_its_core_again(tiny_bundle, monkeypatch) -> None:
     # On a busy machine any worker may be slow, and hundreds of runs without one that is take long to come by.
-    monkeypatch.setattr(backend, "REJOIN_RUNS", 16)
+    monkeypatch.setattr(pace, "CALM_RUNS", 16)
 
     def threads() -> int:
         return sum(thread.name.startswith("workers-") for thread in threading.enumerate())

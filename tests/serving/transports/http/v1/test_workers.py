@@ -35,6 +35,7 @@ def test_every_worker_is_listed(run_server, tiny_bundle) -> None:
     assert [w.worker for w in model.workers] == list(range(10))
     assert model.workers[9].labels == ["class-9", "class-0", "class-2"]
     assert {w.device for w in model.workers} == {"cpu:0", "cpu:1"}
+    assert {w.execution for w in model.workers} <= {"fused", "inline", "thread"}
     assert {(w.runs, w.restarts, w.ejections, w.cleared) for w in model.workers} == {(1, 0, 0, 0)}
     assert all(w.latency_ms is not None and w.latency_ms > 0 for w in model.workers)
 
@@ -47,6 +48,8 @@ def test_an_ejected_worker_is_shown(run_server, tiny_bundle) -> None:
     assert straggler.state.value == "ejected"
     assert straggler.ejections >= 1  # where all are slow for a while it is back in between
     assert straggler.latency_ms is not None
+    assert straggler.execution == "thread"  # one with a fault is never on the event loop's
+    assert 'sensai_worker_execution{execution="thread",model="tiny",worker="3"} 1.0' in metrics
     assert 'sensai_worker_state{model="tiny",state="ejected",worker="3"} 1.0' in metrics
 
 
