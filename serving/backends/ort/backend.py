@@ -98,9 +98,7 @@ class Backend:
         if self._inline:
             self._inline_rows = max(1, int(plan.inline_s / sum(seconds[number] for number in self._inline)))
             inline = [self._workers[number] for number in sorted(self._inline)]
-            own = set(plan.workers)
-            redundant = any(len(own.intersection(workers)) > 1 for workers in plan.bundle.assignment.workers_of)
-            self._fused = fuse_where_it_pays(plan.bundle, inline, redundant=redundant, rounds=TIMED_RUNS)
+            self._fused = fuse_where_it_pays(plan.bundle, inline, rounds=TIMED_RUNS)
             self._fusing = self._fused is not None
         self._log(self._in_words())
         for number in self._workers:

@@ -22,8 +22,6 @@ log = logging.getLogger(__name__)
 
 TOLERANCE = 1e-6
 """The largest difference between a worker's scores in the fused network and in its own session."""
-EARLY = 0.7
-"""Typical share of the workers that decides a redundant vote: one by one, the rest would not run."""
 _Scores = list[npt.NDArray[np.float32]]
 
 
@@ -56,19 +54,16 @@ class Fused:
         return [scores[:, columns] for columns in self._columns]
 
 
-def fuse_where_it_pays(
-    bundle: Bundle, workers: Sequence[LoadedWorker], *, redundant: bool, rounds: int
-) -> Fused | None:
+def fuse_where_it_pays(bundle: Bundle, workers: Sequence[LoadedWorker], *, rounds: int) -> Fused | None:
     """Fuse workers if that gives the same scores sooner.
 
     Both ways are timed in turns, so that whatever else the machine does meets both; and the separate runs are timed one
     after another and with all that Python does for each, as requests have them, not each by itself in a loop. What a
-    request does with the scores it does either way.
+    request does with the scores it does either way. How many separate runs a request needs is counted (`share_run`).
 
     Args:
         bundle: the bundle of the workers.
         workers: the workers, which run one after another on one thread.
-        redundant: whether the vote may be decided before all of them have run.
         rounds: how often each way is timed.
 
     Returns:
@@ -90,10 +85,30 @@ def fuse_where_it_pays(
     ways = (lambda: fused.run(inputs), lambda: [worker.run(task) for worker in workers])
     together, apart = quickest(ways, rounds, perf_counter)
     fused.pace = Pace(together)
-    if together < (EARLY if redundant else 1) * apart:
+    apart *= share_run(bundle, fused)
+    if together < apart:
         return fused
-    log.info("subnets run one by one: %.0f us, %.0f us fused", 1e6 * apart, 1e6 * together)
+    log.info("subnets run one by one: %.0f us a request, %.0f us fused", 1e6 * apart, 1e6 * together)
     return None
+
+
+def share_run(bundle: Bundle, fused: Fused) -> float:
+    """Share of some workers that run, one by one, until a vote is decided: the average over the golden samples.
+
+    All of them, where others of the bundle run elsewhere: those come later.
+    """
+    samples, n_workers = bundle.golden().inputs, bundle.assignment.n_workers
+    if len(fused.workers) < n_workers:
+        return 1.0
+    runs = 0
+    for sample in samples:
+        collector = bundle.merge_plan.collect(1, "decided")
+        for worker, scores in enumerate(fused.run(sample[None])):
+            collector.add(worker, scores)
+            runs += 1
+            if collector.done:
+                break
+    return runs / (len(samples) * n_workers)
 
 
 def quickest(ways: Sequence[Callable[[], object]], rounds: int, clock: Callable[[], float]) -> list[float]:

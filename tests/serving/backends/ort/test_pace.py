@@ -15,12 +15,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sensai_serve.assignment import binary, cyclic, full
 from sensai_serve.bundles import Bundle
 from serving.backends import Execution
 from serving.backends.ort import backend, core_thread, fused, pace
 from serving.backends.ort.backend import Backend
 from serving.backends.ort.core_thread import LoadedWorker
-from serving.backends.ort.fused import fuse_where_it_pays, quickest
+from serving.backends.ort.fused import Fused, fuse_where_it_pays, quickest, share_run
 from serving.backends.ort.pace import CALM_RUNS, OVERRUNS, Pace
 from serving.engine.gateway import Gateway
 from serving.engine.options import GatewayOptions
@@ -162,7 +163,7 @@ def test_a_worker_that_is_slow_twice_leaves_the_event_loop_and_comes_back(
     tiny_bundle, clock, monkeypatch, caplog
 ) -> None:
     caplog.set_level(logging.INFO, "serving")
-    monkeypatch.setattr(fused, "EARLY", 0.0)
+    monkeypatch.setattr(fused, "share_run", lambda *_: 0.0)
 
     async def test(gateway: Gateway, backend: Backend, ask: Callable[..., Any]) -> None:
         assert "model tiny: 10 workers run on the event loop's thread, one by one" in caplog.text
@@ -197,10 +198,28 @@ def test_separate_runs_are_counted_with_what_python_does_for_each(tiny_bundle, c
     for number in range(10):
         session = Session.of_worker(bundle, number, parse_device("cpu"))
         workers.append(LoadedWorker(number, session, 0.0, Pace(0.0)))
-    assert fuse_where_it_pays(bundle, workers, redundant=True, rounds=3) is not None
+    assert fuse_where_it_pays(bundle, workers, rounds=3) is not None
     for worker in workers:
         object.__setattr__(worker, "run", lambda task: None)  # nothing around them, so nothing to spare
-    assert fuse_where_it_pays(bundle, workers, redundant=True, rounds=3) is None
+    assert fuse_where_it_pays(bundle, workers, rounds=3) is None
+
+
+@pytest.mark.parametrize(
+    "assignment", [cyclic(10, (0, 1, 3)), full(10, 6), binary(10)], ids=["cyclic", "full", "binary"]
+)
+def test_how_many_separate_runs_a_request_needs_is_counted(make_bundle, clock, monkeypatch, assignment) -> None:
+    bundle = make_bundle(assignment=assignment)
+    share = share_run(Bundle.open(bundle), Fused(Bundle.open(bundle), range(assignment.n_workers)))
+    assert (share == 1) == (assignment.redundancy == 1)
+    monkeypatch.setattr(fused, "share_run", lambda *_: 0.0)
+
+    async def test(gateway: Gateway, backend: Backend, ask: Callable[..., Any]) -> None:
+        assert gateway.execution(0) is Execution.INLINE
+        samples = gateway.bundle.golden().inputs
+        arrived = [len((await gateway.infer(sample[None])).answer.arrived) for sample in samples]
+        assert share == sum(arrived) / len(samples) / assignment.n_workers
+
+    model(bundle, test)
 
 
 def test_ways_that_are_timed_in_turns_meet_the_same_disturbance() -> None:
