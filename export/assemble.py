@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 import sensai_serve
-from export.evaluate import FILE as EVALUATION
 from export.evaluate import evaluate, merged_accuracy, scores_of
 from export.networks import FP32, Exporter, choose_golden
 from export.parity import Difference
@@ -21,6 +20,7 @@ from pruning.merging import merge_plan
 from pruning.run import RECOVERED, REFERENCE, Run
 from sensai_serve.bundles import GOLDEN, MANIFEST, Bundle, atomic_directory, sha256_of
 from sensai_serve.bundles import REFERENCE as REFERENCE_FILE
+from sensai_serve.evaluation import EVALUATION
 from sensai_serve.fit_confidence import fit_confidence
 from sensai_serve.local import load
 from sensai_serve.lost_workers import ScoredInputs

@@ -18,11 +18,6 @@ from sensai_serve.local import load
 from sensai_serve.merge import MergePlan
 from sensai_serve.preprocess import Floats, InputSpec, normalise
 
-FILE = "evaluation.npz"
-"""Name of the file in a bundle. Arrays [N]: ``class_id`` the label that each test input got, ``label`` the true one,
-``reference`` the reference's, ``elected`` whether a majority of its copies voted for it, and ``monolith`` where there
-is one."""
-
 Labels = npt.NDArray[np.int64]
 _BATCH = 64
 
@@ -53,7 +48,7 @@ class Evaluation:
         return found | {"test_inputs": len(self.label), "elected": float(self.elected.mean())}
 
     def save(self, path: Path) -> None:
-        """Write the labels as `FILE` says."""
+        """Write the labels as `sensai_serve.evaluation` says."""
         arrays = {name: getattr(self, name) for name in self.__dataclass_fields__}
         np.savez_compressed(path, **{name: array for name, array in arrays.items() if array is not None})
 

@@ -15,9 +15,6 @@ from sensai_serve.bundles import Bundle, atomic_file
 from sensai_serve.errors import DataError
 from sensai_serve.preprocess import Floats, InputSpec, normalise
 
-EVALUATION = "evaluation.npz"
-"""File in a bundle: the label that each test input got when the bundle was made, and its true label."""
-
 
 @dataclass(frozen=True)
 class LabelledInputs:
@@ -74,21 +71,3 @@ def labelled_from_arrays(
 def golden_inputs(bundle: Bundle) -> LabelledInputs:
     """The bundle's golden samples, whose true labels are not known."""
     return LabelledInputs(bundle.golden().inputs, None)
-
-
-def kept_labels(bundle: Bundle) -> dict[str, npt.NDArray[np.int64]] | None:
-    """Labels of the test inputs that the bundle's maker kept: ``class_id``, ``reference`` and the true ``label``, [N].
-
-    Returns None where the bundle has none.
-
-    Raises:
-        DataError: the file is damaged.
-    """
-    path = bundle.path / EVALUATION
-    if not path.exists():
-        return None
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: np.asarray(file[name], np.int64) for name in ("class_id", "reference", "label")}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} is damaged ({error})") from None

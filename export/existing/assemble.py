@@ -25,6 +25,7 @@ from export.existing.subnets import build
 from export.speed import microseconds
 from sensai_serve.bundles import GOLDEN, MANIFEST, REFERENCE, Bundle, atomic_directory, sha256_of
 from sensai_serve.errors import InputError
+from sensai_serve.evaluation import EVALUATION
 from sensai_serve.fit_confidence import fit_confidence
 from sensai_serve.local import load
 from sensai_serve.lost_workers import ScoredInputs
@@ -35,8 +36,6 @@ from sensai_serve.preprocess import Floats, normalise
 
 GOLDEN_SAMPLES = 8
 """Number of golden samples in a bundle."""
-EVALUATION = "evaluation.npz"
-"""Arrays [N]: ``class_id`` the label that each labelled input got, ``label`` the true one."""
 
 
 def make_bundle(
@@ -130,7 +129,8 @@ class _Made:
         )
         measured = measure(chooser, options.seed)
         if len(scores) > self.n_files:
-            measured.accuracy["reference"] = float((scores[-1].argmax(axis=1) == data.y).mean())
+            measured.labels["reference"] = scores[-1].argmax(axis=1)
+            measured.accuracy["reference"] = float((measured.labels["reference"] == data.y).mean())
         self.data, self.measured, self.rule = data, measured, measured.choices.rule
         self._calibrate(measured.choices.temperatures)
         if self.cascade is not None:
@@ -177,8 +177,8 @@ class _Made:
         np.savez(folder / GOLDEN, inputs=inputs, scores=answer.scores, class_id=answer.class_id)
         checksums[GOLDEN] = sha256_of(folder / GOLDEN)
         if self.measured is not None and self.data is not None:
-            class_id = self.measured.inputs.labels()
-            np.savez_compressed(folder / EVALUATION, class_id=class_id, label=self.data.y)
+            kept: dict[str, Any] = {"label": self.data.y, **self.measured.labels}
+            np.savez_compressed(folder / EVALUATION, **kept)
             checksums[EVALUATION] = sha256_of(folder / EVALUATION)
         (folder / MANIFEST).write_text(dataclasses.replace(manifest, checksums=checksums).to_json(), encoding="utf-8")
         Bundle.open(folder).verify()

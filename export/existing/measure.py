@@ -17,7 +17,7 @@ from export.existing.choose import Choices, Chooser, alone
 from export.existing.wrap import SCORES
 from export.sessions import session
 from sensai_serve.cpus import usable_cores
-from sensai_serve.lost_workers import MOST_SETS, ScoredInputs, sets_of_workers
+from sensai_serve.lost_workers import MOST_SETS, Labels, ScoredInputs, sets_of_workers
 from sensai_serve.preprocess import Floats
 
 FOLDS = 5
@@ -37,6 +37,8 @@ class Measured:
     """All of them, scored with those choices."""
     accuracy: dict[str, Any]
     """As a manifest has it, from choices that had no part in what they were measured on."""
+    labels: dict[str, Labels]
+    """What all of them were given with those choices, as `sensai_serve.evaluation` names it."""
 
 
 def scores_of(network: bytes, input_name: str, inputs: Floats) -> Floats:
@@ -84,4 +86,17 @@ def measure(chooser: Chooser, seed: int) -> Measured:
         found["cascade"] = sum(int((one.labels == y[held]).sum()) for one, held in asked) / len(y)
         costs = [one.cost / max(cascade.costs) for one, _ in asked]
         found["cascade_cost"] = float(np.average(costs, weights=[len(held) for _, held in asked]))
-    return Measured(final, whole, found)
+    return Measured(final, whole, found, _labels(chooser, final, whole))
+
+
+def _labels(chooser: Chooser, choices: Choices, inputs: ScoredInputs) -> dict[str, Labels]:
+    """The labels of all inputs: merged, by each file alone, and when files are asked in turn."""
+    labels = {"class_id": inputs.labels()}
+    if len(chooser.subnets) > 1 and chooser.assignment.kind == "full":
+        first = [chooser.file_of.index(file) for file in range(len(chooser.subnets))]
+        rows = chooser.assignment.rows
+        labels["files"] = np.stack([np.asarray(rows[w])[inputs.scores[w].argmax(axis=1)] for w in first])
+    if chooser.cascade is not None:
+        asked = ask(inputs, chooser.cascade, choices.thresholds)
+        labels |= {"cascade": asked.labels, "asked": asked.depth}
+    return labels

@@ -14,11 +14,12 @@ from pruning.progress import OnProgress
 from pruning.report import copies, facts, pictures
 from pruning.report.class_map import class_map
 from pruning.report.copies import Copies
-from pruning.report.facts import GivenLabels, Kept, Latency
+from pruning.report.facts import Kept, Latency
 from pruning.run import RECOVERED, REFERENCE, Network, Run
 from sensai_serve.guarantees import guarantees
 from sensai_serve.lost_workers import AccuracyAtLoss
 from sensai_serve.report import Picture, Row, Table
+from sensai_serve.report.answers import GivenLabels, accuracy_per_class, confusion, confusions, mistakes
 from sensai_serve.report.page import page
 
 STAGES = 4
@@ -92,9 +93,9 @@ def _pictures(
     symbols = run.assignment.symbols
     reference = float((validated.reference == validated.label).mean())
     drawn = [
-        pictures.accuracy_per_class(answers, run.labels),
+        accuracy_per_class(answers, run.labels),
         pictures.lost_workers(curve, reference, facts.VALIDATION),
-        *pictures.confusions(answers, run.labels, symbols),
+        *confusions(answers, run.labels, symbols),
         pictures.kept_per_worker(kept),
         pictures.kept_by_how_many(kept),
         *copies.pictures(alike),
@@ -107,7 +108,7 @@ def _pictures(
 def _mistakes(run: Run, answers: GivenLabels) -> list[Table]:
     rows: list[Row] = [
         (f"{run.labels[true]} \u2192 {run.labels[given]}", f"{after:.1%}", f"{before:.1%}")
-        for true, given, before, after in facts.mistakes(answers, len(run.labels))
+        for true, given, before, after in mistakes(answers, len(run.labels))
     ]
     note = f"Of the true class's inputs in the {answers.part}, the most frequent first."
     return (
@@ -183,7 +184,7 @@ def _data(
 ) -> dict[str, Any]:
     n_classes = len(run.labels)
     before, after = (
-        facts.confusion(answers.label, given, n_classes).tolist() for given in (answers.reference, answers.merged)
+        confusion(answers.label, given, n_classes).tolist() for given in (answers.reference, answers.merged)
     )
     return {
         "labels": run.labels,

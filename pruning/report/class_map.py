@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pruning.grouping import Features
-from pruning.report.pictures import WIDTH
 from sensai_serve.report import Picture
+from sensai_serve.report.answers import WIDTH
 from sensai_serve.report.drawing import colour, ink, shortened, text_width
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from pruning.data import Labels
 from pruning.merging import merge_plan
 from pruning.planning.stages import assign_origins
 from pruning.report import facts
-from pruning.report.pictures import FEW, WIDTH, square
 from pruning.run import RECOVERED, Run
 from sensai_serve.report import Picture, Row, Table
+from sensai_serve.report.answers import FEW, WIDTH, square
 from sensai_serve.report.drawing import heat_map
 
 Matrix = npt.NDArray[np.float64]

@@ -11,7 +11,6 @@ import numpy.typing as npt
 
 from pruning.cutting.blocks import remove_blocks
 from pruning.cutting.channels import ChannelGroup, find_channel_groups, kept_outputs
-from pruning.data import Labels
 from pruning.grouping import Features
 from pruning.grouping.tsne import embed
 from pruning.merging import merge_plan
@@ -21,22 +20,9 @@ from pruning.training.loop import infer
 from sensai_serve.bundles import Bundle
 from sensai_serve.errors import InputError
 from sensai_serve.lost_workers import AccuracyAtLoss, ScoredInputs, accuracy_curve
+from sensai_serve.report.answers import GivenLabels
 
 VALIDATION, TEST = "validation part", "test part"
-
-
-@dataclass(frozen=True)
-class GivenLabels:
-    """The labels [N] that the reference and the merged workers gave the same inputs, beside the true ones."""
-
-    part: str
-    """The part of the data, in words."""
-    label: Labels
-    """True labels."""
-    reference: Labels
-    """Labels given by the reference."""
-    merged: Labels
-    """Labels given by all workers merged."""
 
 
 @dataclass(frozen=True)
@@ -83,18 +69,6 @@ class Latency:
         return cls(float(kept["reference"]), tuple(map(float, kept["subnets"])))
 
 
-def mistakes(answers: GivenLabels, n_classes: int, most: int = 12) -> list[tuple[int, int, float, float]]:
-    """What is most often taken for what: true class, given class, and how often by the reference and when merged.
-
-    The last two are fractions of the true class's inputs; the most frequent of the merged ones come first.
-    """
-    before, after = (rates(answers.label, given, n_classes) for given in (answers.reference, answers.merged))
-    np.fill_diagonal(after, 0)
-    order = np.argsort(-after, axis=None, kind="stable")[:most]
-    pairs = [divmod(int(at), n_classes) for at in order]
-    return [(i, j, float(before[i, j]), float(after[i, j])) for i, j in pairs if after[i, j] > 0]
-
-
 def networks(run: Run) -> list[Network]:
     """The networks of all workers, in their order.
 
@@ -136,20 +110,6 @@ def validation_answers(run: Run) -> GivenLabels:
     merged = scored_validation(run).labels()
     logits = infer(run.load(REFERENCE).network, dataset, dataset.x[validation])
     return GivenLabels(VALIDATION, dataset.y[validation], logits.argmax(axis=1).astype(np.int64), merged)
-
-
-def confusion(label: Labels, given: Labels, n_classes: int) -> npt.NDArray[np.int64]:
-    """Counts [C, C]: inputs of class i that were given label j; those without an answer are left out."""
-    counts = np.zeros((n_classes, n_classes), np.int64)
-    answered = given >= 0
-    np.add.at(counts, (label[answered], given[answered]), 1)
-    return counts
-
-
-def rates(label: Labels, given: Labels, n_classes: int) -> npt.NDArray[np.float64]:
-    """`confusion` as fractions of each class's inputs."""
-    counts = np.bincount(label, minlength=n_classes)
-    return np.asarray(confusion(label, given, n_classes) / np.maximum(counts, 1)[:, None])
 
 
 def kept_channels(run: Run) -> Kept:

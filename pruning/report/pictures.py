@@ -6,92 +6,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
-from pruning.report.facts import GivenLabels, Kept, rates
+from pruning.report.facts import Kept
 from pruning.run import Network
 from sensai_serve.lost_workers import AccuracyAtLoss
 from sensai_serve.report import Picture
-from sensai_serve.report.drawing import MANY, colour, finish, heat_map, shortened
+from sensai_serve.report.answers import FEW, WIDTH, square
+from sensai_serve.report.drawing import colour, finish, heat_map
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-WIDTH = 4.8
-FEW = 14
-"""Rows or columns of a heat map whose cells are small numbers that can be read."""
-ROWS, COLUMNS = 36, 3
-"""Classes in a column of the picture of accuracy per class, and columns at most."""
-LARGEST = 16.0
-"""Inches, of the side of a confusion matrix; it is scaled to the width of the page."""
-
-
-def accuracy_per_class(answers: GivenLabels, labels: Sequence[str]) -> Picture:
-    """One row per class: the reference's accuracy and the merged one, joined; many classes in up to three columns."""
-    before, after = (np.diag(rates(answers.label, given, len(labels))) * 100
-                     for given in (answers.reference, answers.merged))  # fmt: skip
-    shown = np.argsort(-np.abs(after - before), kind="stable")[: COLUMNS * ROWS]
-    shown = shown[np.argsort(-after[shown], kind="stable")]
-    columns = -(-len(shown) // ROWS)
-    height = -(-len(shown) // columns)
-
-    def draw(figure: Figure) -> None:
-        every = figure.subplots(1, columns, sharex=True, squeeze=False)[0]
-        for at, axes in enumerate(every):
-            part = shown[at * height : (at + 1) * height]
-            y = np.arange(len(part))
-            axes.hlines(y, before[part], after[part], color=colour(7), linewidth=2, zorder=1)
-            axes.scatter(after[part], y, color=colour(0), s=26, label="merged", zorder=2)
-            axes.scatter(before[part], y, s=80, facecolors="none", edgecolors=colour(1), linewidths=1.6,
-                         label="reference", zorder=3)  # fmt: skip
-            axes.set_yticks(y, [shortened(labels[c]) for c in part], fontsize=9)
-            axes.set_xlim(*_percents(before[shown], after[shown]))
-            axes.set_ylim(height - 0.3, -0.7)
-            axes.set_xlabel("right, %")
-            finish(axes)
-        figure.legend(*every[0].get_legend_handles_labels(), ncols=2, frameon=False, fontsize=9,
-                      loc="outside upper left" if columns > 1 else "outside upper right")  # fmt: skip
-
-    note = f"On the {answers.part}, the worst classes last; a dot in a ring: as good as the reference."
-    if len(labels) > len(shown):
-        note += f" Of {len(labels)} classes the {len(shown)} that changed most."
-    width = WIDTH if columns == 1 else WIDTH * columns * 0.8
-    return Picture("accuracy-per-class", "Accuracy per class", draw, note, (width, 1.4 + 0.26 * height))
-
-
-def _percents(*values: npt.NDArray[np.float64]) -> tuple[float, float]:
-    """Limits of an axis that shows all values, at least five percent wide and not further than 100 needs."""
-    low, high = float(min(map(np.min, values))), float(max(map(np.max, values)))
-    span = max(high - low, 5.0)
-    return max(high - 1.06 * span, -0.06 * span), high + 0.06 * span
-
-
-def confusions(answers: GivenLabels, labels: Sequence[str], symbols: Sequence[Sequence[int]]) -> list[Picture]:
-    """Before and after, classes of a group side by side, on one scale of shades."""
-    order = [c for symbol in symbols for c in symbol] or list(range(len(labels)))
-    both = [rates(answers.label, given, len(labels))[np.ix_(order, order)]
-            for given in (answers.reference, answers.merged)]  # fmt: skip
-    errors = [np.where(np.eye(len(labels), dtype=np.bool_), np.nan, matrix) for matrix in both]
-    most = max(float(np.nanmax(matrix, initial=0.0)) for matrix in errors) or 1.0
-    names = [labels[c] for c in order]
-    pictures = []
-    for name, who, matrix in zip(("before", "after"), ("reference", "merged"), errors, strict=True):
-        texts = None
-        if len(labels) <= FEW:
-            texts = [[f"{100 * v:.1f}" if v >= 0.0005 else "" for v in row] for row in np.nan_to_num(matrix)]
-        draw = heat_map(matrix, names, names, x_label=f"given by the {who}" if name == "before" else "given, merged",
-                        y_label="true class", limits=(0, most), texts=texts, hue=1)  # fmt: skip
-        note = f"Percent of each true class, {answers.part}; what is right is left out. Both pictures share one scale."
-        if not np.nansum(matrix):
-            note += " There are no mistakes."
-        size = (WIDTH, square(len(labels)))
-        if len(labels) > MANY:
-            wanted = 2.4 + len(labels) / 7.5
-            size = (min(wanted, LARGEST), min(wanted, LARGEST))
-            note += " For want of room not every class is named." if wanted > LARGEST else ""
-        title = f"What is taken for what, {'before: the reference' if name == 'before' else 'after: merged'}"
-        pictures.append(Picture(f"confusion-{name}", title, draw, note, size))
-    return pictures
 
 
 def kept_per_worker(kept: Kept) -> Picture:
@@ -219,11 +143,6 @@ def lost_workers(curve: Sequence[AccuracyAtLoss], reference: float, part: str) -
 
 def _names(kept: Kept) -> list[str]:
     return [f"{layer} ({total})" for layer, total in zip(kept.layers, kept.totals, strict=True)]
-
-
-def square(count: int, margin: float = 1.3) -> float:
-    """The height of a picture of a heat map with as many rows as columns."""
-    return float(np.clip(margin + 0.34 * count, 2.2, WIDTH + 0.4))
 
 
 def _tall(rows: int) -> tuple[float, float]:

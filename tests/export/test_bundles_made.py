@@ -12,7 +12,6 @@ import torch
 
 import sensai_serve.local
 from export.assemble import export
-from export.evaluate import FILE as EVALUATION
 from export.parity import check_parity
 from export.to_onnx import to_onnx
 from pruning import heads, models
@@ -20,6 +19,7 @@ from pruning.heads import Subnet, replace_output
 from pruning.run import Run
 from sensai_serve.bundles import GOLDEN, Bundle, sha256_of
 from sensai_serve.errors import InputError, ModelError, OutputExistsError
+from sensai_serve.evaluation import EVALUATION
 from sensai_serve.onnxfile import read_signature
 from sensai_serve.preprocess import normalise
 

@@ -12,7 +12,7 @@ import tritonclient.http as triton
 from PIL import Image
 from safetensors.torch import save_file
 
-from benchmarks.subjects.inputs import golden_inputs, kept_labels, labelled_from_arrays
+from benchmarks.subjects.inputs import golden_inputs, labelled_from_arrays
 from benchmarks.suites.replay import replay, report
 from export.assemble import export
 from pruning import data
@@ -22,6 +22,7 @@ from pruning.recipe import Recipe
 from pruning.training.reference import train
 from sensai_serve.bundles import Bundle
 from sensai_serve.errors import DataError
+from sensai_serve.evaluation import kept_labels
 from sensai_serve.preprocess import from_image, normalise
 
 

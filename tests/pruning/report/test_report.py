@@ -14,7 +14,6 @@ from safetensors.numpy import load_file
 from safetensors.torch import save_file
 from sklearn.metrics import confusion_matrix
 
-from export.evaluate import FILE as EVALUATION
 from pruning import models
 from pruning.pipeline.prune import prune_reference
 from pruning.planning.plan import make_plan
@@ -22,6 +21,7 @@ from pruning.recipe import Recipe
 from pruning.report import facts
 from pruning.report.copies import compare
 from sensai_serve.cli.main import main
+from sensai_serve.evaluation import EVALUATION
 from sensai_serve.merge import MergePlan
 from sensai_serve.merge.collector import merge
 from sensai_serve.preprocess import normalise

@@ -1,0 +1,142 @@
+"""What inputs were given by one network, and what by all workers merged: tables of both, and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from sensai_serve.report import Picture
+from sensai_serve.report.drawing import MANY, colour, finish, heat_map, shortened
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Labels = npt.NDArray[np.int64]
+WIDTH = 4.8
+"""Inches: narrow enough for a phone."""
+FEW = 14
+"""Rows or columns of a heat map whose cells are small numbers that can be read."""
+ROWS, COLUMNS = 36, 3
+"""Classes in a column of the picture of accuracy per class, and columns at most."""
+LARGEST = 16.0
+"""Inches, of the side of a confusion matrix; it is scaled to the width of the page."""
+
+
+@dataclass(frozen=True)
+class GivenLabels:
+    """The labels [N] that one network and the merged workers gave the same inputs, beside the true ones."""
+
+    part: str
+    """The part of the data, in words."""
+    label: Labels
+    """True labels."""
+    reference: Labels
+    """Labels given by the one network."""
+    merged: Labels
+    """Labels given by all workers merged."""
+    one: str = "reference"
+    """What the one network is, in words."""
+
+
+def mistakes(answers: GivenLabels, n_classes: int, most: int = 12) -> list[tuple[int, int, float, float]]:
+    """What is most often taken for what: true class, given class, and how often by the reference and when merged.
+
+    The last two are fractions of the true class's inputs; the most frequent of the merged ones come first.
+    """
+    before, after = (rates(answers.label, given, n_classes) for given in (answers.reference, answers.merged))
+    np.fill_diagonal(after, 0)
+    order = np.argsort(-after, axis=None, kind="stable")[:most]
+    pairs = [divmod(int(at), n_classes) for at in order]
+    return [(i, j, float(before[i, j]), float(after[i, j])) for i, j in pairs if after[i, j] > 0]
+
+
+def confusion(label: Labels, given: Labels, n_classes: int) -> npt.NDArray[np.int64]:
+    """Counts [C, C]: inputs of class i that were given label j; those without an answer are left out."""
+    counts = np.zeros((n_classes, n_classes), np.int64)
+    answered = given >= 0
+    np.add.at(counts, (label[answered], given[answered]), 1)
+    return counts
+
+
+def rates(label: Labels, given: Labels, n_classes: int) -> npt.NDArray[np.float64]:
+    """`confusion` as fractions of each class's inputs."""
+    counts = np.bincount(label, minlength=n_classes)
+    return np.asarray(confusion(label, given, n_classes) / np.maximum(counts, 1)[:, None])
+
+
+def accuracy_per_class(answers: GivenLabels, labels: Sequence[str]) -> Picture:
+    """One row per class: the one network's accuracy and the merged one, joined; many classes in up to three columns."""
+    before, after = (np.diag(rates(answers.label, given, len(labels))) * 100
+                     for given in (answers.reference, answers.merged))  # fmt: skip
+    shown = np.argsort(-np.abs(after - before), kind="stable")[: COLUMNS * ROWS]
+    shown = shown[np.argsort(-after[shown], kind="stable")]
+    columns = -(-len(shown) // ROWS)
+    height = -(-len(shown) // columns)
+
+    def draw(figure: Figure) -> None:
+        every = figure.subplots(1, columns, sharex=True, squeeze=False)[0]
+        for at, axes in enumerate(every):
+            part = shown[at * height : (at + 1) * height]
+            y = np.arange(len(part))
+            axes.hlines(y, before[part], after[part], color=colour(7), linewidth=2, zorder=1)
+            axes.scatter(after[part], y, color=colour(0), s=26, label="merged", zorder=2)
+            axes.scatter(before[part], y, s=80, facecolors="none", edgecolors=colour(1), linewidths=1.6,
+                         label=answers.one, zorder=3)  # fmt: skip
+            axes.set_yticks(y, [shortened(labels[c]) for c in part], fontsize=9)
+            axes.set_xlim(*_percents(before[shown], after[shown]))
+            axes.set_ylim(height - 0.3, -0.7)
+            axes.set_xlabel("right, %")
+            finish(axes)
+        figure.legend(*every[0].get_legend_handles_labels(), ncols=2, frameon=False, fontsize=9,
+                      loc="outside upper left" if columns > 1 else "outside upper right")  # fmt: skip
+
+    note = f"On the {answers.part}, the worst classes last; a dot in a ring: as good as the {answers.one}."
+    if len(labels) > len(shown):
+        note += f" Of {len(labels)} classes the {len(shown)} that changed most."
+    width = WIDTH if columns == 1 else WIDTH * columns * 0.8
+    return Picture("accuracy-per-class", "Accuracy per class", draw, note, (width, 1.4 + 0.26 * height))
+
+
+def _percents(*values: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """Limits of an axis that shows all values, at least five percent wide and not further than 100 needs."""
+    low, high = float(min(map(np.min, values))), float(max(map(np.max, values)))
+    span = max(high - low, 5.0)
+    return max(high - 1.06 * span, -0.06 * span), high + 0.06 * span
+
+
+def confusions(answers: GivenLabels, labels: Sequence[str], symbols: Sequence[Sequence[int]]) -> list[Picture]:
+    """By the one network and merged, classes of a group side by side, on one scale of shades."""
+    order = [c for symbol in symbols for c in symbol] or list(range(len(labels)))
+    both = [rates(answers.label, given, len(labels))[np.ix_(order, order)]
+            for given in (answers.reference, answers.merged)]  # fmt: skip
+    errors = [np.where(np.eye(len(labels), dtype=np.bool_), np.nan, matrix) for matrix in both]
+    most = max(float(np.nanmax(matrix, initial=0.0)) for matrix in errors) or 1.0
+    names = [labels[c] for c in order]
+    pictures = []
+    both_names = (("before", f"the {answers.one}"), ("after", "all workers merged"))
+    for (name, who), matrix in zip(both_names, errors, strict=True):
+        texts = None
+        if len(labels) <= FEW:
+            texts = [[f"{100 * v:.1f}" if v >= 0.0005 else "" for v in row] for row in np.nan_to_num(matrix)]
+        draw = heat_map(matrix, names, names, x_label=f"given by {who}", y_label="true class",
+                        limits=(0, most), texts=texts, hue=1)  # fmt: skip
+        note = f"Percent of each true class, {answers.part}; what is right is left out. Both pictures share one scale."
+        if not np.nansum(matrix):
+            note += " There are no mistakes."
+        size = (WIDTH, square(len(labels)))
+        if len(labels) > MANY:
+            wanted = 2.4 + len(labels) / 7.5
+            size = (min(wanted, LARGEST), min(wanted, LARGEST))
+            note += " For want of room not every class is named." if wanted > LARGEST else ""
+        title = f"What is taken for what, by {who}"
+        pictures.append(Picture(f"confusion-{name}", title, draw, note, size))
+    return pictures
+
+
+def square(count: int, margin: float = 1.3) -> float:
+    """The height of a picture of a heat map with as many rows as columns."""
+    return float(np.clip(margin + 0.34 * count, 2.2, WIDTH + 0.4))
