@@ -19,6 +19,7 @@ from serving.engine.gateway import Gateway
 from serving.engine.pending import MaybePending, is_pending
 from serving.engine.reply import Reply
 from serving.engine.repository import Repository
+from serving.security.reloading import Reloadable
 from serving.settings import Settings
 from serving.telemetry.controls import LogFilter, Tracing
 from serving.telemetry.metrics import Metrics
@@ -44,11 +45,15 @@ class DataPlane:
         Args:
             repository: the models to serve; the caller starts and stops it.
             settings: the server's settings.
+
+        Raises:
+            InputError: a certificate or key cannot be used.
         """
         self.repository = repository
         self.limits = settings.limits
         self.regions = Regions(allowed=settings.shares_memory, most=settings.limits.regions)
         self.no_regions = Regions(allowed=False, most=1)
+        self.tls = settings.tls.open()
         self._controls_models = settings.repository is None or settings.controls_models
         self._forwarded_share = settings.shared_memory is True
         self.bodies = BodyBudget(settings.limits.bodies_bytes)
@@ -62,6 +67,11 @@ class DataPlane:
         self._directory = settings.repository
         self._statistics: defaultdict[tuple[str, str], ModelStatistics] = defaultdict(ModelStatistics)
         self._watched: list[tuple[str, RecentRequests]] = []
+
+    @property
+    def secrets(self) -> list[Reloadable]:
+        """What is read anew when its files change."""
+        return [secret for secret in (self.tls,) if secret is not None]
 
     def regions_for(self, headers: Mapping[bytes, bytes]) -> Regions:
         """The shared memory that a request over HTTP may use.

@@ -15,6 +15,7 @@ from serving.engine.options import Group, parse_words
 from serving.placement.worker_map import WorkerMap, parse_workers
 from serving.runtime.endpoint import Security
 from serving.runtime.keepalive import NEVER_MS, Keepalive
+from serving.security.tls import ServerTls
 
 
 def _known_formats(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -26,6 +27,32 @@ def _known_formats(names: tuple[str, ...]) -> tuple[str, ...]:
 
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(parse_words)]
 """Type of a setting that holds words, which text separates by spaces or semicolons."""
+
+
+class Tls(Group):
+    """Encryption of every listener but Unix domain sockets."""
+
+    cert: Annotated[Path | None, Flag("--tls-cert", "PEM")] = None
+    """The server's certificate, and those between it and its authority: clients speak ``https`` and ``grpcs`` then, TLS
+    1.2 or later. Read anew when the file changes, as the next two are; connections that are open stay."""
+    key: Annotated[Path | None, Flag("--tls-key", "PEM")] = None
+    """The private key of the certificate, unencrypted."""
+    client_ca: Annotated[Path | None, Flag("--client-ca", "PEM")] = None
+    """Authorities: only clients with a certificate that one of them has signed may connect (mutual TLS)."""
+
+    @model_validator(mode="after")
+    def _check_pair(self) -> Tls:
+        if (self.cert is None) != (self.key is None):
+            raise ValueError("a certificate and its key go together, expected --tls-cert and --tls-key or neither")
+        if self.client_ca is not None and self.cert is None:
+            raise ValueError("clients' certificates are checked over TLS only, expected --tls-cert and --tls-key too")
+        return self
+
+    def open(self) -> ServerTls | None:
+        """Read the files; None where none are given. Raises InputError as `ServerTls`."""
+        if self.cert is None or self.key is None:
+            return None
+        return ServerTls(self.cert, self.key, self.client_ca)
 
 
 class Remote(Group):

@@ -20,7 +20,7 @@ from sensai_serve.options import Flag, Option, Prefix, Section, as_text, make_op
 from serving.address import Address, OptionalAddress, parse_address
 from serving.engine.options import GatewayOptions, Group, Inference
 from serving.runtime.devices import default_devices
-from serving.setting_groups import GrpcKeepalive, Limits, Remote, Words
+from serving.setting_groups import GrpcKeepalive, Limits, Remote, Tls, Words
 from serving.telemetry.logs import LogFormat
 
 
@@ -77,6 +77,8 @@ class Settings(BaseSettings):
     (where not only loopback is listened on) and IP addresses; ``*.NAME`` for all below a name, ``*`` for any."""
     allowed_origins: Annotated[Words, AfterValidator(_check_origins), Flag(metavar="ORIGIN")] = ()
     """Origins whose web pages may use the server (CORS), such as ``https://example.org``; ``*`` for any."""
+    tls: Annotated[Tls, Section("Who may ask")] = Tls()
+    """Encryption of every listener but Unix domain sockets."""
     inference: Annotated[Inference, Section("How requests are answered")] = Inference()
     """How requests are answered."""
     remote: Annotated[Remote, Section("Workers on other machines"), Prefix("worker-")] = Remote()

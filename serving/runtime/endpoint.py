@@ -45,7 +45,7 @@ class Security:
         """
         if self.token_file is None:
             return None
-        _warn_of_others(self.token_file)
+        warn_of_others(self.token_file)
         token = read(self.token_file).decode("ascii", "replace").strip()
         if not token or not token.isprintable() or "\ufffd" in token or " " in token:
             raise InputError(f"{self.token_file} holds no token, expected one word of printable ASCII")
@@ -100,7 +100,7 @@ def parse_endpoint(url: str, security: Security, keepalive: Keepalive = NO_PINGS
 
 
 @cache
-def _warn_of_others(path: Path) -> None:
+def warn_of_others(path: Path) -> None:
     """Warn, once for each file, of a secret that every user of this machine may read."""
     with contextlib.suppress(OSError):  # whoever reads it says so
         if path.stat().st_mode & stat.S_IROTH and path.is_file():

@@ -14,6 +14,7 @@ from serving.dataplane import DataPlane
 from serving.engine.repository import Repository
 from serving.runtime import event_loop
 from serving.runtime.signals import handle_signals
+from serving.security.reloading import reload_changed
 from serving.server.listeners import listening
 from serving.settings import Settings
 from serving.telemetry.logs import configure
@@ -78,6 +79,7 @@ async def serve(plane: DataPlane, settings: Settings, stop: asyncio.Event, on_re
         broken = [listener.running for listener in listeners]
         stopping = asyncio.create_task(stop.wait())
         loading = asyncio.create_task(repository.start())
+        reloading = asyncio.create_task(reload_changed(plane.secrets))
         try:
             await asyncio.wait((loading, stopping, *broken), return_when=asyncio.FIRST_COMPLETED)
             if loading.done():
@@ -89,9 +91,10 @@ async def serve(plane: DataPlane, settings: Settings, stop: asyncio.Event, on_re
             if not stopping.done():
                 raise ServingError("a transport stopped unexpectedly")
         finally:
-            for task in (stopping, loading):
+            tasks = stopping, loading, reloading
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(stopping, loading, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
             await repository.end_changes()  # a request that waits for a model to load must not hold up the end
     # The transports have drained: only requests that ran out of time can still be in flight.
     await repository.stop(drain_s=0)

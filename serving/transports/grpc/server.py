@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -14,6 +15,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from sensai_serve.errors import InputError
 from serving.address import Address, UnixAddress, parse_address
 from serving.dataplane import DataPlane
+from serving.security.tls import ServerTls
 from serving.settings import Settings
 from serving.transports import Listener
 from serving.transports._unix_socket import socket_file
@@ -60,25 +62,37 @@ async def listen(plane: DataPlane, settings: Settings, address: str) -> AsyncIte
     health = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
     health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(plane.repository, SERVICE), server)
     reflection.enable_server_reflection((SERVICE, health, reflection.SERVICE_NAME), server)
+    tls = None if isinstance(where, UnixAddress) else plane.tls
     with contextlib.ExitStack() as stack:
         if isinstance(where, UnixAddress):
             stack.enter_context(socket_file(where.path))
         try:
             # gRPC binds [::] for IPv4 too, and for IPv4 alone where there is no IPv6.
-            port = server.add_insecure_port(f"[::]{where}" if str(where).startswith(":") else str(where))
+            text = f"[::]{where}" if str(where).startswith(":") else str(where)
+            port = server.add_insecure_port(text) if tls is None else server.add_secure_port(text, _credentials(tls))
         except RuntimeError:
             raise InputError(f"cannot listen on {where}: in use, or no address of this machine") from None
         await server.start()
         running = asyncio.create_task(server.wait_for_termination())
         try:
-            yield Listener(_url(where, port), running)
+            yield Listener(_url(where, port, encrypted=tls is not None), running)
         finally:
             await server.stop(settings.drain_s)
             await running
             turns.close()
 
 
-def _url(where: Address | UnixAddress, port: int) -> str:
+def _credentials(tls: ServerTls) -> Any:
+    """Credentials that follow the files: gRPC asks for them at each handshake."""
+
+    def now() -> Any:
+        pems = tls.pems
+        return grpc.ssl_server_certificate_configuration([(pems.key, pems.cert)], pems.client_ca)
+
+    return grpc.dynamic_ssl_server_credentials(now(), now, require_client_authentication=tls.pems.client_ca is not None)
+
+
+def _url(where: Address | UnixAddress, port: int, *, encrypted: bool) -> str:
     if isinstance(where, UnixAddress):
         return f"grpc+unix://{where.path.absolute()}"
-    return f"grpc://{Address(host=where.host or '::', port=port)}"
+    return f"grpc{'s' if encrypted else ''}://{Address(host=where.host or '::', port=port)}"

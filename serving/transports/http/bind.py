@@ -16,8 +16,12 @@ BACKLOG = 2048
 
 
 @contextlib.contextmanager
-def bound(text: str) -> Iterator[tuple[list[socket.socket], str]]:
+def bound(text: str, *, encrypted: bool = False) -> Iterator[tuple[list[socket.socket], str]]:
     """Listening sockets for an address, and its URL; a Unix domain socket is removed when the block ends.
+
+    Args:
+        text: the address.
+        encrypted: whether its URL is one of https.
 
     A name such as ``localhost`` is bound with all of its addresses. All addresses of the machine are IPv4 and IPv6.
 
@@ -37,7 +41,7 @@ def bound(text: str) -> Iterator[tuple[list[socket.socket], str]]:
             else:
                 sockets = _all_of(address)
                 host, port = sockets[0].getsockname()[:2]
-                url = f"http://{Address(host=host, port=port)}"
+                url = f"http{'s' if encrypted else ''}://{Address(host=host, port=port)}"
         except OSError as error:
             reason = (error.strerror or str(error)).partition(" (")[0]
             raise InputError(f"cannot listen on {address}: {reason}") from None

@@ -176,6 +176,8 @@ class BoundedProtocol(TurnTaking):
         cycle = self.cycle
         if self._refused or self._in_head or cycle is None or cycle.more_body or cycle.response_complete:
             return False
+        if self.transport.get_extra_info("sslcontext") is not None:
+            return False  # TLS has no half-closed connections
         cycle.keep_alive = False  # no request can follow: close after this reply
         self.loop.call_later(self.limits.half_closed_s, self.transport.close)
         return True
@@ -395,5 +397,6 @@ class BoundedProtocol(TurnTaking):
         lines += [b"%s: %s" % header for header in [*json_headers(body), *more, (b"connection", b"close")]]
         self.transport.write(b"\r\n".join([*lines, b"", body]))
         # Closing with unread bytes makes the kernel reset the connection, and the client may never see the reply.
-        self.transport.write_eof()
+        if self.transport.can_write_eof():  # not over TLS
+            self.transport.write_eof()
         self.loop.call_later(LINGER_S, self.transport.close)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import math
 import socket
+import ssl
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import uvicorn
 
@@ -25,6 +28,8 @@ PING_S = 20.0
 
 SETTLE_S = 0.05
 """Seconds in which requests end by themselves whose connections have just been ended."""
+FAREWELL_S = 1.0
+"""Seconds that a client has to say, over TLS, that it has seen the end of its connection."""
 REFUSE_S = 1.0
 """Seconds that requests have to be refused when the time to finish them is over."""
 
@@ -37,7 +42,8 @@ async def listen(plane: DataPlane, settings: Settings, address: str) -> AsyncIte
         InputError: `address` is malformed, in use, or not of this machine.
     """
     limits = settings.limits.model_copy(update={"connections": settings.connections_each})
-    sites = Sites(_address(address), settings.allowed_hosts, settings.allowed_origins)
+    where = _address(address)
+    sites = Sites(where, settings.allowed_hosts, settings.allowed_origins)
     app = create_app(plane, sites, settings.root_path, console_for=settings.console_for)
     config = uvicorn.Config(
         app,
@@ -56,8 +62,9 @@ async def listen(plane: DataPlane, settings: Settings, address: str) -> AsyncIte
         timeout_keep_alive=math.ceil(settings.limits.idle_s),
         timeout_graceful_shutdown=math.ceil(settings.drain_s),
     )
-    server = _Uvicorn(config)
-    with bound(address) as (sockets, url):
+    tls = None if plane.tls is None or isinstance(where, UnixAddress) else plane.tls.context()
+    server = _Uvicorn(config, tls, limits.read_s)
+    with bound(address, encrypted=tls is not None) as (sockets, url):
         running = asyncio.create_task(server.serve(sockets))
         listening = asyncio.create_task(server.listening.wait())
         await asyncio.wait((running, listening), return_when=asyncio.FIRST_COMPLETED)
@@ -80,9 +87,18 @@ def _address(text: str) -> Address | UnixAddress | None:
 class _Uvicorn(uvicorn.Server):
     """Uvicorn without its signal handlers, and with an event for having begun to listen."""
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, tls: ssl.SSLContext | None, handshake_s: float) -> None:
+        """Make the server.
+
+        Args:
+            config: uvicorn's settings.
+            tls: encrypts its connections; None for none.
+            handshake_s: seconds that a TLS handshake may take.
+        """
         super().__init__(config)
         self.listening = asyncio.Event()
+        times = {"ssl_handshake_timeout": handshake_s, "ssl_shutdown_timeout": FAREWELL_S}
+        self._tls: dict[str, Any] = {} if tls is None else {"ssl": tls, **times}
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -112,6 +128,12 @@ class _Uvicorn(uvicorn.Server):
             await asyncio.wait(late, timeout=REFUSE_S)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to listen, and set `listening`."""
-        await super().startup(sockets)
+        """Begin to listen, and set `listening`. Uvicorn's own would let TLS handshakes take a minute."""
+        protocol: Any = self.config.http_protocol_class
+        create = functools.partial(protocol, config=self.config, server_state=self.server_state, app_state={})
+        loop, backlog = asyncio.get_running_loop(), self.config.backlog
+        self.servers = [
+            await loop.create_server(create, sock=sock, backlog=backlog, **self._tls) for sock in sockets or ()
+        ]
+        self.started = True
         self.listening.set()

@@ -1,0 +1,1 @@
+"""Who may ask: certificates and tokens, read anew when their files change."""
