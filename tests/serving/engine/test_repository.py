@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import shutil
+import threading
 import tracemalloc
 from pathlib import Path
 
@@ -180,7 +181,7 @@ def test_nothing_is_kept_of_names_that_clients_make_up(make_bundle, tmp_path) ->
 
 
 def test_changes_whose_clients_have_left_do_not_pile_up(make_bundle, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("serving.engine.repository.MAX_CHANGES", 3)
+    monkeypatch.setattr("serving.engine.repository.changes.MAX_CHANGES", 3)
 
     async def test() -> None:
         replace(make_bundle(name="a"), tmp_path / "a")
@@ -264,7 +265,7 @@ def test_loading_anew_serves_what_the_directory_holds_now(make_bundle, tmp_path,
 def test_what_is_wrong_with_one_bundle_of_a_directory_does_not_keep_the_others_from_serving(
     make_bundle, tmp_path, monkeypatch
 ) -> None:
-    monkeypatch.setattr("serving.engine.repository.LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr("serving.engine.repository.repository.LOOK_EVERY_S", 0.01)
     whole, other = make_bundle(name="whole"), make_bundle(name="other", seed=2)
     shutil.copytree(whole, tmp_path / "a")
     shutil.copytree(whole, tmp_path / "again")
@@ -295,6 +296,33 @@ def test_what_is_wrong_with_one_bundle_of_a_directory_does_not_keep_the_others_f
         await repository.stop()
 
     asyncio.run(test())
+
+
+def test_it_stops_while_a_bundle_of_the_directory_is_taken_up(make_bundle, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("serving.engine.repository.repository.LOOK_EVERY_S", 0.01)
+    taken, go = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        taken.set()
+        go.wait()
+
+    bundle = make_bundle(name="late")
+    shutil.copytree(bundle, tmp_path / "late")
+    (tmp_path / "late/manifest.json").write_bytes(b"{")
+
+    async def test() -> None:
+        repository = Repository([], OPTIONS, tmp_path, whole=True)
+        await repository.start()
+        monkeypatch.setattr("serving.engine.repository.changes._trim", hold)
+        shutil.copy(bundle / "manifest.json", tmp_path / "late/manifest.json")
+        await asyncio.to_thread(taken.wait)
+        stopping = asyncio.create_task(repository.stop())
+        await asyncio.wait([stopping], timeout=5)
+        go.set()
+        assert stopping.done()
+        await stopping
+
+    asyncio.run(asyncio.wait_for(test(), 60))
 
 
 def test_readiness_may_leave_out_bundles_that_cannot_be_served(make_bundle, tmp_path) -> None:

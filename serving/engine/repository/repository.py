@@ -11,33 +11,22 @@ index with the reason while the others serve, and is taken up when it has change
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import ctypes
 import logging
-from collections import Counter
 from collections.abc import Coroutine, Sequence
 from contextvars import Context
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sensai_serve.bundles import MANIFEST, Bundle
-from sensai_serve.errors import (
-    BundleError,
-    ControlOffError,
-    InputError,
-    NotReadyError,
-    OverloadedError,
-    SensaiError,
-    UnknownModelError,
-)
+from sensai_serve.bundles import Bundle
+from sensai_serve.errors import BundleError, ControlOffError, InputError, SensaiError, UnknownModelError
 from serving.engine.gateway import Gateway
 from serving.engine.options import GatewayOptions
+from serving.engine.repository.changes import Changes
+from serving.engine.repository.folder import bundles_in, folders_in, same, state_of
+from serving.engine.repository.unserved import Unserved
 
 log = logging.getLogger(__name__)
-
-MAX_CHANGES = 64
-"""Models that clients may have loaded and unloaded at a time, those that wait for their turn included."""
 
 LOOK_EVERY_S = 1.0
 """Seconds between two looks at the files of bundles that could not be served."""
@@ -52,21 +41,6 @@ class Entry:
     ready: bool
     reason: str = ""
     """Why the model is not ready; empty if it is."""
-
-
-_STOPPING = "the server is stopping"
-_State = tuple[tuple[str, int, int], ...]
-
-
-@dataclass(frozen=True)
-class _Unserved:
-    """A bundle of the directory that should be served and cannot be."""
-
-    reason: str
-    tried: _State
-    """What its files looked like when it was tried."""
-    seen: _State
-    """What they looked like last."""
 
 
 class Repository:
@@ -102,12 +76,9 @@ class Repository:
         self._failed: dict[str, str] = {}
         self._whole = whole
         self._strict_readiness = strict_readiness
-        self._unserved: dict[Path, _Unserved] = {}
+        self._unserved = Unserved()
         self._watch: asyncio.Task[None] | None = None
-        self._locks: dict[str, asyncio.Lock] = {}
-        self._waiting: Counter[str] = Counter()  # changes of each model that wait for its lock or hold it
-        self._changes: set[asyncio.Task[None]] = set()
-        self._ending = False
+        self._changes = Changes()
         self.swaps = 0
         """How many models were replaced while the server ran."""
         for bundle in bundles:
@@ -149,14 +120,14 @@ class Repository:
 
     async def index(self) -> list[Entry]:
         """List every model that is loaded or could be loaded from the directory, sorted by name."""
-        found = {} if self._directory is None else await asyncio.to_thread(_bundles_in, self._directory)
+        found = {} if self._directory is None else await asyncio.to_thread(bundles_in, self._directory)
         entries = {n: Entry(n, g.version, g.ready, "" if g.ready else "not ready") for n, g in self._gateways.items()}
         for name in found:
             entries.setdefault(name, Entry(name, "", ready=False, reason=self._failed.get(name, "unloaded")))
-        for path, unserved in self._unserved.items():
+        for path, reason in self._unserved.reasons.items():
             entries[path.name] = entries.get(path.name) or Entry(path.name, "", ready=False, reason="")
             if not entries[path.name].ready:
-                entries[path.name] = replace(entries[path.name], reason=unserved.reason)
+                entries[path.name] = replace(entries[path.name], reason=reason)
         return sorted(entries.values(), key=lambda entry: entry.name)
 
     async def load(self, name: str) -> None:
@@ -170,7 +141,7 @@ class Repository:
             SensaiError: its bundle cannot be served; the model that was loaded before still answers.
         """
         directory = self._controlled()
-        await self._change(name, self._replace(name, directory))
+        await self._changes.make(name, self._replace(name, directory))
 
     async def reload(self) -> None:
         """Load every bundle that has changed on disk, and serve what the directory holds now.
@@ -179,7 +150,7 @@ class Repository:
         What cannot be served is logged, and the model that was loaded before still answers.
         """
         directory, loaded = self._directory, dict(self._gateways)
-        found = {} if directory is None else await asyncio.to_thread(_bundles_in, directory)
+        found = {} if directory is None else await asyncio.to_thread(bundles_in, directory)
         for name, gateway in loaded.items():
             path = gateway.bundle.path
             if path.parent == directory and not path.exists() and name not in found:
@@ -193,7 +164,7 @@ class Repository:
     async def _reloaded(self, name: str, change: Coroutine[Any, Any, None], done: str) -> None:
         swaps, loaded = self.swaps, name in self._gateways
         try:
-            await self._change(name, change)
+            await self._changes.make(name, change)
         except SensaiError as error:
             self._failed[name] = str(error)
             log.error("model %s %s: %s", name, "stays as it was" if loaded else "is not loaded", error)
@@ -212,7 +183,7 @@ class Repository:
             await self._serve(name, bundle)
 
     async def _replace(self, name: str, directory: Path) -> None:
-        found = await asyncio.to_thread(_bundles_in, directory)
+        found = await asyncio.to_thread(bundles_in, directory)
         path = found.get(name)
         if path is None:
             self._failed.pop(name, None)  # nothing is kept of names that clients make up
@@ -233,7 +204,7 @@ class Repository:
             self._failed[name] = str(error)
             raise
         self._failed.pop(name, None)
-        self._unserved.pop(bundle.path, None)
+        self._unserved.discard(bundle.path)
         old, self._gateways[name] = self._gateways.get(name), gateway
         if old is not None:
             self.swaps += 1
@@ -249,45 +220,11 @@ class Repository:
             UnknownModelError: no model of that name is loaded.
         """
         self._controlled()
-        await self._change(name, self._remove(name))
+        await self._changes.make(name, self._remove(name))
 
     async def _remove(self, name: str) -> None:
         await self.get(name).stop()
         del self._gateways[name]
-
-    async def _change(self, name: str, change: Coroutine[Any, Any, None]) -> None:
-        """Make one change to a model at a time, to its end even if the client that asked for it disconnects."""
-
-        async def alone() -> None:
-            lock = self._locks.setdefault(name, asyncio.Lock())
-            self._waiting[name] += 1
-            try:
-                async with lock:
-                    try:
-                        await change
-                    finally:
-                        await asyncio.to_thread(_trim)
-            finally:
-                change.close()  # it has not begun where it was given up in line
-                self._waiting[name] -= 1
-                if not self._waiting[name]:
-                    del self._waiting[name], self._locks[name]
-
-        # Tasks that the model starts must not name the request that loaded it in their logs for ever.
-        task = asyncio.create_task(alone(), context=Context())
-        self._changes.add(task)
-        task.add_done_callback(self._changed)
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError:
-            if task.cancelled():
-                raise NotReadyError(_STOPPING) from None
-            raise
-
-    def _changed(self, task: asyncio.Task[None]) -> None:
-        self._changes.discard(task)
-        if not task.cancelled():
-            task.exception()  # marks it as seen: who still waits for the change gets the error
 
     def begin_trial(self) -> None:
         """Begin to try the first model out, while the caller does something else before it calls `start`."""
@@ -309,51 +246,37 @@ class Repository:
             await asyncio.gather(*(g.stop(0) for g in started))
             raise
         if self._whole and self._directory is not None:
-            for path in await asyncio.to_thread(_folders_in, self._directory):
+            for path in await asyncio.to_thread(folders_in, self._directory):
                 await self._take_up(path)
             self._watch = asyncio.create_task(self._look_again(), context=Context())
 
     async def _take_up(self, path: Path) -> None:
         """Serve a bundle of the directory; note what its files looked like if that fails."""
-        state = await asyncio.to_thread(_state, path)
+        state = await asyncio.to_thread(state_of, path)
         try:
             name = (await asyncio.to_thread(Bundle.open, path)).manifest.name
             served = self._gateways.get(name)
             if served is None:
-                await self._change(name, self._refresh(name, path))
-            elif not _same(served.bundle.path, path):
+                await self._changes.make(name, self._refresh(name, path))
+            elif not same(served.bundle.path, path):
                 raise BundleError(f"{path}: another bundle is called {name!r} too, {served.bundle.path}")
         except Exception as error:  # whatever is wrong with it, the others serve
             reason = str(error) if isinstance(error, SensaiError) else f"{path}: {type(error).__name__}: {error}"
-            before = self._unserved.get(path)
-            if before is None or before.reason != reason:
-                log.error("%s is not served: %s", path.name, reason)
-            self._unserved[path] = _Unserved(reason, tried=state, seen=state)
+            self._unserved.add(path, reason, state)
         else:
-            if self._unserved.pop(path, None) is not None:
+            if self._unserved.discard(path):
                 log.info("model %s is loaded", name)
 
     async def _look_again(self) -> None:
         """Take up bundles that could not be served once their files have changed, and change no more."""
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
-            for path, unserved in list(self._unserved.items()):
-                state = await asyncio.to_thread(_state, path)
-                if not state:
-                    log.info("%s is gone", path.name)
-                    del self._unserved[path]
-                elif state == unserved.seen != unserved.tried:
-                    await self._take_up(path)
-                else:
-                    self._unserved[path] = replace(unserved, seen=state)
+            for path in await self._unserved.changed():
+                await self._take_up(path)
 
     async def end_changes(self) -> None:
         """Give up what is being loaded or unloaded, and begin nothing of the kind any more."""
-        self._ending = True
-        going = [*self._changes, *([] if self._watch is None else [self._watch])]
-        for task in going:
-            task.cancel()
-        await asyncio.gather(*going, return_exceptions=True)
+        await self._changes.end(*([] if self._watch is None else [self._watch]))
 
     async def stop(self, drain_s: float = 10.0) -> None:
         """Let requests finish for at most `drain_s` seconds, then stop every model."""
@@ -371,46 +294,5 @@ class Repository:
     def _controlled(self) -> Path:
         if self._directory is None:
             raise ControlOffError("loading and unloading models is off, expected a server started with --repository")
-        if self._ending:
-            raise NotReadyError(_STOPPING)
-        if len(self._changes) >= MAX_CHANGES:  # they go on when their clients leave, so clients could pile them up
-            raise OverloadedError(f"{MAX_CHANGES} models are being loaded or unloaded, expected fewer at a time")
+        self._changes.check_room()
         return self._directory
-
-
-def _trim() -> None:
-    """Return freed memory to the system: glibc keeps it, once for each thread that ever loaded a model."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries do not have it and do not need it
-    if trim is not None:
-        trim(0)
-
-
-def _folders_in(directory: Path) -> list[Path]:
-    """Folders with a manifest, sorted; hidden ones are skipped, a bundle may be in the making there."""
-    found = sorted(manifest.parent for manifest in directory.glob(f"*/{MANIFEST}"))
-    return [path for path in found if not path.name.startswith(".")]
-
-
-def _bundles_in(directory: Path) -> dict[str, Path]:
-    """Find bundles by the name in their manifest, the first of several, or by their folder's where it is damaged."""
-    found: dict[str, Path] = {}
-    for path in _folders_in(directory):
-        try:
-            found.setdefault(Bundle.open(path).manifest.name, path)
-        except BundleError:
-            found.setdefault(path.name, path)  # loading it will say what is wrong
-    return found
-
-
-def _same(one: Path, other: Path) -> bool:
-    return one.resolve() == other.resolve()
-
-
-def _state(path: Path) -> _State:
-    """Names, sizes and times of change of a bundle's files; empty where there are none."""
-    found = []
-    for file in sorted(path.rglob("*")):
-        with contextlib.suppress(OSError):  # it has gone meanwhile
-            status = file.stat()
-            found.append((str(file), status.st_size, status.st_mtime_ns))
-    return tuple(found)

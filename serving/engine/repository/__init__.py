@@ -1,0 +1,5 @@
+"""The models that are served, by name: loaded, replaced and unloaded while requests come in."""
+
+from serving.engine.repository.repository import Entry, Repository
+
+__all__ = ["Entry", "Repository"]
