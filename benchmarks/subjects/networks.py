@@ -146,7 +146,7 @@ def as_bundle(data: bytes, bundle: Bundle, folder: Path, name: str) -> Bundle:
         manifest,
         name=name,
         subnets=(spec,),
-        merge=replace(manifest.merge, confident=None),
+        merge=replace(manifest.merge, confident=None, wait=None, wave=()),
         kind="whole",
         offsets=(),
         symbols=(),

@@ -107,7 +107,15 @@ def compare(
     on_step("planned", 1, 3)
     measured = uvloop.run(_measure(bundle, latency, requests))
     on_step("planned", 2, 3)
-    simulation = Simulation(bundle, replace(latency, own=own), hosts=bundle.assignment.n_workers, loss=0)
+    merge = bundle.manifest.merge
+    simulation = Simulation(
+        bundle,
+        replace(latency, own=own),
+        hosts=bundle.assignment.n_workers,
+        loss=0,
+        wait=merge.wait or "decided",
+        wave=merge.wave if merge.wait == "confident" else (),
+    )
     planned = simulation.run(bundle.assignment.redundancy, requests)
     assert planned is not None  # the bundle's own redundancy is one that it has
     figures = {}

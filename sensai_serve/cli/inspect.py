@@ -54,7 +54,8 @@ def inspect(
     if manifest.merge.wait is not None:
         console.print(f"requests wait for {manifest.merge.wait} where neither they nor the server say otherwise")
     console.print(_workers(opened, placed))
-    for line in promise_lines(promises, opened.assignment.n_workers):
+    files = len({subnet.sha256 for subnet in manifest.subnets}) if "files" in manifest.provenance else None
+    for line in promise_lines(promises, opened.assignment.n_workers, files):
         console.print(line)
     if placed is not None:
         for line in _placement_lines(opened, placed):
@@ -66,8 +67,14 @@ def inspect(
     console.print("[green]every file is as it was written[/green]")
 
 
-def promise_lines(promises: Guarantees, n_workers: int) -> list[str]:
-    """The guarantees in words, one a line."""
+def promise_lines(promises: Guarantees, n_workers: int, files: int | None = None) -> list[str]:
+    """The guarantees in words, one a line.
+
+    Args:
+        promises: of the assignment.
+        n_workers: W.
+        files: the number of different files that the workers run, where they were given and not cut out of a network.
+    """
     from sensai_serve.guarantees import tolerates
 
     covered, majority = promises.losses_covered, promises.losses_majority
@@ -79,10 +86,16 @@ def promise_lines(promises: Guarantees, n_workers: int) -> list[str]:
         f"two workers have at most {promises.common_classes} classes in common",
     ]
     if n_workers > 1 and promises.redundancy == n_workers:
-        lines.append(
-            f"every worker covers every class: an ensemble of {n_workers} networks for the whole task, whose classes "
-            "are not divided; fewer copies of each class, or more workers, make smaller subnets"
-        )
+        if files == 1:
+            lines.append(f"every worker runs the same file: {n_workers} replicas of one network")
+        else:
+            whole = f"every worker covers every class: an ensemble of {n_workers} networks for the whole task"
+            lines.append(
+                f"{whole}, whose classes are not divided; fewer copies of each class, or more workers, make smaller "
+                "subnets"
+                if files is None
+                else whole
+            )
     for count in promises.uncovering:
         if count.uncovering_most:
             bound = f"{count.uncovering_least}" if count.exact else f"{count.uncovering_least}-{count.uncovering_most}"

@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.harness import machine, servers
 from benchmarks.harness.client import Client
-from benchmarks.harness.codecs import V2Binary
+from benchmarks.harness.codecs import V2Binary, workers_of
 from benchmarks.harness.interleave import RoundTimes, Subject, TimedCalls, in_turns
 from benchmarks.harness.stats import summarise
 from benchmarks.reporting.report import without_paths
@@ -19,12 +21,13 @@ from benchmarks.subjects import our_server
 from benchmarks.subjects.in_process import in_process
 from benchmarks.subjects.inputs import LabelledInputs
 from benchmarks.subjects.networks import Fastest, OnnxNetwork, as_bundle, direct, fastest, monolith
+from benchmarks.subjects.oracle import Oracle
 from benchmarks.subjects.transports import TRANSPORTS, ServedModel, is_lean, uses_grpc
 from benchmarks.suites.latency.breakdown import Breakdown, breakdown
 from benchmarks.suites.latency.load_results import LoadResult, closed, opened
-from sensai_serve import load
 from sensai_serve.bundles import Bundle
 from sensai_serve.errors import ServingError
+from sensai_serve.merge import Wait
 from sensai_serve.preprocess import Floats
 from serving.engine.options import GatewayOptions
 from serving.runtime.devices import Device, Threads, default_devices, parse_device
@@ -85,7 +88,7 @@ class LatencyResult:
     memory: dict[str, int] = field(default_factory=dict)
     """Bytes that each server's processes hold."""
     labels: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """Number of complete answers over each transport, and of those with another label than in this process."""
+    """Answers over each transport, and those with another label than the copies that they list give in this process."""
     loads: list[LoadResult] = field(default_factory=list)
     steps: list[Breakdown] = field(default_factory=list)
 
@@ -122,7 +125,8 @@ def measure(bundle: Bundle, data: LabelledInputs, options: LatencyOptions, on_st
         served = GatewayOptions(
             devices=tuple(map(parse_device, options.devices)) or default_devices(), backend=options.backend
         )
-        subjects[PARALLEL, IN_PROCESS] = stack.enter_context(in_process(bundle, served, samples))
+        own = served.model_copy(update={"wait": _wait(bundle)})
+        subjects[PARALLEL, IN_PROCESS] = stack.enter_context(in_process(bundle, own, samples))
         if SURE in bundles:
             confident = served.model_copy(update={"wait": "confident"})
             subjects[SURE, IN_PROCESS] = stack.enter_context(in_process(bundle, confident, samples))
@@ -147,6 +151,12 @@ def measure(bundle: Bundle, data: LabelledInputs, options: LatencyOptions, on_st
     return measured
 
 
+def _wait(bundle: Bundle) -> Wait:
+    """What requests wait for beside those that wait for `SURE`: what the bundle says, unless it says the same."""
+    wait = bundle.manifest.merge.wait
+    return "decided" if wait is None or wait == "confident" else wait
+
+
 def _slowest_subnet(bundle: Bundle, samples: Sequence[Floats], device: Device | None) -> Subject:
     """The subnet that takes longest when run alone: a lower bound for every fan-out."""
     name, one = bundle.manifest.input.name, Threads(1, spinning=False)
@@ -165,7 +175,8 @@ def _served(kind: str, bundle: Bundle, measured: LatencyResult, ways: Fastest | 
         arguments += ["--grpc", f"{servers.HOST}:{grpc}"]
     if ways is None:
         arguments += ["--backend", options.backend, *(f"--device={device}" for device in options.devices)]
-        arguments += ["--wait", "confident"] if kind == SURE else []
+        waits = _wait(bundle) if kind == PARALLEL else "confident" if kind == SURE else None
+        arguments += ["--wait", waits] if waits else []
         environment = {}
     else:
         arguments.append(f"--device={options.devices[0] if options.devices else 'cpu'}")
@@ -202,18 +213,17 @@ def _time(subjects: dict[Key, Subject], measured: LatencyResult, n_samples: int,
 
 
 def _check_labels(clients: dict[Key, Client], samples: Sequence[Floats], measured: LatencyResult) -> None:
-    """Count the complete answers whose label is not the one that the bundle gives in this process."""
-    classifier = load(measured.bundle)
-    expected = [int(classifier.predict_tensor(sample).class_id[0]) for sample in samples]
+    """Count the answers whose label is not the one that the copies they list give in this process."""
+    oracle = Oracle(measured.bundle, np.concatenate(samples))
     for (kind, transport), client in clients.items():
         if kind != PARALLEL:
             continue
-        answers = []
+        different = 0
         for index in range(len(samples)):
             client.exchange(index)
-            answers.append(client.answer())
-        sure = [a.class_id == label for a, label in zip(answers, expected, strict=True) if a.parameters["complete"]]
-        measured.labels[transport] = (len(sure), sure.count(False))
+            answer = client.answer()
+            different += answer.class_id != oracle.label(index, workers_of(answer, "arrived"))
+        measured.labels[transport] = (len(samples), different)
 
 
 def _loads(

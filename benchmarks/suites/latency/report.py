@@ -159,10 +159,9 @@ def _rest(measured: LatencyResult) -> Iterator[Table]:
         (kind, f"{seconds:.2f}", f"{measured.memory[kind] / 2**20:,.0f}") for kind, seconds in measured.ready_s.items()
     ]
     yield Table("Servers", ("", "start to ready, s", "memory, MiB"), ready)
-    labels = [(place, str(sure), str(other)) for place, (sure, other) in measured.labels.items()]
-    note = "An incomplete answer, one that gave a straggler up, may have another label and says so."
-    yield Table("Labels against the bundle run in this process", ("", "complete answers", "other label"),
-                labels, note)  # fmt: skip
+    labels = [(place, str(answers), str(other)) for place, (answers, other) in measured.labels.items()]
+    note = "Each label is held against the merge, in this process, of the copies that its reply lists."
+    yield Table("Labels against the bundle run in this process", ("", "answers", "other label"), labels, note)
 
 
 def _settings(measured: LatencyResult) -> dict[str, Any]:
@@ -199,7 +198,7 @@ def _results(measured: LatencyResult, summaries: dict[tuple[str, str], Summary])
         "loads": [one.to_json() for one in measured.loads],
         "ready_s": measured.ready_s,
         "memory_bytes": measured.memory,
-        "labels": {place: {"complete": n, "other": other} for place, (n, other) in measured.labels.items()},
+        "labels": {place: {"answers": n, "other": other} for place, (n, other) in measured.labels.items()},
     }
 
 

@@ -46,7 +46,7 @@ def test_a_run_leaves_tables_json_pictures_and_one_page(bench, make_bundle, tmp_
         assert values[0] > 0
     for ours in ("class-parallel", "class-parallel, confident"):
         assert results["ratios"][f"reference / {ours}"]["HTTP binary"]["p50"]["low"] > 0
-    assert all(one == {"complete": one["complete"], "other": 0} for one in results["labels"].values())
+    assert all(one == {"answers": one["answers"], "other": 0} and one["answers"] for one in results["labels"].values())
     assert {load["loop"] for load in results["loads"]} == {"open", "closed"}
     assert all(path.read_bytes().startswith(PNG) for path in out.glob("*.png"))
     page = (out / "report.html").read_text()

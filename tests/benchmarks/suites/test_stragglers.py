@@ -10,8 +10,8 @@ import pytest
 
 from benchmarks.soak import LEAST_SWAPS, Length, straggler_arguments
 from benchmarks.subjects.inputs import write_labelled
+from benchmarks.subjects.oracle import Oracle
 from benchmarks.suites.stragglers.cases import CASES
-from benchmarks.suites.stragglers.oracle import Oracle
 from sensai_serve.assignment import cyclic
 from sensai_serve.bundles import Bundle
 from sensai_serve.errors import InputError

@@ -21,7 +21,7 @@ from benchmarks.harness.load_generator import OK, TimedRequest
 from benchmarks.reporting.aims import Aim
 from benchmarks.subjects import our_server
 from benchmarks.subjects.inputs import LabelledInputs
-from benchmarks.suites.stragglers.oracle import Oracle
+from benchmarks.subjects.oracle import Oracle
 from sensai_serve.bundles import Bundle
 from sensai_serve.report import Picture
 

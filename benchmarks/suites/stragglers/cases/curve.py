@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from benchmarks.reporting.aims import Aim
+from benchmarks.subjects.oracle import Oracle
 from benchmarks.suites.stragglers.cases import CaseResult, Context
-from benchmarks.suites.stragglers.oracle import Oracle
 from sensai_serve.assignment import Assignment
 from sensai_serve.bundles import Bundle
 from sensai_serve.lost_workers import MOST_SETS, ScoredInputs, accuracy_curve
