@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sensai_serve.bundles import Bundle
-from sensai_serve.errors import BundleError, ControlOffError, NotReadyError, OverloadedError, RequestError
+from sensai_serve.errors import ControlOffError, NotReadyError, OverloadedError, RequestError
 from sensai_serve.manifest import Manifest
 from sensai_serve.merge import Answer, Wait, parse_wait
 from serving.backends import Backend, Cause, Execution, SaysWhere
@@ -24,7 +24,7 @@ from serving.engine.dispatch import Dispatcher
 from serving.engine.fanout import FanOut, FanOutResult
 from serving.engine.fault_control import FaultControl
 from serving.engine.health import WorkerHealth
-from serving.engine.loading import LoadedModel, load, try_model_out
+from serving.engine.loading import LoadedModel, check_options, load, try_model_out
 from serving.engine.options import GatewayOptions
 from serving.engine.pending import MaybePending, is_pending
 from serving.engine.reply import Counters, Reply, by_reference, uncovered
@@ -42,19 +42,12 @@ class Gateway:
         """Place the workers; nothing is loaded yet.
 
         Raises:
-            BundleError: the reference network is to answer for missing classes, and the bundle has none.
-            BundleError: requests are to wait for ``confident``, and the bundle has no thresholds for it.
+            BundleError: the bundle cannot be served with these options, see `check_options`.
             InputError: the worker map leaves a worker out, or names it twice.
         """
         self.wait: Wait = options.wait or bundle.manifest.merge.wait or "decided"
         """What requests wait for that do not say it."""
-        if self.wait == "confident" and bundle.manifest.merge.confident is None:
-            raise BundleError(
-                f"{bundle.path} has no thresholds for the wait confident, expected another wait, or a bundle of which "
-                "some class has two copies, exported anew"
-            )
-        if options.on_missing == "reference" and bundle.manifest.reference is None:
-            raise BundleError(f"{bundle.path} has no reference network to answer for missing classes")
+        check_options(bundle, options, self.wait)
         n_workers = bundle.assignment.n_workers
         self.bundle = bundle
         self.manifest: Manifest = bundle.manifest
@@ -303,15 +296,5 @@ class Gateway:
 
     def _record(self, results: list[FanOutResult]) -> None:
         assert self._supervisor is not None
-        counters = self._counters
-        for result in results:
-            counters.decided_early += result.answer.decided_early
-            counters.inexact += not result.answer.exact
-            counters.incomplete += not result.answer.complete
-            counters.runs_saved += result.unasked
-            if result.erasures:
-                counters.erasures.update(cause.value for cause in result.erasures.values())
-            for worker, arrival in result.arrivals.items():
-                counters.worker_seconds[worker] += arrival.run_s
-                counters.worker_runs[worker] += 1
+        self._counters.record(results)
         self._supervisor.record(results)

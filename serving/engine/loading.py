@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from sensai_serve.bundles import Bundle
 from sensai_serve.errors import BundleError
-from sensai_serve.merge import MergePlan
+from sensai_serve.merge import MergePlan, Wait
 from sensai_serve.plugins import find
 from sensai_serve.preprocess import warm_up_images
 from serving.backends import Backend, BackendPlan
@@ -40,6 +40,27 @@ class LoadedModel:
         self.cancellation.cancel()
         await self.supervisor.stop()
         await asyncio.to_thread(self.backend.stop)
+
+
+def check_options(bundle: Bundle, options: GatewayOptions, wait: Wait) -> None:
+    """Check that a model can be served in this way, before anything is loaded.
+
+    Args:
+        bundle: the model.
+        options: how it is to be served.
+        wait: what requests wait for that do not say it.
+
+    Raises:
+        BundleError: the reference network is to answer for missing classes, and the bundle has none.
+        BundleError: requests are to wait for ``confident``, and the bundle has no thresholds for it.
+    """
+    if wait == "confident" and bundle.manifest.merge.confident is None:
+        raise BundleError(
+            f"{bundle.path} has no thresholds for the wait confident, expected another wait, or a bundle of which "
+            "some class has two copies, exported anew"
+        )
+    if options.on_missing == "reference" and bundle.manifest.reference is None:
+        raise BundleError(f"{bundle.path} has no reference network to answer for missing classes")
 
 
 async def load(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -65,6 +65,19 @@ class Counters:
     """Seconds inside each worker's subnet, summed over the copies that came in time."""
     worker_runs: list[int] = field(default_factory=list)
     """The number of runs of each worker that came in time."""
+
+    def record(self, results: Iterable[FanOutResult]) -> None:
+        """Count what answered requests show."""
+        for result in results:
+            self.decided_early += result.answer.decided_early
+            self.inexact += not result.answer.exact
+            self.incomplete += not result.answer.complete
+            self.runs_saved += result.unasked
+            if result.erasures:
+                self.erasures.update(cause.value for cause in result.erasures.values())
+            for worker, arrival in result.arrivals.items():
+                self.worker_seconds[worker] += arrival.run_s
+                self.worker_runs[worker] += 1
 
 
 def uncovered(result: FanOutResult, names: Sequence[str]) -> UncoveredError:

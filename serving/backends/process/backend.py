@@ -9,23 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict
 
 from sensai_serve.errors import BundleError, DeviceError
 from serving.backends import HOLDS, BackendPlan, Cause, Execution, Task
-from serving.backends.process.child import Config
 from serving.backends.process.handles import WorkerHandle, WorkerProcess, processes
-from serving.backends.process.shared import DROPPED, OK, READY, RING, SLOTS, STARTING, Memory, MemoryLayout, Word
+from serving.backends.process.launch import launch
+from serving.backends.process.shared import DROPPED, OK, READY, RING, STARTING, Memory, MemoryLayout, Word
+from serving.backends.process.slots import Slots
 from serving.runtime.devices import require
 
 log = logging.getLogger(__name__)
@@ -36,10 +34,6 @@ BACKOFF_S = (0.1, 10.0)
 """Seconds before a process that never became ready is started again: the first, doubled each time up to the last."""
 START_S = 120.0
 """Seconds that all workers may take to load at the start."""
-_CHILD = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
-    "from serving.backends.process.child import Config, main; main(Config(**json.loads(sys.argv[1])))"
-)
 
 
 class Backend:
@@ -63,15 +57,12 @@ class Backend:
         os.ftruncate(self._memory_fd, self._layout.size)
         self._memory = Memory(self._memory_fd, self._layout)
         self._done_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._worker = {worker: _handle(worker, at) for at, worker in enumerate(plan.workers)}
+        self._worker = {worker: WorkerHandle.make(worker, at) for at, worker in enumerate(plan.workers)}
         self._workers = tuple(self._worker.values())
         self._processes = processes(plan, self._workers)
         self._golden = 0
         """The number of golden samples: tasks that a worker answers before it serves."""
-        self._slot_task: list[Task | None] = [None] * SLOTS
-        self._written: dict[int, int] = {}
-        """The words of the tasks in the slots, by the tasks' ids."""
-        self._ticket = 0
+        self._slots = Slots(self._memory)
         self._stopping = False
         self._starting = threading.Lock()  # held while files are used, so that `stop` does not close them then
         self._settled = threading.Event()  # set when every worker is ready or one has failed
@@ -108,7 +99,7 @@ class Backend:
     def submit(self, task: Task, workers: Sequence[int]) -> None:
         """Write a task's inputs to the shared memory and wake the workers; see `serving.backends.Backend`."""
         self._collect()
-        word = self._write(task)
+        word = self._slots.write(task)
         if word is None:
             for w in workers:
                 task.fail(w, Cause.FULL)
@@ -156,33 +147,9 @@ class Backend:
             if process.popen is not None and any(handle.id == worker for handle in process.workers):
                 process.popen.kill()
 
-    def _write(self, task: Task) -> int | None:
-        """Write a task's inputs, unless an earlier wave of it has; return its word, None where no slot is free."""
-        kept = self._written.get(id(task))
-        if kept is not None and self._slot_task[Word.unpack(kept).slot] is task:
-            return kept
-        slot = self._take_slot(task)
-        if slot is None:
-            return None
-        n_inputs = len(task.inputs)
-        self._memory.inputs[slot][:n_inputs] = task.inputs
-        self._ticket += 1
-        self._memory.tickets[slot] = self._ticket
-        word = self._written[id(task)] = Word(self._ticket, slot, n_inputs).pack()
-        return word
-
     def _check_not_stopping(self) -> None:
         if self._stopping:
             raise BundleError(f"{self._plan.bundle.path}: loading was given up")
-
-    def _take_slot(self, task: Task) -> int | None:
-        for slot in ((self._ticket + i) % SLOTS for i in range(SLOTS)):
-            held = self._slot_task[slot]
-            if held is None or held.closed:
-                self._written.pop(id(held), None)
-                self._slot_task[slot] = task
-                return slot
-        return None
 
     def _collect(self) -> None:
         """Deliver the results that the workers have written."""
@@ -206,8 +173,8 @@ class Backend:
                     task.deliver(worker.id, scores, seconds)
                 else:
                     task.fail(worker.id, Cause.FAILED)
-                if task.closed and int(self._memory.tickets[unpacked.slot]) == unpacked.ticket:
-                    self._memory.tickets[unpacked.slot] = 0  # workers that have not begun drop it
+                if task.closed:
+                    self._slots.drop(unpacked)
             self._hand_over(worker)
 
     def _open(self) -> None:
@@ -233,7 +200,7 @@ class Backend:
                 self._start_process(process)
 
     def _start_process(self, process: WorkerProcess) -> None:
-        plan, manifest = self._plan, self._plan.bundle.manifest
+        plan = self._plan
         for worker in process.workers:
             self._memory.states[worker.at][0] = STARTING
             self._memory.say(worker.at, "")
@@ -241,28 +208,7 @@ class Backend:
             for record in self._memory.records[worker.at]:
                 record.word[0] = 0
             worker.given = worker.reads = worker.answered = 0
-        config = Config(
-            workers=[worker.id for worker in process.workers],
-            places=[worker.at for worker in process.workers],
-            parent=os.getpid(),
-            device=str(process.device),
-            input_name=manifest.input.name,
-            networks=[f"{plan.bundle.path}: {manifest.subnets[worker.id].file}" for worker in process.workers],
-            n_workers=self._layout.n_workers,
-            max_batch=self._layout.max_batch,
-            shape=list(self._layout.shape),
-            widths=list(self._layout.widths),
-            faults=[fault.spec for fault in plan.faults],
-            memory_fd=self._memory_fd,
-            network_fds=[worker.network_fd for worker in process.workers],
-            wake_fds=[worker.wake_fd for worker in process.workers],
-            done_fd=self._done_fd,
-        )
-        popen = subprocess.Popen(
-            [sys.executable, "-c", _CHILD, json.dumps(asdict(config)), json.dumps(sys.path)],
-            stdin=subprocess.DEVNULL,
-            pass_fds=(self._memory_fd, self._done_fd, *config.network_fds, *config.wake_fds),
-        )
+        popen = launch(process, plan, self._layout, self._memory_fd, self._done_fd)
         self._loop.call_soon_threadsafe(self._watch, process, popen, os.pidfd_open(popen.pid))
 
     def _watch(self, process: WorkerProcess, popen: subprocess.Popen[bytes], pidfd: int) -> None:
@@ -331,7 +277,3 @@ class Backend:
             if process.popen is not None and (why := process.hung(now)):
                 log.warning("%s; killing the process", why)
                 process.popen.send_signal(signal.SIGKILL)
-
-
-def _handle(worker: int, at: int) -> WorkerHandle:
-    return WorkerHandle(worker, at, os.memfd_create(f"subnet-{worker}", os.MFD_CLOEXEC), os.eventfd(0, os.EFD_CLOEXEC))

@@ -48,6 +48,11 @@ class WorkerHandle:
     held: deque[tuple[int, Task]] = field(default_factory=deque)
     """Words and tasks that wait for room in its ring: a straggler's may be full of tasks answered without it."""
 
+    @classmethod
+    def make(cls, worker: int, at: int) -> WorkerHandle:
+        """Make the files of a worker that has this place in the shared memory."""
+        return cls(worker, at, os.memfd_create(f"subnet-{worker}", os.MFD_CLOEXEC), os.eventfd(0, os.EFD_CLOEXEC))
+
     def take(self, word: int) -> Task | None:
         """Remove the tasks up to that of a word and return it; the others were dropped. None if it is not there."""
         if all(word != w for w, _ in self.tasks):
