@@ -7,6 +7,7 @@ classes of a worker with each other, and so mean nothing unless these are all cl
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Protocol
 
 import torch
@@ -132,10 +133,22 @@ def replace_output(model: nn.Module, layer: str, head: Head, classes: Sequence[i
                 setattr(parent, name, new)
 
 
+def columns(logits: Tensor, classes: Sequence[int]) -> Tensor:
+    """The columns of logits [N, C] that are of `classes`, in their order."""
+    return logits.index_select(1, class_indices(tuple(classes), logits.device))
+
+
+@lru_cache(maxsize=1024)
+def class_indices(classes: tuple[int, ...], device: torch.device) -> Tensor:
+    """Classes as indices, int64 [k], in a device's memory; copying them there in each step would make it wait."""
+    with torch.inference_mode(mode=False):  # else autograd could not use what was first made without it
+        return torch.tensor(classes, dtype=torch.int64, device=device)
+
+
 def others(logits: Tensor, classes: Sequence[int]) -> Tensor:
     """The columns of logits [N, C] that are of none of `classes`; one of -100 where there are none."""
     left = [c for c in range(logits.shape[1]) if c not in classes]
-    return logits[:, left] if left else logits.new_full((len(logits), 1), -100.0)
+    return columns(logits, left) if left else logits.new_full((len(logits), 1), -100.0)
 
 
 def against_others(logits: Tensor) -> Tensor:

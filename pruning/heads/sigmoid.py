@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pruning.heads import against_others
+from pruning.heads import against_others, columns
 
 
 class Sigmoid:
@@ -17,7 +17,7 @@ class Sigmoid:
 
     def own_logits(self, logits: Tensor, classes: Sequence[int]) -> Tensor:
         """Log odds of each class against all others."""
-        return against_others(logits)[:, list(classes)]
+        return columns(against_others(logits), classes)
 
     def rows(self, weight: Tensor, bias: Tensor, classes: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Each class's row against the mean of all other rows: a first approximation of its log odds under softmax."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from pruning.heads import against_others
+from pruning.heads import against_others, columns
 
 
 class Softmax:
@@ -17,7 +17,7 @@ class Softmax:
 
     def own_logits(self, logits: Tensor, classes: Sequence[int]) -> Tensor:
         """The logits [N, C] of the classes, in their order."""
-        return logits[:, list(classes)]
+        return columns(logits, classes)
 
     def rows(self, weight: Tensor, bias: Tensor, classes: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The reference's own rows."""

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pruning.heads import against_others, others
+from pruning.heads import against_others, columns, others
 
 
 class SoftmaxOthers:
@@ -17,7 +17,7 @@ class SoftmaxOthers:
 
     def own_logits(self, logits: Tensor, classes: Sequence[int]) -> Tensor:
         """The logits of the classes, and the log of the summed exponentials of all others'."""
-        return torch.cat([logits[:, list(classes)], others(logits, classes).logsumexp(dim=1, keepdim=True)], dim=1)
+        return torch.cat([columns(logits, classes), others(logits, classes).logsumexp(dim=1, keepdim=True)], dim=1)
 
     def rows(self, weight: Tensor, bias: Tensor, classes: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The reference's rows; for "others" the mean of the rows of the classes that are left."""

@@ -21,9 +21,10 @@ from pruning.planning.plan import RunPlan
 from pruning.planning.stages import joint_schedule
 from pruning.progress import OnProgress
 from pruning.run import Run
+from pruning.training.batches import Batch
 from pruning.training.exchange import Exchange
 from pruning.training.joint import JointLoss, JointSnapshots, fit_jointly, merged_log_odds
-from pruning.training.loop import Batch, infer, threads_for
+from pruning.training.loop import infer, threads_for
 from sensai_serve import plugins
 from sensai_serve.errors import InputError
 

@@ -21,8 +21,9 @@ from pruning.planning.stages import Stage
 from pruning.run import Network
 from pruning.selection.choose import choose_cut
 from pruning.selection.source import SourceNetwork, Trimmed
+from pruning.training.batches import Batch
 from pruning.training.calibrate import fit_scale, fold_scale
-from pruning.training.loop import Batch, Loss, fit, infer, threads_for
+from pruning.training.loop import Loss, fit, infer, threads_for
 from pruning.training.snapshot import Snapshot
 from sensai_serve import plugins
 from sensai_serve.preprocess import Floats, normalise
@@ -139,7 +140,7 @@ def distillation(plan: RunPlan, head: Head, classes: Sequence[int], teacher_logi
             total = total + (1 - weight) * head.loss(logits, hard[batch.indices])
         if weight > 0:
             if teacher_logits is not None and batch.views is not None:
-                known = teacher_logits.of(batch.indices, batch.views).to(device)
+                known = teacher_logits.of(batch.indices, batch.views)
             else:
                 assert teacher is not None
                 known = teacher(batch.x)

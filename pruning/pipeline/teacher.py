@@ -27,6 +27,7 @@ from pruning.planning.plan import RunPlan
 from pruning.planning.stages import recoveries_of, recovery_images, specialisation
 from pruning.progress import OnProgress
 from pruning.training.augment import Views, augment, changes
+from pruning.training.batches import fits
 from pruning.training.loop import autocast, use_bf16
 from sensai_serve.bundles import atomic_file
 from sensai_serve.errors import InputError
@@ -53,25 +54,39 @@ class TeacherLogits:
     train: Labels
     """[T], index of the image that each row belongs to."""
     _row: Labels = field(init=False)
+    _copies: dict[torch.device, tuple[Tensor, Tensor] | None] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         row = np.full(self.views.n_images, -1)
         row[self.train] = np.arange(len(self.train))
         object.__setattr__(self, "_row", row)
 
-    def of(self, indices: Labels, views: Tensor) -> Tensor:
-        """Logits FP32 [B, C] of one view of each image.
+    def of(self, indices: Tensor, views: Tensor) -> Tensor:
+        """Logits FP32 [B, C] of one view of each image, on the device of the indices.
 
         Args:
             indices: [B] images of the training part.
             views: [B] number of the view of each.
         """
-        rows, which = self._row[indices], views.numpy()
+        if (there := self._on(indices.device)) is not None:
+            logits, row = there
+            return logits[views, row[indices]].float()
+        rows, which = self._row[indices.cpu().numpy()], views.cpu().numpy()
         found = np.empty((len(rows), self.logits[0].shape[1]), np.float32)
         for view in np.unique(which):
             here = which == view
             found[here] = self.logits[view][rows[here]]
-        return torch.from_numpy(found)
+        return torch.from_numpy(found).to(indices.device)
+
+    def _on(self, device: torch.device) -> tuple[Tensor, Tensor] | None:
+        """The logits [V, T, C] of all views, and the row of each image, on a card; None where it does not hold them."""
+        if device not in self._copies:
+            size, copied = sum(of_view.nbytes for of_view in self.logits), None
+            if fits(size, device):
+                logits = torch.stack([torch.from_numpy(np.array(of_view)) for of_view in self.logits])
+                copied = logits.to(device), torch.from_numpy(self._row).to(device)
+            self._copies[device] = copied
+        return self._copies[device]
 
 
 def views_of(plan: RunPlan) -> Views | None:

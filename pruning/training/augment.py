@@ -39,10 +39,10 @@ def augment(x: Tensor, augmentation: Augmentation, moves: Moves) -> Tensor:
         x = torch.where(moves.mirrored[:, None, None, None], x.flip(3), x)
     if (most := augmentation.shift) > 0:
         height, width = x.shape[2:]
-        rows = moves.top[:, None, None, None] + torch.arange(height)[:, None]  # [N, 1, H, 1]
-        columns = moves.left[:, None, None, None] + torch.arange(width)  # [N, 1, 1, W]
-        image = torch.arange(len(x))[:, None, None, None]
-        channel = torch.arange(x.shape[1])[:, None, None]
+        rows = moves.top[:, None, None, None] + torch.arange(height, device=x.device)[:, None]  # [N, 1, H, 1]
+        columns = moves.left[:, None, None, None] + torch.arange(width, device=x.device)  # [N, 1, 1, W]
+        image = torch.arange(len(x), device=x.device)[:, None, None, None]
+        channel = torch.arange(x.shape[1], device=x.device)[:, None, None]
         x = F.pad(x, (most,) * 4)[image, channel, rows, columns]
     return x
 

@@ -18,10 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from pruning.data import Dataset, Labels
+from pruning.heads import class_indices
 from pruning.recipe import Precision
 from pruning.training.augment import Views
+from pruning.training.batches import Batch, Batches
 from pruning.training.exchange import Alone, Exchange
-from pruning.training.loop import Batch, OnStep, Schedule, Trainer, next_batch, on_threads
+from pruning.training.loop import OnStep, Schedule, Trainer, on_threads
 from pruning.training.snapshot import SECONDS, Snapshot
 
 JointLoss = Callable[[Batch, Mapping[int, Tensor], frozenset[int]], Tensor]
@@ -115,9 +117,10 @@ def fit_jointly(
                 snapshots.of(done, worker).restore(trainer, generator)
     clock = snapshots.of(0, 0) if snapshots else None
     device = next(next(iter(models.values())).parameters()).device
+    images = Batches(dataset, views, generator, device)
     with on_threads(threads):
         for step, indices in enumerate(islice(batches, done, steps), start=done + 1):
-            batch = next_batch(dataset, indices, views, generator, device)
+            batch = images.make(indices)
             lost = _draw_lost(n_workers, most_lost, generator)
             logits: dict[int, Tensor] = {}
             for worker, trainer in trainers.items():
@@ -175,10 +178,10 @@ def merged_log_odds(
     """
     some = next(iter(log_odds.values()))
     total = some.new_zeros(len(some), n_classes)
-    copies = some.new_zeros(n_classes)
+    copies, ones = some.new_zeros(n_classes), some.new_ones(n_classes)
     for worker, of in log_odds.items():
         if worker not in lost:
-            row = torch.tensor(rows[worker], device=some.device)
+            row = class_indices(tuple(rows[worker]), some.device)
             total = total.index_add(1, row, of)
-            copies[row] += 1
+            copies = copies.index_add(0, row, ones[: len(row)])
     return total / copies.clamp(min=1)

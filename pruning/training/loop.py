@@ -15,24 +15,13 @@ from torch import Tensor, nn
 
 from pruning.data import Dataset, Labels
 from pruning.recipe import Precision
-from pruning.training.augment import Views, augment, draw
+from pruning.training.augment import Views
+from pruning.training.batches import Batch, Batches
+from pruning.training.graphs import Forward, record
 from pruning.training.modes import into_training
 from pruning.training.snapshot import Snapshot
 from sensai_serve.errors import DeviceError
 from sensai_serve.preprocess import Floats, normalise
-
-
-@dataclass(frozen=True)
-class Batch:
-    """The images that a network is trained on in one step."""
-
-    x: Tensor
-    """Inputs [B, *shape], normalised and augmented."""
-    indices: Labels
-    """Indices [B] of the images in the training part."""
-    views: Tensor | None
-    """Number [B] of the view of each image; None where images are augmented anew."""
-
 
 Loss = Callable[[Batch, Tensor], Tensor]
 """Gives the loss, a scalar, from a batch and the network's logits [B, outputs] for it."""
@@ -103,9 +92,10 @@ def fit(
         return
     trainer = Trainer(model, schedule, dataset.spec.shape, precision)
     done = snapshot.restore(trainer, generator) if snapshot else 0
+    images = Batches(dataset, views, generator, device)
     with on_threads(threads):
         for step, indices in enumerate(islice(batches, done, steps), start=done + 1):
-            batch = next_batch(dataset, indices, views, generator, device)
+            batch = images.make(indices)
             trainer.step(loss(batch, trainer.forward(batch.x)))
             on_step(step * schedule.batch, steps * schedule.batch)
             if snapshot:
@@ -138,8 +128,12 @@ class Trainer:
         decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
         others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
         groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": schedule.weight_decay}, {"params": others}]
-        self.optimiser = torch.optim.SGD(groups, lr=schedule.rate, momentum=0.9, nesterov=True)
+        on_card = self._device.type == "cuda"
+        self.optimiser = torch.optim.SGD(groups, lr=schedule.rate, momentum=0.9, nesterov=True, fused=on_card or None)
         steps = math.ceil(schedule.images / schedule.batch)
+        self._record = on_card
+        self._recorded: Forward | None = None
+        self._recorded_shape: torch.Size | None = None
         warm_up = max(schedule.warm_up, 1.5 / (steps + 1))  # OneCycleLR divides by the length of it less one step
         self.cycle = torch.optim.lr_scheduler.OneCycleLR(
             self.optimiser, schedule.rate, total_steps=steps + 1, pct_start=warm_up, cycle_momentum=False
@@ -147,8 +141,14 @@ class Trainer:
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits FP32 [B, outputs] for inputs [B, *shape]."""
+        x = x.contiguous(memory_format=self._layout)
+        if self._record:
+            self._record, self._recorded_shape = False, x.shape
+            self._recorded = record(self.model, x, bf16=self._faster)
+        if self._recorded is not None and x.shape == self._recorded_shape:
+            return self._recorded(x)
         with autocast(self._device, enabled=self._faster):
-            logits: Tensor = self.model(x.contiguous(memory_format=self._layout))
+            logits: Tensor = self.model(x)
         return logits.float()
 
     def step(self, loss: Tensor, gradient: Tensor | None = None) -> None:
@@ -160,28 +160,8 @@ class Trainer:
 
     def finish(self) -> None:
         """Leave the network as it is used: in evaluation mode, with the usual memory layout."""
+        self._recorded = None  # it holds addresses of weights
         self.model.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
-
-
-def next_batch(
-    dataset: Dataset, indices: Labels, views: Views | None, generator: torch.Generator, device: torch.device
-) -> Batch:
-    """The training images [B] of `indices`, normalised and augmented.
-
-    Args:
-        dataset: raw images.
-        indices: [B], which.
-        views: that each image is one of, at random; None: it is augmented anew.
-        generator: of the random choices.
-        device: where the batch goes.
-    """
-    which = None if views is None else torch.randint(views.count, (len(indices),), generator=generator)
-    if views is None or which is None:
-        moves = draw(len(indices), dataset.augmentation, generator)
-    else:
-        moves = views.of(indices, which)
-    x = torch.from_numpy(normalise(dataset.x[indices], dataset.spec))  # [B, *shape]
-    return Batch(augment(x, dataset.augmentation, moves).to(device), indices, which)
 
 
 def infer(model: nn.Module, dataset: Dataset, raw: Any, *, precision: Precision = "fp32", batch: int = 256) -> Floats:

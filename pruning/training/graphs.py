@@ -1,0 +1,72 @@
+"""Records a network's forward and backward pass on a card as CUDA graphs.
+
+A small network's step is a few hundred operations of some microseconds each, which take Python several times as long to
+start as the card to compute. A recorded pass is started as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from pruning.limits import is_out_of_memory
+from pruning.models import first_line
+from pruning.notices import say
+
+Forward = Callable[[Tensor], Tensor]
+
+
+def record(model: nn.Module, x: Tensor, *, bf16: bool) -> Forward | None:
+    """Record how a network in training computes logits, and their gradients, for inputs of the shape of `x`.
+
+    Args:
+        model: on a card, in training mode; its weights stay where they are, and are trained as ever.
+        x: inputs [B, *shape] on that card; what is recorded takes others of the same shape and layout.
+        bf16: whether to compute in bfloat16 where that is safe.
+
+    Returns:
+        A function from such inputs to logits FP32 [B, outputs] that autograd knows; None where the network cannot be
+        recorded, say because its code looks at the values of tensors.
+    """
+    try:
+        with _unchanged(model):
+            sample = (x.clone(memory_format=torch.preserve_format),)
+            network = _Forward(model, bf16=bf16)
+            recorded: Forward = torch.cuda.make_graphed_callables(network, sample, allow_unused_input=True)  # type: ignore[assignment]
+        return recorded
+    except Exception as error:  # whatever the network's code or CUDA raises
+        if is_out_of_memory(error):
+            raise
+        say(f"model: {type(model).__name__} is trained without a CUDA graph ({first_line(error)})")
+        return None
+
+
+class _Forward(nn.Module):
+    """A network and its precision, so that the copy of it that has graphs is not the one that is kept."""
+
+    def __init__(self, model: nn.Module, *, bf16: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.bf16 = bf16
+
+    def forward(self, x: Tensor) -> Tensor:
+        # The cache holds weights as they were when the pass was recorded.
+        with torch.autocast("cuda", torch.bfloat16, enabled=self.bf16, cache_enabled=False):
+            logits: Tensor = self.model(x)
+        return logits.float()
+
+
+@contextmanager
+def _unchanged(model: nn.Module) -> Iterator[None]:
+    """Give a network the state back that it had before the block ran it: the running moments of its normalisation."""
+    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in before:
+                buffer.copy_(value)
+        model.zero_grad(set_to_none=True)
