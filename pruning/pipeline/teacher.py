@@ -26,12 +26,11 @@ from pruning.limits import enough_disk, enough_memory
 from pruning.planning.plan import RunPlan
 from pruning.planning.stages import recoveries_of, recovery_images, specialisation
 from pruning.progress import OnProgress
-from pruning.training.augment import Views, augment, changes
-from pruning.training.batches import fits
+from pruning.training.augment import Views, changes
+from pruning.training.batches import Batches, fits
 from pruning.training.loop import autocast, use_bf16
 from sensai_serve.bundles import atomic_file
 from sensai_serve.errors import InputError
-from sensai_serve.preprocess import normalise
 
 FOLDER = "teacher-logits"
 """Name of the folder in a run directory."""
@@ -128,15 +127,13 @@ def compute_teacher_logits(plan: RunPlan, folder: Path, on_progress: OnProgress)
         return
     missing = [view for view in range(views.count) if not file_of(folder, view).exists()]
     folder.mkdir(exist_ok=True)
-    teacher, dataset = make_teacher(plan), plan.dataset
+    teacher, images = make_teacher(plan), Batches(plan.dataset, views, plan.device)
     for done, view in enumerate(missing):
         logits = np.empty((len(plan.train), plan.dataset.n_classes), np.float16)
         for start in range(0, len(plan.train), BATCH):
             indices = plan.train[start : start + BATCH]
-            x = torch.from_numpy(normalise(dataset.x[indices], dataset.spec))
-            x = augment(x, dataset.augmentation, views.of(indices, torch.tensor(view)))
             with enough_memory(STAGE, plan.device):
-                found = teacher(x.to(plan.device))
+                found = teacher(images.of(indices, torch.full((len(indices),), view)).x)
             logits[start : start + BATCH] = found.clamp(-LARGEST, LARGEST).cpu().numpy()
             on_progress(STAGE, done * len(plan.train) + start, len(missing) * len(plan.train))
         buffer = io.BytesIO()  # numpy loses the reason for which a file cannot be written

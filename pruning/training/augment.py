@@ -24,7 +24,7 @@ class Moves:
     """[N], first column, likewise."""
 
 
-def draw(n: int, augmentation: Augmentation, generator: torch.Generator) -> Moves:
+def draw(n: int, augmentation: Augmentation, generator: torch.Generator | None) -> Moves:
     """Draw independent changes for `n` pictures."""
     mirrored = torch.rand(n, generator=generator) < 0.5 if augmentation.flip else None
     top, left = torch.randint(0, 2 * augmentation.shift + 1, (2, n), generator=generator)

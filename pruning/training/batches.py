@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -37,38 +38,43 @@ class Batches:
     whole step costs the card.
     """
 
-    def __init__(self, dataset: Dataset, views: Views | None, generator: torch.Generator, device: torch.device) -> None:
+    def __init__(
+        self, dataset: Dataset, views: Views | None, device: torch.device, generator: torch.Generator | None = None
+    ) -> None:
         """Copy the raw images to the device where that pays.
 
         Args:
             dataset: raw images.
             views: fixed views of each image, one of which is drawn at random; None: each image is augmented anew.
-            generator: of the random choices, on the CPU: they are the same on all devices.
             device: where the batches go.
+            generator: of the random choices, on the CPU: they are the same on all devices.
         """
         self._dataset, self._views, self._generator, self._device = dataset, views, generator, device
         self._there = _copied(dataset.x, device)
 
     def make(self, indices: Labels) -> Batch:
-        """The training images [B] of `indices`."""
-        dataset, views, chosen = self._dataset, self._views, torch.from_numpy(indices)
-        which = None if views is None else torch.randint(views.count, (len(indices),), generator=self._generator)
-        if views is None or which is None:
-            moves = draw(len(indices), dataset.augmentation, self._generator)
-        else:
-            moves = views.of(indices, which)
+        """The training images [B] of `indices`, changed at random."""
+        if self._views is not None:
+            return self.of(indices, torch.randint(self._views.count, (len(indices),), generator=self._generator))
+        return self._made(indices, None, draw(len(indices), self._dataset.augmentation, self._generator))
+
+    def of(self, indices: Labels, which: Tensor) -> Batch:
+        """The training images [B] of `indices`, of each the view [B] of that number."""
+        assert self._views is not None
+        return self._made(indices, which, self._views.of(indices, which))
+
+    def _made(self, indices: Labels, which: Tensor | None, moves: Moves) -> Batch:
+        dataset, device, chosen = self._dataset, self._device, torch.from_numpy(indices)
         if self._there is None:
             x = augment(torch.from_numpy(normalise(dataset.x[indices], dataset.spec)), dataset.augmentation, moves)
-            return Batch(
-                x.to(self._device), chosen.to(self._device), which if which is None else which.to(self._device)
-            )
+            return Batch(x.to(device), chosen.to(device), None if which is None else which.to(device))
         columns = [chosen, moves.top, moves.left]
         columns += [part.long() for part in (which, moves.mirrored) if part is not None]
         # One copy from page-locked memory: it waits for nothing that the card has yet to do.
-        sent = torch.stack(columns).pin_memory().to(self._device, non_blocking=True)
+        sent = torch.stack(columns).pin_memory().to(device, non_blocking=True)
         chosen, top, left, *rest = sent.unbind()
-        which = rest.pop(0) if which is not None else None
-        moves = Moves(rest.pop(0).bool() if moves.mirrored is not None else None, top, left)
+        which = None if which is None else rest.pop(0)
+        moves = Moves(None if moves.mirrored is None else rest.pop(0).bool(), top, left)
         x = normalise_on_device(self._there[chosen], dataset.spec)
         return Batch(augment(x, dataset.augmentation, moves), chosen, which)
 
@@ -90,15 +96,10 @@ def fits(size: int, device: torch.device) -> bool:
     return device.type == "cuda" and size <= SHARE * torch.cuda.mem_get_info(device)[0]
 
 
-_constants: dict[tuple[tuple[float, ...], torch.device], Tensor] = {}
-
-
+@lru_cache(maxsize=64)
 def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """A few numbers in a device's memory; copying them in each step would make it wait."""
-    key = values, device
-    if key not in _constants:
-        _constants[key] = torch.tensor(values, device=device)
-    return _constants[key]
+    """A few numbers in a device's memory; copying them there in each step would make it wait."""
+    return torch.tensor(values, device=device)
 
 
 def _copied(x: Any, device: torch.device) -> Tensor | None:

@@ -31,6 +31,8 @@ def record(model: nn.Module, x: Tensor, *, bf16: bool) -> Forward | None:
         A function from such inputs to logits FP32 [B, outputs] that autograd knows; None where the network cannot be
         recorded, say because its code looks at the values of tensors.
     """
+    # Recording makes weights' gradients on a stream of its own first, of which torch would warn in every training.
+    getattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch", lambda _: None)(False)
     try:
         with _unchanged(model):
             sample = (x.clone(memory_format=torch.preserve_format),)

@@ -117,7 +117,7 @@ def fit_jointly(
                 snapshots.of(done, worker).restore(trainer, generator)
     clock = snapshots.of(0, 0) if snapshots else None
     device = next(next(iter(models.values())).parameters()).device
-    images = Batches(dataset, views, generator, device)
+    images = Batches(dataset, views, device, generator)
     with on_threads(threads):
         for step, indices in enumerate(islice(batches, done, steps), start=done + 1):
             batch = images.make(indices)
@@ -131,7 +131,8 @@ def fit_jointly(
             leaves = {worker: of.requires_grad_(worker in logits) for worker, of in sorted(shared.items())}
             torch.autograd.backward(loss(batch, leaves, lost))
             for worker, trainer in trainers.items():
-                trainer.step(logits[worker], leaves[worker].grad)
+                gradient = leaves[worker].grad  # None where the loss does not look at a lost worker
+                trainer.step(logits[worker], torch.zeros_like(leaves[worker]) if gradient is None else gradient)
             on_step(step * schedule.batch, steps * schedule.batch)
             if snapshots and due:
                 for worker, trainer in trainers.items():

@@ -92,7 +92,7 @@ def fit(
         return
     trainer = Trainer(model, schedule, dataset.spec.shape, precision)
     done = snapshot.restore(trainer, generator) if snapshot else 0
-    images = Batches(dataset, views, generator, device)
+    images = Batches(dataset, views, device, generator)
     with on_threads(threads):
         for step, indices in enumerate(islice(batches, done, steps), start=done + 1):
             batch = images.make(indices)

@@ -83,7 +83,7 @@ def test_kept_answers_are_those_of_the_reference_to_the_same_views(weights, tmp_
     which = torch.from_numpy(np.random.default_rng(1).integers(0, kept.views.count, 100))
     x = torch.from_numpy(normalise(plan.dataset.x[indices], plan.dataset.spec))
     expected = make_teacher(plan)(augment(x, plan.dataset.augmentation, kept.views.of(indices, which)))
-    torch.testing.assert_close(kept.of(indices, which), expected, rtol=2e-3, atol=1e-2)
+    torch.testing.assert_close(kept.of(torch.from_numpy(indices), which), expected, rtol=2e-3, atol=1e-2)
 
 
 @pytest.mark.parametrize(
