@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -42,9 +43,11 @@ def in_words(machine: dict[str, Any]) -> str:
 def _versions(packages: Iterable[str]) -> Iterable[tuple[str, str]]:
     for package in packages:
         try:
-            yield package, version(package)
+            found = version(package)
         except PackageNotFoundError:
             continue
+        # A module that is loaded says what it is, also where it does not come from the package of its name.
+        yield package, str(getattr(sys.modules.get(package), "__version__", found))
 
 
 def _cpu_model() -> str:

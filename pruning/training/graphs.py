@@ -6,6 +6,7 @@ start as the card to compute. A recorded pass is started as a whole.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -33,8 +34,9 @@ def record(model: nn.Module, x: Tensor, *, bf16: bool) -> Forward | None:
     """
     # Recording makes weights' gradients on a stream of its own first, of which torch would warn in every training.
     getattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch", lambda _: None)(False)
+    random = torch.cuda.get_rng_state(x.device)
     try:
-        with _unchanged(model):
+        with _unchanged(model), _nothing_freed(x.device):
             sample = (x.clone(memory_format=torch.preserve_format),)
             network = _Forward(model, bf16=bf16)
             recorded: Forward = torch.cuda.make_graphed_callables(network, sample, allow_unused_input=True)  # type: ignore[assignment]
@@ -42,6 +44,11 @@ def record(model: nn.Module, x: Tensor, *, bf16: bool) -> Forward | None:
     except Exception as error:  # whatever the network's code or CUDA raises
         if is_out_of_memory(error):
             raise
+        # A recording that failed leaves the generator as if it still ran.
+        torch.cuda.default_generators[x.device.index or 0].graphsafe_set_state(
+            torch.Generator(x.device).graphsafe_get_state()
+        )
+        torch.cuda.set_rng_state(random, x.device)
         say(f"model: {type(model).__name__} is trained without a CUDA graph ({first_line(error)})")
         return None
 
@@ -59,6 +66,20 @@ class _Forward(nn.Module):
         with torch.autocast("cuda", torch.bfloat16, enabled=self.bf16, cache_enabled=False):
             logits: Tensor = self.model(x)
         return logits.float()
+
+
+@contextmanager
+def _nothing_freed(device: torch.device) -> Iterator[None]:
+    """Keep the garbage collector out while the block runs: freeing an earlier recording would break a new one."""
+    gc.collect()
+    torch.cuda.synchronize(device)
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @contextmanager

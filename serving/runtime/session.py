@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from sensai_serve.bundles import Bundle
 from sensai_serve.errors import BundleError, DeviceError
 from sensai_serve.onnxfile import has_loops
 from serving.runtime.cancellation import Cancellation
+from serving.runtime.card_gate import GATE, GatedRunner
 from serving.runtime.devices import ONE_THREAD, Device, Threads, providers, session_options
 from serving.runtime.io_binding import Floats, Runner, runner_of
 
@@ -101,12 +103,15 @@ def _open(
 
     cancellation.check()
     wanted = providers(device)
-    session: Any = ort.InferenceSession(data, session_options(threads), providers=wanted)
-    session.disable_fallback()  # a failing card must fail the worker, not make it slow on the CPU
-    first = wanted[0] if isinstance(wanted[0], str) else wanted[0][0]
-    if session.get_providers()[0] != first:
-        raise DeviceError(f"runs on {session.get_providers()[0]}, expected {first}")
-    runner = runner_of(session, device, input_name, shape, cancellation, loops=loops)
+    with GATE.running if device.kind == "cuda" else nullcontext():
+        session: Any = ort.InferenceSession(data, session_options(threads), providers=wanted)
+        session.disable_fallback()  # a failing card must fail the worker, not make it slow on the CPU
+        first = wanted[0] if isinstance(wanted[0], str) else wanted[0][0]
+        if session.get_providers()[0] != first:
+            raise DeviceError(f"runs on {session.get_providers()[0]}, expected {first}")
+        runner = runner_of(session, device, input_name, shape, cancellation, loops=loops)
+    if device.kind == "cuda":
+        runner = GatedRunner(runner, graphs=device.graphs)
     runner.warm()
     return runner
 

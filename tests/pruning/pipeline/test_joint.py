@@ -125,6 +125,15 @@ def test_networks_of_other_outputs_are_refused_before_any_work(run, plan, tmp_pa
     assert not (path / "subnets").exists()
 
 
+def test_workers_may_learn_from_the_merged_answer_alone(run, plan, tmp_path):
+    path = copied(run, tmp_path / "merged-only")
+    recipe = replace(plan.recipe, joint_own=0.0, joint_images=640)
+    task = json.loads((path / "recipe.json").read_text())
+    (path / "recipe.json").write_text(json.dumps(task | {"recipe": recipe.to_json()}))
+    made = prune_reference(replace(plan, recipe=recipe), path)  # a lost worker learns nothing in its step
+    assert all(torch.isfinite(tensor).all() for tensor in weights(made))
+
+
 @pytest.mark.parametrize("options", [{"joint_images": -1}, {"joint_rate": 0.0}, {"joint_own": -0.1}])
 def test_joint_options_that_make_no_sense_are_refused(options):
     with pytest.raises(InputError, match=next(iter(options))):
