@@ -42,6 +42,8 @@ class PeerWorkload:
     port: int
     more_ports: tuple[int, int]
     """Two further free ports."""
+    delays_ms: Sequence[float] = ()
+    """Milliseconds that each network takes longer, on purpose; none where empty. Not every app heeds them."""
 
 
 Clients = Callable[[PeerWorkload, Sequence[Floats]], Mapping[str, Client]]
@@ -103,6 +105,7 @@ class StartApp:
             "port": work.port,
             "more_ports": list(work.more_ports),
             "mode": self.mode,
+            "delays_ms": list(work.delays_ms) or [0.0] * len(files),
         }
         (work.folder / "settings.json").write_text(json.dumps(settings))
         command = [str(work.python), *(part.format(port=work.port) for part in self.command)]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from pathlib import Path
 
 from benchmarks.harness.servers import HOST, ServerSpec
 from serving.runtime.devices import Threads
+
+_WORKER = re.compile(rb'"workers": \[(\d+)')
 
 
 def spec(*arguments: str, port: int, **options: object) -> ServerSpec:
@@ -27,3 +31,12 @@ def thread_settings(wanted: Threads) -> dict[str, str]:
         "SENSAI_INFERENCE__THREADS": str(wanted.count),
         "SENSAI_INFERENCE__SPINNING": str(wanted.spinning).lower(),
     }
+
+
+def worker_of(pid: int) -> int | None:
+    """The first worker that a process of ours runs; None for one that runs none, or has ended."""
+    try:
+        match = _WORKER.search(Path(f"/proc/{pid}/cmdline").read_bytes())
+    except OSError:
+        return None
+    return int(match[1]) if match else None

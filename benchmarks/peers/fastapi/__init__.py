@@ -8,6 +8,7 @@ from benchmarks.harness.codecs import PlainJson, Raw
 from benchmarks.peers import Peer, Setup, StartApp, lean
 
 _APP, _READY = Path(__file__).with_name("app.py"), "/ready"
+_FIRST = Path(__file__).with_name("first.py")
 
 PEER = Peer(
     name="FastAPI",
@@ -20,3 +21,6 @@ PEER = Peer(
         Setup("raw body, a thread each", True, StartApp(_APP, _READY, "threads"), lean(lambda _: Raw("/raw"))),
     ),
 )
+
+FIRST = Setup("asyncio.wait over three processes", True, StartApp(_FIRST, _READY), lean(lambda _: Raw("/raw")))
+"""Replicas of one network, a process each: the first answer is sent back, and a process that died is started again."""

@@ -65,6 +65,7 @@ def _write_model(work: PeerWorkload, folder: Path, networks: Sequence[int], mode
         "input": work.input,
         "threads": work.threads,
         "mode": mode,
+        "delay_ms": sum(work.delays_ms[at] for at in networks) if work.delays_ms else 0.0,
     }
     (folder / "1" / "settings.json").write_text(json.dumps(settings))
     width = sum(work.widths[at] for at in networks)
@@ -113,13 +114,15 @@ def _of_ensemble(work: PeerWorkload) -> V2Binary:
     return V2Binary(_MODEL, work.input, tuple(f"scores_{at}" for at in range(len(work.networks))))
 
 
+ENSEMBLE = Setup("v2 binary, ensemble", True, partial(_start, ensemble=True, mode=""), lean(_of_ensemble))
+"""Each network is a step of an ensemble; the ensemble fails where a step fails."""
 PEER = Peer(
     name="Triton, Python backend",
     requirements=("nvidia-pytriton==0.7.0", "numpy<2", "onnxruntime"),
     version_of="nvidia-pytriton",
     setups=(
         Setup("v2 binary", False, partial(_start, ensemble=False, mode=""), _all_clients),
-        Setup("v2 binary, ensemble", True, partial(_start, ensemble=True, mode=""), lean(_of_ensemble)),
+        ENSEMBLE,
         Setup(
             "v2 binary, a thread each",
             True,

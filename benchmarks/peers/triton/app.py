@@ -3,6 +3,7 @@
 
 import json
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ class TritonPythonModel:
 
     def answer(self, request: Any) -> Any:
         """One request."""
+        time.sleep(settings["delay_ms"] / 1000)
         feed = {settings["input"]: pb_utils.get_input_tensor_by_name(request, settings["input"]).as_numpy()}
         if self.pool is None:
             found = [session.run(None, feed)[0] for session in self.sessions]

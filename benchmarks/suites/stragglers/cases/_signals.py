@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from time import perf_counter
 
 import numpy as np
@@ -16,11 +14,11 @@ import numpy as np
 from benchmarks.harness import servers
 from benchmarks.harness.load_generator import closed_loop
 from benchmarks.reporting.aims import Aim
+from benchmarks.subjects import our_server
 from benchmarks.suites.stragglers.cases import CaseResult, CheckedReply, Context, as_merged, none_failed
 
 CLIENTS = 2
 MEMORY_LIMIT = 1.1
-_WORKER = re.compile(rb'"workers": \[(\d+)')
 
 
 @dataclass(frozen=True)
@@ -97,20 +95,12 @@ def _send(
         if not children:
             continue
         pid = children[int(random.integers(len(children)))]
-        worker = _worker_of(pid)
+        worker = our_server.worker_of(pid)
         try:
             os.kill(pid, number)
         except ProcessLookupError:
             continue
         hits.append(SentSignal(perf_counter(), worker))
-
-
-def _worker_of(pid: int) -> int | None:
-    try:
-        match = _WORKER.search(Path(f"/proc/{pid}/cmdline").read_bytes())
-    except OSError:
-        return None
-    return int(match[1]) if match else None
 
 
 def _back_after(hit: SentSignal, replies: Sequence[CheckedReply]) -> float | None:
