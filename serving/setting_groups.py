@@ -122,7 +122,7 @@ class Limits(Group):
     """What requests may cost. A request that would cost more is refused."""
 
     body_bytes: int = Field(default=64 * 1024 * 1024, ge=1)
-    """Bytes of one request's body, as sent and as inflated."""
+    """Bytes of one request's body, as sent and as inflated; of numbers, the model's shape and `batch` allow fewer."""
     bodies_bytes: int = Field(default=256 * 1024 * 1024, ge=1)
     """Bytes of the bodies of all requests together, those that are still arriving too."""
     header_bytes: int = Field(default=32 * 1024, ge=1024)

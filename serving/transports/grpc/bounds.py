@@ -15,8 +15,9 @@ from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
-from sensai_serve.errors import RequestError
+from sensai_serve.errors import RequestError, TooLargeError
 from sensai_serve.protobuf import fields
+from serving.v2.body_bound import AROUND, BodyBound
 
 MAX_FIELDS = 65_536
 """Fields that a message may have, those of messages in it included."""
@@ -27,15 +28,23 @@ MESSAGE_BYTES: ContextVar[int] = ContextVar("message_bytes", default=0)
 """Length in bytes of the message that the current task has parsed last."""
 
 
-def bounded_parser(message: type[Message]) -> Callable[[bytes], Message | RequestError]:
+def bounded_parser(
+    message: type[Message], bound: Callable[[], BodyBound] | None = None
+) -> Callable[[bytes], Message | RequestError]:
     """A deserializer for gRPC that gives an error in place of a message that is malformed or too large to parse.
 
     It raises nothing, because gRPC would answer what it raises with INTERNAL or UNKNOWN.
+
+    Args:
+        message: the type of the messages.
+        bound: how long a message may be now, beside what the library lets through; None for that alone.
     """
     descriptor = message.DESCRIPTOR
 
     def parse(data: bytes) -> Message | RequestError:
         MESSAGE_BYTES.set(len(data))
+        if bound is not None and len(data) > AROUND and len(data) > (most := bound()).most:
+            return TooLargeError(f"the message has {len(data)} bytes, expected {most}")
         try:
             if len(data) > UNCOUNTED_BYTES and _count(memoryview(data), descriptor, MAX_FIELDS) > MAX_FIELDS:
                 return RequestError(f"{descriptor.name} has more than {MAX_FIELDS} fields, expected fewer")
@@ -67,7 +76,12 @@ class BoundedServer:
     """
 
     def __init__(
-        self, server: grpc.aio.Server, requests: Mapping[str, type[Message]], *, refuses: bool = False
+        self,
+        server: grpc.aio.Server,
+        requests: Mapping[str, type[Message]],
+        *,
+        refuses: bool = False,
+        bounds: Mapping[type[Message], Callable[[], BodyBound]] | None = None,
     ) -> None:
         """Wrap a server.
 
@@ -75,10 +89,12 @@ class BoundedServer:
             server: what the service is added to.
             requests: for each method, the type of its requests.
             refuses: answer a unary call with INVALID_ARGUMENT instead of handing its handler the error.
+            bounds: how long messages of some types may be, see `bounded_parser`.
         """
         self._server = server
         self._requests = requests
         self._refuses = refuses
+        self._bounds = bounds or {}
 
     def add_generic_rpc_handlers(self, handlers: Any) -> None:
         """Leave the unbounded handlers out; `add_registered_method_handlers` is called with the same methods."""
@@ -87,7 +103,7 @@ class BoundedServer:
         """Add the methods of a service."""
         bounded = {
             name: handler._replace(
-                request_deserializer=bounded_parser(self._requests[name]),
+                request_deserializer=bounded_parser(self._requests[name], self._bounds.get(self._requests[name])),
                 unary_unary=_refusing(handler.unary_unary) if self._refuses else handler.unary_unary,
             )
             for name, handler in handlers.items()

@@ -23,6 +23,7 @@ from serving.transports.grpc.bounds import BoundedServer, requests_of
 from serving.transports.grpc.health_servicer import HealthServicer
 from serving.transports.grpc.inference_servicer import InferenceServicer
 from serving.transports.grpc.turns import Turns
+from serving.v2.body_bound import BodyBound, as_protobuf
 
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
@@ -56,7 +57,14 @@ async def listen(plane: DataPlane, settings: Settings, address: str) -> AsyncIte
             ("grpc.http2.max_ping_strikes", keepalive.http2_max_ping_strikes),
         ]
     )
-    bounded = BoundedServer(server, requests_of(service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]))
+
+    def largest() -> BodyBound:
+        """A call names its model in its message: the bound is that of the largest model."""
+        gateways = [plane.repository.get(name) for name in plane.repository.names()]
+        return as_protobuf([(g.manifest.input, g.options.max_batch) for g in gateways], limits.body_bytes)
+
+    requests = requests_of(service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"])
+    bounded = BoundedServer(server, requests, bounds={requests["ModelInfer"]: largest})
     turns = Turns()
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(InferenceServicer(plane, turns), bounded)
     health = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from uvicorn.server import ServerState
 
-from sensai_serve.errors import NotReadyError
+from sensai_serve.errors import InputError, NotReadyError
 from serving.engine.pending import is_pending
 from serving.transports.http.asgi.errors import STOPPING, error_reply
 from serving.transports.http.asgi.sites import Sites
@@ -54,7 +54,7 @@ class RequestHeads:
 
         Args:
             route: answers the requests.
-            most: the largest body in bytes; a request with a larger one goes through ASGI.
+            most: the largest body in bytes, of any model; a request with a larger one goes through ASGI.
             sites: the hosts and origins that are allowed; a request from others goes through ASGI, which refuses it.
         """
         self.route = route
@@ -84,9 +84,11 @@ class RequestHeads:
             return None
         given = dict(headers)
         length = given.get(b"content-length", b"")
-        if not self.route.knows(model):
+        try:
+            bound = self.route.bound(model, given)
+        except InputError:
             return None  # refused without waiting for the body
-        if not length.isdigit() or int(length) > self._most or any(name in given for name in _UNUSUAL):
+        if not length.isdigit() or int(length) > min(self._most, bound.most) or any(n in given for n in _UNUSUAL):
             return None
         if self._sites.refusal("POST", given) is not None:
             return None

@@ -7,6 +7,7 @@ import re
 import zlib
 
 from sensai_serve.errors import RequestError, TooLargeError, UnsupportedError
+from serving.v2.body_bound import BodyBound
 
 WORTH_COMPRESSING = 4096
 """Smallest body that is compressed, in bytes; compressing a smaller one costs more time than it saves."""
@@ -22,17 +23,17 @@ IDENTITY = (b"", b"identity")
 _REFUSED = re.compile(rb";\s*q=0(\.0*)?\s*$")
 
 
-def inflate(body: bytes, encoding: bytes, limit: int) -> bytes:
+def inflate(body: bytes, encoding: bytes, bound: BodyBound) -> bytes:
     """Decompress a request's body.
 
     Args:
         body: the compressed bytes.
         encoding: the value of Content-Encoding, in lower case: one encoding, or several in the order in which the
             client applied them.
-        limit: the largest result, in bytes; no more is ever held in memory.
+        bound: the largest result; no more is ever held in memory.
 
     Raises:
-        TooLargeError: the result has more than `limit` bytes.
+        TooLargeError: the result has more bytes.
         UnsupportedError: an encoding other than gzip, deflate and identity, or more than `MAX_ENCODINGS`.
         RequestError: damaged or incomplete data.
     """
@@ -42,11 +43,11 @@ def inflate(body: bytes, encoding: bytes, limit: int) -> bytes:
             f"Content-Encoding is {encoding[:60].decode('latin-1')!r}, expected gzip, deflate or none"
         )
     for name in reversed(applied):
-        body = _inflate(body, name, limit)
+        body = _inflate(body, name, bound)
     return body
 
 
-def _inflate(body: bytes, encoding: bytes, limit: int) -> bytes:
+def _inflate(body: bytes, encoding: bytes, bound: BodyBound) -> bytes:
     window, name = _WINDOW[encoding], encoding.decode()
     if encoding == b"deflate" and not _has_zlib_header(body):
         window = -zlib.MAX_WBITS  # deflate without the wrapper that RFC 9110 asks for, as some clients send it
@@ -58,11 +59,11 @@ def _inflate(body: bytes, encoding: bytes, limit: int) -> bytes:
                 raise RequestError(f"the body's {name} data is incomplete")
             chunk = data[:CHUNK_BYTES]  # bounds what zlib copies to `unused_data`
             try:
-                inflated += stream.decompress(chunk, limit + 1 - len(inflated))
+                inflated += stream.decompress(chunk, bound.most + 1 - len(inflated))
             except zlib.error:
                 raise RequestError(f"the body is not valid {name} data") from None
-            if len(inflated) > limit:
-                raise TooLargeError(f"the body inflates to more than {limit} bytes")
+            if len(inflated) > bound.most:
+                raise TooLargeError(f"the body inflates to {len(inflated)} bytes or more, expected {bound}")
             data = data[len(chunk) - len(stream.unused_data) :]
         if encoding == b"deflate" and data:
             raise RequestError(f"{len(data)} bytes follow the body's deflate data")

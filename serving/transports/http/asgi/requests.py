@@ -14,6 +14,7 @@ from serving.engine.body_budget import HeldBody
 from serving.telemetry.logs import begin_request
 from serving.transports.http.asgi.compression import IDENTITY, inflate
 from serving.transports.http.asgi.types import Headers, Receive, Scope, Send
+from serving.v2.body_bound import BodyBound
 
 _T = TypeVar("_T")
 
@@ -31,16 +32,16 @@ def request_id(headers: Mapping[bytes, bytes]) -> bytes:
     return begin_request(None if given is None else given.decode("latin-1")).encode()
 
 
-async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
+async def read_body(scope: Scope, receive: Receive, bound: BodyBound) -> bytes:
     """Read the whole body, decompressed.
 
     Args:
         scope: ASGI's scope of the request.
         receive: ASGI's receive.
-        limit: the largest body in bytes, both as sent and decompressed.
+        bound: the largest body, both as sent and decompressed.
 
     Raises:
-        TooLargeError: the body has more than `limit` bytes.
+        TooLargeError: the body has more bytes.
         UnsupportedError: an unknown Content-Encoding.
         RequestError: damaged compressed data.
         OverloadedError: inflated, the body and those of other requests have too many bytes together.
@@ -48,14 +49,14 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
     """
     headers = dict(scope["headers"])
     length = headers.get(b"content-length", b"")
-    if length.isdigit() and int(length) > limit:
-        raise TooLargeError(f"the body has {int(length)} bytes, expected at most {limit}")
-    body = await _read(receive, limit)
+    if length.isdigit() and int(length) > bound.most:
+        raise TooLargeError(f"the body has {int(length)} bytes, expected {bound}")
+    body = await _read(receive, bound)
     encoding = headers.get(b"content-encoding", b"").strip().lower()
     if encoding in IDENTITY:
         return body
     # Off the event loop: 64 MiB take a tenth of a second to inflate, and zlib releases the GIL.
-    inflated = await asyncio.get_running_loop().run_in_executor(_inflating, inflate, body, encoding, limit)
+    inflated = await asyncio.get_running_loop().run_in_executor(_inflating, inflate, body, encoding, bound)
     held: HeldBody = scope["state"][HELD]
     held.take(len(inflated))
     return inflated
@@ -110,11 +111,11 @@ async def send_reply(send: Send, status: int, headers: Headers, body: bytes) -> 
     await send({"type": "http.response.body", "body": body})
 
 
-async def _read(receive: Receive, limit: int) -> bytes:
+async def _read(receive: Receive, bound: BodyBound) -> bytes:
     message = await receive()
     if message["type"] == "http.request" and not message.get("more_body", False):
         body: bytes = message.get("body", b"")  # the usual case: one message holds the body, which is not copied
-        _check(len(body), limit)
+        _check(len(body), bound)
         return body
     chunks, size = [], 0
     while True:
@@ -122,12 +123,12 @@ async def _read(receive: Receive, limit: int) -> bytes:
             raise ClientDisconnect
         chunks.append(message.get("body", b""))
         size += len(chunks[-1])
-        _check(size, limit)
+        _check(size, bound)
         if not message.get("more_body", False):
             return b"".join(chunks)
         message = await receive()
 
 
-def _check(size: int, limit: int) -> None:
-    if size > limit:
-        raise TooLargeError(f"the body has more than {limit} bytes, expected at most that")
+def _check(size: int, bound: BodyBound) -> None:
+    if size > bound.most:
+        raise TooLargeError(f"the body has {size} bytes or more, expected {bound}")

@@ -19,7 +19,7 @@ from serving.transports.http.console.description import columns_of, describe_req
 from serving.transports.http.console.feed import Feeds
 from serving.transports.http.console.page import make_page
 from serving.transports.http.console.samples import Samples
-from serving.transports.http.v1.inputs import from_body
+from serving.transports.http.v1.inputs import body_bound, from_body
 from serving.transports.http.v1.routes import Model, TimeoutMs, Waits, chosen
 from serving.v2 import InferRequest
 
@@ -67,7 +67,8 @@ def router(plane: DataPlane, feeds: Feeds, *, proxied: bool) -> APIRouter:
         """Answer one input as ``/v1/predict`` does, with the copies that the answer was made of."""
         started = time.perf_counter()
         gateway = chosen(repository, model)
-        body = await read_body(request.scope, request.receive, plane.limits.body_bytes)
+        bound = body_bound(request, gateway.manifest.input, plane.limits.body_bytes)
+        body = await read_body(request.scope, request.receive, bound)
 
         def describe(_: InferRequest, reply: Reply) -> dict[str, Any]:
             columns = columns_of(gateway.manifest.assignment)

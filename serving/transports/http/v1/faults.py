@@ -10,11 +10,12 @@ from serving.transports.http.asgi.errors import ERROR_RESPONSE
 from serving.transports.http.asgi.requests import read_body
 from serving.transports.http.v1.routes import Model, chosen
 from serving.transports.http.v1.schema import ModelWorkers, workers_of
+from serving.v2.body_bound import BodyBound
 from serving.v2.json_object import parse_object
 from serving.v2.tensors import shown
 
-MAX_BODY = 1 << 16
-"""Largest body of such a request, in bytes."""
+MAX_BODY = BodyBound(1 << 16, "for a request of this kind")
+"""Largest body of such a request."""
 _BODY = {
     "requestBody": {
         "required": True,

@@ -12,11 +12,20 @@ from sensai_serve.errors import RequestError
 from sensai_serve.preprocess import Floats, InputSpec, normalise
 from serving.engine.decoding import ImageDecoder
 from serving.transports.http.asgi.types import Message, Receive
+from serving.v2.body_bound import BodyBound, as_fp32, as_json, configured
 from serving.v2.json_object import parse_object
 from serving.v2.tensors import from_bytes, numbers, shown
 
 FP32 = "application/x-fp32"
 """Content type of raw values: little-endian FP32 in row-major order, not normalised."""
+
+
+def body_bound(request: Request, spec: InputSpec, limit: int) -> BodyBound:
+    """How long the body of a request may be: numbers by the model's shape, images by the configured limit."""
+    kind = _kind(request)
+    if kind == "application/json":
+        return as_json(spec, 1).within(limit)
+    return as_fp32(spec).within(limit) if kind == FP32 else configured(limit)
 
 
 async def from_body(request: Request, body: bytes, spec: InputSpec, decoder: ImageDecoder) -> Floats:
@@ -35,7 +44,7 @@ async def from_body(request: Request, body: bytes, spec: InputSpec, decoder: Ima
         RequestError: an unreadable image, or numbers that do not fit.
         OverloadedError: too many images wait to be decoded.
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind = _kind(request)
     if kind == "application/json":
         return from_json(body, spec)
     if kind == FP32:
@@ -70,6 +79,10 @@ def from_json(body: bytes | str, spec: InputSpec) -> Floats:
     if raw.shape not in (spec.shape, (1, *spec.shape)):
         raise RequestError(f"inputs has shape {list(raw.shape)}, expected one input, {list(spec.shape)}")
     return normalise(raw.reshape(spec.shape), spec).reshape(1, *spec.shape)
+
+
+def _kind(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 async def _uploaded(request: Request, body: bytes) -> bytes:

@@ -15,7 +15,7 @@ from serving.engine.gateway import Gateway
 from serving.engine.repository import Repository
 from serving.transports.http.asgi.errors import ERROR_RESPONSE
 from serving.transports.http.asgi.requests import read_body, until_disconnected
-from serving.transports.http.v1.inputs import FP32, from_body
+from serving.transports.http.v1.inputs import FP32, body_bound, from_body
 from serving.transports.http.v1.schema import (
     ModelSummary,
     ModelWorkers,
@@ -87,7 +87,8 @@ def router(plane: DataPlane) -> APIRouter:
     ) -> Response:
         started = time.perf_counter()
         gateway = chosen(repository, model)
-        body = await read_body(request.scope, request.receive, limits.body_bytes)
+        bound = body_bound(request, gateway.manifest.input, limits.body_bytes)
+        body = await read_body(request.scope, request.receive, bound)
 
         async def work() -> PredictionResponse:
             inputs = await from_body(request, body, gateway.manifest.input, plane.images)

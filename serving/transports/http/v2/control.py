@@ -11,12 +11,13 @@ from serving.dataplane import DataPlane, cuda_memory
 from serving.transports.http.asgi.errors import ERROR_RESPONSE
 from serving.transports.http.asgi.requests import read_body
 from serving.transports.http.v2.metadata import reply
+from serving.v2.body_bound import BodyBound
 from serving.v2.json_object import parse_object
 from serving.v2.shared_memory import Region
 from serving.v2.tensors import shown
 
-MAX_BODY = 1 << 20
-"""Largest body of these requests, in bytes."""
+MAX_BODY = BodyBound(1 << 20, "for a request of this kind")
+"""Largest body of these requests."""
 
 
 async def _content(request: Request) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from serving.transports.http.asgi.errors import ERROR_RESPONSE, error_reply, htt
 from serving.transports.http.asgi.requests import read_body, request_id, send_reply, until_disconnected
 from serving.transports.http.asgi.types import HttpReply, Receive, Scope, Send
 from serving.v2 import Decoder, InferRequest, encode_response
+from serving.v2.body_bound import BodyBound, as_json
 from serving.v2.tensors import OUTPUTS
 
 # Null stands for a member that is not given, except where a value is required.
@@ -118,13 +119,20 @@ class InferRoute:
                 return name, version
         return None
 
-    def knows(self, model: tuple[str, str]) -> bool:
-        """Whether a model of that name and version is served; if not, `__call__` says why."""
-        try:
-            self._plane.repository.get(*model)
-        except Exception:
-            return False
-        return True
+    def bound(self, model: tuple[str, str], given: Mapping[bytes, bytes]) -> BodyBound:
+        """How long the body of a request may be.
+
+        Args:
+            model: name and version; see `match`.
+            given: the request's headers, names in lower case.
+
+        Raises:
+            UnknownModelError: no model of that name and version is served.
+            RequestError: the length of the JSON before binary tensors is no number.
+        """
+        gateway = self._plane.repository.get(*model)
+        bound = as_json(gateway.manifest.input, gateway.options.max_batch, _header_length(given))
+        return bound.within(self._plane.limits.body_bytes)
 
     async def __call__(self, model: tuple[str, str], scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request over ASGI, with an error where it is not valid."""
@@ -133,8 +141,8 @@ class InferRoute:
         name = request_id(given)
         try:
             if scope["method"] == "POST":
-                self._plane.repository.get(*model)  # an unknown one is refused without waiting for the body
-                body = await read_body(scope, receive, self._plane.limits.body_bytes)
+                bound = self.bound(model, given)  # an unknown one is refused without waiting for the body
+                body = await read_body(scope, receive, bound)
                 answer = self._begin(model, given, body)
                 if is_pending(answer):
                     answer = await until_disconnected(answer, receive)

@@ -329,7 +329,7 @@ def test_a_malformed_message_is_the_clients_fault(channel, method, sent) -> None
 def test_a_message_of_more_fields_than_a_request_needs_is_refused(run_server, tiny_bundle) -> None:
     many = pb.ModelInferRequest(model_name="tiny").SerializeToString() + b"\x32\x00" * 70_000
     with (
-        run_server(tiny_bundle, grpc="127.0.0.1:0") as server,
+        run_server(tiny_bundle, grpc="127.0.0.1:0", limits={"batch": 200}) as server,
         grpc.insecure_channel(server.grpc) as channel,
     ):
         with pytest.raises(grpc.RpcError, match="more than 65536 fields") as caught:
@@ -338,6 +338,34 @@ def test_a_message_of_more_fields_than_a_request_needs_is_refused(run_server, ti
         stream = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
         reply = next(stream(iter([many]), timeout=60))
         assert "more than 65536 fields" in pb.ModelStreamInferResponse.FromString(reply).error_message
+
+
+def test_a_message_is_bounded_by_the_largest_model(run_server, tiny_bundle, make_bundle, golden) -> None:
+    """As sent and as inflated: what is refused here is refused before it is parsed."""
+    larger = make_bundle(name="larger", n_classes=3, shape=(3, 16, 16))
+    bound = 5 * 64 * 3 * 16 * 16 + 65536
+    with (
+        run_server(tiny_bundle, larger, grpc="127.0.0.1:0") as server,
+        grpc.insecure_channel(server.grpc, compression=grpc.Compression.Gzip) as channel,
+    ):
+        infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        stream = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
+        request = pb.ModelInferRequest(model_name="tiny")
+        request.inputs.add(name="input", datatype="FP32", shape=[1, 3, 8, 8])
+        request.raw_input_contents.append(golden.inputs[:1].tobytes())
+        for over in (0, 1):
+            request.id = "x" * (bound + over - request.ByteSize() - 4)  # the id's tag, and its length in three bytes
+            sent = request.SerializeToString()
+            assert len(sent) == bound + over
+            if not over:
+                assert pb.ModelInferResponse.FromString(infer(sent, timeout=60)).outputs
+            request.id = ""
+        said = f"the message has {bound + 1} bytes, expected at most {bound} .64 inputs of .3, 16, 16. numbers, 5 bytes"
+        with pytest.raises(grpc.RpcError, match=said) as caught:
+            infer(sent, timeout=60)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        reply = next(stream(iter([sent]), timeout=60))
+        assert f"expected at most {bound}" in pb.ModelStreamInferResponse.FromString(reply).error_message
 
 
 def test_messages_together_take_no_more_memory_than_allowed(run_server, tiny_bundle, golden) -> None:

@@ -21,7 +21,7 @@ HALF = 600_000
 
 @pytest.fixture(scope="module")
 def limited(run_server, tiny_bundle) -> Iterator[Any]:
-    with run_server(tiny_bundle, limits={"body_bytes": MOST, "bodies_bytes": MOST}) as server:
+    with run_server(tiny_bundle, limits={"body_bytes": MOST, "bodies_bytes": MOST, "batch": 1000}) as server:
         yield server
 
 

@@ -17,6 +17,7 @@ import pytest
 
 from sensai_serve import errors
 from serving.transports.http.asgi.compression import MAX_MEMBERS, inflate
+from serving.v2.body_bound import configured
 from serving.v2.status import status_of
 
 INFER = "/v2/models/tiny/infer"
@@ -192,7 +193,7 @@ def test_compression_as_clients_send_it(limited, encoding: str, compress: Callab
 
 def test_members_without_end_are_refused() -> None:
     with pytest.raises(errors.RequestError, match=f"more than {MAX_MEMBERS} gzip members"):
-        inflate(gzip.compress(b"", mtime=0) * (MAX_MEMBERS + 1), b"gzip", LIMIT)
+        inflate(gzip.compress(b"", mtime=0) * (MAX_MEMBERS + 1), b"gzip", configured(LIMIT))
 
 
 @pytest.mark.parametrize("path", [INFER, "/v1/predict?model=tiny", "/v2/systemsharedmemory/region/a/register"])
