@@ -93,16 +93,18 @@ def fuse_where_it_pays(bundle: Bundle, workers: Sequence[LoadedWorker], *, round
 
 
 def share_run(bundle: Bundle, fused: Fused) -> float:
-    """Share of some workers that run, one by one, until a vote is decided: the average over the golden samples.
+    """Share of some workers that run, one by one, until an answer stands: the average over the golden samples.
 
-    All of them, where others of the bundle run elsewhere: those come later.
+    It stands when what the bundle says that requests wait for is there. All of them, where others of the bundle run
+    elsewhere: those come later.
     """
     samples, n_workers = bundle.golden().inputs, bundle.assignment.n_workers
+    wait = bundle.manifest.merge.wait or "decided"
     if len(fused.workers) < n_workers:
         return 1.0
     runs = 0
     for sample in samples:
-        collector = bundle.merge_plan.collect(1, "decided")
+        collector = bundle.merge_plan.collect(1, wait)
         for worker, scores in enumerate(fused.run(sample[None])):
             collector.add(worker, scores)
             runs += 1
