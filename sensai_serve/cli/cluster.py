@@ -115,7 +115,7 @@ def check(
         Path | None, typer.Option(metavar="FILE", help="File with the token that nodes ask for.")
     ] = None,
 ) -> None:
-    """Check nodes and Triton servers against a bundle, as a gateway does at its start: checksums, golden samples."""
+    """Check that all nodes and Triton servers are there, and are the bundle's: checksums, golden samples."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     import asyncio
 
@@ -127,6 +127,7 @@ def check(
 
     remote = {"workers": worker or None, "file": workers, "ca": worker_ca, "cert": worker_cert, "key": worker_key}
     options = load_settings(None, remote=remote | {"token_file": worker_token_file}).gateway_options()
+    options = options.model_copy(update={"require_all": True})
     if options.workers is None:
         raise InputError("nothing to check, expected --worker 0=grpc://HOST:PORT or --workers FILE")
     opened = Bundle.open(bundle)

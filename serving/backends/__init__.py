@@ -107,6 +107,8 @@ class BackendPlan:
     """The longest time that one request's subnets may keep the event loop's own thread, in seconds."""
     processes: Processes = "worker"
     """What has an operating system process of its own, in a backend that starts any."""
+    require_all: bool = False
+    """Whether every worker on another server must be there at the start, also where its classes have others."""
 
     def device(self, worker: int) -> Device:
         """The device that a worker runs on."""
@@ -134,6 +136,9 @@ class Backend(Protocol):
 
     def start(self) -> None:
         """Load and warm every worker of the plan and report each as up; blocks. Called once, off the event loop.
+
+        A worker on another server that is not there yet is reported as down where every class has other workers, and as
+        up once it is there.
 
         Raises:
             SensaiError: a worker cannot start.

@@ -127,6 +127,7 @@ async def _load(
         threads=options.onnx_threads,
         inline_s=options.inline_s,
         processes=options.processes,
+        require_all=options.require_all,
     )
     backend: Backend = find("serving.backends", options.backend, "Backend")(workers)
     control = None

@@ -99,6 +99,8 @@ class GatewayOptions(Inference):
     """Devices that workers are placed on."""
     workers: InstanceOf[WorkerMap] | None = None
     """Which worker runs where, if a user says so; `devices` are then the map's. None: placement decides."""
+    require_all: bool = False
+    """Whether every worker on another server must be there at the start, also where its classes have others."""
     max_in_flight: int = 64
     """Requests that are answered or waiting at a time; more are refused."""
     max_batch: int = 64

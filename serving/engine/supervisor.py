@@ -61,6 +61,7 @@ class Supervisor:
         self._golden: Golden | None = None
         self._expected: list[Scores] = []  # each worker's scores FP32 [G, k] of the golden samples
         self._few_copies = 0  # requests whose answers had few copies
+        self._up: set[int] = set()  # workers that can run, as the backend says
         self._late: deque[tuple[FanOut, int, Arrival]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._backend: Backend | None = None
@@ -73,7 +74,7 @@ class Supervisor:
 
     def down(self, worker: int) -> None:
         """Learn that a worker is gone. Safe on any thread."""
-        self._loop.call_soon_threadsafe(self.health.went_down, worker)
+        self._loop.call_soon_threadsafe(self._went_down, worker)
 
     def late(self, fan_out: FanOut, worker: int, arrival: Arrival) -> None:
         """Take copies that came after their answer; `record` looks at them. Safe on any thread."""
@@ -94,13 +95,14 @@ class Supervisor:
             self._came_up(worker)
 
     async def check(self, backend: Backend) -> None:
-        """Check all workers against the golden samples, and make each live.
+        """Check all workers against the golden samples, and make each live that is there.
 
         Args:
             backend: what runs the workers; started.
 
         Raises:
-            BundleError: a worker gave no usable scores, or the merged answers are not the golden ones.
+            BundleError: a worker gave no usable scores, the merged answers are not the golden ones, or a class has no
+                worker that is there.
         """
         self._backend = backend
         try:
@@ -111,7 +113,14 @@ class Supervisor:
 
     async def _check(self) -> None:
         golden = await asyncio.to_thread(self._bundle.golden)
-        scores = await asyncio.gather(*(self._run(w, golden.inputs) for w in range(len(self.health.workers))))
+        absent = {w for w, worker in enumerate(self.health.workers) if worker.state is State.DEAD}
+        scores = await asyncio.gather(
+            *(
+                # A worker that is not there yet is known by the scores of its subnet, which the bundle holds.
+                asyncio.to_thread(self._truth, w, golden.inputs) if w in absent else self._run(w, golden.inputs)
+                for w in range(len(self.health.workers))
+            )
+        )
         for worker, given in enumerate(scores):
             if given is None:
                 raise BundleError(f"{self._bundle.path}: worker {worker} failed on the golden samples")
@@ -130,6 +139,10 @@ class Supervisor:
         for worker in range(len(scores)):
             if self.health.workers[worker].state is State.STARTING:
                 self.health.came_up(worker)
+        if not self.health.covered:
+            raise BundleError(f"{self._bundle.path}: workers {sorted(absent)} are down, and a class has no other")
+        for worker in absent & self._up:  # it came while the others were checked
+            self._came_up(worker)
 
     def record(self, results: Sequence[FanOutResult]) -> None:
         """Take into account what answered requests show about the workers."""
@@ -174,7 +187,12 @@ class Supervisor:
         self._backend = None
         self._late.clear()
 
+    def _went_down(self, worker: int) -> None:
+        self._up.discard(worker)
+        self.health.went_down(worker)
+
     def _came_up(self, worker: int) -> None:
+        self._up.add(worker)
         if self._golden is not None and not self._stopped:  # before that, `check` looks at all workers together
             self._spawn(self._admit(worker), f"admit-{worker}")
 
@@ -226,14 +244,15 @@ class Supervisor:
 
     async def _judge(self, worker: int, inputs: np.ndarray, scores: Scores) -> None:
         """Compare a suspect's scores with its subnet's, computed in this process."""
-
-        def truth() -> Scores:
-            return Session.of_worker(self._bundle, worker, Device("cpu"), cancellation=self._cancellation).run(inputs)
-
-        sound = _close(scores, await asyncio.to_thread(truth))
+        sound = _close(scores, await asyncio.to_thread(self._truth, worker, inputs))
         self.health.record_judgement(worker, sound=sound)
         if not sound:
             log.warning("worker %d gives scores that its subnet does not give", worker)
+
+    def _truth(self, worker: int, inputs: np.ndarray) -> Scores:
+        """The scores FP32 [N, k] that a worker's subnet gives inputs [N, *shape], computed in this process."""
+        session = Session.of_worker(self._bundle, worker, Device("cpu"), cancellation=self._cancellation)
+        return session.run(np.ascontiguousarray(inputs, np.float32))
 
     async def _probe(self, worker: int) -> None:
         """Probe an ejected worker until it is fast and sound again; requests go on without it.

@@ -8,7 +8,8 @@ A lost server is connected again automatically; its workers are live when they a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+import logging
+from collections.abc import Collection, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +22,8 @@ from serving.backends.remote.http import RemoteHttpConnection
 from serving.backends.remote.message import EncodedInput
 from serving.backends.remote.server import RemoteConnection, RemoteServer, WorkerReports
 from serving.runtime.endpoint import WorkerEndpoint
+
+log = logging.getLogger(__name__)
 
 LOCAL = "ort"
 """The backend of the workers that run on this machine."""
@@ -62,7 +65,11 @@ class Backend:
             self._here = find("serving.backends", LOCAL, "Backend")(replace(plan.only(here), inline_s=0.0))
 
     def start(self) -> None:
-        """Connect to every server and check every worker there; then load those on this machine."""
+        """Connect to every server and check every worker there; then load those on this machine.
+
+        Raises:
+            InputError: a worker on a server is not the bundle's, or is not there and a class has no other.
+        """
         self._run(self._connect())
         if self._here is not None:
             self._here.start()
@@ -107,10 +114,25 @@ class Backend:
 
     async def _connect(self) -> None:
         starting = [asyncio.create_task(server.start()) for server in self._servers]
-        done = await asyncio.gather(*starting, return_exceptions=True)
-        for outcome in done:
+        down: dict[int, str] = {}
+        for outcome in await asyncio.gather(*starting, return_exceptions=True):
             if isinstance(outcome, BaseException):
                 raise outcome
+            down |= outcome
+        for worker, reason in down.items():
+            if self._plan.require_all:
+                raise InputError(reason)
+            if (c := self._only_with(worker, down)) is not None:
+                label = self._plan.bundle.manifest.labels[c]
+                raise InputError(f"{reason}; no other worker of class {label!r} is there")
+        for reason in dict.fromkeys(down.values()):
+            workers = ", ".join(str(worker) for worker, its in down.items() if its == reason)
+            log.warning("down at the start, every class has other workers: %s (workers %s)", reason, workers)
+
+    def _only_with(self, worker: int, down: Collection[int]) -> int | None:
+        """The first class of a worker that no worker covers which is not down; None if all are covered."""
+        assignment, there = self._plan.bundle.assignment, set(self._plan.workers) - set(down)
+        return next((c for c in assignment.rows[worker] if there.isdisjoint(assignment.workers_of[c])), None)
 
     async def _disconnect(self) -> None:
         await asyncio.gather(*(server.stop() for server in self._servers))

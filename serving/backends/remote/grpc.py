@@ -89,7 +89,8 @@ class RemoteGrpcConnection:
             if "Socket closed" in reason:  # what a server that expects TLS, or another certificate, looks like
                 hint = "it may not accept this client's certificate" if self._endpoint.encrypted else "it may speak TLS"
                 reason = f"closed the connection: {hint}"
-            raise InputError(f"{self._endpoint.server} {reason}") from None
+            absent = reason.startswith(("cannot be reached", "does not answer"))
+            raise (ServingError if absent else InputError)(f"{self._endpoint.server} {reason}") from None
         try:
             whole = await self._config(self._manifest.name)
             self._is_node = WORKERS in whole.parameters and BUNDLE in whole.parameters

@@ -109,13 +109,13 @@ class RemoteHttpConnection:
                     lambda: HttpClientProtocol(head), endpoint.host, endpoint.port, ssl=context
                 )
         except TimeoutError:
-            raise InputError(f"{endpoint.server} does not answer") from None
+            raise ServingError(f"{endpoint.server} does not answer") from None
         except ssl.SSLCertVerificationError as error:
             raise InputError(f"{endpoint.server} cannot be trusted: {error.verify_message}") from None
         except ssl.SSLError as error:
             raise InputError(f"{endpoint.server} fails the TLS handshake ({error.reason or error})") from None
         except OSError as error:
-            raise InputError(f"{endpoint.server} cannot be reached ({error.strerror or error})") from None
+            raise ServingError(f"{endpoint.server} cannot be reached ({error.strerror or error})") from None
         return connection
 
     async def _get(self, path: str) -> tuple[int, bytes]:

@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from sensai_serve.errors import SensaiError
+from sensai_serve.errors import SensaiError, ServingError
 from serving.backends import Cause, Task
 from serving.backends.remote.message import EncodedInput
 
@@ -42,14 +42,16 @@ class RemoteConnection(Protocol):
         """Connect.
 
         Raises:
-            SensaiError: the server cannot be reached, or refuses the connection.
+            ServingError: the server cannot be reached, or does not answer; it may be back later.
+            InputError: it refuses the connection.
         """
 
     async def check(self, worker: int) -> None:
         """Check that the server runs this worker of the bundle; from then on the worker can be given tasks.
 
         Raises:
-            SensaiError: the server does not run it, it is not ready, or it runs another subnet.
+            ServingError: the worker is not ready, or the server does not answer.
+            InputError: the server does not run it, or runs another subnet.
         """
 
     def submit(self, task: Task, message: EncodedInput, workers: Sequence[int]) -> None:
@@ -101,23 +103,21 @@ class RemoteServer:
         self._look = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
-    async def start(self) -> None:
-        """Connect and check every worker.
+    async def start(self) -> dict[int, str]:
+        """Connect and check every worker. What is not there is looked for from then on.
+
+        Returns:
+            Why each worker is down that is, in a phrase.
 
         Raises:
-            SensaiError: the server cannot be reached, or a worker fails its check.
+            InputError: the server refuses the connection, or a worker is not the bundle's.
         """
-        connection = self._connect(self)
-        try:
-            await connection.open()
-            for worker in self.workers:
-                await connection.check(worker)
-        except BaseException:
-            await connection.close()
-            raise
+        connection = await self._first_connection()
         self._connection = connection
-        self._mark_up(self.workers)
+        self._mark_up([worker for worker in self.workers if worker not in self._said])
+        self._mark_down(sorted(self._said))
         self._task = asyncio.create_task(self._keep_connected(connection))
+        return dict(self._said)
 
     def submit(self, task: Task, message: EncodedInput, workers: Sequence[int]) -> None:
         """Give a task to some of the workers; those that are down fail it."""
@@ -164,13 +164,33 @@ class RemoteServer:
             self._up.discard(worker)
             self._on_down(worker)
 
-    async def _keep_connected(self, connection: RemoteConnection) -> None:
-        while True:
-            reason = await self._until_broken(connection)
-            log.warning("%s: connection lost: %s", self.name, reason)
-            self._mark_down(sorted(self._up))
-            self._connection = None
+    async def _first_connection(self) -> RemoteConnection | None:
+        """Connect and check every worker; None where the server is not there. Reasons are in `_said`."""
+        connection = self._connect(self)
+        try:
+            await connection.open()
+            for worker in self.workers:
+                try:
+                    await connection.check(worker)
+                except ServingError as error:
+                    self._said[worker] = str(error)
+        except ServingError as error:
+            self._said = dict.fromkeys(self.workers, str(error))
             await connection.close()
+            return None
+        except BaseException:
+            await connection.close()
+            raise
+        return connection
+
+    async def _keep_connected(self, connection: RemoteConnection | None) -> None:
+        while True:
+            if connection is not None:
+                reason = await self._until_broken(connection)
+                log.warning("%s: connection lost: %s", self.name, reason)
+                self._mark_down(sorted(self._up))
+                self._connection = None
+                await connection.close()
             connection = await self._reconnect()
             self._connection = connection
             log.warning("%s: connected again", self.name)

@@ -218,6 +218,45 @@ def test_a_host_that_is_cut_off_is_lost_in_time_and_back_after_healing(tiny_bund
     asyncio.run(test())
 
 
+def test_a_gateway_starts_without_a_host_and_takes_it_in_when_it_comes(tiny_bundle: Path, caplog) -> None:
+    local = sensai_serve.load(tiny_bundle)
+
+    async def test() -> None:
+        async with AsyncExitStack() as stack:
+            first = await stack.enter_async_context(a_node(tiny_bundle))
+            second = await stack.enter_async_context(a_node(tiny_bundle, 1, 4, 7))
+            way = await stack.enter_async_context(Way(second).serving())
+            way.open.clear()
+            gateway = await stack.enter_async_context(a_gateway(tiny_bundle, f"*={first}", f"1,4,7={way.url}"))
+            assert gateway.ready
+            assert f"every class has other workers: {way.url}" in caplog.text
+            assert [w for w in range(10) if gateway.workers[w].state is State.DEAD] == [1, 4, 7]
+            reply = await gateway.infer(inputs(), wait="all")
+            assert reply.answer.missing == (1, 4, 7)
+            assert reply.answer.class_id == local.predict_tensor(inputs()).class_id
+            way.open.set()
+            await until(lambda: {gateway.workers[w].state for w in (1, 4, 7)} == {State.LIVE})
+            reply = await gateway.infer(inputs(), wait="all")
+            assert np.array_equal(reply.answer.scores, local.predict_tensor(inputs()).scores)
+
+    asyncio.run(test())
+
+
+def test_a_host_that_comes_late_with_another_bundle_is_not_taken(tiny_bundle: Path, make_bundle, caplog) -> None:
+    async def test() -> None:
+        async with AsyncExitStack() as stack:
+            first = await stack.enter_async_context(a_node(tiny_bundle))
+            other = await stack.enter_async_context(a_node(make_bundle(seed=7), 1, 4, 7))
+            way = await stack.enter_async_context(Way(other).serving())
+            way.open.clear()
+            gateway = await stack.enter_async_context(a_gateway(tiny_bundle, f"*={first}", f"1,4,7={way.url}"))
+            way.open.set()
+            await until(lambda: "runs another subnet" in caplog.text)
+            assert {gateway.workers[w].state for w in (1, 4, 7)} == {State.DEAD}
+
+    asyncio.run(test())
+
+
 def test_a_process_that_dies_at_a_node_is_told_of_and_comes_back(tiny_bundle: Path) -> None:
     async def test() -> None:
         options = NodeOptions(workers=(1, 4, 7), devices=(parse_device("cpu"),), backend="process")
@@ -287,7 +326,14 @@ def test_a_new_bundle_answers_beside_the_old_one(make_bundle, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("places", "message"),
     [
-        (("*=grpc://127.0.0.1:1",), r"^grpc://127.0.0.1:1 cannot be reached \(Connection refused\)$"),
+        (
+            ("*=grpc://127.0.0.1:1",),
+            r"^grpc://127.0.0.1:1 cannot be reached \(Connection refused\); no other worker of class '.+' is there$",
+        ),
+        (
+            ("0,1,7,9=grpc://127.0.0.1:1", "*={node}"),
+            r"cannot be reached .*; no other worker of class '\w+-?\w*' is there$",
+        ),
         (("*=grpc://nowhere.invalid:1",), r"^grpc://nowhere.invalid:1 cannot be reached \("),
         (("*=http://127.0.0.1:1",), r"^http://127.0.0.1:1 cannot be reached \("),
         (("*={http}",), r"^{http} cannot be reached \("),
