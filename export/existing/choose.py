@@ -74,7 +74,12 @@ class Chooser:
         chosen = max(tried, key=lambda one: one[0])[1]  # the first of equal ones
         if self.cascade is None:
             return chosen
-        return replace(chosen, thresholds=fit_cascade(self.inputs(chosen, at), self.y[at], self.cascade))
+        return self.fit(chosen, at)
+
+    def fit(self, choices: Choices, at: Labels) -> Choices:
+        """Fit the thresholds of the cascade, which there is, on the inputs with these indices."""
+        assert self.cascade is not None
+        return replace(choices, thresholds=fit_cascade(self.inputs(choices, at), self.y[at], self.cascade))
 
     def inputs(self, choices: Choices, at: Labels) -> ScoredInputs:
         """The inputs with these indices, scored by every worker."""

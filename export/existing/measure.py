@@ -6,13 +6,14 @@ turns: each input is answered with choices that it had no part in.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from export.existing.cascade import ask
+from export.existing.cascade import Cascade, ask
 from export.existing.choose import Choices, Chooser, alone
 from export.existing.wrap import SCORES
 from export.sessions import session
@@ -22,6 +23,8 @@ from sensai_serve.preprocess import Floats
 
 FOLDS = 5
 """Parts of the labelled inputs, each of which is measured with what is chosen on the others."""
+REFITS = 3
+"""How often the thresholds of a cascade are fitted again at most."""
 _BATCH = 64
 _NAMES = ("test", "one_lost", "two_lost")
 """What accuracies with 0, 1 and 2 workers lost are called in a manifest."""
@@ -55,22 +58,81 @@ def scores_of(network: bytes, input_name: str, inputs: Floats) -> Floats:
 def measure(chooser: Chooser, seed: int) -> Measured:
     """Choose on labelled inputs, and measure.
 
+    A cascade loses a little more on other inputs than on those that its thresholds were fitted to. Where that is more
+    than it may lose, they are fitted again, to as much less.
+
     Args:
         chooser: what is chosen on which inputs.
         seed: of the parts that they are put into.
     """
-    y, n_workers = chooser.y, len(chooser.file_of)
-    everything = np.arange(len(y))
+    y = chooser.y
     fold = np.random.default_rng(seed).permutation(len(y)) % min(FOLDS, len(y))
+    parts = _choose(chooser, fold)
+    if chooser.cascade is not None:
+        chooser, parts = _keep_loss(chooser, chooser.cascade, parts, fold)
+    final, whole, held = parts.final, parts.whole, parts.held
+    return Measured(final, whole, _accuracy(chooser, held, seed), _labels(chooser, final, whole))
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What was chosen on all inputs, and on all but each part of them."""
+
+    final: Choices
+    whole: ScoredInputs
+    """All inputs, scored with the final choices."""
+    held: Sequence[tuple[Choices, ScoredInputs, Labels]]
+    """Choices, the inputs that had no part in them, scored with them, and their indices."""
+
+
+def _choose(chooser: Chooser, fold: Labels) -> _Parts:
+    everything = np.arange(len(fold))
     final = chooser.choose(everything)
     whole = chooser.inputs(final, everything)
-    parts = [(final, whole, everything)]
-    if chooser.chooses and len(y) > 1:
-        each = [
-            (chooser.choose(np.flatnonzero(fold != part)), np.flatnonzero(fold == part))
-            for part in range(fold.max() + 1)
-        ]
-        parts = [(choices, chooser.inputs(choices, held), held) for choices, held in each]
+    if not chooser.chooses or len(fold) == 1:
+        return _Parts(final, whole, [(final, whole, everything)])
+    each = [
+        (chooser.choose(np.flatnonzero(fold != part)), np.flatnonzero(fold == part)) for part in range(fold.max() + 1)
+    ]
+    return _Parts(final, whole, [(choices, chooser.inputs(choices, held), held) for choices, held in each])
+
+
+def _keep_loss(chooser: Chooser, cascade: Cascade, parts: _Parts, fold: Labels) -> tuple[Chooser, _Parts]:
+    """Fit to less and less loss until no more than the stated one is measured; else the best that was found."""
+    fitted, tried = cascade.loss, list[tuple[float, Chooser, _Parts]]()
+    for _ in range(1 + REFITS):
+        excess = max(_lost(chooser, parts) - cascade.loss, 0.0)
+        tried.append((excess, chooser, parts))
+        if excess == 0:
+            break
+        fitted -= excess
+        chooser = replace(chooser, cascade=replace(cascade, loss=fitted))
+        parts = _fit(chooser, parts, fold)
+    return min(tried, key=lambda one: one[0])[1:]  # the first of equal ones
+
+
+def _fit(chooser: Chooser, parts: _Parts, fold: Labels) -> _Parts:
+    """The same choices with other thresholds."""
+    held = [
+        (chooser.fit(choices, np.setdiff1d(np.arange(len(fold)), at)), inputs, at) for choices, inputs, at in parts.held
+    ]
+    return _Parts(chooser.fit(parts.final, np.arange(len(fold))), parts.whole, held)
+
+
+def _lost(chooser: Chooser, parts: _Parts) -> float:
+    """The fraction of inputs that the cascade is wrong about beyond those of the best file alone."""
+    assert chooser.cascade is not None
+    right = sum(
+        int((ask(inputs, chooser.cascade, choices.thresholds).labels == chooser.y[held]).sum())
+        for choices, inputs, held in parts.held
+    )
+    best = max(alone(s, given, chooser.y) for s, given in zip(chooser.subnets, chooser.scores, strict=True))
+    return best - right / len(chooser.y)
+
+
+def _accuracy(chooser: Chooser, parts: Sequence[tuple[Choices, ScoredInputs, Labels]], seed: int) -> dict[str, Any]:
+    """Accuracy as a manifest has it, of inputs that had no part in the choices that they are answered with."""
+    y, n_workers = chooser.y, len(chooser.file_of)
     found: dict[str, Any] = {}
     for lost, name in enumerate(_NAMES[:n_workers]):
         values = [
@@ -86,7 +148,7 @@ def measure(chooser: Chooser, seed: int) -> Measured:
         found["cascade"] = sum(int((one.labels == y[held]).sum()) for one, held in asked) / len(y)
         costs = [one.cost / max(cascade.costs) for one, _ in asked]
         found["cascade_cost"] = float(np.average(costs, weights=[len(held) for _, held in asked]))
-    return Measured(final, whole, found, _labels(chooser, final, whole))
+    return found
 
 
 def _labels(chooser: Chooser, choices: Choices, inputs: ScoredInputs) -> dict[str, Labels]:

@@ -140,7 +140,7 @@ def test_a_served_cascade_asks_the_second_file_only_where_the_first_is_not_sure(
     best = max(bundle.manifest.accuracy["members"])
     right = np.mean([answer.class_id[0] == truth for answer, truth in zip(answers, y, strict=False)])
     assert right > best - 0.05
-    assert bundle.manifest.accuracy["cascade"] > best - 0.02
+    assert bundle.manifest.accuracy["cascade"] >= best - 0.01  # on inputs that the thresholds were not fitted to
     local = sensai_serve.load(bundle)
     for answer, one in itertools.islice(zip(answers, x, strict=False), 20):
         assert local.predict_tensor(one[None], wait="confident").class_id == answer.class_id

@@ -65,7 +65,7 @@ def weights(path) -> np.ndarray:
 
 def test_a_page_of_a_cascade_and_of_replicas(members, tmp_path, capsys) -> None:
     paths, x, y = members
-    cascade = sensai_serve.bundle(paths[1:], LABELS, data=(x, y), cascade=True, loss=2.0, mean=0, std=1)
+    cascade = sensai_serve.bundle(paths[1:], LABELS, data=(x, y), cascade=True, loss=5.0, mean=0, std=1)
     replicas = sensai_serve.bundle(paths[:1], LABELS, data=(x, y), replicas=3, mean=0, std=1)
     for made, name, figures, said in ((cascade, "c", 4, "asked in turn"), (replicas, "r", 1, "0, 1, 2")):
         made.save(tmp_path / name)
@@ -91,7 +91,7 @@ def test_a_bundle_that_cannot_be_drawn(members, tmp_path, capsys) -> None:
 
 def test_a_served_cascade_is_replayed(members, tmp_path) -> None:
     paths, x, y = members
-    made = sensai_serve.bundle(paths, LABELS, data=(x, y), cascade=True, loss=2.0, mean=0, std=1)
+    made = sensai_serve.bundle(paths, LABELS, data=(x, y), cascade=True, loss=5.0, mean=0, std=1)
     bundle = made.save(tmp_path / "bundle")
     kept = kept_labels(bundle)
     assert kept is not None
