@@ -15,6 +15,8 @@
     │       ├── TooLargeError       more bytes, elements or pixels than the limit
     │       ├── UnknownModelError   no model of that name is served here
     │       ├── UnknownRegionError  no shared memory of that name is registered
+    │       ├── UnauthenticatedError    a token that is missing or not known
+    │       ├── ForbiddenError      a token without the role that the request needs
     │       └── UnsupportedError    a part of the protocol that this server does not do
     ├── WorkError               offline work that this machine could not finish: memory, the disk, a process that died
     └── ServingError            the request was fine and could not be answered
@@ -89,6 +91,14 @@ class UnknownModelError(RequestError):
 
 class UnknownRegionError(RequestError):
     """No shared memory of that name is registered."""
+
+
+class UnauthenticatedError(RequestError):
+    """A token that is missing or not known."""
+
+
+class ForbiddenError(RequestError):
+    """A token without the role that the request needs, or a listener that does not answer such requests."""
 
 
 class UnsupportedError(RequestError):

@@ -19,6 +19,7 @@ from serving.engine.gateway import Gateway
 from serving.engine.pending import MaybePending, is_pending
 from serving.engine.reply import Reply
 from serving.engine.repository import Repository
+from serving.security.access import Access
 from serving.security.reloading import Reloadable
 from serving.settings import Settings
 from serving.telemetry.controls import LogFilter, Tracing
@@ -47,13 +48,16 @@ class DataPlane:
             settings: the server's settings.
 
         Raises:
-            InputError: a certificate or key cannot be used.
+            InputError: a certificate, key or file of tokens cannot be used.
         """
         self.repository = repository
         self.limits = settings.limits
         self.regions = Regions(allowed=settings.shares_memory, most=settings.limits.regions)
         self.no_regions = Regions(allowed=False, most=1)
         self.tls = settings.tls.open()
+        self.tokens = settings.clients.open()
+        self.operators_access = Access(self.tokens)
+        self.access = self.operators_access if settings.admin is None else Access(self.tokens, frozenset(("predict",)))
         self._controls_models = settings.repository is None or settings.controls_models
         self._forwarded_share = settings.shared_memory is True
         self.bodies = BodyBudget(settings.limits.bodies_bytes)
@@ -71,7 +75,7 @@ class DataPlane:
     @property
     def secrets(self) -> list[Reloadable]:
         """What is read anew when its files change."""
-        return [secret for secret in (self.tls,) if secret is not None]
+        return [secret for secret in (self.tls, self.tokens) if secret is not None]
 
     def regions_for(self, headers: Mapping[bytes, bytes]) -> Regions:
         """The shared memory that a request over HTTP may use.

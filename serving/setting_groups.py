@@ -16,6 +16,7 @@ from serving.placement.worker_map import WorkerMap, parse_workers
 from serving.runtime.endpoint import Security
 from serving.runtime.keepalive import NEVER_MS, Keepalive
 from serving.security.tls import ServerTls
+from serving.security.tokens import Tokens
 
 
 def _known_formats(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -53,6 +54,18 @@ class Tls(Group):
         if self.cert is None or self.key is None:
             return None
         return ServerTls(self.cert, self.key, self.client_ca)
+
+
+class Clients(Group):
+    """Tokens that clients show."""
+
+    tokens: Annotated[Path | None, Flag("--tokens", "FILE")] = None
+    """A file of tokens and their roles: ``predict``, ``observe``, ``control``; without it clients need none. Read anew
+    when it changes."""
+
+    def open(self) -> Tokens | None:
+        """Read the file; None where none is given. Raises InputError as `Tokens`."""
+        return None if self.tokens is None else Tokens(self.tokens)
 
 
 class Remote(Group):

@@ -20,7 +20,7 @@ from sensai_serve.options import Flag, Option, Prefix, Section, as_text, make_op
 from serving.address import Address, OptionalAddress, parse_address
 from serving.engine.options import GatewayOptions, Group, Inference
 from serving.runtime.devices import default_devices
-from serving.setting_groups import GrpcKeepalive, Limits, Remote, Tls, Words
+from serving.setting_groups import Clients, GrpcKeepalive, Limits, Remote, Tls, Words
 from serving.telemetry.logs import LogFormat
 
 
@@ -79,6 +79,11 @@ class Settings(BaseSettings):
     """Origins whose web pages may use the server (CORS), such as ``https://example.org``; ``*`` for any."""
     tls: Annotated[Tls, Section("Who may ask")] = Tls()
     """Encryption of every listener but Unix domain sockets."""
+    clients: Clients = Clients()
+    """Tokens that clients show."""
+    admin: Annotated[OptionalAddress, NoDecode, Flag(metavar="ADDRESS")] = None
+    """Address of a second HTTP listener for operators: all other listeners then answer ``predict`` only, besides health
+    and metadata."""
     inference: Annotated[Inference, Section("How requests are answered")] = Inference()
     """How requests are answered."""
     remote: Annotated[Remote, Section("Workers on other machines"), Prefix("worker-")] = Remote()
@@ -104,7 +109,7 @@ class Settings(BaseSettings):
         """Whether clients may load and unload models of the repository."""
         if self.model_control is not None:
             return self.model_control
-        return all(_is_loopback(address) for _, address in self.listeners())
+        return self._operators_loopback
 
     @property
     def shares_memory(self) -> bool:
@@ -115,8 +120,18 @@ class Settings(BaseSettings):
     def console_for(self) -> Audience:
         """Who may see the console; ``machine``: clients that connect to loopback without a proxy."""
         if self.console is None:
-            return "machine" if self._only_loopback else "nobody"
+            return "machine" if self._operators_loopback else "nobody"
         return "all" if self.console else "nobody"
+
+    @property
+    def _operators_loopback(self) -> bool:
+        """Whether only this machine can reach what is for operators."""
+        return self._only_loopback if self.admin is None else self.admin.is_loopback
+
+    @property
+    def open_addresses(self) -> tuple[str, ...]:
+        """The addresses that other machines can connect to."""
+        return tuple(address for _, address in self.listeners() if not _is_loopback(address))
 
     @property
     def _only_loopback(self) -> bool:
@@ -138,6 +153,8 @@ class Settings(BaseSettings):
         for entry in self.listen:
             name, _, address = entry.partition("=")
             listeners.append((name, address))
+        if self.admin is not None:
+            listeners.append(("admin", str(self.admin)))
         if not listeners:
             raise InputError("nothing listens, expected an address for http, grpc or listen")
         return tuple(listeners)

@@ -16,13 +16,19 @@ from sensai_serve.errors import InputError, RequestError, ServingError
 class Endpoint:
     """A connection to one server, kept open between requests."""
 
-    def __init__(self, url: str, *, timeout_s: float = 60.0) -> None:
+    def __init__(self, url: str, *, token: str | None = None, timeout_s: float = 60.0) -> None:
         """Take the URL apart; nothing is sent yet.
+
+        Args:
+            url: the URL of the server.
+            token: shown to it with every request.
+            timeout_s: seconds that it may take to answer.
 
         Raises:
             InputError: `url` is not the URL of a server.
         """
         self._url = url
+        self._shown = {} if token is None else {"Authorization": f"Bearer {token}"}
         try:
             parts = urlsplit(url)
             kind = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}[parts.scheme]
@@ -61,7 +67,9 @@ class Endpoint:
 
     def _ask(self, method: str, path: str, body: bytes | None = None, kind: str = "") -> Any:
         try:
-            self._connection.request(method, self._path + path, body, {"Content-Type": kind} if kind else {})
+            self._connection.request(
+                method, self._path + path, body, self._shown | ({"Content-Type": kind} if kind else {})
+            )
             response = self._connection.getresponse()
             content = json.loads(response.read())
         except (OSError, http.client.HTTPException) as error:

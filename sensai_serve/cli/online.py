@@ -97,6 +97,9 @@ def predict(
     ],
     files: Annotated[list[Path], typer.Argument(help="Images; or numbers as .npy, .npz, .json or .csv rows.")],
     model: Annotated[str | None, typer.Option(help="Which model, where a server has several.")] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A file that holds the token that a server asks for.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per input instead.")] = False,
     merge_rule: Annotated[
         list[str] | None,
@@ -108,7 +111,7 @@ def predict(
 
     for rule in merge_rule or ():
         allow(rule)
-    predictions = _predict(target, files, model)
+    predictions = _predict(target, files, model, token_file)
     if as_json:
         for name, prediction in predictions:
             typer.echo(json.dumps({"input": name, **prediction}))
@@ -162,11 +165,13 @@ def _summary(bundle: Bundle) -> str:
     return f"{manifest.name} ({len(manifest.labels)} classes, {len(manifest.subnets)} workers)"
 
 
-def _predict(target: str, files: list[Path], model: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
+def _predict(
+    target: str, files: list[Path], model: str | None, token_file: Path | None
+) -> Iterator[tuple[str, dict[str, Any]]]:
     from sensai_serve.cli.samples import read_samples
     from sensai_serve.errors import RequestError
 
-    with _remote(target, model) if "://" in target else _local(target) as (shape, classify):
+    with _remote(target, model, token_file) if "://" in target else _local(target) as (shape, classify):
         for path in files:
             for sample in read_samples(path, shape):
                 try:
@@ -176,10 +181,11 @@ def _predict(target: str, files: list[Path], model: str | None) -> Iterator[tupl
 
 
 @contextmanager
-def _remote(url: str, model: str | None) -> Iterator[tuple[tuple[int, ...], Classify]]:
+def _remote(url: str, model: str | None, token_file: Path | None) -> Iterator[tuple[tuple[int, ...], Classify]]:
     from sensai_serve.cli.endpoint import Endpoint
+    from serving.runtime.endpoint import Security
 
-    with closing(Endpoint(url)) as endpoint:
+    with closing(Endpoint(url, token=Security(token_file=token_file).token())) as endpoint:
         yield endpoint.shape(model), lambda sample: endpoint.predict(sample, model)
 
 

@@ -23,6 +23,9 @@ class Reloadable(Protocol):
     def files(self) -> tuple[Path, ...]:
         """The files that it is read from."""
 
+    def changed(self) -> None:
+        """Called on the event loop when what was read anew is in force."""
+
     def load(self) -> None:
         """Read the files; what was read before stays in force where they are not valid.
 
@@ -52,6 +55,7 @@ async def reload_changed(secrets: Sequence[Reloadable], period_s: float = PERIOD
             except InputError as error:
                 _log.error("%s changed and cannot be used, what was read before stays in force: %s", names, error)
             else:
+                secret.changed()
                 _log.info("%s read anew", names)
 
 

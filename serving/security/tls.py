@@ -59,6 +59,9 @@ class ServerTls:
             context.verify_mode = ssl.CERT_REQUIRED
         self.pems, self._now = pems, context
 
+    def changed(self) -> None:
+        """Nothing is kept that depends on the files."""
+
     def context(self) -> ssl.SSLContext:
         """A context for a listener; each handshake uses the files as they were read last."""
         context = self._make()

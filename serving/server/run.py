@@ -50,6 +50,7 @@ def run(repository: Repository, settings: Settings, on_ready: OnReady) -> None:
 
         def now_ready(urls: Sequence[str]) -> None:
             ready.set()
+            _warn_of_strangers(plane, settings)
             on_ready(urls)
 
         handle_signals(stop, reload)
@@ -98,6 +99,17 @@ async def serve(plane: DataPlane, settings: Settings, stop: asyncio.Event, on_re
             await repository.end_changes()  # a request that waits for a model to load must not hold up the end
     # The transports have drained: only requests that ran out of time can still be in flight.
     await repository.stop(drain_s=0)
+
+
+def _warn_of_strangers(plane: DataPlane, settings: Settings) -> None:
+    """Say so where other machines can connect and need nothing to be answered, or show their tokens in the clear."""
+    if where := ", ".join(settings.open_addresses):
+        if plane.tokens is None and settings.tls.client_ca is None:
+            _log.warning(
+                "every client that reaches %s may ask, expected --tokens, or --client-ca for mutual TLS", where
+            )
+        elif plane.tls is None:
+            _log.warning("tokens come over %s in the clear, expected TLS: --tls-cert and --tls-key", where)
 
 
 def _raise_open_file_limit() -> int:

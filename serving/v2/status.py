@@ -7,11 +7,13 @@ from typing import NamedTuple
 
 from sensai_serve.errors import (
     ControlOffError,
+    ForbiddenError,
     InputError,
     NotReadyError,
     OverloadedError,
     SensaiError,
     TooLargeError,
+    UnauthenticatedError,
     UncoveredError,
     UnknownModelError,
     UnknownRegionError,
@@ -37,6 +39,8 @@ _STATUS: tuple[tuple[type[SensaiError], Status], ...] = (
     (UnknownRegionError, Status(404, "NOT_FOUND")),
     (UnsupportedError, Status(501, "UNIMPLEMENTED")),
     (TooLargeError, Status(413, "RESOURCE_EXHAUSTED")),
+    (UnauthenticatedError, Status(401, "UNAUTHENTICATED")),
+    (ForbiddenError, Status(403, "PERMISSION_DENIED")),
     (InputError, Status(400, "INVALID_ARGUMENT")),
     (UncoveredError, Status(503, "UNAVAILABLE")),
     (OverloadedError, Status(503, "UNAVAILABLE")),

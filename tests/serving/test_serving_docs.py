@@ -15,7 +15,8 @@ from serving.settings import describe_settings
 
 PAGE = (Path(__file__).parents[2] / "docs/serving.md").read_text()
 EXAMPLES = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-GIVEN = {"http": "127.0.0.1:1", "grpc": "127.0.0.1:1", "listen": "http=127.0.0.1:2", "inference.wait": "all",
+GIVEN = {"http": "127.0.0.1:1", "admin": "127.0.0.1:3", "grpc": "127.0.0.1:1",
+         "listen": "http=127.0.0.1:2", "inference.wait": "all",
          "inference.on_missing": "degrade", "allowed_origins": "https://app.example",
          "inference.processes": "device", "inference.abstain_unelected": None, "log_format": "json",
          "access_log": None, "inference.devices": "cpu:0", "inference.faults": "0:drop", "inference.spinning": None,

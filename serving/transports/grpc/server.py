@@ -22,6 +22,7 @@ from serving.transports._unix_socket import socket_file
 from serving.transports.grpc.bounds import BoundedServer, requests_of
 from serving.transports.grpc.health_servicer import HealthServicer
 from serving.transports.grpc.inference_servicer import InferenceServicer
+from serving.transports.grpc.roles import Roles
 from serving.transports.grpc.turns import Turns
 from serving.v2.body_bound import BodyBound, as_protobuf
 
@@ -41,6 +42,7 @@ async def listen(plane: DataPlane, settings: Settings, address: str) -> AsyncIte
     except ValueError as error:
         raise InputError(f"gRPC: {error}") from None
     server = grpc.aio.server(
+        interceptors=[] if plane.access.lets_all else [Roles(plane.access, SERVICE)],
         options=[
             ("grpc.so_reuseport", 0),  # a port in use is an error; by default it would be shared
             ("grpc.max_receive_message_length", limits.body_bytes),
@@ -55,7 +57,7 @@ async def listen(plane: DataPlane, settings: Settings, address: str) -> AsyncIte
             ("grpc.http2.max_pings_without_data", keepalive.http2_max_pings_without_data),
             ("grpc.http2.min_ping_interval_without_data_ms", keepalive.http2_min_recv_ping_interval_without_data),
             ("grpc.http2.max_ping_strikes", keepalive.http2_max_ping_strikes),
-        ]
+        ],
     )
 
     def largest() -> BodyBound:

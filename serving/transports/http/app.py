@@ -18,13 +18,15 @@ from starlette.routing import Match
 import sensai_serve
 from sensai_serve.errors import NotReadyError, SensaiError
 from serving.dataplane import DataPlane
+from serving.security.access import Access, Needs
 from serving.settings import Audience
 from serving.telemetry.metrics import CONTENT_TYPE
 from serving.transports.http import docs
 from serving.transports.http.asgi.errors import STOPPING, error_body, error_reply, http_error, json_headers
 from serving.transports.http.asgi.requests import request_id, send_reply
+from serving.transports.http.asgi.roles import challenge, needs_of
 from serving.transports.http.asgi.sites import Sites, sharing
-from serving.transports.http.asgi.types import Message, Receive, Scope, Send
+from serving.transports.http.asgi.types import HttpReply, Message, Receive, Scope, Send
 from serving.transports.http.console import routes as console
 from serving.transports.http.console.feed import Feeds
 from serving.transports.http.v1 import faults, stream
@@ -42,12 +44,14 @@ _METHODS = ("DELETE", "GET", "PATCH", "POST", "PUT")
 class Application(FastAPI):
     """FastAPI with the infer route in front of its router and middleware."""
 
-    def __init__(self, plane: DataPlane, sites: Sites, prefix: str, **settings: Any) -> None:
+    def __init__(self, plane: DataPlane, sites: Sites, access: Access, prefix: str, **settings: Any) -> None:
         super().__init__(**settings)
         self._prefix = prefix
         self._sites = sites
+        self._access = access
         self.infer = InferRoute(plane)
         self.feeds = Feeds(plane)
+        access.on_change(self.feeds.interrupt)  # pages ask again, with the tokens that they have
         self._plane = plane
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -62,15 +66,23 @@ class Application(FastAPI):
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._prefix and scope["path"].startswith(f"{self._prefix}/"):
             scope = {**scope, "path": scope["path"][len(self._prefix) :]}
-        given = dict(scope["headers"])
-        if (refused := self._sites.refusal(scope.get("method", "WEBSOCKET"), given)) is not None:
-            await self._refuse(*refused, scope, send)
+        given, method = dict(scope["headers"]), scope.get("method", "WEBSOCKET")
+        if (refused := self._sites.refusal(method, given)) is not None:
+            await self._refuse((refused[0], [], error_body(refused[1])), scope, send)
+            return
+        needs, shown = needs_of(method, scope["path"]), given.get(b"authorization")
+        try:
+            self._access.check(needs, shown)
+        except SensaiError as error:
+            status, _, body = error_reply(error)
+            more = [(b"www-authenticate", challenge(scope["path"]))] if status == HTTPStatus.UNAUTHORIZED else []
+            await self._refuse((status, more, body), scope, send)
             return
         origin = given.get(b"origin")
         if origin is not None and self._sites.shares_with(origin):
             send = sharing(send, origin)
         if scope["type"] != "http":
-            await super().__call__(scope, receive, send)
+            await super().__call__(scope, self._while_allowed(needs, shown, receive, send), send)
         elif scope["method"] == "OPTIONS":
             await self._options(scope, send)
         elif (model := self.infer.match(scope["path"])) is not None:
@@ -78,12 +90,24 @@ class Application(FastAPI):
         else:
             await self._routed(scope, receive, send)
 
-    async def _refuse(self, status: HTTPStatus, message: str, scope: Scope, send: Send) -> None:
-        """Answer a request that may not come from where it comes."""
+    def _while_allowed(self, needs: Needs, shown: bytes | None, receive: Receive, send: Send) -> Receive:
+        """ASGI's receive for a WebSocket, which ends when its token is not valid any more."""
+
+        async def allowed() -> Message:
+            message = await receive()
+            if message["type"] != "websocket.receive" or self._access.allows(needs, shown):
+                return message
+            await send({"type": "websocket.close", "code": stream.POLICY_VIOLATION, "reason": "the token has ended"})
+            return {"type": "websocket.disconnect", "code": stream.POLICY_VIOLATION}
+
+        return allowed
+
+    async def _refuse(self, answer: HttpReply, scope: Scope, send: Send) -> None:
+        """Answer a request whose client may not send it."""
         started, name = perf_counter(), request_id(dict(scope["headers"]))
-        body = error_body(message)
+        status, more, body = answer
         kind, method = ("", scope["method"]) if scope["type"] == "http" else ("websocket.", "WS")
-        headers = [*json_headers(body), (b"x-request-id", name)]
+        headers = [*json_headers(body), *more, (b"x-request-id", name)]
         await send({"type": f"{kind}http.response.start", "status": status, "headers": headers})
         await send({"type": f"{kind}http.response.body", "body": body})
         self._plane.observe("http", "other", f"{method} {scope['path']}", str(int(status)), started)
@@ -141,18 +165,20 @@ class Application(FastAPI):
         return document
 
 
-def create_app(plane: DataPlane, sites: Sites, prefix: str, *, console_for: Audience) -> Application:
+def create_app(plane: DataPlane, sites: Sites, access: Access, prefix: str, *, console_for: Audience) -> Application:
     """Make the application.
 
     Args:
         plane: the data plane, whose models the caller starts and stops.
         sites: which hosts and origins requests may name.
+        access: what clients may do.
         prefix: a proxy's prefix of all paths; see `Settings.root_path`.
         console_for: who may see the console.
     """
     app = Application(
         plane,
         sites,
+        access,
         prefix,
         title="sensai-serve",
         version=sensai_serve.__version__,

@@ -19,7 +19,9 @@ from uvicorn.server import ServerState
 
 from sensai_serve.errors import InputError, NotReadyError
 from serving.engine.pending import is_pending
+from serving.security.access import Access
 from serving.transports.http.asgi.errors import STOPPING, error_reply
+from serving.transports.http.asgi.roles import PREDICT
 from serving.transports.http.asgi.sites import Sites
 from serving.transports.http.asgi.types import Headers, HttpReply
 from serving.transports.http.v2.infer import InferRoute
@@ -49,18 +51,21 @@ class RequestHead:
 class RequestHeads:
     """Parses heads of infer requests, and caches them."""
 
-    def __init__(self, route: InferRoute, most: int, sites: Sites) -> None:
+    def __init__(self, route: InferRoute, most: int, sites: Sites, access: Access) -> None:
         """Start with an empty cache.
 
         Args:
             route: answers the requests.
             most: the largest body in bytes, of any model; a request with a larger one goes through ASGI.
             sites: the hosts and origins that are allowed; a request from others goes through ASGI, which refuses it.
+            access: what clients may do; the heads of those that may are cached, until other tokens are in force.
         """
         self.route = route
         self._most = most
         self._sites = sites
+        self._access = access
         self._known: dict[bytes, RequestHead] = {}
+        access.on_change(self._known.clear)
 
     def known(self, data: bytes) -> tuple[RequestHead, memoryview] | None:
         """The head and the body where `data` is one whole request with a cached head, else None."""
@@ -91,6 +96,8 @@ class RequestHeads:
         if not length.isdigit() or int(length) > min(self._most, bound.most) or any(n in given for n in _UNUSUAL):
             return None
         if self._sites.refusal("POST", given) is not None:
+            return None
+        if not self._access.allows(PREDICT, given.get(b"authorization")):
             return None
         head = RequestHead(model, given, target, int(length), keep_alive)
         raw = data[: max(data.find(END, 0, KNOWN_BYTES), 0)]

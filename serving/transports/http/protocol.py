@@ -11,6 +11,7 @@ import httptools
 from serving.address import Address
 from serving.engine.admission import CLIENT
 from serving.engine.body_budget import BodyBudget
+from serving.security.access import Access
 from serving.setting_groups import Limits
 from serving.transports.http.asgi.requests import HELD
 from serving.transports.http.asgi.sites import Sites
@@ -33,7 +34,9 @@ SPARE_S = 1.0
 _OPERATORS = (b"/v2/health/", b"/metrics", b"/v1/workers", b"/v2/repository/", b"/v2/logging", b"/v2/trace/")
 
 
-def bounded_protocol(limits: Limits, route: InferRoute, sites: Sites, bodies: BodyBudget) -> type[asyncio.Protocol]:
+def bounded_protocol(
+    limits: Limits, route: InferRoute, sites: Sites, bodies: BodyBudget, access: Access
+) -> type[asyncio.Protocol]:
     """A protocol class for uvicorn.
 
     Args:
@@ -41,13 +44,14 @@ def bounded_protocol(limits: Limits, route: InferRoute, sites: Sites, bodies: Bo
         route: answers infer requests.
         sites: the hosts and origins that may ask.
         bodies: counts the bodies of all requests.
+        access: what clients may do.
     """
     spare = {"read_s": min(limits.read_s, SPARE_S), "idle_s": min(limits.idle_s, SPARE_S)}
     attributes = {
         "limits": limits,
-        "heads": RequestHeads(route, limits.body_bytes, sites),
+        "heads": RequestHeads(route, limits.body_bytes, sites, access),
         "spare_limits": limits.model_copy(update=spare),
-        "no_heads": RequestHeads(route, -1, sites),
+        "no_heads": RequestHeads(route, -1, sites, access),
         "bodies": bodies,
     }
     return type(BoundedProtocol.__name__, (BoundedProtocol,), attributes)

@@ -9,12 +9,14 @@ import math
 import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import uvicorn
 
 from serving.address import Address, UnixAddress, parse_address
 from serving.dataplane import DataPlane
+from serving.security.access import Access
 from serving.settings import Settings
 from serving.transports import Listener
 from serving.transports.http.app import create_app
@@ -34,20 +36,25 @@ REFUSE_S = 1.0
 """Seconds that requests have to be refused when the time to finish them is over."""
 
 
-@contextlib.asynccontextmanager
-async def listen(plane: DataPlane, settings: Settings, address: str) -> AsyncIterator[Listener]:
+def listen(plane: DataPlane, settings: Settings, address: str) -> AbstractAsyncContextManager[Listener]:
     """Serve HTTP while the block runs; see `serving.transports.Listen`.
 
     Raises:
         InputError: `address` is malformed, in use, or not of this machine.
     """
+    return listen_with(plane, settings, address, plane.access)
+
+
+@contextlib.asynccontextmanager
+async def listen_with(plane: DataPlane, settings: Settings, address: str, access: Access) -> AsyncIterator[Listener]:
+    """Serve HTTP as `listen` does, for clients that `access` lets in."""
     limits = settings.limits.model_copy(update={"connections": settings.connections_each})
     where = _address(address)
     sites = Sites(where, settings.allowed_hosts, settings.allowed_origins)
-    app = create_app(plane, sites, settings.root_path, console_for=settings.console_for)
+    app = create_app(plane, sites, access, settings.root_path, console_for=settings.console_for)
     config = uvicorn.Config(
         app,
-        http=bounded_protocol(limits, app.infer, sites, plane.bodies),
+        http=bounded_protocol(limits, app.infer, sites, plane.bodies, access),
         ws=bounded_websocket(limits),
         ws_max_size=settings.limits.body_bytes,
         ws_ping_interval=min(PING_S, limits.idle_s),

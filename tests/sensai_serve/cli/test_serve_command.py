@@ -75,7 +75,8 @@ def test_a_server_says_that_it_is_ready_answers_and_ends_quietly(
     assert (code, json.loads(out)["label"]) == (0, sensai_serve.load(tiny_bundle).predict(picture).label)
     process.send_signal(number)
     out, err = process.communicate(timeout=30)
-    said = [line for line in err.splitlines() if "too slow to run inline" not in line]  # so may a busy machine make it
+    said = [line for line in err.splitlines() if " INFO " not in line]  # where its workers run, say
+    said = [line for line in said if "too slow to run inline" not in line]  # so may a busy machine make it
     assert (process.returncode, out, said) == (0, "", [])
 
 
@@ -160,7 +161,7 @@ def test_a_damaged_bundle_is_never_ready(sensai, make_bundle, damage: Callable[[
     code, out, err = sensai("serve", bundle, "--http", "127.0.0.1:0")
     assert (code, out) == (2, "")
     assert message in err
-    assert err.count("\n") == 1
+    assert len([line for line in err.splitlines() if " INFO " not in line]) == 1
 
 
 @pytest.mark.parametrize(

@@ -216,6 +216,12 @@ class Feeds:
         for feed in self._feeds.values():
             feed.close()
 
+    def interrupt(self) -> None:
+        """End the events of every page; a page that asks again gets new ones."""
+        feeds, self._feeds = self._feeds, {}
+        for feed in feeds.values():
+            feed.close()
+
     async def _watch(self, model: str) -> AsyncGenerator[bytes, None]:
         feed = self._feeds.setdefault(model, Feed(self._plane, model))
         try:
@@ -223,8 +229,8 @@ class Feeds:
                 async for event in events:
                     yield event
         finally:
-            if not feed.pages:
-                self._feeds.pop(model, None)
+            if not feed.pages and self._feeds.get(model) is feed:
+                del self._feeds[model]
 
 
 class _Page:

@@ -283,11 +283,15 @@ def test_every_error_of_ours_has_a_status() -> None:
     }
     assert {status for name, status in statuses.items() if issubclass(getattr(errors, name), errors.InputError)} <= {
         400,
+        401,
+        403,
         404,
         413,
         501,
     }
     assert {name: status for name, status in statuses.items() if status != 400} == {
+        "UnauthenticatedError": 401,
+        "ForbiddenError": 403,
         "UnknownModelError": 404,
         "UnknownRegionError": 404,
         "UnsupportedError": 501,
