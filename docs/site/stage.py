@@ -26,6 +26,7 @@ FILES = (
     "benchmarks/results/**/*.html",
     "deploy/compose/*",
     "deploy/kubernetes/*",
+    "deploy/systemd/*",
 )
 """What is copied, as patterns from the root of the repository."""
 

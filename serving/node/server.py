@@ -21,6 +21,7 @@ from serving.node.servicer import Servicer
 from serving.runtime import event_loop
 from serving.runtime.endpoint import Security, read
 from serving.runtime.signals import handle_signals
+from serving.runtime.systemd import ServiceManager
 from serving.transports.grpc.bounds import BoundedServer, requests_of
 
 LEAST_MESSAGE_BYTES = 4 * 1024 * 1024
@@ -35,7 +36,7 @@ _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 
 def run(make_node: Callable[[], Node], address: Address, security: Security, on_ready: Callable[[str], None]) -> None:
-    """Serve until SIGTERM or SIGINT.
+    """Serve until SIGTERM or SIGINT; systemd, where it started the node, is told of start, reload and end.
 
     Args:
         make_node: makes the node, on the event loop.
@@ -53,11 +54,12 @@ def run(make_node: Callable[[], Node], address: Address, security: Security, on_
 
         async def reload() -> None:
             await ready.wait()
-            await node.reload()
+            with manager.reloading():
+                await node.reload()
 
         handle_signals(stop, reload)
         stopping = asyncio.create_task(stop.wait())
-        async with contextlib.AsyncExitStack() as stack:
+        async with manager.watching(stop), contextlib.AsyncExitStack() as stack:
             loading = asyncio.create_task(stack.enter_async_context(serving(node, address, security)))
             await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
             if not loading.done():
@@ -67,8 +69,10 @@ def run(make_node: Callable[[], Node], address: Address, security: Security, on_
             url = await loading
             ready.set()
             on_ready(url)
+            manager.ready(f"{node.name} on {url}")
             await stopping
 
+    manager = ServiceManager.from_environment()
     event_loop.run(main())
 
 

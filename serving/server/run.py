@@ -14,6 +14,7 @@ from serving.dataplane import DataPlane
 from serving.engine.repository import Repository
 from serving.runtime import event_loop
 from serving.runtime.signals import handle_signals
+from serving.runtime.systemd import ServiceManager
 from serving.security.reloading import reload_changed
 from serving.server.listeners import listening
 from serving.settings import Settings
@@ -30,7 +31,8 @@ OnReady = Callable[[Sequence[str]], None]
 def run(repository: Repository, settings: Settings, on_ready: OnReady) -> None:
     """Serve until SIGTERM, SIGINT or SIGQUIT, then let requests in flight finish and return.
 
-    SIGHUP loads the bundles anew, once the server is ready; see `serving.runtime.signals` for other signals.
+    SIGHUP loads the bundles anew, once the server is ready; see `serving.runtime.signals` for other signals. systemd,
+    where it started the server, is told of all this.
 
     Args:
         repository: the models; this function starts and stops them.
@@ -46,15 +48,20 @@ def run(repository: Repository, settings: Settings, on_ready: OnReady) -> None:
 
         async def reload() -> None:
             await ready.wait()
-            await repository.reload()
+            with manager.reloading():
+                await repository.reload()
 
         def now_ready(urls: Sequence[str]) -> None:
             ready.set()
             _warn_of_strangers(plane, settings)
             on_ready(urls)
+            manager.ready(f"{', '.join(repository.names()) or 'nothing loaded'} on {' '.join(urls)}")
 
         handle_signals(stop, reload)
-        await serve(plane, settings, stop, now_ready)
+        async with manager.watching(stop):
+            await serve(plane, settings, stop, now_ready)
+
+    manager = ServiceManager.from_environment()
 
     files = _raise_open_file_limit()
     settings, asked = _within(settings, files), settings.limits.connections

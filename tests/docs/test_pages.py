@@ -20,7 +20,7 @@ PAGES = [
     *(ROOT / folder / "README.md" for folder in ("benchmarks", "deploy", "examples")),
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
-OTHERS = ("pip", "make", "docker", "kubectl", "curl", "cp", "mkdir", "python", "openssl", "git")
+OTHERS = ("pip", "make", "docker", "kubectl", "curl", "cp", "mkdir", "python", "openssl", "git", "systemctl")
 """Programs of others that pages run."""
 
 
