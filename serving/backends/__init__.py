@@ -60,6 +60,20 @@ class Execution(StrEnum):
     REMOTE = "remote"
     """On another server."""
 
+    @property
+    def in_words(self) -> str:
+        """For the log: what workers do that are run so."""
+        return _IN_WORDS[self]
+
+
+_IN_WORDS = {
+    Execution.FUSED: "run on the event loop's thread, fused into one network",
+    Execution.INLINE: "run on the event loop's thread, one by one",
+    Execution.THREAD: "run on threads",
+    Execution.PROCESS: "run in other processes",
+    Execution.REMOTE: "run on other servers",
+}
+
 
 class Task(Protocol):
     """Something for workers to run, and who is told of the scores. `deliver` and `fail` may be called on any thread."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +13,7 @@ from sensai_serve.errors import BundleError
 from sensai_serve.merge import MergePlan, Wait
 from sensai_serve.plugins import find
 from sensai_serve.preprocess import warm_up_images
-from serving.backends import Backend, BackendPlan
+from serving.backends import Backend, BackendPlan, SaysWhere
 from serving.engine.admission import Admission
 from serving.engine.fault_control import FaultControl
 from serving.engine.options import GatewayOptions
@@ -20,6 +22,8 @@ from serving.runtime.cancellation import Cancellation
 from serving.runtime.devices import Device
 from serving.runtime.session import Session
 from serving.runtime.trial import try_out
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -139,6 +143,7 @@ async def _load(
         if options.on_missing == "reference":
             reference = await asyncio.to_thread(_open_reference, bundle, _reference_device(options), cancellation)
         await supervisor.check(backend)
+        _say_where_workers_run(bundle, backend)
         if bundle.manifest.input.image is not None:
             await asyncio.to_thread(warm_up_images, bundle.manifest.input)
     except BaseException:
@@ -147,6 +152,15 @@ async def _load(
         await asyncio.to_thread(backend.stop)
         raise
     return LoadedModel(backend, supervisor, control, reference, cancellation)
+
+
+def _say_where_workers_run(bundle: Bundle, backend: Backend) -> None:
+    """Log it once a model is checked: what is refused is said in one line, and nothing else."""
+    if isinstance(backend, SaysWhere):
+        places = Counter(backend.execution(worker) for worker in range(bundle.assignment.n_workers))
+        words = [f"{count} workers {place.in_words}" for place, count in places.items() if place is not None]
+        if words:
+            log.info("model %s: %s", bundle.manifest.name, "; ".join(words))
 
 
 def _reference_device(options: GatewayOptions) -> Device:

@@ -15,6 +15,14 @@ from benchmarks.subjects import our_server
 from sensai_serve.cli.main import main
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_trials() -> Iterator[None]:
+    """Servers that benchmarks start load each bundle once: a trial takes a second, and `test_loading` is about them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SENSAI_TRIAL", "false")
+        yield
+
+
 @pytest.fixture(scope="session")
 def served(tiny_bundle: Path) -> Iterator[servers.RunningServer]:
     """The tiny bundle, served by a process of its own."""

@@ -16,7 +16,7 @@ import asyncio
 import logging
 import os
 import threading
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from time import perf_counter
 
@@ -100,7 +100,6 @@ class Backend:
             inline = [self._workers[number] for number in sorted(self._inline)]
             self._fused = fuse_where_it_pays(plan.bundle, inline, rounds=TIMED_RUNS)
             self._fusing = self._fused is not None
-        self._log(self._in_words())
         for number in self._workers:
             plan.on_up(number)
 
@@ -130,15 +129,6 @@ class Backend:
             return Execution.THREAD
         together = self._fusing and self._fused is not None and self._inline.issuperset(self._fused.workers)
         return Execution.FUSED if together else Execution.INLINE
-
-    def _in_words(self) -> str:
-        ways = Counter(self.execution(number) for number in self._workers)
-        words = {
-            Execution.FUSED: "run on the event loop's thread, fused into one network",
-            Execution.INLINE: "run on the event loop's thread, one by one",
-            Execution.THREAD: "run on threads",
-        }
-        return "; ".join(f"{ways[way]} workers {said}" for way, said in words.items() if ways[way])
 
     def _run_inline(self, task: Task, workers: Sequence[int]) -> None:
         fused, rows, calm = self._fused, len(task.inputs), True

@@ -25,6 +25,7 @@ import sensai_serve
 def serving(bundle: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A server as a process of its own, with its URL, once it is ready."""
     command = [sys.executable, "-m", "sensai_serve", "serve", str(bundle), "--http", "127.0.0.1:0", "--device", "cpu"]
+    command.append("--no-trial")
     with subprocess.Popen([*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
@@ -64,7 +65,7 @@ def test_sighup_loads_anew_and_cuts_off_nobody(make_bundle, tmp_path: Path) -> N
         shutil.rmtree(tmp_path / "bundle")
         shutil.copytree(second, tmp_path / "bundle")
         process.send_signal(signal.SIGHUP)
-        assert "model tiny is loaded anew" in until(process, "tiny")
+        until(process, "model tiny is loaded anew")
         waiting.join()
         answers.append(scores(url, raw))
         process.send_signal(signal.SIGUSR2)  # ignored
@@ -98,7 +99,7 @@ def test_a_second_signal_ends_it_at_once(tiny_bundle: Path) -> None:
 def test_a_network_that_is_no_file_is_refused(tiny_bundle: Path, make_bundle, tmp_path: Path) -> None:
     shutil.copytree(tiny_bundle, tmp_path / "models/tiny")
     shutil.copytree(make_bundle(name="other"), tmp_path / "models/other")
-    command = ["--repository", str(tmp_path / "models")]
+    command = ["--repository", str(tmp_path / "models"), "--trial"]
     with serving(make_bundle(name="third"), *command) as (process, url):
         network = next((tmp_path / "models/other/subnets").glob("*.onnx"))
         network.unlink()
@@ -117,7 +118,7 @@ def test_a_log_that_nobody_reads_does_not_stop_the_server(tiny_bundle: Path, for
         dropped = client.get(f"{url}/metrics").text.partition("\nsensai_log_lines_dropped_total ")[2].split()[0]
         assert float(dropped) > 0
         assert process.stderr is not None
-        assert "x" * 8000 in process.stderr.readline()
+        assert "x" * 8000 in until(process, "xxx")
         process.send_signal(signal.SIGTERM)
         lines = process.stderr.read().splitlines()
         assert process.wait(30) == 0
