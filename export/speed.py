@@ -20,16 +20,19 @@ MOST_SECONDS = 20.0
 """Time that `latency` takes, unless a few rounds of every network need more."""
 
 
-def microseconds(networks: Mapping[str, bytes], one: Floats, most_seconds: float = math.inf) -> dict[str, float]:
+def microseconds(
+    networks: Mapping[str, bytes], one: Floats, most_seconds: float = math.inf, quantile: float = 0.5
+) -> dict[str, float]:
     """Time ONNX files alone, on one core of the CPU, in turns.
 
     Args:
         networks: ONNX files by name, say the same network in several precisions.
         one: FP32 [1, *shape].
         most_seconds: rounds end after this time, a few of them excepted.
+        quantile: of the runs; a low one where other work on the machine, which makes some longer, must not count.
 
     Returns:
-        Median microseconds of each, by name. This is a first impression; `sensai bench latency` measures.
+        Microseconds of each, by name. This is a first impression; `sensai bench latency` measures.
     """
     opened = {name: session(data) for name, data in networks.items()}
     times: dict[str, list[float]] = {name: [] for name in opened}
@@ -42,7 +45,7 @@ def microseconds(networks: Mapping[str, bytes], one: Floats, most_seconds: float
             started = time.perf_counter()
             ort.run(None, feed)
             times[name].append(time.perf_counter() - started)
-    return {name: round(float(np.median(each[WARM_UP:])) * 1e6, 1) for name, each in times.items()}
+    return {name: round(float(np.quantile(each[WARM_UP:], quantile)) * 1e6, 1) for name, each in times.items()}
 
 
 def latency(reference: bytes, subnets: Sequence[Path], one: Floats) -> dict[str, Any]:

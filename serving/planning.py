@@ -23,6 +23,7 @@ from sensai_serve import load
 from sensai_serve.assignment import Assignment, cyclic, full, search_offsets
 from sensai_serve.bundles import Bundle
 from sensai_serve.errors import InputError
+from sensai_serve.manifest import Manifest
 from sensai_serve.merge import Collector, MergePlan, Wait
 from serving.engine.health import FLOOR_S
 from serving.placement.place import place
@@ -36,7 +37,11 @@ _Z99 = NormalDist().inv_cdf(0.99)
 
 @dataclass(frozen=True)
 class Latency:
-    """The distribution of the seconds from hand-over to scores of one worker, network included."""
+    """The distribution of the seconds from hand-over to scores of one worker, network included.
+
+    Where a bundle says that its workers take unequal times, it is that of the one that takes longest, and others take
+    their share of it.
+    """
 
     p50: float
     p99: float
@@ -113,6 +118,14 @@ def parse_latency(text: str) -> Latency:
     if "p50" not in given or "p99" not in given:
         raise InputError(f"--latency is {text!r}, expected p50 and p99, for example p50=2ms,p99=8ms")
     return Latency(**given)
+
+
+def shares_of_time(manifest: Manifest) -> tuple[float, ...]:
+    """What a run of each worker takes, of the one that takes longest; all 1 where the bundle does not say."""
+    if any(not subnet.microseconds for subnet in manifest.subnets):
+        return (1.0,) * len(manifest.subnets)
+    longest = max(subnet.microseconds for subnet in manifest.subnets)
+    return tuple(subnet.microseconds / longest for subnet in manifest.subnets)
 
 
 class Simulation:
@@ -206,6 +219,8 @@ class Simulation:
         plan = MergePlan(assignment, manifest.merge.rule, manifest.merge.threshold, confident)
         waves = make_waves(plan.order, host_of, [n_workers] * n_hosts, self._wave)
         seconds = self._latency.draw(random, (requests, n_workers))
+        if assignment == own:
+            seconds *= shares_of_time(manifest)
         down = (random.random((requests, n_hosts)) < self._loss)[:, list(host_of)]
         samples = random.integers(self._copies[0].shape[1], size=requests)
         took, early, asked = [], 0, 0

@@ -26,7 +26,7 @@ from sensai_serve.report import Row, Table
 from serving.backends import BackendPlan, Cause, Scores, Task
 from serving.engine.gateway import Gateway
 from serving.engine.options import GatewayOptions
-from serving.planning import Latency, Simulation, parse_latency
+from serving.planning import Latency, Simulation, parse_latency, shares_of_time
 from serving.runtime.devices import Device
 from serving.runtime.session import Session
 
@@ -45,6 +45,7 @@ class DelayedBackend:
         self._random = np.random.default_rng(1)
         self._sessions: dict[int, Session] = {}
         self._stopped = False
+        self._shares = shares_of_time(plan.bundle.manifest)
 
     def start(self) -> None:
         """Open every session."""
@@ -55,6 +56,7 @@ class DelayedBackend:
     def submit(self, task: Task, workers: Sequence[int]) -> None:
         """Run the workers at once, and deliver each one's scores after its delay."""
         delays = np.zeros(len(workers)) if _delay is None else _delay.draw(self._random, (len(workers),))
+        delays *= np.array(self._shares)[list(workers)]
         for worker, delay in zip(workers, delays.tolist(), strict=True):
             scores = self._sessions[worker].run(task.inputs)
             self._loop.call_later(delay, self._deliver, task, worker, scores, delay)

@@ -34,6 +34,8 @@ from sensai_serve.merge import MergePlan, Wait
 from sensai_serve.merge.confidence import Confidence
 from sensai_serve.preprocess import Floats, normalise
 
+COST_SECONDS = 2.0
+"""Seconds for each file in which it is found out what a run of it costs."""
 GOLDEN_SAMPLES = 8
 """Number of golden samples in a bundle."""
 
@@ -101,7 +103,8 @@ class _Made:
         self.file_of = [file for file in range(n_files) for _ in range(options.replicas)]
         """The file that each worker runs."""
         self.assignment = assignment_of([found.subnets[file].classes for file in self.file_of], len(found.labels))
-        times = microseconds({str(at): network for at, network in enumerate(found.networks)}, found.samples[:1])
+        networks = {str(at): network for at, network in enumerate(found.networks)}
+        times = microseconds(networks, found.samples[:1], COST_SECONDS * len(networks), quantile=0.1)
         self.microseconds = list(times.values())
         """What each file takes for one input on one core."""
         self.cascade: Cascade | None = None

@@ -184,7 +184,8 @@ def plan(
         str,
         typer.Option(
             metavar="p50=MS,p99=MS",
-            help="Latency of one worker as the gateway sees it: p50=2ms,p99=8ms[,stragglers=0.01,slow=10,own=300us].",
+            help="Latency of one worker (of existing files the slowest) as the gateway sees it: "
+            "p50=2ms,p99=8ms[,stragglers=0.01,slow=10,own=300us].",
         ),
     ],
     hosts: Annotated[int, typer.Option(min=1, help="Machines to spread the workers over.")] = 10,

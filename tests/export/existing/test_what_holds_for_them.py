@@ -149,6 +149,16 @@ def test_a_plan_of_a_cascade_asks_one_after_the_other(make, tmp_path, capsys) ->
         if row["redundancy"] == 2
     ]
     assert everyone["p50"] > row["p50"]
+    manifest = json.loads((path / "manifest.json").read_text())
+    cheap, dear = sorted(manifest["subnets"], key=lambda subnet: subnet["worker"] != asked_first(manifest))
+    cheap["microseconds"], dear["microseconds"] = 10.0, 1000.0
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    (sooner,) = json.loads(command(capsys, "plan", path, *options))["expected"]
+    assert sooner["p50"] < 0.1 * row["p50"]  # the latency is that of the file that takes longest
+
+
+def asked_first(manifest: dict) -> int:
+    return manifest["merge"]["confident"]["order"][0]
 
 
 def test_the_reference_of_a_cascade_is_served_beside_it(make, network, tmp_path) -> None:
