@@ -25,6 +25,7 @@ from serving.settings import Settings
 from serving.telemetry.controls import LogFilter, Tracing
 from serving.telemetry.metrics import Metrics
 from serving.telemetry.recent import RecentRequests
+from serving.telemetry.recorder import Recorder
 from serving.telemetry.statistics import ModelStatistics, Stages
 from serving.v2 import InferRequest
 from serving.v2.shared_memory import Regions
@@ -48,7 +49,7 @@ class DataPlane:
             settings: the server's settings.
 
         Raises:
-            InputError: a certificate, key or file of tokens cannot be used.
+            InputError: a certificate, key or file of tokens cannot be used, or requests cannot be recorded.
         """
         self.repository = repository
         self.limits = settings.limits
@@ -67,6 +68,9 @@ class DataPlane:
         self.logs = LogFilter()
         self._metrics = Metrics(repository)
         self._deferred: DeferredWrites[_Entry] = DeferredWrites(self._record)
+        kept = settings.record
+        self._recorder = None if kept.folder is None else Recorder(kept.folder, kept.bytes, kept.margin)
+        self._note = self._deferred.add if self._recorder is None else self._note_and_keep
         self._access_log = settings.access_log
         self._directory = settings.repository
         self._statistics: defaultdict[tuple[str, str], ModelStatistics] = defaultdict(ModelStatistics)
@@ -170,8 +174,18 @@ class DataPlane:
     ) -> _T:
         answered = perf_counter_ns()
         encoded = encode(request, reply)
-        self._deferred.add((gateway, request, reply, (*times, answered, perf_counter_ns())))
+        self._note((gateway, request, reply, (*times, answered, perf_counter_ns())))
         return encoded
+
+    def _note_and_keep(self, entry: _Entry) -> None:
+        assert self._recorder is not None
+        self._recorder.consider(*entry[:3])  # now: the memory of its inputs may be another request's in a moment
+        self._deferred.add(entry)
+
+    def close(self) -> None:
+        """Write what is to be kept of requests, when all of them are answered."""
+        if self._recorder is not None:
+            self._recorder.close()
 
     def _record(self, entries: list[_Entry]) -> None:
         for gateway, request, reply, (started, decoded, answered, ended) in entries:

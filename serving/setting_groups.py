@@ -68,6 +68,18 @@ class Clients(Group):
         return None if self.tokens is None else Tokens(self.tokens)
 
 
+class Record(Group):
+    """Inputs that are kept because the workers disagree about them."""
+
+    folder: Annotated[Path | None, Flag("--record", "DIR")] = None
+    """Where to keep the inputs of requests whose answer was incomplete, degraded or not elected, or whose margin is
+    below ``record.margin``; ``sensai replay`` shows them. Clients' data: only this user may read the directory."""
+    bytes: Annotated[int, Flag("--record-bytes")] = Field(default=256 * 1024 * 1024, ge=1)
+    """Bytes of all files there; the oldest make room."""
+    margin: Annotated[float, Flag("--record-margin")] = Field(default=0.0, ge=0, le=1, allow_inf_nan=False)
+    """Keep the inputs of answers whose best score leads by less than this, too."""
+
+
 class Remote(Group):
     """Workers on other machines."""
 

@@ -106,6 +106,7 @@ async def serve(plane: DataPlane, settings: Settings, stop: asyncio.Event, on_re
             await repository.end_changes()  # a request that waits for a model to load must not hold up the end
     # The transports have drained: only requests that ran out of time can still be in flight.
     await repository.stop(drain_s=0)
+    await asyncio.to_thread(plane.close)
 
 
 def _warn_of_strangers(plane: DataPlane, settings: Settings) -> None:
