@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from uvicorn.server import ServerState
 
-from sensai_serve.errors import InputError, NotReadyError
+from sensai_serve.errors import NotReadyError
 from serving.engine.pending import is_pending
 from serving.security.access import Access
 from serving.transports.http.asgi.errors import STOPPING, error_reply
@@ -91,8 +91,8 @@ class RequestHeads:
         length = given.get(b"content-length", b"")
         try:
             bound = self.route.bound(model, given)
-        except InputError:
-            return None  # refused without waiting for the body
+        except Exception:  # ASGI says what is wrong, without waiting for the body; the parser would call it bad HTTP
+            return None
         if not length.isdigit() or int(length) > min(self._most, bound.most) or any(n in given for n in _UNUSUAL):
             return None
         if self._sites.refusal("POST", given) is not None:
