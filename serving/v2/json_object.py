@@ -12,7 +12,8 @@ from serving.v2.tensors import shown
 MAX_MEMBERS = 4096
 """Values that an object may hold beside the numbers of a tensor."""
 UNCOUNTED_BYTES = 16 * 1024
-"""Length in bytes up to which values are not counted: so short a text holds no more than it may."""
+"""Length in bytes, beside one for each number that may be there, up to which values are not counted: every value takes
+a byte, so that so short a text holds few more than it may."""
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -32,7 +33,7 @@ def parse_object(
     Raises:
         RequestError: too many values, malformed JSON, or another value than an object.
     """
-    if len(body) > UNCOUNTED_BYTES:
+    if len(body) > UNCOUNTED_BYTES + numbers:
         _count(body, numbers)
     if isinstance(body, str):
         body = body.removeprefix("\ufeff")

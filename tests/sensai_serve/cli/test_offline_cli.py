@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -201,7 +202,14 @@ def test_export_replaces_its_earlier_bundle_only_when_told_to_and_nothing_else(s
 def test_ctrl_c_says_how_to_go_on(weights, tmp_path):
     prune = ("prune", "--data", "wine", "--model", "mlp", "--weights", str(weights), "--images", "100000000")
     command = [sys.executable, "-m", "sensai_serve", *prune, "--out", str(tmp_path / "run"), "--quiet"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a command in the background of a shell ignores it
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+    ) as process:
         try:
             assert "validation" in process.stdout.readline()  # the work begins after this line
             process.send_signal(signal.SIGINT)
