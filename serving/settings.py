@@ -41,6 +41,8 @@ def _check_origins(origins: tuple[str, ...]) -> tuple[str, ...]:
 
 
 Audience = Literal["nobody", "machine", "all"]
+HEALTH = "health"
+"""The transport that gives nothing away and changes nothing, so that it may be open where others may not."""
 
 
 class Settings(BaseSettings):
@@ -56,7 +58,8 @@ class Settings(BaseSettings):
     grpc: Annotated[OptionalAddress, NoDecode, Flag(metavar="ADDRESS")] = None
     """Address that gRPC listens on, as for HTTP."""
     listen: Annotated[Words, AfterValidator(_check_listeners), Flag(metavar="TRANSPORT=ADDRESS")] = ()
-    """Further listeners, each ``TRANSPORT=ADDRESS``; a transport is a plugin of ``serving.transports``."""
+    """Further listeners, each ``TRANSPORT=ADDRESS``; a transport is a plugin of ``serving.transports``. ``health=...``
+    answers whether the server lives and is ready, over HTTP without TLS, for probes."""
     repository: Annotated[Path | None, Flag(metavar="DIR")] = None
     """A directory of bundles, all of which are served."""
     model_control: bool | None = None
@@ -132,17 +135,21 @@ class Settings(BaseSettings):
 
     @property
     def open_addresses(self) -> tuple[str, ...]:
-        """The addresses that other machines can connect to."""
-        return tuple(address for _, address in self.listeners() if not _is_loopback(address))
+        """The addresses at which other machines can connect and ask for more than health."""
+        return tuple(address for name, address in self.listeners() if name != HEALTH and not _is_loopback(address))
 
     @property
     def _only_loopback(self) -> bool:
-        return all(_is_loopback(address) for _, address in self.listeners())
+        return not self.open_addresses
 
     @property
     def connections_each(self) -> int:
-        """How many connections each listener may have open: one that is flooded does not shut out another's clients."""
-        return max(1, self.limits.connections // len(self.listeners()))
+        """How many connections each listener may have open: one that is flooded does not shut out another's clients.
+
+        That for health has a few of its own.
+        """
+        shares = sum(name != HEALTH for name, _ in self.listeners())
+        return max(1, self.limits.connections // max(1, shares))
 
     def listeners(self) -> tuple[tuple[str, str], ...]:
         """Every listener: the name of its transport and its address, HTTP first.

@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click import Context
-from typer.main import get_command
+from own_commands import accepts
 
 from sensai_serve.assignment import cyclic
-from sensai_serve.cli.main import app
 from serving.address import parse_address
 from serving.placement.domains import hosts_of, losses_covered
 from serving.placement.worker_map import parse_workers, workers_on
@@ -34,14 +32,6 @@ OBJECTS = {
 GATEWAYS, NODES = ("Deployment", "sensai-gateway"), ("StatefulSet", "sensai-node")
 BUNDLED = [key for key in OBJECTS if key[0] != "ServiceMonitor"]
 """What Kubernetes itself has a schema for."""
-
-
-def accepts(command: list[str], arguments: list[str]) -> None:
-    """Our own command line takes these arguments."""
-    assert command[0] == "sensai"
-    group: Any = get_command(app)
-    name, found, rest = group.resolve_command(Context(group), [command[1], *arguments])
-    found.make_context(name, rest)
 
 
 @pytest.mark.parametrize("key", BUNDLED, ids="-".join)
@@ -86,7 +76,7 @@ def test_pods_are_found_by_what_selects_them() -> None:
                 assert constraint["labelSelector"]["matchLabels"] == labels
             (container,) = pod["containers"]
             ports = {port["name"] for port in container["ports"]}
-            assert {port["targetPort"] for port in OBJECTS["Service", name]["spec"]["ports"]} == ports
+            assert {port["targetPort"] for port in OBJECTS["Service", name]["spec"]["ports"]} == ports - {"health"}
             assert {m["name"] for m in container["volumeMounts"]} == {v["name"] for v in pod["volumes"]}
             accepts(container["command"], container["args"])
     target = OBJECTS["HorizontalPodAutoscaler", "sensai-gateway"]["spec"]["scaleTargetRef"]
@@ -120,6 +110,75 @@ def test_pods_are_confined(kind: str) -> None:
     assert set(policy["policyTypes"]) == {"Ingress", "Egress"}
     ports = {port["name"] for port in container["ports"]}
     assert all({port["port"] for port in rule["ports"]} <= ports and rule["from"] for rule in policy["ingress"])
+
+
+@pytest.mark.parametrize("key", [GATEWAYS, NODES], ids="-".join)
+def test_probes_ask_the_listener_that_answers_health_without_tls(key: tuple[str, str]) -> None:
+    (container,) = OBJECTS[key]["spec"]["template"]["spec"]["containers"]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    flag = "--listen=health" if key == GATEWAYS else "--health"
+    assert f"{flag}=0.0.0.0:{ports['health']}" in container["args"]
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        asked = container[probe].get("grpc") or container[probe]["httpGet"]
+        assert ports.get(asked["port"], asked["port"]) == ports["health"]
+        assert ("grpc" in container[probe]) == (key == NODES)
+
+
+@pytest.fixture(scope="module")
+def encrypted() -> dict[tuple[str, str], dict[str, Any]]:
+    """What the overlay with TLS makes of the objects."""
+    if shutil.which("kubectl") is None:
+        pytest.skip("no kubectl")
+    command = ["kubectl", "kustomize", DEPLOY / "kubernetes-tls"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return {(item["kind"], item["metadata"]["name"]): item for item in yaml.safe_load_all(done.stdout)}
+
+
+def test_the_overlay_with_tls_changes_nothing_else(encrypted) -> None:
+    assert {key for key in encrypted if key[0] != "ConfigMap"} == set(OBJECTS)
+    for key in (GATEWAYS, NODES):
+        before, after = (where[key]["spec"]["template"]["spec"] for where in (OBJECTS, encrypted))
+        (old,), (new,) = before["containers"], after["containers"]
+        assert new["args"][: len(old["args"])] == old["args"]
+        assert new["volumeMounts"][: len(old["volumeMounts"])] == old["volumeMounts"]
+        same = {"args", "volumeMounts"}
+        assert {k: v for k, v in new.items() if k not in same} == {k: v for k, v in old.items() if k not in same}
+        assert {k: v for k, v in after.items() if k not in ("containers", "volumes")} == {
+            k: v for k, v in before.items() if k not in ("containers", "volumes")
+        }
+
+
+@pytest.mark.parametrize("key", [GATEWAYS, NODES], ids="-".join)
+def test_certificates_and_tokens_are_where_the_arguments_say(encrypted, key: tuple[str, str]) -> None:
+    pod = encrypted[key]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    accepts(container["command"], container["args"])
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    mounts = {mount["mountPath"]: volumes[mount["name"]] for mount in container["volumeMounts"]}
+    named = [Path(argument.partition("=")[2]) for argument in container["args"] if "=/run/secrets/" in argument]
+    for path in named:
+        secret = mounts[str(path.parent)]["secret"]
+        assert path.name in (("tls.crt", "tls.key", "ca.crt") if "tls" in secret["secretName"] else ("token", "tokens"))
+        assert secret["defaultMode"] & 0o007 == 0
+    assert {str(path.parent) for path in named} == {where for where, volume in mounts.items() if "secret" in volume}
+    if importlib.util.find_spec("kubernetes_validate") is not None:
+        import kubernetes_validate
+
+        kubernetes_validate.validate(encrypted[key], kubernetes_validate.latest_version(), strict=True)
+
+
+def test_the_overlay_asks_the_same_nodes_over_tls(encrypted) -> None:
+    plain = parse_workers([], DEPLOY / "kubernetes/workers", Security())
+    tls = parse_workers([], DEPLOY / "kubernetes-tls/workers", Security())
+    assert plain.device_of(10) == tls.device_of(10)
+    for before, after in zip(plain.devices, tls.devices, strict=True):
+        assert after.endpoint is not None
+        assert (str(after.endpoint), after.endpoint.encrypted) == (str(before.endpoint).replace("://", "s://"), True)
+    (monitored,) = encrypted["ServiceMonitor", "sensai-gateway"]["spec"]["endpoints"]
+    assert monitored["scheme"] == "https"
+    (workers,) = [item for (kind, _), item in encrypted.items() if kind == "ConfigMap"]
+    assert workers["data"]["workers"] == (DEPLOY / "kubernetes-tls/workers").read_text()
 
 
 def test_gateways_show_the_token_that_nodes_ask_for() -> None:

@@ -38,7 +38,11 @@ def node(
         Path | None, typer.Option(metavar="PEM", help="Certificates that gateways' must be signed by (mutual TLS).")
     ] = None,
     token_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="File with the token that gateways must show.")
+        Path | None, typer.Option(metavar="FILE", help="File of the tokens that gateways may show, one a line.")
+    ] = None,
+    health: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Address of the health service alone, without TLS, for probes."),
     ] = None,
     trial: Annotated[
         bool, typer.Option(help="Load the bundle in a process of its own first, which is ended if it never ends.")
@@ -70,9 +74,11 @@ def node(
         capture_stderr()
     if workers is not None and workers_file is not None:
         raise InputError("--workers and --workers-file: expected one of them")
-    address = load_settings(None, grpc=grpc).grpc
+    address, probes = (None if text is None else load_settings(None, grpc=text).grpc for text in (grpc, health))
     if not isinstance(address, Address):
         raise InputError(f"--grpc is {grpc}, expected HOST:PORT")
+    if not isinstance(probes, Address | None):
+        raise InputError(f"--health is {health}, expected HOST:PORT")
     ids = None if workers is None else parse_ids(workers)
     if workers_file is not None:
         ids = workers_on(parse_workers([], workers_file, Security()), host or socket.gethostname())
@@ -91,6 +97,7 @@ def node(
         address,
         security,
         lambda url: typer.echo(f"ready: {url}  {bundle.name}, {which}"),
+        probes,
     )
 
 

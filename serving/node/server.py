@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -17,12 +16,16 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from sensai_serve.errors import InputError
 from serving.address import Address
 from serving.node.node import Node
+from serving.node.secrets import GatewayTokens, open_tls
 from serving.node.servicer import Servicer
 from serving.runtime import event_loop
-from serving.runtime.endpoint import Security, read
+from serving.runtime.endpoint import Security
 from serving.runtime.signals import handle_signals
 from serving.runtime.systemd import ServiceManager
+from serving.security.reloading import reload_changed
+from serving.security.tls import ServerTls
 from serving.transports.grpc.bounds import BoundedServer, requests_of
+from serving.transports.grpc.credentials import server_credentials
 
 LEAST_MESSAGE_BYTES = 4 * 1024 * 1024
 """Bytes that a message may always have: gRPC's own default. A bundle with larger inputs raises it."""
@@ -35,14 +38,21 @@ _SERVICE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 
-def run(make_node: Callable[[], Node], address: Address, security: Security, on_ready: Callable[[str], None]) -> None:
+def run(
+    make_node: Callable[[], Node],
+    address: Address,
+    security: Security,
+    on_ready: Callable[[str], None],
+    probes: Address | None = None,
+) -> None:
     """Serve until SIGTERM or SIGINT; systemd, where it started the node, is told of start, reload and end.
 
     Args:
         make_node: makes the node, on the event loop.
         address: where to listen.
-        security: the node's certificate and key, the authority of its clients, and the token that they must send.
+        security: the node's certificate and key, the authority of its clients, and the tokens that they may send.
         on_ready: called with the URL once every worker is warm.
+        probes: where the health service alone is offered, without TLS; None for nowhere.
 
     Raises:
         InputError: the address is not available, or the bundle cannot be served.
@@ -60,7 +70,7 @@ def run(make_node: Callable[[], Node], address: Address, security: Security, on_
         handle_signals(stop, reload)
         stopping = asyncio.create_task(stop.wait())
         async with manager.watching(stop), contextlib.AsyncExitStack() as stack:
-            loading = asyncio.create_task(stack.enter_async_context(serving(node, address, security)))
+            loading = asyncio.create_task(stack.enter_async_context(serving(node, address, security, probes)))
             await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
             if not loading.done():
                 loading.cancel()
@@ -77,22 +87,23 @@ def run(make_node: Callable[[], Node], address: Address, security: Security, on_
 
 
 @contextlib.asynccontextmanager
-async def serving(node: Node, address: Address, security: Security) -> AsyncIterator[str]:
+async def serving(
+    node: Node, address: Address, security: Security, probes: Address | None = None
+) -> AsyncIterator[str]:
     """Load and serve a node while the block runs; yields its URL.
 
     It listens only when it is ready, so that every gateway that connects finds all workers.
 
     Raises:
-        InputError: the address is not available, or a certificate or the token cannot be read.
+        InputError: an address is not available, or a certificate or a token cannot be used.
         SensaiError: a worker cannot start.
     """
-    token = security.token()
-    credentials = _credentials(security)
+    tokens, tls = GatewayTokens(security), open_tls(security)
     await node.start()
     try:
         servicer = Servicer(node)
         server = grpc.aio.server(
-            interceptors=[] if token is None else [_Token(token)],
+            interceptors=[_Tokens(tokens)] if tokens.files else [],
             options=[
                 ("grpc.so_reuseport", 0),  # a port in use must be an error, and not shared
                 ("grpc.max_receive_message_length", max(LEAST_MESSAGE_BYTES, 2 * node.largest_input_bytes)),
@@ -109,43 +120,46 @@ async def serving(node: Node, address: Address, security: Security) -> AsyncIter
         health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
         for service in ("", _SERVICE.full_name):
             await healthy.set(service, health_pb2.HealthCheckResponse.SERVING)
-        if token is not None and credentials is None and not address.is_loopback:
+        if tokens.files and tls is None and not address.is_loopback:
             _log.warning("the token is sent in the clear, expected TLS beside it: --cert and --key")
+        port = _bind(server, address, tls)
+        servers = [server]
+        if probes is not None:
+            servers.append(grpc.aio.server(options=[("grpc.so_reuseport", 0)]))
+            health_pb2_grpc.add_HealthServicer_to_server(healthy, servers[-1])
+            _bind(servers[-1], probes, None)
+        for each in servers:
+            await each.start()
+        reloading = asyncio.create_task(reload_changed([each for each in (tokens, tls) if each and each.files]))
         try:
-            if credentials is None:
-                port = server.add_insecure_port(str(address))
-            else:
-                port = server.add_secure_port(str(address), credentials)
-        except RuntimeError:
-            raise InputError(f"cannot listen on {address}: in use, or no address of this machine") from None
-        await server.start()
-        try:
-            scheme = "grpc" if credentials is None else "grpcs"
+            scheme = "grpc" if tls is None else "grpcs"
             yield f"{scheme}://{Address(host=address.host, port=port)}"
         finally:
+            reloading.cancel()
+            await asyncio.gather(reloading, return_exceptions=True)
             await healthy.enter_graceful_shutdown()
             await servicer.leave(DRAIN_S)
-            await server.stop(0)
+            for each in servers:
+                await each.stop(0)
     finally:
         await node.stop()
 
 
-def _credentials(security: Security) -> Any:
-    if security.cert is None or security.key is None:
-        if security.ca is not None:
-            raise InputError("clients' certificates can only be checked over TLS, expected a certificate and a key too")
-        return None
-    authorities = None if security.ca is None else read(security.ca)
-    return grpc.ssl_server_credentials(
-        [(read(security.key), read(security.cert))], authorities, require_client_auth=authorities is not None
-    )
+def _bind(server: grpc.aio.Server, address: Address, tls: ServerTls | None) -> int:
+    """Have a server listen; the port."""
+    try:
+        if tls is None:
+            return int(server.add_insecure_port(str(address)))
+        return int(server.add_secure_port(str(address), server_credentials(tls)))
+    except RuntimeError:
+        raise InputError(f"cannot listen on {address}: in use, or no address of this machine") from None
 
 
-class _Token(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """Refuses calls without the token, except those of the health service."""
+class _Tokens(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Refuses calls without a token, except those of the health service."""
 
-    def __init__(self, token: str) -> None:
-        self._expected = f"Bearer {token}".encode()
+    def __init__(self, tokens: GatewayTokens) -> None:
+        self._tokens = tokens
 
     async def intercept_service(
         self, continuation: Callable[[Any], Awaitable[Any]], details: grpc.HandlerCallDetails
@@ -153,7 +167,7 @@ class _Token(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         given = dict(details.invocation_metadata or ()).get("authorization", "")
         shown = given if isinstance(given, bytes) else given.encode()
         handler = await continuation(details)
-        if handler is None or details.method.startswith(f"/{_HEALTH}/") or hmac.compare_digest(shown, self._expected):
+        if handler is None or details.method.startswith(f"/{_HEALTH}/") or self._tokens.let_in(shown):
             return handler
         return grpc.stream_stream_rpc_method_handler(_refuse)  # of any kind of call: this kind reads nothing by itself
 

@@ -31,25 +31,30 @@ class Security:
     key: Path | None = None
     """The private key of `cert`."""
     token_file: Path | None = None
-    """A file that holds the token that nodes ask for."""
+    """A file of the tokens that nodes let in, one a line. Gateways show the first."""
 
     def __post_init__(self) -> None:
         if (self.cert is None) != (self.key is None):
             raise InputError("a certificate and its key go together, expected both or neither")
 
     def token(self) -> str | None:
-        """Read the token; None if no file is given.
+        """Read the token that a gateway shows; None if no file is given. Raises as `tokens`."""
+        return next(iter(self.tokens()), None)
+
+    def tokens(self) -> tuple[str, ...]:
+        """Read the tokens that a node lets in; none if no file is given.
 
         Raises:
-            InputError: the file cannot be read, or holds no token.
+            InputError: the file cannot be read, or a line of it is no token.
         """
         if self.token_file is None:
-            return None
+            return ()
         warn_of_others(self.token_file)
-        token = read(self.token_file).decode("ascii", "replace").strip()
-        if not token or not token.isprintable() or "\ufffd" in token or " " in token:
+        tokens = tuple(read(self.token_file).decode("ascii", "replace").split("\n"))
+        tokens = tuple(token.strip() for token in tokens if token.strip())
+        if not tokens or any(not token.isprintable() or "\ufffd" in token or " " in token for token in tokens):
             raise InputError(f"{self.token_file} holds no token, expected one word of printable ASCII")
-        return token
+        return tokens
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,12 @@ ANY_TOKEN: Needs = frozenset()
 class Access:
     """Checks requests. Without tokens every client may do all that is answered on the listener."""
 
-    def __init__(self, tokens: Tokens | None = None, answered: frozenset[Role] = frozenset(ROLES)) -> None:
+    def __init__(self, tokens: Tokens | None = None, answered: frozenset[Role] | None = frozenset(ROLES)) -> None:
         """Make the rules of one or more listeners.
 
         Args:
             tokens: those that clients may show; None where they need none.
-            answered: the roles whose requests are answered.
+            answered: the roles whose requests are answered; None: only requests that need no token are.
         """
         self._tokens = tokens
         self._answered = answered
@@ -52,6 +52,8 @@ class Access:
         """
         if needs is None:
             return
+        if self._answered is None:
+            raise ForbiddenError("only health is answered here, expected the address of another listener")
         if not needs <= self._answered:
             raise ForbiddenError("this is for operators, expected the address of --admin")
         if self._tokens is None:

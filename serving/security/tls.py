@@ -1,4 +1,4 @@
-"""TLS of a server: its certificate, and the authority that its clients' certificates must be signed by."""
+"""TLS of a server and of a gateway: certificates, authorities, and what is wrong with them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sensai_serve.errors import InputError
-from serving.runtime.endpoint import read, warn_of_others
+from serving.runtime.endpoint import Security, read, warn_of_others
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,9 @@ class ServerTls:
         warn_of_others(self._key)
         pems = Pems(read(self._cert), read(self._key), None if self._client_ca is None else read(self._client_ca))
         context = self._make()
-        _try_out(context, self._cert)
+        _try_out_server(context, self._cert)
         if self._client_ca is not None:
-            try:
-                context.load_verify_locations(self._client_ca)
-            except ssl.SSLError:
-                raise InputError(f"{self._client_ca} holds no certificates, expected PEM") from None
+            trust(context, self._client_ca)
             context.verify_mode = ssl.CERT_REQUIRED
         self.pems, self._now = pems, context
 
@@ -82,30 +79,91 @@ class ServerTls:
             # A resumed session would pass over the client's certificate, whose authority may be another by then.
             context.options |= ssl.OP_NO_TICKET
             context.num_tickets = 0
-        try:
-            context.load_cert_chain(self._cert, self._key, password="")
-        except ssl.SSLError as error:
-            if error.reason == "KEY_VALUES_MISMATCH":
-                raise InputError(f"{self._key} is not the private key of {self._cert}") from None
-            message = (
-                f"{self._cert} and {self._key} cannot be used, expected a certificate and its unencrypted key in PEM"
-            )
-            raise InputError(message) from None
-        except OSError as error:
-            raise InputError(f"{self._cert} or {self._key} cannot be read: {error.strerror}") from None
+        load_pair(context, self._cert, self._key)
         return context
 
 
-def _try_out(server: ssl.SSLContext, cert: Path) -> None:
-    """Shake hands with ourselves, as a client that trusts this very certificate.
+def client_context(security: Security) -> ssl.SSLContext:
+    """A gateway's side of TLS, with the files as they are now.
 
     Raises:
-        InputError: such a client would refuse, say because the certificate has expired.
+        InputError: a file cannot be read, holds no certificate, the key does not belong to the certificate, or that is
+            not valid today.
     """
+    context = ssl.create_default_context()
+    if security.ca is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # trusts no authority of the system
+        trust(context, security.ca)
+    if security.cert is not None and security.key is not None:
+        load_pair(context, security.cert, security.key)
+        _try_out_client(security.cert, security.key)
+    return context
+
+
+def trust(context: ssl.SSLContext, ca: Path) -> None:
+    """Have a context trust the authorities in a file.
+
+    Raises:
+        InputError: it cannot be read, or holds no certificates.
+    """
+    try:
+        context.load_verify_locations(ca)
+    except ssl.SSLError:
+        raise InputError(f"{ca} holds no certificates, expected PEM") from None
+    except OSError as error:
+        raise InputError(f"{ca} cannot be read: {error.strerror}") from None
+
+
+def load_pair(context: ssl.SSLContext, cert: Path, key: Path) -> None:
+    """Have a context use a certificate.
+
+    Raises:
+        InputError: a file cannot be read, or the key does not belong to the certificate.
+    """
+    try:
+        context.load_cert_chain(cert, key, password="")
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            raise InputError(f"{key} is not the private key of {cert}") from None
+        message = f"{cert} and {key} cannot be used, expected a certificate and its unencrypted key in PEM"
+        raise InputError(message) from None
+    except OSError as error:
+        raise InputError(f"{cert} or {key} cannot be read: {error.strerror}") from None
+
+
+def _try_out_server(server: ssl.SSLContext, cert: Path) -> None:
+    """Shake hands with ourselves, as a client that trusts this very certificate; raises as `_shake_hands`."""
     client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     client.check_hostname = False
     client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     client.load_verify_locations(cert)
+    _shake_hands(client, server, f"{cert} is not valid for clients today")
+
+
+def _try_out_client(cert: Path, key: Path) -> None:
+    """Shake hands with ourselves, as a server that trusts this very certificate; raises as `_shake_hands`."""
+    client, server = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    client.check_hostname = False
+    client.verify_mode = ssl.CERT_NONE  # only this side's certificate is tried out
+    for context in (client, server):
+        load_pair(context, cert, key)
+    server.verify_mode = ssl.CERT_REQUIRED
+    server.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    server.load_verify_locations(cert)
+    _shake_hands(client, server, f"{cert} is not valid for servers today")
+
+
+def _shake_hands(client: ssl.SSLContext, server: ssl.SSLContext, refused: str) -> None:
+    """Have two contexts shake hands in memory.
+
+    Args:
+        client: one side.
+        server: the other side.
+        refused: what is said where one side refuses the other's certificate.
+
+    Raises:
+        InputError: they do not come to terms, say because a certificate has expired.
+    """
     there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
     ends = client.wrap_bio(back, there), server.wrap_bio(there, back, server_side=True)
     done = [False, False]
@@ -117,6 +175,6 @@ def _try_out(server: ssl.SSLContext, cert: Path) -> None:
             except ssl.SSLWantReadError:
                 pass
             except ssl.SSLCertVerificationError as error:
-                raise InputError(f"{cert} is not valid for clients today: {error.verify_message}") from None
+                raise InputError(f"{refused}: {error.verify_message}") from None
             except ssl.SSLError as error:
-                raise InputError(f"{cert} cannot be used: {error.reason}") from None
+                raise InputError(f"{refused}: {error.reason}") from None

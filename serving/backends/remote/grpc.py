@@ -22,6 +22,7 @@ from serving.backends.remote.message import WORKERS, EncodedInput
 from serving.backends.remote.server import CONNECT_S, QUIET_S, SILENT_S, WorkerReports
 from serving.backends.remote.stream import NodeStream, WorkerStream
 from serving.runtime.endpoint import WorkerEndpoint, read
+from serving.security.tls import client_context
 
 _STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
 _OPTIONS = [
@@ -75,6 +76,7 @@ class RemoteGrpcConnection:
             self._metadata = (("authorization", f"Bearer {token}"),)
         options = [*_OPTIONS, *self._endpoint.keepalive.arguments()]
         if self._endpoint.encrypted:
+            client_context(security)  # says what is wrong with the files; gRPC's library would not
             pem = [None if path is None else read(path) for path in (security.ca, security.key, security.cert)]
             self._channel = grpc.aio.secure_channel(
                 self._endpoint.address, grpc.ssl_channel_credentials(*pem), options=options

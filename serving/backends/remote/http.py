@@ -25,6 +25,7 @@ from serving.backends.remote.identity import ModelDescription, version_for
 from serving.backends.remote.message import EncodedInput
 from serving.backends.remote.server import CONNECT_S, QUIET_S, SILENT_S, WorkerReports
 from serving.runtime.endpoint import WorkerEndpoint
+from serving.security.tls import client_context
 
 
 class RemoteHttpConnection:
@@ -96,11 +97,7 @@ class RemoteHttpConnection:
     async def _connect(self) -> HttpClientProtocol:
         endpoint, security = self._endpoint, self._endpoint.security
         try:
-            context = None
-            if endpoint.encrypted:
-                context = ssl.create_default_context(cafile=security.ca)
-                if security.cert is not None:
-                    context.load_cert_chain(security.cert, security.key)
+            context = client_context(security) if endpoint.encrypted else None
             head = f"Host: {endpoint.address}\r\n"
             if (token := security.token()) is not None:
                 head += f"Authorization: Bearer {token}\r\n"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -15,11 +14,11 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from sensai_serve.errors import InputError
 from serving.address import Address, UnixAddress, parse_address
 from serving.dataplane import DataPlane
-from serving.security.tls import ServerTls
 from serving.settings import Settings
 from serving.transports import Listener
 from serving.transports._unix_socket import socket_file
 from serving.transports.grpc.bounds import BoundedServer, requests_of
+from serving.transports.grpc.credentials import server_credentials
 from serving.transports.grpc.health_servicer import HealthServicer
 from serving.transports.grpc.inference_servicer import InferenceServicer
 from serving.transports.grpc.roles import Roles
@@ -79,7 +78,9 @@ async def listen(plane: DataPlane, settings: Settings, address: str) -> AsyncIte
         try:
             # gRPC binds [::] for IPv4 too, and for IPv4 alone where there is no IPv6.
             text = f"[::]{where}" if str(where).startswith(":") else str(where)
-            port = server.add_insecure_port(text) if tls is None else server.add_secure_port(text, _credentials(tls))
+            port = (
+                server.add_insecure_port(text) if tls is None else server.add_secure_port(text, server_credentials(tls))
+            )
         except RuntimeError:
             raise InputError(f"cannot listen on {where}: in use, or no address of this machine") from None
         await server.start()
@@ -90,16 +91,6 @@ async def listen(plane: DataPlane, settings: Settings, address: str) -> AsyncIte
             await server.stop(settings.drain_s)
             await running
             turns.close()
-
-
-def _credentials(tls: ServerTls) -> Any:
-    """Credentials that follow the files: gRPC asks for them at each handshake."""
-
-    def now() -> Any:
-        pems = tls.pems
-        return grpc.ssl_server_certificate_configuration([(pems.key, pems.cert)], pems.client_ca)
-
-    return grpc.dynamic_ssl_server_credentials(now(), now, require_client_authentication=tls.pems.client_ca is not None)
 
 
 def _url(where: Address | UnixAddress, port: int, *, encrypted: bool) -> str:

@@ -46,9 +46,26 @@ def listen(plane: DataPlane, settings: Settings, address: str) -> AbstractAsyncC
 
 
 @contextlib.asynccontextmanager
-async def listen_with(plane: DataPlane, settings: Settings, address: str, access: Access) -> AsyncIterator[Listener]:
-    """Serve HTTP as `listen` does, for clients that `access` lets in."""
-    limits = settings.limits.model_copy(update={"connections": settings.connections_each})
+async def listen_with(
+    plane: DataPlane,
+    settings: Settings,
+    address: str,
+    access: Access,
+    *,
+    encrypted: bool = True,
+    connections: int | None = None,
+) -> AsyncIterator[Listener]:
+    """Serve HTTP as `listen` does, for clients that `access` lets in.
+
+    Args:
+        plane: as `listen` takes it.
+        settings: as `listen` takes it.
+        address: as `listen` takes it.
+        access: what clients may do.
+        encrypted: whether connections use TLS where the settings name a certificate.
+        connections: how many may be open; None for this listener's share of those of the settings.
+    """
+    limits = settings.limits.model_copy(update={"connections": connections or settings.connections_each})
     where = _address(address)
     sites = Sites(where, settings.allowed_hosts, settings.allowed_origins)
     app = create_app(plane, sites, access, settings.root_path, console_for=settings.console_for)
@@ -69,7 +86,7 @@ async def listen_with(plane: DataPlane, settings: Settings, address: str, access
         timeout_keep_alive=math.ceil(settings.limits.idle_s),
         timeout_graceful_shutdown=math.ceil(settings.drain_s),
     )
-    tls = None if plane.tls is None or isinstance(where, UnixAddress) else plane.tls.context()
+    tls = None if plane.tls is None or not encrypted or isinstance(where, UnixAddress) else plane.tls.context()
     server = _Uvicorn(config, tls, limits.read_s)
     with bound(address, encrypted=tls is not None) as (sockets, url):
         running = asyncio.create_task(server.serve(sockets))

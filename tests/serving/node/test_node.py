@@ -7,10 +7,13 @@ import contextlib
 import queue
 import shutil
 import signal
+import socket
+import ssl
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +34,22 @@ from serving.node.server import serving
 from serving.runtime.devices import parse_device
 from serving.runtime.endpoint import Security
 from serving.runtime.faults import parse_fault
+from serving.security import reloading
 
 LOOPBACK = Address(host="127.0.0.1", port=0)
 
 
 @contextlib.contextmanager
-def running(bundle: Path, *, security: Security | None = None, **options: Any) -> Iterator[str]:
+def running(
+    bundle: Path, *, security: Security | None = None, probes: Address | None = None, **options: Any
+) -> Iterator[str]:
     """A node in a thread of this process; its URL."""
     outcome: queue.Queue[str | BaseException] = queue.Queue()
     loop, stop = uvloop.new_event_loop(), asyncio.Event()
 
     async def serve() -> None:
         node = Node(bundle, NodeOptions(**{"devices": (parse_device("cpu"),), **options}))
-        async with serving(node, LOOPBACK, security or Security()) as url:
+        async with serving(node, LOOPBACK, security or Security(), probes) as url:
             outcome.put(url)
             await stop.wait()
 
@@ -200,6 +206,74 @@ def test_mutual_tls_and_the_token_let_in_who_has_both(tiny_bundle: Path, authori
             assert reply.status == health_pb2.HealthCheckResponse.SERVING
 
 
+def test_certificates_and_tokens_change_while_it_runs(
+    tiny_bundle: Path, authority: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two tokens are valid at a time, so that nodes and gateways need not change at the same moment."""
+    monkeypatch.setattr(reloading.reload_changed, "__defaults__", (0.02,))
+    for name, copy in (("gateway.pem", "cert.pem"), ("gateway.key", "key.pem")):
+        shutil.copy(authority / name, tmp_path / copy)
+    tokens, ca = tmp_path / "tokens", (authority / "ca.pem").read_bytes()
+    tokens.write_text("open-sesame\n")
+    tokens.chmod(0o600)
+
+    def answered(address: str, token: str, *, name: str) -> bool:
+        """Whether a call is, by a node whose certificate is of that name."""
+        with grpc.secure_channel(
+            address, grpc.ssl_channel_credentials(ca), [("grpc.ssl_target_name_override", "localhost")]
+        ) as channel:
+            call = channel.unary_unary("/inference.GRPCInferenceService/ServerLive").with_call
+            try:
+                _, ended = call(b"", metadata=[("authorization", f"Bearer {token}")], timeout=10, wait_for_ready=True)
+            except grpc.RpcError as error:
+                assert error.code() is grpc.StatusCode.UNAUTHENTICATED
+                return False
+        assert ended.code() is grpc.StatusCode.OK
+        return name in served_name(address)
+
+    def served_name(address: str) -> str:
+        pem = ssl.get_server_certificate(tuple(address.split(":")))
+        return subprocess.run(
+            ["openssl", "x509", "-noout", "-subject"], input=pem, capture_output=True, text=True, check=True
+        ).stdout
+
+    security = Security(cert=tmp_path / "cert.pem", key=tmp_path / "key.pem", token_file=tokens)
+    with running(tiny_bundle, workers=(1,), security=security) as url:
+        address = url.removeprefix("grpcs://")
+        assert answered(address, "open-sesame", name="gateway")
+        assert not answered(address, "shut-sesame", name="gateway")
+        tokens.write_text("shut-sesame\nopen-sesame\n")
+        for name, copy in (("node.pem", "cert.pem"), ("node.key", "key.pem")):
+            shutil.copy(authority / name, tmp_path / copy)
+        until(lambda: answered(address, "shut-sesame", name="node"))
+        assert answered(address, "open-sesame", name="node")
+        tokens.write_text("shut-sesame\n")
+        until(lambda: not answered(address, "open-sesame", name="node"))
+        assert answered(address, "shut-sesame", name="node")
+
+
+def until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_probes_ask_for_health_and_nothing_else_where_nothing_is_encrypted(tiny_bundle: Path, authority: Path) -> None:
+    security = Security(authority / "ca.pem", authority / "node.pem", authority / "node.key", authority / "token")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        probes = Address(host="127.0.0.1", port=free.getsockname()[1])
+    with (
+        running(tiny_bundle, workers=(1,), security=security, probes=probes),
+        grpc.insecure_channel(str(probes)) as channel,
+    ):
+        reply = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=30)
+        assert reply.status == health_pb2.HealthCheckResponse.SERVING
+        with pytest.raises(grpc.RpcError) as refused:
+            channel.unary_unary("/inference.GRPCInferenceService/ServerLive")(b"", timeout=30)
+        assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
 def test_a_call_without_the_token_ends_before_its_messages_are_read(tiny_bundle: Path, authority: Path) -> None:
     """Every kind of call: the client has sent no message yet, and would never send one."""
     end = threading.Event()
@@ -244,11 +318,18 @@ def test_a_message_is_no_larger_and_no_more_than_inputs_need(tiny_bundle: Path) 
         (("{bundle}", "--client-ca", "ca.pem"), "clients' certificates can only be checked over TLS"),
         (("{bundle}", "--token-file", "nowhere"), "nowhere cannot be read: No such file or directory"),
         (("{bundle}", "--token-file", "/dev/null"), "/dev/null holds no token"),
+        (("{bundle}", "--health", "8003"), "'8003' is no address, expected HOST:PORT"),
+        (("{bundle}", "--health", "203.0.113.1:0"), "cannot listen on 203.0.113.1:0"),
+        (("{bundle}", "--health", "unix:probes"), "--health is unix:probes, expected HOST:PORT"),
+        (("{bundle}", "--cert", "{folder}/node.pem", "--key", "{folder}/gateway.key"), "is not the private key of"),
+        (("{bundle}", "--cert", "{folder}/old.pem", "--key", "{folder}/old.key"), "certificate has expired"),
     ],
 )
-def test_a_wrong_node_is_one_line(capsys, tiny_bundle: Path, args: tuple[str, ...], message: str) -> None:
+def test_a_wrong_node_is_one_line(
+    capsys, tiny_bundle: Path, authority: Path, args: tuple[str, ...], message: str
+) -> None:
     with pytest.raises(SystemExit) as ended:
-        main(["node", "--grpc", "127.0.0.1:0", *(arg.format(bundle=tiny_bundle) for arg in args)])
+        main(["node", "--grpc", "127.0.0.1:0", *(arg.format(bundle=tiny_bundle, folder=authority) for arg in args)])
     out, err = capsys.readouterr()
     wrong = [line for line in err.splitlines() if " INFO " not in line]  # the log says where workers run, once loaded
     assert (ended.value.code, out, len(wrong)) == (2, "", 1), err

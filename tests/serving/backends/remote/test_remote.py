@@ -418,3 +418,26 @@ def test_mutual_tls_and_a_token_all_the_way(tiny_bundle: Path, authority: Path) 
                 assert "\n" not in str(refused.value)
 
     asyncio.run(test())
+
+
+@pytest.mark.parametrize("scheme", ["grpcs", "https"])
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("ca.pem", "gateway.pem", "node.key"), r"^\S+node.key is not the private key of \S+gateway.pem$"),
+        (("ca.pem", "old.pem", "old.key"), r"^\S+old.pem is not valid for servers today: certificate has expired$"),
+        (("token",), r"^\S+token holds no certificates, expected PEM$"),
+        (("nowhere",), r"^\S+nowhere cannot be read: No such file or directory$"),
+    ],
+)
+def test_what_is_wrong_with_the_gateways_own_files_is_no_fault_of_the_server(
+    tiny_bundle: Path, authority: Path, scheme: str, names: tuple[str, ...], message: str
+) -> None:
+    security = Security(*(authority / name for name in names))
+
+    async def test() -> None:
+        with pytest.raises(sensai_serve.errors.InputError, match=message):
+            async with a_gateway(tiny_bundle, f"*={scheme}://127.0.0.1:1", security=security):
+                pass
+
+    asyncio.run(test())
