@@ -25,6 +25,7 @@ FILES = (
     "benchmarks/results/**/*.png",
     "benchmarks/results/**/*.html",
     "deploy/compose/*",
+    "deploy/kserve/*",
     "deploy/kubernetes/*",
     "deploy/systemd/*",
 )
