@@ -19,6 +19,7 @@ from serving.engine.gateway import Gateway
 from serving.engine.pending import MaybePending, is_pending
 from serving.engine.reply import Reply
 from serving.engine.repository import Repository
+from serving.runtime.systemd import InheritedSockets
 from serving.security.access import Access
 from serving.security.reloading import Reloadable
 from serving.settings import Settings
@@ -41,17 +42,21 @@ _access = logging.getLogger("serving.access")
 class DataPlane:
     """The served models with their statistics, metrics, log and trace settings. All calls from one event loop."""
 
-    def __init__(self, repository: Repository, settings: Settings) -> None:
+    def __init__(
+        self, repository: Repository, settings: Settings, inherited: InheritedSockets | None = None
+    ) -> None:
         """Make the data plane.
 
         Args:
             repository: the models to serve; the caller starts and stops it.
             settings: the server's settings.
+            inherited: sockets that the service manager has opened for transports to listen on; None for none.
 
         Raises:
             InputError: a certificate, key or file of tokens cannot be used, or requests cannot be recorded.
         """
         self.repository = repository
+        self.inherited = inherited or InheritedSockets()
         self.limits = settings.limits
         self.regions = Regions(allowed=settings.shares_memory, most=settings.limits.regions)
         self.no_regions = Regions(allowed=False, most=1)

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from sensai_serve.cli.main import app
 from serving.settings import Settings
 
-UNITS = sorted((Path(__file__).parents[1] / "deploy/systemd").glob("*.service"))
+FOLDER = Path(__file__).parents[1] / "deploy/systemd"
+UNITS = sorted(FOLDER.glob("*.service"))
 PROGRAM = "/opt/sensai-serve/bin/sensai"
 EXPOSURE = 15
 """The most that `systemd-analyze security` may find, in tenths: 0 is nothing, 100 is everything."""
@@ -46,6 +47,23 @@ def test_systemd_takes_the_unit(installed: Path) -> None:
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
     installed.write_text(installed.read_text().replace("WatchdogSec", "WatchDogSec"))
     assert "WatchDogSec" in analysed("verify", "--man=no", installed).stderr  # it would find a mistake
+
+
+@analyze
+def test_systemd_takes_the_socket(tmp_path: Path) -> None:
+    sock = tmp_path / "sensai-serve.socket"
+    service = FOLDER / "sensai-serve.service"
+    (tmp_path / service.name).write_text(service.read_text().replace(PROGRAM, sys.executable))
+    sock.write_text((FOLDER / sock.name).read_text())
+    done = analysed("verify", "--man=no", sock)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+    sock.write_text(sock.read_text().replace("ListenStream", "ListenStreem"))
+    assert "ListenStreem" in analysed("verify", "--man=no", sock).stderr  # it would find a mistake
+
+
+def test_the_socket_is_of_the_address_that_the_server_listens_on_by_itself() -> None:
+    (address,) = re.findall(r"^ListenStream=(.*)$", (FOLDER / "sensai-serve.socket").read_text(), re.MULTILINE)
+    assert Settings().listeners() == (("http", address),)
 
 
 @analyze

@@ -1,4 +1,4 @@
-"""Tells systemd how the process fares: the protocol of sd_notify(3), for services of ``Type=notify``."""
+"""What systemd and this process tell each other: the protocol of sd_notify(3), and the sockets of sd_listen_fds(3)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,13 @@ import logging
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator, MutableMapping
+from collections.abc import AsyncIterator, Iterable, Iterator, MutableMapping
 
+from sensai_serve.errors import InputError
+from serving.address import Address, UnixAddress
+
+FIRST_DESCRIPTOR = 3
+"""File descriptor of the first socket that systemd passes."""
 _log = logging.getLogger(__name__)
 
 
@@ -103,3 +108,63 @@ class ServiceManager:
                 sock.send("\n".join(assignments).encode())
         except OSError as error:
             _log.debug("systemd was not told %s: %s", assignments[0], error)
+
+
+class InheritedSockets:
+    """Listening sockets that the service manager opened for this process (socket activation), by their addresses.
+
+    They outlive the process: connections that come while it restarts wait in them.
+    """
+
+    def __init__(self, sockets: Iterable[socket.socket] = ()) -> None:
+        """Hold sockets that listen."""
+        self._sockets = {str(address_of(sock)): sock for sock in sockets}
+
+    @classmethod
+    def from_environment(cls, environment: MutableMapping[str, str] = os.environ) -> InheritedSockets:
+        """Take what systemd set, out of the environment; sockets that are meant for another process are passed over.
+
+        Raises:
+            InputError: what is passed is no socket that takes connections.
+        """
+        pid, count = environment.pop("LISTEN_PID", ""), environment.pop("LISTEN_FDS", "")
+        environment.pop("LISTEN_FDNAMES", None)
+        if pid != str(os.getpid()) or not (count.isascii() and count.isdigit()):
+            return cls()
+        return cls([_listening(FIRST_DESCRIPTOR + number) for number in range(int(count))])
+
+    def take(self, address: Address | UnixAddress) -> socket.socket | None:
+        """Return the socket of an address, which is the caller's from then on; None where there is none.
+
+        Args:
+            address: its host an IP address.
+        """
+        return self._sockets.pop(str(address), None)
+
+    @property
+    def left(self) -> tuple[str, ...]:
+        """The addresses of the sockets that nobody has taken."""
+        return tuple(self._sockets)
+
+
+def address_of(sock: socket.socket) -> Address | UnixAddress:
+    """The address that a socket is bound to."""
+    if sock.family == socket.AF_UNIX:
+        return UnixAddress(path=sock.getsockname())
+    host, port = sock.getsockname()[:2]
+    return Address(host=host, port=port)
+
+
+def _listening(descriptor: int) -> socket.socket:
+    try:
+        sock = socket.socket(fileno=descriptor)
+        listens = sock.type == socket.SOCK_STREAM and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    except OSError:
+        listens = 0
+    if not listens:
+        raise InputError(
+            f"systemd passes file descriptor {descriptor}, which takes no connections, "
+            "expected sockets of ListenStream= with Accept=no"
+        )
+    sock.set_inheritable(False)
+    return sock

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 
+from sensai_serve.errors import InputError
 from sensai_serve.plugins import find
 from serving.dataplane import DataPlane
 from serving.settings import Settings
@@ -22,7 +23,7 @@ async def listening(plane: DataPlane, settings: Settings) -> AsyncIterator[list[
 
     Raises:
         PluginError: a transport of that name does not exist.
-        InputError: a transport cannot listen on its address.
+        InputError: a transport cannot listen on its address, or none listens on a socket that systemd passes.
     """
     stop, running = asyncio.Event(), list[asyncio.Task[None]]()
     try:
@@ -35,6 +36,11 @@ async def listening(plane: DataPlane, settings: Settings) -> AsyncIterator[list[
             if task.done():
                 task.result()
             listeners.append(began.result())
+        if left := plane.inherited.left:
+            raise InputError(
+                f"systemd passes a socket of {left[0]}, on which nothing listens over HTTP, expected that address "
+                "for --http, --admin or --listen"
+            )
         yield listeners
     finally:
         stop.set()

@@ -14,7 +14,7 @@ from serving.dataplane import DataPlane
 from serving.engine.repository import Repository
 from serving.runtime import event_loop
 from serving.runtime.signals import handle_signals
-from serving.runtime.systemd import ServiceManager
+from serving.runtime.systemd import InheritedSockets, ServiceManager
 from serving.security.reloading import reload_changed
 from serving.server.listeners import listening
 from serving.settings import Settings
@@ -32,7 +32,7 @@ def run(repository: Repository, settings: Settings, on_ready: OnReady) -> None:
     """Serve until SIGTERM, SIGINT or SIGQUIT, then let requests in flight finish and return.
 
     SIGHUP loads the bundles anew, once the server is ready; see `serving.runtime.signals` for other signals. systemd,
-    where it started the server, is told of all this.
+    where it started the server, is told of all this, and its sockets are listened on.
 
     Args:
         repository: the models; this function starts and stops them.
@@ -61,11 +61,11 @@ def run(repository: Repository, settings: Settings, on_ready: OnReady) -> None:
         async with manager.watching(stop):
             await serve(plane, settings, stop, now_ready)
 
-    manager = ServiceManager.from_environment()
+    manager, inherited = ServiceManager.from_environment(), InheritedSockets.from_environment()
 
     files = _raise_open_file_limit()
     settings, asked = _within(settings, files), settings.limits.connections
-    plane = DataPlane(repository, settings)
+    plane = DataPlane(repository, settings, inherited)
     configure(settings.log_format, plane.logs)
     if settings.limits.connections < asked:
         _log.warning(

@@ -71,13 +71,15 @@ async def listen(plane: DataPlane, settings: Settings, address: str) -> AsyncIte
     health = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
     health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(plane.repository, SERVICE), server)
     reflection.enable_server_reflection((SERVICE, health, reflection.SERVICE_NAME), server)
+    # gRPC binds [::] for IPv4 too, and for IPv4 alone where there is no IPv6.
+    text = f"[::]{where}" if str(where).startswith(":") else str(where)
+    if text in plane.inherited.left:
+        raise InputError(f"systemd passes a socket of {text}, which gRPC cannot take, expected sockets for HTTP only")
     tls = None if isinstance(where, UnixAddress) else plane.tls
     with contextlib.ExitStack() as stack:
         if isinstance(where, UnixAddress):
             stack.enter_context(socket_file(where.path))
         try:
-            # gRPC binds [::] for IPv4 too, and for IPv4 alone where there is no IPv6.
-            text = f"[::]{where}" if str(where).startswith(":") else str(where)
             port = (
                 server.add_insecure_port(text) if tls is None else server.add_secure_port(text, server_credentials(tls))
             )

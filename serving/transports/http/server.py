@@ -88,7 +88,7 @@ async def listen_with(
     )
     tls = None if plane.tls is None or not encrypted or isinstance(where, UnixAddress) else plane.tls.context()
     server = _Uvicorn(config, tls, limits.read_s)
-    with bound(address, encrypted=tls is not None) as (sockets, url):
+    with bound(address, plane.inherited, encrypted=tls is not None) as (sockets, url):
         running = asyncio.create_task(server.serve(sockets))
         listening = asyncio.create_task(server.listening.wait())
         await asyncio.wait((running, listening), return_when=asyncio.FIRST_COMPLETED)
