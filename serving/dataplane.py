@@ -42,9 +42,7 @@ _access = logging.getLogger("serving.access")
 class DataPlane:
     """The served models with their statistics, metrics, log and trace settings. All calls from one event loop."""
 
-    def __init__(
-        self, repository: Repository, settings: Settings, inherited: InheritedSockets | None = None
-    ) -> None:
+    def __init__(self, repository: Repository, settings: Settings, inherited: InheritedSockets | None = None) -> None:
         """Make the data plane.
 
         Args:
@@ -71,7 +69,7 @@ class DataPlane:
         self.images = ImageDecoder(limits.images, limits.in_flight, limits.decode_s)
         self.tracing = Tracing()
         self.logs = LogFilter()
-        self._metrics = Metrics(repository)
+        self._metrics = Metrics(repository, self.tls)
         self._deferred: DeferredWrites[_Entry] = DeferredWrites(self._record)
         kept = settings.record
         self._recorder = None if kept.folder is None else Recorder(kept.folder, kept.bytes, kept.margin)

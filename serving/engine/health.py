@@ -75,6 +75,8 @@ class WorkerHealth:
     """How often it was suspect and its scores were found to be its subnet's."""
     ejections: int = 0
     """How often it was ejected."""
+    disagreements: int = 0
+    """How many of its copies voted against the majority of their class."""
 
 
 class Health:
@@ -215,6 +217,7 @@ class Health:
         if not disagreed and not w.evidence:  # nearly always
             w.copies, w.disagreed = w.copies * FORGETTING + copies, w.disagreed * FORGETTING
             return False
+        w.disagreements += disagreed
         base = min(max(w.disagreed / w.copies, 0.005), 0.3)
         wrong = min(0.9, max(3 * base, base + 0.25))
         gain = disagreed * math.log(wrong / base) + (copies - disagreed) * math.log((1 - wrong) / (1 - base))

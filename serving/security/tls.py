@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sensai_serve.errors import InputError
 from serving.runtime.endpoint import Security, read, warn_of_others
@@ -37,6 +38,8 @@ class ServerTls:
         """
         self._cert, self._key, self._client_ca = cert, key, client_ca
         self.pems: Pems
+        self.expires: float
+        """When the certificate, or one between it and its authority, expires: seconds since 1970."""
         self._now: ssl.SSLContext
         self.load()
 
@@ -50,11 +53,11 @@ class ServerTls:
         warn_of_others(self._key)
         pems = Pems(read(self._cert), read(self._key), None if self._client_ca is None else read(self._client_ca))
         context = self._make()
-        _try_out_server(context, self._cert)
+        expires = _try_out_server(context, self._cert)
         if self._client_ca is not None:
             trust(context, self._client_ca)
             context.verify_mode = ssl.CERT_REQUIRED
-        self.pems, self._now = pems, context
+        self.pems, self.expires, self._now = pems, expires, context
 
     def changed(self) -> None:
         """Nothing is kept that depends on the files."""
@@ -131,13 +134,18 @@ def load_pair(context: ssl.SSLContext, cert: Path, key: Path) -> None:
         raise InputError(f"{cert} or {key} cannot be read: {error.strerror}") from None
 
 
-def _try_out_server(server: ssl.SSLContext, cert: Path) -> None:
-    """Shake hands with ourselves, as a client that trusts this very certificate; raises as `_shake_hands`."""
+def _try_out_server(server: ssl.SSLContext, cert: Path) -> float:
+    """Shake hands with ourselves, as a client that trusts this very certificate; raises as `_shake_hands`.
+
+    Returns:
+        When the first certificate of the file expires: seconds since 1970.
+    """
     client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     client.check_hostname = False
     client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     client.load_verify_locations(cert)
-    _shake_hands(client, server, f"{cert} is not valid for clients today")
+    shown = _shake_hands(client, server, f"{cert} is not valid for clients today")
+    return min(ssl.cert_time_to_seconds(str(each["notAfter"])) for each in (shown, *client.get_ca_certs()))
 
 
 def _try_out_client(cert: Path, key: Path) -> None:
@@ -153,13 +161,16 @@ def _try_out_client(cert: Path, key: Path) -> None:
     _shake_hands(client, server, f"{cert} is not valid for servers today")
 
 
-def _shake_hands(client: ssl.SSLContext, server: ssl.SSLContext, refused: str) -> None:
+def _shake_hands(client: ssl.SSLContext, server: ssl.SSLContext, refused: str) -> dict[str, Any]:
     """Have two contexts shake hands in memory.
 
     Args:
         client: one side.
         server: the other side.
         refused: what is said where one side refuses the other's certificate.
+
+    Returns:
+        The server's certificate, as `ssl` describes it; empty where the client does not look at it.
 
     Raises:
         InputError: they do not come to terms, say because a certificate has expired.
@@ -178,3 +189,4 @@ def _shake_hands(client: ssl.SSLContext, server: ssl.SSLContext, refused: str) -
                 raise InputError(f"{refused}: {error.verify_message}") from None
             except ssl.SSLError as error:
                 raise InputError(f"{refused}: {error.reason}") from None
+    return dict(ends[0].getpeercert() or {})

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from serving.backends import Cause
 from serving.engine.deferred import DeferredWrites
 from serving.engine.gateway import Gateway
+from serving.engine.health import State, WorkerHealth
 from serving.engine.repository import Repository
+from serving.security.tls import ServerTls
 from serving.telemetry.line_writer import Dropped
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -33,13 +37,32 @@ _COUNTERS: tuple[tuple[str, str, Callable[[Gateway], float]], ...] = (
     ("degraded", "Answers in spite of a class without a copy", lambda g: g.counters.degraded),
     ("late_copies", "Copies that came after their request's answer", lambda g: g.late_copies),
 )
+_WORKER_COUNTERS: tuple[tuple[str, str, Callable[[WorkerHealth], float]], ...] = (
+    ("restarts", "How often each worker came up again", lambda w: max(0, w.restarts)),
+    (
+        "ejections",
+        "How often each worker was ejected for being slow or failing, since it came up",
+        lambda w: w.ejections,
+    ),
+    (
+        "disagreements",
+        "Copies of each worker that voted against the majority of their class, since it came up",
+        lambda w: w.disagreements,
+    ),
+)
 
 
 class Metrics:
     """The metrics of one server, in a registry of its own."""
 
-    def __init__(self, repository: Repository) -> None:
-        """Make the metrics of the server that serves the models of `repository`."""
+    def __init__(self, repository: Repository, tls: ServerTls | None = None) -> None:
+        """Make the metrics of one server.
+
+        Args:
+            repository: the models that it serves.
+            tls: its certificate; None for none.
+        """
+        self._repository = repository
         self._registry = CollectorRegistry()
         self._requests = Counter(
             "sensai_requests", "Requests answered, errors among them", ["transport", "call", "status"],
@@ -55,7 +78,7 @@ class Metrics:
         )  # fmt: skip
         self._children: dict[tuple[str, str, str], tuple[Counter, Histogram]] = {}
         self._observed: DeferredWrites[tuple[tuple[str, str, str], float]] = DeferredWrites(self._observe)
-        self._registry.register(_Models(repository))
+        self._registry.register(_Models(repository, tls))
 
     def observe(self, transport: str, call: str, status: str, seconds: float) -> None:
         """Count an answered request.
@@ -84,14 +107,17 @@ class Metrics:
     def text(self) -> bytes:
         """The metrics in Prometheus' text format."""
         self._observed.flush()
+        for model in self._repository.names():
+            self._saved.labels(model)  # 0 where nothing was saved: a rate needs a value before the first
         return generate_latest(self._registry)
 
 
 class _Models(Collector):
-    """Reads the counters of every gateway."""
+    """Reads the counters of every gateway, and what the process has."""
 
-    def __init__(self, repository: Repository) -> None:
+    def __init__(self, repository: Repository, tls: ServerTls | None) -> None:
         self._repository = repository
+        self._tls = tls
 
     def describe(self) -> Iterator[Metric]:
         """Describe nothing: labels are known only once models are loaded."""
@@ -104,16 +130,38 @@ class _Models(Collector):
         yield _counter(
             "sensai_log_lines_dropped", "Lines of the log dropped because nobody read it", [([], Dropped.total)]
         )
+        expires = [] if self._tls is None else [(list[str](), self._tls.expires)]
+        yield _gauge(
+            "sensai_certificate_expiry_timestamp_seconds",
+            "When the certificate, or one between it and its authority, expires, in seconds since 1970", expires,
+        )  # fmt: skip
         yield _gauge("sensai_model_ready", "Every class has a live, checked worker", _each(gateways, lambda g: g.ready))
         yield _gauge(
             "sensai_in_flight", "Requests being answered or in line", _each(gateways, lambda g: g.admission.in_flight)
         )
         yield _gauge("sensai_queue", "Requests in line for the workers", _each(gateways, lambda g: g.admission.waiting))
+        yield _gauge(
+            "sensai_redundancy", "Copies of the class that has the fewest while every worker is live",
+            _each(gateways, lambda g: g.bundle.assignment.redundancy),
+        )  # fmt: skip
+        classes = [_classes_by_copies(gateway) for gateway in gateways]
+        yield _gauge(
+            "sensai_least_copies", "Live copies of the class that has the fewest",
+            [([g.name], float(np.flatnonzero(found)[0])) for g, found in zip(gateways, classes, strict=True)],
+        )  # fmt: skip
+        yield _gauge(
+            "sensai_classes", "Classes that have this many live copies",
+            [
+                ([g.name, str(copies)], float(n))
+                for g, found in zip(gateways, classes, strict=True)
+                for copies, n in enumerate(found)
+            ], "copies",
+        )  # fmt: skip
         for name, help_text, value in _COUNTERS:
             yield _counter(f"sensai_{name}", help_text, _each(gateways, value))
         yield _counter(
             "sensai_erasures", "Workers that a request did not wait for",
-            [([g.name, cause], n) for g in gateways for cause, n in g.counters.erasures.items()], "cause",
+            [([g.name, cause], g.counters.erasures[cause]) for g in gateways for cause in Cause], "cause",
         )  # fmt: skip
         yield _counter(
             "sensai_worker_seconds", "Time inside each worker's subnet, of copies that came in time",
@@ -123,6 +171,9 @@ class _Models(Collector):
             "sensai_worker_runs", "Copies of each worker that came in time",
             [([g.name, str(w)], n) for g in gateways for w, n in enumerate(g.counters.worker_runs)], "worker",
         )  # fmt: skip
+        for name, help_text, count in _WORKER_COUNTERS:
+            counts = [([g.name, str(w)], float(count(worker))) for g in gateways for w, worker in enumerate(g.workers)]
+            yield _counter(f"sensai_worker_{name}", help_text, counts, "worker")
         states = [([g.name, str(w), worker.state.value], 1.0) for g in gateways for w, worker in enumerate(g.workers)]
         yield _gauge("sensai_worker_state", "What each worker is now", states, "worker", "state")
         places = [
@@ -132,6 +183,14 @@ class _Models(Collector):
             if (place := g.execution(w)) is not None
         ]
         yield _gauge("sensai_worker_execution", "Where each worker's runs happen now", places, "worker", "execution")
+
+
+def _classes_by_copies(gateway: Gateway) -> list[int]:
+    """How many classes of a model have 0, 1, ... live copies, up to the most that any class has."""
+    matrix = gateway.bundle.assignment.matrix
+    live = [w for w, worker in enumerate(gateway.workers) if worker.state is State.LIVE]
+    counts: list[int] = np.bincount(matrix[live].sum(0), minlength=int(matrix.sum(0).max()) + 1).tolist()
+    return counts
 
 
 def _each(gateways: list[Gateway], value: Callable[[Gateway], float]) -> _Samples:

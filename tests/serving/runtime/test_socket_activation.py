@@ -57,7 +57,7 @@ def test_connections_wait_in_the_socket_while_a_server_restarts(tiny_bundle: Pat
     with socket.create_server(("127.0.0.1", 0)) as tcp, socket.socket(socket.AF_UNIX) as unix:
         unix.bind(str(path))
         unix.listen()
-        where = "127.0.0.1:%d" % tcp.getsockname()[1]
+        where = f"127.0.0.1:{tcp.getsockname()[1]}"
         for _ in range(2):
             with socket.create_connection(tcp.getsockname()) as early:  # while no server is there
                 early.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
@@ -82,7 +82,7 @@ def test_connections_wait_in_the_socket_while_a_server_restarts(tiny_bundle: Pat
 )
 def test_a_socket_that_nothing_can_take_ends_the_start(tiny_bundle: Path, option: str, text: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as sock:
-        address = "127.0.0.1:%d" % sock.getsockname()[1]
+        address = f"127.0.0.1:{sock.getsockname()[1]}"
         options = ["--http=127.0.0.1:0", option.format(address=address)]
         with activated([sock], tiny_bundle, *options) as process:
             assert process.wait(60) == 2
@@ -111,7 +111,7 @@ def test_what_takes_no_connections_is_refused(kind: str, tiny_bundle: Path, tmp_
         elif kind == "datagram":
             given = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
         else:
-            given, other = map(stack.enter_context, socket.socketpair())
+            given, _ = map(stack.enter_context, socket.socketpair())
         with activated([given], tiny_bundle) as process:
             assert process.wait(60) == 2
             assert process.stderr is not None

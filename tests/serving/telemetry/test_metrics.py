@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
+import ssl
+from datetime import UTC, datetime, timedelta
 
 import httpx
 import numpy as np
@@ -93,3 +96,34 @@ def test_erasures_and_early_decisions(run_server, tiny_bundle) -> None:
             saved = value(metrics, "sensai_early_decision_saved_seconds_total", model="tiny")
         assert value(metrics, "sensai_decided_early_total", model="tiny") >= 1
         assert value(metrics, "sensai_erasures_total", model="tiny", cause="deadline") >= 1
+
+
+def test_copies_and_worker_states_follow_a_dead_worker(run_server, tiny_bundle) -> None:
+    with run_server(tiny_bundle, inference={"allow_faults": True}) as server:
+        before = scrape(server)
+        assert value(before, "sensai_redundancy", model="tiny") == 3
+        assert value(before, "sensai_least_copies", model="tiny") == 3
+        assert [value(before, "sensai_classes", model="tiny", copies=str(n)) for n in range(4)] == [0, 0, 0, 10]
+        httpx.post(f"{server.url}/v1/faults", json={"worker": 4, "fault": "kill"}).raise_for_status()
+        while value(after := scrape(server), "sensai_worker_state", model="tiny", worker="4", state="dead") != 1:
+            pass
+        assert value(after, "sensai_least_copies", model="tiny") == 2
+        assert value(after, "sensai_redundancy", model="tiny") == 3
+        assert [value(after, "sensai_classes", model="tiny", copies=str(n)) for n in range(4)] == [0, 0, 3, 7]
+
+
+def test_disagreements_are_counted_by_worker(run_server, tiny_bundle) -> None:
+    with run_server(tiny_bundle, inference={"faults": "2:random"}) as server:
+        samples = itertools.cycle(Bundle.open(tiny_bundle).golden().inputs)
+        counted = 0.0
+        while not counted:
+            infer(server, next(samples), wait="all")
+            counted = value(scrape(server), "sensai_worker_disagreements_total", model="tiny", worker="2")
+
+
+def test_the_expiry_of_the_certificate(run_server, tiny_bundle, authority) -> None:
+    with run_server(tiny_bundle, tls={"cert": authority / "node.pem", "key": authority / "node.key"}) as server:
+        page = httpx.get(f"{server.url}/metrics", verify=ssl.create_default_context(cafile=authority / "ca.pem")).text
+    (at,) = re.findall(r"^sensai_certificate_expiry_timestamp_seconds (\S+)$", page, re.MULTILINE)
+    left = datetime.fromtimestamp(float(at), UTC) - datetime.now(UTC)
+    assert timedelta(days=1) < left <= timedelta(days=2)  # as it was made
