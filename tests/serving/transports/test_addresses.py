@@ -13,7 +13,10 @@ import tritonclient.grpc
 
 from sensai_serve.errors import InputError
 from serving.address import Address, UnixAddress, parse_address
+from serving.runtime.systemd import InheritedSockets
 from serving.transports.http.bind import bound
+
+NONE = InheritedSockets()
 
 IPV6 = socket.has_dualstack_ipv6()
 
@@ -57,7 +60,7 @@ def test_who_can_connect(text: str, is_loopback: bool) -> None:
     ],
 )
 def test_a_listener_answers_on_every_address_that_it_means(address: str, families: list[str]) -> None:
-    with bound(address) as (sockets, url):
+    with bound(address, NONE) as (sockets, url):
         for host in families:
             socket.create_connection((host, int(url.rpartition(":")[2])), timeout=30).close()
         for sock in sockets:
@@ -67,7 +70,10 @@ def test_a_listener_answers_on_every_address_that_it_means(address: str, familie
 def test_a_port_that_is_taken_for_one_address_of_a_name_is_taken() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"localhost:{taken.getsockname()[1]}"
-        with pytest.raises(InputError, match=f"cannot listen on {address}: Address already in use"), bound(address):
+        with (
+            pytest.raises(InputError, match=f"cannot listen on {address}: Address already in use"),
+            bound(address, NONE),
+        ):
             pass
 
 
@@ -84,7 +90,7 @@ def test_http_and_grpc_over_unix_sockets(run_server, tiny_bundle: Path, tmp_path
             assert triton.is_model_ready("tiny")
         with (
             pytest.raises(InputError, match=f"cannot listen on unix:{http}: another server listens there"),
-            bound(f"unix:{http}"),
+            bound(f"unix:{http}", NONE),
         ):
             pass
         with (
@@ -100,7 +106,7 @@ def test_the_socket_of_a_server_that_was_killed_is_taken_over(tmp_path: Path) ->
     path = tmp_path / "a.sock"
     with contextlib.closing(socket.socket(socket.AF_UNIX)) as dead:
         dead.bind(str(path))
-    with bound(f"unix:{path}") as (sockets, url):
+    with bound(f"unix:{path}", NONE) as (sockets, url):
         with contextlib.closing(socket.socket(socket.AF_UNIX)) as client:
             client.connect(str(path))
         sockets[0].close()
@@ -112,7 +118,7 @@ def test_where_no_socket_can_be(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("mine")
     with (
         pytest.raises(InputError, match=f"cannot listen on unix:{tmp_path}/{name}: "),
-        bound(f"unix:{tmp_path / name}"),
+        bound(f"unix:{tmp_path / name}", NONE),
     ):
         pass
     assert (tmp_path / "file").read_text() == "mine"
