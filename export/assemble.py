@@ -109,6 +109,7 @@ def export(
                 monolith=files.monolith,
                 on_step=lambda done, total: on_progress("evaluate", done, total),
             )
+            result = dataclasses.replace(result, by_reference=run.recipe.labels == "reference")
             result.save(folder / EVALUATION)
             checksums[EVALUATION] = sha256_of(folder / EVALUATION)
             accuracy = result.accuracy() | _validated(run, merge, validated, precision)

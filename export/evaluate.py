@@ -36,9 +36,19 @@ class Evaluation:
     """Whether a majority of the answer's copies voted for it."""
     monolith: Labels | None = None
     """The answer of the one pruned network for all classes; None where the bundle has none."""
+    by_reference: bool = False
+    """Whether the labels are the reference's answers rather than true ones."""
 
     def accuracy(self) -> dict[str, float | int]:
-        """Accuracy, in [0, 1], as the manifest has it: merged answers (``test``), reference, and monolith."""
+        """Accuracy, in [0, 1], as the manifest has it: merged answers (``test``), reference, and monolith.
+
+        Where the labels are the reference's answers: how often the merged answers, and the monolith's, are the same.
+        """
+        if self.by_reference:
+            same: dict[str, float | int] = {"agreement": float((self.class_id == self.label).mean())}
+            if self.monolith is not None:
+                same["monolith_agreement"] = float((self.monolith == self.label).mean())
+            return same | {"test_inputs": len(self.label), "elected": float(self.elected.mean())}
         found: dict[str, float | int] = {
             "test": float((self.class_id == self.label).mean()),
             "reference": float((self.reference == self.label).mean()),
@@ -49,8 +59,9 @@ class Evaluation:
 
     def save(self, path: Path) -> None:
         """Write the labels as `sensai_serve.evaluation` says."""
-        arrays = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        np.savez_compressed(path, **{name: array for name, array in arrays.items() if array is not None})
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        arrays: dict[str, Any] = {name: value for name, value in fields.items() if isinstance(value, np.ndarray)}
+        np.savez_compressed(path, **arrays)
 
 
 def evaluate(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pruning import heads, models
 from pruning.cutting.blocks import remove_blocks
 from pruning.cutting.channels import Cut, apply_cut, output_layer
+from pruning.cutting.layers import count_outputs
 from pruning.heads import Subnet, replace_output
 from pruning.run import Run
 from sensai_serve.preprocess import Floats
@@ -82,7 +83,7 @@ def _filled(model: nn.Module, cut: Cut, multiple: int) -> Cut:
     """The cut with more channels left."""
     filled = {}
     for layer, kept in cut.items():
-        width = len(model.get_submodule(layer).weight)  # type: ignore[arg-type]
+        width = count_outputs(model.get_submodule(layer))
         wanted = min(-(-len(kept) // multiple) * multiple, width)
         gone = sorted(set(range(width)) - set(kept))
         filled[layer] = tuple(sorted([*kept, *gone[: wanted - len(kept)]]))

@@ -43,14 +43,20 @@ def check_parity(
         tolerance: the largest differences that are accepted.
 
     Raises:
-        ModelError: a score, or all of them on average, differ by more.
+        ModelError: a score, or all of them on average, differ by more, or the file does not run.
     """
     with torch.inference_mode():
         expected = model.eval()(torch.from_numpy(inputs)).numpy()
-    ort = session(data)
-    feed = ort.get_inputs()[0].name
-    together = ort.run(None, {feed: inputs})[0]
-    single = np.concatenate([ort.run(None, {feed: inputs[i : i + 1]})[0] for i in range(len(inputs))])
+    try:
+        ort = session(data)
+        feed = ort.get_inputs()[0].name
+        together = ort.run(None, {feed: inputs})[0]
+        single = np.concatenate([ort.run(None, {feed: inputs[i : i + 1]})[0] for i in range(len(inputs))])
+    except Exception as error:  # ONNX Runtime's own are of many kinds
+        raise ModelError(
+            f"export: {name} does not run as an ONNX file ({' '.join(str(error).split())[:200]}), expected operators "
+            "that ONNX has, and no number of inputs written in the network (x.shape[0], not len(x))"
+        ) from None
     off = np.maximum(np.abs(together - expected), np.abs(single - expected))
     worst, mean = float(off.max()), float(off.mean())
     for found, most, how in ((worst, tolerance.worst, ""), (mean, tolerance.mean, " on average")):

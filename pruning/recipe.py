@@ -51,7 +51,7 @@ class Recipe:
         str, Section("What is pruned"), Flag(metavar="SOURCE"), Plugins("pruning.data", "load", others=True)
     ]
     """Training data: ``digits``, ``wine``, ``breast_cancer``, ``cifar10:DIR``, ``cifar100:DIR``,
-    ``folder:DIR[?size=64]``, ``npz:FILE`` or ``package.module:callable``."""
+    ``folder:DIR[?size=64]``, ``npz:FILE``, ``table:FILE``, ``wav:DIR`` or ``package.module:callable``."""
     model: Annotated[str, Plugins("pruning.models", "build", others=True)]
     """The reference's network: ``cnn``, ``mlp``, ``resnet20``, ``vgg16`` and the like, or
     ``package.module:callable``."""
@@ -100,6 +100,8 @@ class Recipe:
     """Output layer and loss of a worker's network."""
     sampling: Annotated[str, Plugins("pruning.sampling", "batches")] = "balanced"
     """How training batches are drawn."""
+    labels: Annotated[Literal["data", "reference"], NoFlag()] = "data"
+    """Whose labels count: the data's, or the reference's answers, for data without labels (``--labels reference``)."""
     distil: Annotated[float, Range(0, 1)] = 1.0
     """Weight of the reference's answers in the loss; the labels have the rest."""
     temperature: float = 4.0

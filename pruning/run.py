@@ -2,6 +2,7 @@
 
 RUN/recipe.json             every option, and digests of the data and the weights: another recipe is refused
 RUN/task.json               labels, input, who covers what, and what the budget came to
+RUN/answers.npz             the reference's answers to both parts of the data, where they are the labels
 RUN/reference/              a network: network.json (what was cut, classes, head) and weights.safetensors
 RUN/teacher-logits/0.npy .. the reference's logits for views of the training images (`pruning.pipeline.teacher`)
 RUN/recovering/1/ ...       networks on the way to the next, where it is cut in steps (recovering-1/1/ to recovered-1/)
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import io
 import json
+import zipfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -40,6 +42,7 @@ from sensai_serve.preprocess import Floats, InputSpec
 RECIPE = "recipe.json"
 TASK = "task.json"
 NETWORK = "network.json"
+ANSWERS = "answers.npz"
 REFERENCE = "reference"
 RECOVERED = "recovered"
 """Name of the first, or only, compact network; see `pruning.planning.stages.recovered`."""
@@ -81,8 +84,13 @@ class Run:
     budget: Budget
     """The recipe's budget; one in microseconds as the fraction of channels that it came to when the run was begun."""
 
-    def create(self, reference: nn.Module, size: Size) -> None:
+    def create(self, reference: nn.Module, size: Size, dataset: Dataset) -> None:
         """Make the directory, with the recipe, the task and the reference in it.
+
+        Args:
+            reference: the network that is pruned.
+            size: its size.
+            dataset: the data, whose labels are kept if they are the reference's answers.
 
         Raises:
             OutputExistsError: the path holds something already.
@@ -106,6 +114,10 @@ class Run:
             _write_json(temporary / TASK, task)
             network = Network(every, "softmax", {}, size.macs, size.parameters)
             _save(temporary / REFERENCE, network, reference, None)
+            if self.recipe.labels == "reference":
+                buffer = io.BytesIO()
+                np.savez_compressed(buffer, y=dataset.y, y_test=dataset.y_test)
+                (temporary / ANSWERS).write_bytes(buffer.getvalue())
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
@@ -161,15 +173,23 @@ class Run:
 
     @cached_property
     def dataset(self) -> Dataset:
-        """The data of the recipe.
+        """The data of the recipe, with the reference's answers as its labels where the recipe says so.
 
         Raises:
             DataError: the data is missing, or is no longer what the run was made with.
+            InputError: the answers are missing or damaged.
         """
-        dataset = data.load(self.recipe.data, seed=self.recipe.seed)
+        answered = self.recipe.labels == "reference"
+        dataset = data.load(self.recipe.data, seed=self.recipe.seed, unlabelled=answered)
         if dataset.digest() != self.digests["data"]:
             raise DataError(f"{self.recipe.data}: not the data that {self.path} was made with")
-        return dataset
+        if not answered:
+            return dataset
+        try:
+            with np.load(self.path / ANSWERS, allow_pickle=False) as file:
+                return dataset.answered(file["y"], file["y_test"])
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise InputError(f"{self.path / ANSWERS} is damaged ({error})") from None
 
     @property
     def split(self) -> tuple[Labels, Labels]:

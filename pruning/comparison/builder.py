@@ -137,7 +137,7 @@ class PointBuilder:
         if run is None:
             spec, labels = plan.dataset.spec, plan.dataset.labels
             run = Run(path, plan.recipe, plan.digests, labels, spec, plan.assignment, plan.budget)
-            run.create(plan.reference, plan.size)
+            run.create(plan.reference, plan.size, plan.dataset)
         for other in others:
             reuse_teacher_logits(self.run_of(other) / FOLDER, path / FOLDER)
         same = [o for o in others if (o.amount, o.recipe.recover_images) == (point.amount, point.recipe.recover_images)]

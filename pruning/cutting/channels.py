@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
-import torch_pruning as tp
 from torch import nn
 
 from pruning.criteria import Floats, Member
 from pruning.cutting.graph import dependency_graph, example, first_line, watching
-from pruning.cutting.profile import PRUNABLE
+from pruning.cutting.layers import MAKERS, PRUNABLE, count_outputs, is_depthwise
+from pruning.cutting.operations import count_operations
 from pruning.limits import is_out_of_memory
+from pruning.models import ClassLogits, direct_layers
 from sensai_serve.errors import ModelError
 
 Cut = Mapping[str, tuple[int, ...]]
@@ -66,20 +66,20 @@ def find_channel_groups(model: nn.Module, input_shape: Sequence[int]) -> list[Ch
     names = {module: name for name, module in model.named_modules()}
     output = model.get_submodule(output_layer(model, input_shape))
     groups = []
-    for dependencies in graph.get_all_groups(ignored_layers=[output], root_module_types=PRUNABLE):
+    for dependencies in graph.get_all_groups(ignored_layers=[output], root_module_types=MAKERS):
         root = dependencies[0].dep.target.module
         producers, consumers, norms, parts = [], [], [], 1
         for item in dependencies:
             module = item.dep.target.module
             if isinstance(module, NORMS) and None not in item.root_idxs:
                 norms.append(_member(names[module], item))
-            if not isinstance(module, PRUNABLE):
+            if not isinstance(module, MAKERS) or isinstance(module, ClassLogits):
                 continue
             depthwise = is_depthwise(module)
             if not depthwise:
                 parts = max(parts, getattr(module, "groups", 1))
             member = _member(names[module], item)
-            if depthwise or graph.is_in_channel_pruning_fn(item.dep.handler):
+            if depthwise or (graph.is_in_channel_pruning_fn(item.dep.handler) and isinstance(module, PRUNABLE)):
                 consumers.append(member)
             if depthwise or graph.is_out_channel_pruning_fn(item.dep.handler):
                 producers.append(member)
@@ -93,12 +93,6 @@ def find_channel_groups(model: nn.Module, input_shape: Sequence[int]) -> list[Ch
         )
     order = list(names.values())
     return _cuttable(model, sorted(groups, key=lambda group: order.index(group.layer)), input_shape)
-
-
-def is_depthwise(layer: nn.Module) -> bool:
-    """Whether a layer is a depthwise convolution: each output channel is made from one input channel of its own."""
-    groups = getattr(layer, "groups", 1)
-    return groups > 1 and groups == layer.out_channels == layer.in_channels
 
 
 def _member(layer: str, item: Any) -> Member:
@@ -164,9 +158,12 @@ def _trial(bare: nn.Module, groups: Sequence[ChannelGroup], input_shape: Sequenc
             stay = np.flatnonzero(place < per_part - per_part // 2 if half else place > 0)
             if len(stay):
                 cut[group.layer] = tuple(map(int, stay))
-        small = apply_cut(bare, cut, input_shape)
+        try:
+            small = apply_cut(bare, cut, input_shape)
+        except (IndexError, AssertionError, RuntimeError) as error:  # channels that torch-pruning takes for others
+            return f"some of what {groups[0].layer} makes cannot be cut ({first_line(error)})"
         for name, kept in cut.items():
-            if len(small.get_submodule(name).weight) != len(kept):  # type: ignore[arg-type]
+            if count_outputs(small.get_submodule(name)) != len(kept):
                 return f"{name} loses further channels along with some of its own"
         with watching(small) as running:
             try:
@@ -179,26 +176,14 @@ def _trial(bare: nn.Module, groups: Sequence[ChannelGroup], input_shape: Sequenc
 
 
 def output_layer(model: nn.Module, input_shape: Sequence[int]) -> str:
-    """Name of the layer that makes the logits: the last convolution or linear layer that runs.
+    """Name of the layer that makes the logits: the last convolution or linear layer that they come of.
 
     Raises:
         ModelError: there is none.
     """
-    ran: list[str] = []
-
-    def note(name: str) -> Callable[..., None]:
-        return lambda *_: ran.append(name)
-
-    hooks = [m.register_forward_hook(note(name)) for name, m in model.named_modules() if isinstance(m, PRUNABLE)]
-    try:
-        with torch.no_grad():
-            model.eval()(example(model, input_shape))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if not ran:
+    if not (layers := direct_layers(model.eval(), example(model, input_shape))):
         raise ModelError("model: has no convolution and no linear layer, nothing to cut")
-    return ran[-1]
+    return layers[-1]
 
 
 def alike_in_parts(group: ChannelGroup, importance: Floats) -> Floats:
@@ -259,7 +244,7 @@ def measure(model: nn.Module, input_shape: Sequence[int]) -> Size:
     """
     with watching(model) as running:
         try:
-            macs, parameters = tp.utils.count_ops_and_params(model, example(model, input_shape))
+            macs, parameters = count_operations(model, example(model, input_shape))
         except Exception as error:  # whatever code makes of a size that it does not expect
             if is_out_of_memory(error):
                 raise

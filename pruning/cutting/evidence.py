@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
-from pruning.criteria import Floats, GroupEvidence, Member, MemberWeights, Role, Statistics
-from pruning.cutting.channels import ChannelGroup, is_depthwise
+from pruning.criteria import GroupEvidence, Member, MemberWeights, Role, Statistics
+from pruning.cutting.channels import ChannelGroup
+from pruning.cutting.layers import is_depthwise, weights_by_input, weights_by_output
 
 
 def gather_evidence(
@@ -37,14 +37,5 @@ def gather_evidence(
 
 def _weights(network: nn.Module, member: Member, role: Role) -> MemberWeights:
     layer = network.get_submodule(member.layer)
-    assert isinstance(layer.weight, Tensor)
-    weight = layer.weight.detach().cpu().double().numpy()  # [outputs, inputs / groups, ...], or [channels] of a norm
-    if role == "consumer":
-        weight = _by_input(weight, getattr(layer, "groups", 1))
-    return MemberWeights(member, role, weight.reshape(len(weight), -1)[member.positions])
-
-
-def _by_input(weight: Floats, n_groups: int) -> Floats:
-    """A layer's weight [outputs, inputs / groups, ...] as [inputs, numbers]: all that each input is multiplied by."""
-    split = weight.reshape(n_groups, weight.shape[0] // n_groups, weight.shape[1], -1)
-    return np.swapaxes(split, 1, 2).reshape(n_groups * weight.shape[1], -1)
+    weight = weights_by_input(layer) if role == "consumer" else weights_by_output(layer)
+    return MemberWeights(member, role, weight.cpu().double().numpy()[member.positions])

@@ -14,6 +14,9 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
+from pruning.cutting.layouts import correct_layouts
+from pruning.cutting.pruners import pruners
+from pruning.cutting.recurrent import stood_in_for
 from sensai_serve.errors import ModelError
 
 
@@ -30,7 +33,12 @@ def dependency_graph(model: nn.Module, input_shape: Sequence[int]) -> Any:
             with torch.enable_grad():
                 inputs = example(model, input_shape).requires_grad_()
                 model(inputs)  # what is wrong with it itself is seen here, before the tracer tries it in other ways
-                return tp.DependencyGraph().build_dependency(model, (inputs,), verbose=False)
+                with stood_in_for(model):
+                    graph = tp.DependencyGraph().build_dependency(
+                        model, inputs, forward_fn=nn.Module.__call__, customized_pruners=pruners(model), verbose=False
+                    )
+                correct_layouts(graph)
+                return graph
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # the tracer's own failures are of any kind

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pruning.criteria import Floats, Statistics
+from pruning.cutting.layers import PRUNABLE, RECURRENT, channel_axis
 from pruning.data import Dataset, Labels
 from sensai_serve.errors import ModelError
 from sensai_serve.preprocess import normalise
 
-PRUNABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 BATCH = 128
 
 
@@ -65,7 +66,7 @@ def profile(
     pending: list[Callable[[Tensor], None]] = []
 
     def watch(name: str, layer: nn.Module) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        axis = -1 if isinstance(layer, nn.Linear) else 1
+        axis = channel_axis(layer)
 
         def per_channel(x: Tensor, reduce: Callable[..., Tensor] = torch.mean) -> Tensor:
             """[images, channels], over all positions of an image."""
@@ -115,8 +116,11 @@ def profile(
         logits: Tensor = network(x)
         return logits
 
+    recurrent = any(isinstance(layer, RECURRENT) for layer in network.modules())
     try:
-        backward_over(run, dataset, indices, device, accumulate, on_step)
+        # cuDNN's recurrent layers have a backward pass in training mode only.
+        with torch.backends.cudnn.flags(enabled=False) if recurrent else nullcontext():
+            backward_over(run, dataset, indices, device, accumulate, on_step)
     finally:
         for hook in hooks:
             hook.remove()

@@ -51,7 +51,7 @@ def reconstruct(network: nn.Module, whole: nn.Module, kept: Mapping[str, Sequenc
 
     def improve(name: str) -> Any:
         def hook(layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            if isinstance(layer, nn.Linear | nn.Conv2d) and runs.get(name) == 1:
+            if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d) and runs.get(name) == 1:
                 target = wanted.pop(name)
                 _least_squares(layer, arguments[0], target[..., list(kept[name])] if name in kept else target)
             elif isinstance(layer, BATCH_NORMS) and layer.running_mean is not None and layer.running_var is not None:
@@ -66,7 +66,7 @@ def reconstruct(network: nn.Module, whole: nn.Module, kept: Mapping[str, Sequenc
 
 
 def _fits(layer: nn.Module) -> bool:
-    if isinstance(layer, nn.Conv2d):
+    if isinstance(layer, nn.Conv1d | nn.Conv2d):
         return layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
     return isinstance(layer, nn.Linear)
 
@@ -80,7 +80,7 @@ def _run_with(hooks: Sequence[Any], network: nn.Module, inputs: Tensor) -> None:
 
 
 def _output_rows(layer: nn.Module, output: Tensor) -> Tensor:
-    """A linear layer's [N, ..., channels], or a convolution's [N, channels, H, W], to [N, positions, channels].
+    """A linear layer's [N, ..., channels], or a convolution's [N, channels, ...], to [N, positions, channels].
 
     The positions are evenly spaced. The layout is the layer's: a linear layer may run on [N, H, W, channels].
     """
@@ -91,13 +91,16 @@ def _output_rows(layer: nn.Module, output: Tensor) -> Tensor:
     return rows[:, _positions(len(output), rows.shape[1], output.device)]
 
 
-def _input_rows(layer: nn.Linear | nn.Conv2d, x: Tensor) -> Tensor:
+def _input_rows(layer: nn.Linear | nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
     """The inputs that each of the output rows is made of: [N, positions, inputs]."""
     if isinstance(layer, nn.Linear):
         rows = x.reshape(len(x), -1, x.shape[-1])
     else:
         kernel, padding, stride, dilation = layer.kernel_size, layer.padding, layer.stride, layer.dilation
         assert not isinstance(padding, str)
+        if isinstance(layer, nn.Conv1d):  # a picture of one row
+            x, kernel, padding = x[:, :, None], (1, *kernel), (0, *padding)
+            stride, dilation = (1, *stride), (1, *dilation)
         rows = F.unfold(x, kernel, dilation=dilation, padding=padding, stride=stride).transpose(1, 2)
     return rows
 
@@ -107,7 +110,7 @@ def _positions(n_images: int, n_positions: int, device: torch.device) -> Tensor:
     return torch.linspace(0, n_positions - 1, count, device=device).round().long()
 
 
-def _least_squares(layer: nn.Linear | nn.Conv2d, x: Tensor, target: Tensor) -> None:
+def _least_squares(layer: nn.Linear | nn.Conv1d | nn.Conv2d, x: Tensor, target: Tensor) -> None:
     weight = layer.weight.flatten(1).T.double()  # [inputs, outputs]
     if layer.bias is not None:
         weight = torch.cat([weight, layer.bias.double()[None]])

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, quote
 
-from pruning.data._arrays import from_arrays, moments_of, split
+from pruning.data._arrays import UNNAMED, from_arrays, moments_of, split
 from pruning.data._callables import call_source
 from pruning.data._dataset import Augmentation, Dataset
 from pruning.data._labels import Labels
 from pruning.data._order import read_labels, with_labels
+from pruning.data._paths import existing
 from sensai_serve import plugins
 from sensai_serve.errors import DataError, InputError, PluginError
 
@@ -39,9 +40,11 @@ __all__ = [
 
 COMMON = ("mean", "std", "labels")
 """Options that every source has."""
+FILES = ("labels", "test", "tokens")
+"""Options of sources that may name a file."""
 
 
-def load(source: str, *, seed: int = 0) -> Dataset:
+def load(source: str, *, seed: int = 0, unlabelled: bool = False) -> Dataset:
     """The data that `source` names.
 
     Args:
@@ -49,9 +52,10 @@ def load(source: str, *, seed: int = 0) -> Dataset:
             (comma-separated, in units of the scaled input), for weights trained with others, and ``labels``, a file of
             labels, one a line, in the order of the network's outputs.
         seed: draws the held-out test part where a source has none.
+        unlabelled: examples without labels are taken too.
 
     Raises:
-        DataError: nothing there, or damaged.
+        DataError: nothing there, damaged, or without labels.
         PluginError: no source of that name.
     """
     place, _, query = source.partition("?")
@@ -70,8 +74,14 @@ def load(source: str, *, seed: int = 0) -> Dataset:
         raise error if isinstance(error, DataError | PluginError) else DataError(f"{place}: {error}") from None
     if not isinstance(dataset, Dataset):
         raise DataError(f"{place}: gave {type(dataset).__name__}, expected a Dataset or a mapping with x and y")
+    if not dataset.labelled and not unlabelled:
+        raise DataError(f"{place}: y is missing, expected labels (or --labels reference, for `sensai prune`)")
     if order is not None:
         dataset = with_labels(dataset, order)
+    if dataset.labels == UNNAMED and not dataset.labelled:
+        raise DataError(
+            f"{place}: nothing names the classes, expected an array labels, or ?labels=FILE with a label a line"
+        )
     return _with_moments(dataset, common) if common else dataset
 
 
@@ -83,8 +93,8 @@ def absolute(source: str) -> str:
         argument = str(Path(argument).resolve())
     parts = [part.partition("=") for part in query.split("&")]
     query = "&".join(
-        f"labels={quote(str(Path(dict(parse_qsl(key + is_ + value))['labels']).resolve()))}"
-        if key == "labels" and value
+        f"{key}={quote(str(Path(dict(parse_qsl(key + is_ + value))[key]).resolve()))}"
+        if key in FILES and value and Path(dict(parse_qsl(key + is_ + value))[key]).exists()
         else key + is_ + value
         for key, is_, value in parts
     )
@@ -94,17 +104,6 @@ def absolute(source: str) -> str:
 def with_order(source: str, labels: Path) -> str:
     """`source` with the labels of the file `labels` as the order of its classes."""
     return f"{source}{'&' if '?' in source else '?'}labels={quote(str(labels.resolve()))}"
-
-
-def existing(path: str | Path, what: str) -> Path:
-    """`path`, if there is something.
-
-    Raises:
-        DataError: there is nothing.
-    """
-    if not str(path) or not Path(path).exists():
-        raise DataError(f"{what}: {str(path)!r} is not there, expected a path")
-    return Path(path)
 
 
 def take_options(name: str, options: Mapping[str, str], known: tuple[str, ...]) -> None:

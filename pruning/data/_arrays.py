@@ -26,6 +26,8 @@ NAMES = {
     "labels": ("labels",),
 }
 """What each array may be called."""
+UNNAMED = ("?",)
+"""The labels of data that has none and does not name its classes."""
 
 
 def from_arrays(
@@ -42,7 +44,8 @@ def from_arrays(
     Args:
         name: what to call it.
         arrays: ``x`` [N, ...], ``y`` as `class_indices` takes it and, where there are, ``x_test``, ``y_test``,
-            ``labels``; other names for them are in `NAMES`. Without a test part a stratified fifth of x is held out.
+            ``labels``; other names for them are in `NAMES`. Without a test part a stratified fifth of x is held out;
+            without any y the dataset is not labelled.
         seed: of that draw.
         picture: whether x holds pictures, ``RGB`` or grey, [N, C, H, W], [N, H, W, C] or, grey ones, [N, H, W] of 0 to
             255 or 0 to 1; ``guess``: where it is of type uint8 and the first two shapes.
@@ -56,6 +59,12 @@ def from_arrays(
     x = _numbers(name, "x", given["x"])
     test = _numbers(name, "x_test", given["x_test"]) if "x_test" in given else None
     labels = _label_names(name, given)
+    labelled = "y" in given
+    if not labelled:
+        given["y"] = np.zeros(len(x), np.int64)
+        if test is not None:
+            given["y_test"] = np.zeros(len(test), np.int64)
+        labels = labels or UNNAMED
     y = class_indices(name, "training", given["y"], len(x), labels)
     if labels is None:
         labels = names_of(given["y"]) or tuple(map(str, range(_width(given["y"]) or int(y.max()) + 1)))
@@ -81,7 +90,7 @@ def from_arrays(
     image = None if mode is None else ImageSpec(mode=mode, resize=(x.shape[2], x.shape[3]))
     scale = 1.0 if mode is None else 1 / 255
     spec = InputSpec(shape=tuple(x.shape[1:]), normalisation=moments_of(x, scale=scale), image=image)
-    return Dataset(name, labels, spec, x, y, x_test, y_test, Augmentation(flip=flip))
+    return Dataset(name, labels, spec, x, y, x_test, y_test, Augmentation(flip=flip), labelled=labelled)
 
 
 def split(y: npt.NDArray[Any], fraction: float, seed: int) -> tuple[Labels, Labels]:
@@ -126,10 +135,11 @@ def _by_name(name: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
             raise DataError(f"{name}: has {present[0]} and {present[1]}, expected one of them")
         if present:
             found[meant] = arrays[present[0]]
-    if missing := [part for part in ("x", "y") if part not in found]:
+    if "x" not in found:
+        missing = ", ".join(part for part in ("x", "y") if part not in found)
         has = f", has {', '.join(map(str, arrays))}" if arrays else ""
-        raise DataError(f"{name}: {', '.join(missing)} is missing{has}; expected arrays x and y (or x_train, y_train)")
-    if ("x_test" in found) != ("y_test" in found):
+        raise DataError(f"{name}: {missing} is missing{has}; expected arrays x and y (or x_train, y_train)")
+    if ("x_test" in found) != ("y_test" in found) and ("y" in found or "y_test" in found):
         there, lacking = ("x_test", "y_test") if "x_test" in found else ("y_test", "x_test")
         raise DataError(f"{name}: {there} is there and {lacking} is not, expected both or neither")
     if unused := [str(key) for key in arrays if not any(key in names for names in NAMES.values())]:

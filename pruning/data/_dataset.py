@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,12 +16,13 @@ from sensai_serve.preprocess import InputSpec
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random changes of training images that do not change their class."""
+    """Random changes of training examples that do not change their class; inputs of one axis are never changed."""
 
     flip: bool = False
-    """Mirror left and right, every second image."""
+    """Mirror left and right, every second picture."""
     shift: int = 0
-    """Move by up to this many pixels along each axis; what comes in from outside is 0 after normalisation."""
+    """Move a picture by up to this many pixels along each axis, or a series [channels, steps] by so many steps; what
+    comes in from outside is 0 after normalisation."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Dataset:
     x_test: npt.NDArray[Any]
     y_test: Labels
     augmentation: Augmentation = Augmentation()
+    labelled: bool = True
+    """Whether `y` and `y_test` say anything; else a network's answers may become the labels (`answered`)."""
 
     def __post_init__(self) -> None:
         if len(set(self.labels)) != len(self.labels) or not self.labels:
@@ -51,7 +54,7 @@ class Dataset:
                 )
             object.__setattr__(self, y, class_indices(self.name, part, getattr(self, y), len(x), self.labels))
         empty = np.flatnonzero(np.bincount(self.y, minlength=self.n_classes) == 0)
-        if len(empty):
+        if len(empty) and self.labelled:
             raise DataError(
                 f"{self.name}: class {self.labels[empty[0]]!r} has no training examples, expected at least one of each"
             )
@@ -60,6 +63,21 @@ class Dataset:
     def n_classes(self) -> int:
         """C."""
         return len(self.labels)
+
+    def answered(self, y: Labels, y_test: Labels) -> Dataset:
+        """The same examples with a network's answers [N] to both parts as their labels.
+
+        Raises:
+            DataError: some class is the answer to none of the training part.
+        """
+        missing = sorted(set(range(self.n_classes)) - set(y.tolist()))
+        if missing:
+            more = f" and {len(missing) - 1} more classes" if len(missing) > 1 else ""
+            raise DataError(
+                f"{self.name}: the reference answers none of {len(y)} training examples with "
+                f"{self.labels[missing[0]]!r}{more}, expected some of every class"
+            )
+        return replace(self, y=y, y_test=y_test, labelled=True)
 
     def digest(self) -> str:
         """SHA-256 over all arrays, so that a run knows its data again."""

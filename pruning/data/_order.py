@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pruning.data._arrays import UNNAMED
 from pruning.data._dataset import Dataset
 from sensai_serve.errors import DataError
 
@@ -33,6 +34,8 @@ def with_labels(dataset: Dataset, order: tuple[str, ...]) -> Dataset:
     Raises:
         DataError: `order` names other classes than the dataset has.
     """
+    if not dataset.labelled and dataset.labels == UNNAMED:
+        return dataclasses.replace(dataset, labels=order)
     if set(order) != set(dataset.labels):
         if len(order) == dataset.n_classes and dataset.labels == tuple(map(str, range(dataset.n_classes))):
             return dataclasses.replace(dataset, labels=order)

@@ -71,6 +71,17 @@ def images_under(root: Path, passed: PassedOver) -> list[Path]:
     return sorted(file for file in _visible_files(root, passed) if _is_image(file, readable, passed))
 
 
+def files_under(root: Path, suffixes: frozenset[str], passed: PassedOver) -> list[Path]:
+    """The files in `root` at any depth whose suffix, in any case, is one of `suffixes`, by path; others are counted."""
+    found = []
+    for file in _visible_files(root, passed):
+        if file.suffix.lower() in suffixes and file.is_file():
+            found.append(file)
+        else:
+            passed.add(f"{file.suffix.lower()} files" if file.suffix else "files without a suffix", file)
+    return sorted(found)
+
+
 def images_beside(root: Path) -> list[Path]:
     """The image files right in `root`."""
     readable = suffixes()

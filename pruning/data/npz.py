@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,17 @@ def load(argument: str, options: Mapping[str, str], seed: int) -> Dataset:
     """Read the file `argument`.
 
     Options: ``image`` (``RGB`` or ``L``: x holds pictures, which makes a bundle that takes image files; ``no``; guessed
-    for uint8), ``flip`` (1: a mirrored picture is still of its class; 0). Other numbers are taken as they are and
+    for uint8), ``flip`` (1: a mirrored picture is still of its class; 0), ``shift`` (pixels that training moves
+    pictures by at most, or steps of series [channels, steps]; 0). Other numbers are taken as they are and
     normalised by the training part's moments.
     """
-    take_options("npz", options, ("image", "flip"))
+    take_options("npz", options, ("image", "flip", "shift"))
     image, flip = options.get("image", "guess"), options.get("flip", "0")
     if image not in _IMAGE or flip not in ("0", "1"):
         raise DataError(f"npz: image is {image!r} and flip {flip!r}, expected RGB, L or no, and 0 or 1")
+    shift = options.get("shift", "0")
+    if not (shift.isascii() and shift.isdigit() and len(shift) < 7):
+        raise DataError(f"npz: shift is {shift!r}, expected a whole number from 0")
     path = existing(argument, "npz")
     arrays: dict[str, Any] = {}
     known = {name for names in NAMES.values() for name in names}
@@ -38,4 +43,5 @@ def load(argument: str, options: Mapping[str, str], seed: int) -> Dataset:
     except Exception as error:  # zip files, compression and array headers raise whatever they like over damage
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"{path} is no .npz file of arrays ({reason or type(error).__name__})") from None
-    return from_arrays(Path(path).stem, arrays, seed=seed, picture=_IMAGE[image], flip=flip == "1")
+    dataset = from_arrays(Path(path).stem, arrays, seed=seed, picture=_IMAGE[image], flip=flip == "1")
+    return dataclasses.replace(dataset, augmentation=dataclasses.replace(dataset.augmentation, shift=int(shift)))

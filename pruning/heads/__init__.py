@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from pruning.models import ClassLogits
 from sensai_serve import plugins
 from sensai_serve.assignment import Assignment
 from sensai_serve.errors import InputError, ModelError
@@ -115,16 +116,18 @@ def replace_output(model: nn.Module, layer: str, head: Head, classes: Sequence[i
         ModelError: the output layer is of a kind that has no rows to take.
     """
     old = model.get_submodule(layer)
-    if not isinstance(old, nn.Linear | nn.Conv2d) or getattr(old, "groups", 1) != 1:
-        raise ModelError(f"model: its output layer {layer} is {type(old).__name__}, expected Linear or Conv2d")
+    if not isinstance(old, nn.Linear | nn.Conv1d | nn.Conv2d) or getattr(old, "groups", 1) != 1:
+        raise ModelError(f"model: its output layer {layer} is {type(old).__name__}, expected Linear, Conv1d or Conv2d")
     with torch.no_grad():
         bias = old.weight.new_zeros(len(old.weight)) if old.bias is None else old.bias
         weight, bias = head.rows(old.weight.flatten(1), bias, classes)
         if isinstance(old, nn.Linear):
-            new: nn.Module = nn.Linear(old.in_features, len(weight), device=weight.device)
+            linear = ClassLogits if isinstance(old, ClassLogits) else nn.Linear
+            new: nn.Module = linear(old.in_features, len(weight), device=weight.device)
         else:
             shape = (old.kernel_size, old.stride, old.padding, old.dilation)
-            new = nn.Conv2d(old.in_channels, len(weight), *shape, device=weight.device)  # type: ignore[arg-type]
+            convolution: Any = nn.Conv1d if isinstance(old, nn.Conv1d) else nn.Conv2d
+            new = convolution(old.in_channels, len(weight), *shape, device=weight.device)
         new.weight.copy_(weight.view_as(new.weight))  # type: ignore[operator,arg-type]
         new.bias.copy_(bias)  # type: ignore[operator]
     for parent in list(model.modules()):

@@ -14,14 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pruning.models._outputs import check_outputs, first_line, refuse_recurrent
+from pruning.models._adapted import Adapted, ClassLogits, direct_layers
+from pruning.models._outputs import first_line, refuse_cells, with_logits
 from pruning.models._plain import make_plain, with_shared_names
 from pruning.models._weights import match, read_weights
 from pruning.notices import say
 from sensai_serve import plugins
 from sensai_serve.errors import ModelError
 
-__all__ = ["check_outputs", "create", "first_line", "load_weights", "make_plain"]
+__all__ = ["ClassLogits", "create", "direct_layers", "first_line", "load_weights", "make_plain"]
 
 
 def create(name: str, n_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
@@ -34,8 +35,8 @@ def create(name: str, n_classes: int, input_shape: tuple[int, ...]) -> nn.Module
         input_shape: of one input, without the batch axis.
 
     Raises:
-        ModelError: no family knows the name, a layer is recurrent, or the network does not give C values for such an
-            input.
+        ModelError: no family knows the name, a layer cannot be followed, or the network does not give C values for such
+            an input.
         PluginError: a callable that cannot be imported.
     """
     model: nn.Module | None
@@ -50,9 +51,8 @@ def create(name: str, n_classes: int, input_shape: tuple[int, ...]) -> nn.Module
                 f"model: no network is called {name!r}, expected one of the families {', '.join(families)} "
                 "(say resnet20 or vgg16), or package.module:callable"
             )
-    refuse_recurrent(model)
-    check_outputs(model, name, n_classes, input_shape)
-    return model
+    refuse_cells(model)
+    return with_logits(model, name, n_classes, input_shape)
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
@@ -70,8 +70,12 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     path = Path(path)
     if not path.is_file():
         raise ModelError(f"weights: {str(path)!r} is not there, expected a file")
+    target = model
     try:
-        found = match(read_weights(path), model)
+        raw = read_weights(path)
+        found = match(raw, model)
+        if isinstance(model, Adapted) and (found is None or found.misfit):  # the file is of the network as it was given
+            target, found = model.network, match(raw, model.network)
         if found is None:
             raise TypeError("it holds no tensors by name")
     except Exception as error:  # three readers, each with errors of its own
@@ -79,9 +83,9 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
             f"weights: {path} cannot be read ({first_line(error)}), expected .safetensors, .npz or a state dict"
         ) from None
     try:
-        model.load_state_dict(with_shared_names(found.state, model))
+        target.load_state_dict(with_shared_names(found.state, target))
     except (RuntimeError, TypeError, AttributeError) as error:
-        raise ModelError(f"weights: {path} does not fit the model ({_mismatch(model, found.state, error)})") from None
+        raise ModelError(f"weights: {path} does not fit the model ({_mismatch(target, found.state, error)})") from None
     _check_finite(model, path)
     if notes := found.notes():
         say(f"weights: {path}: {notes}")

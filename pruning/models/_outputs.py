@@ -1,4 +1,4 @@
-"""What a network must be like to be taken: logits [N, C] for inputs [N, *shape], and no recurrent layers."""
+"""What a network must be like to be taken: logits [N, C], or some in what it gives, for inputs [N, *shape]."""
 
 from __future__ import annotations
 
@@ -7,41 +7,52 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from pruning.models._adapted import adapt, find_logits
 from pruning.models._plain import listed
 from sensai_serve import user_code
 from sensai_serve.errors import ModelError
 
 
-def check_outputs(model: nn.Module, name: str, n_classes: int, input_shape: tuple[int, ...]) -> None:
-    """Raise ModelError unless `model` gives [N, n_classes] for inputs [N, *input_shape]."""
+def with_logits(model: nn.Module, name: str, n_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
+    """`model`, or `model` with what it takes to give logits [N, n_classes] that a last layer makes.
+
+    Args:
+        model: inputs [N, *input_shape] to logits, or to a tuple, dict or object with logits in it.
+        name: what it is called in messages.
+        n_classes: C.
+        input_shape: of one input.
+
+    Raises:
+        ModelError: it does not run, or gives no logits.
+    """
     model.eval()
+    x = torch.zeros(2, *input_shape)
     try:
         with torch.no_grad():
-            out = model(torch.zeros(2, *input_shape))
+            out = model(x)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever the network's code raises
         raise ModelError(
             f"model: {name} does not take inputs of shape {list(input_shape)} ({first_line(error)})"
         ) from None
-    if not isinstance(out, Tensor):
-        raise ModelError(
-            f"model: {name} gives {describe(out)}, expected a tensor of logits [N, {n_classes}]: wrap it in a module "
-            f"whose forward returns {_logits_of(out, n_classes)}"
-        )
-    if out.shape != (2, n_classes):
+    if not isinstance(out, Tensor) and find_logits(out, n_classes) is None:
+        raise ModelError(f"model: {name} gives {describe(out)}, expected logits [N, {n_classes}], or some in it")
+    if isinstance(out, Tensor) and out.shape != (2, n_classes):
         got = f"{out.shape[-1]} values" if out.ndim == 2 else f"a tensor {['N', *out.shape[1:]]}".replace("'", "")
         raise ModelError(f"model: {name} gives {got}, expected one for each of the {n_classes} labels")
+    return adapt(model, out, n_classes, x)
 
 
-def refuse_recurrent(model: nn.Module) -> None:
-    """Raise ModelError if a layer of `model` is recurrent; names it."""
+def refuse_cells(model: nn.Module) -> None:
+    """Raise ModelError if a layer of `model` is a cell, which code runs step by step; names it."""
     for name, module in model.named_modules():
-        if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        if isinstance(module, nn.RNNCellBase):
             kind = type(module).__name__
+            whole = kind.removesuffix("Cell")
             raise ModelError(
-                f"model: {name or kind} is a recurrent layer ({kind}), which cannot be cut, expected convolutions, "
-                "linear layers and attention (for sequences, nn.Conv1d or a transformer)"
+                f"model: {name or kind} is a {kind}, which code runs step by step: its units cannot be followed; "
+                f"expected nn.{whole}, which takes a sequence (`sensai bundle` serves an ONNX file as it is)"
             )
 
 
@@ -54,21 +65,6 @@ def describe(out: object) -> str:
     if isinstance(out, tuple | list):
         return f"{article} {kind} of {len(out)}"
     return f"{article} {kind}"
-
-
-def _logits_of(out: object, n_classes: int) -> str:
-    """The expression that most likely gives the logits, where `out` is what the network returned."""
-
-    def fits(value: object) -> bool:
-        return isinstance(value, Tensor) and tuple(value.shape) == (2, n_classes)
-
-    if isinstance(out, Mapping):
-        keys = sorted((str(key) for key, value in out.items() if fits(value)), key=lambda key: key != "logits")
-        key = keys[0] if keys else "logits"
-        return f"self.network(x).{key}" if hasattr(out, key) else f"self.network(x)['{key}']"
-    if isinstance(out, tuple | list):
-        return f"self.network(x)[{next((i for i, value in enumerate(out) if fits(value)), 0)}]"
-    return "self.network(x).logits"
 
 
 def first_line(error: BaseException | None) -> str:

@@ -59,7 +59,7 @@ def prune_reference(
             check_cuts(reference)
         dataset = plan.dataset
         run = Run(Path(out), plan.recipe, plan.digests, dataset.labels, dataset.spec, plan.assignment, plan.budget)
-        run.create(plan.reference, plan.size)
+        run.create(plan.reference, plan.size, dataset)
     if run.recipe.joint_images:
         check_outputs(plan, run)
     recoveries = [number for number in range(recoveries_of(plan)) if not run.has(recovered(number))]

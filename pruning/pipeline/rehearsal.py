@@ -70,7 +70,7 @@ def rehearse(source: SourceNetwork, try_export: TryExport | None, on_progress: O
             plan.budget,
         )
         with _refused(plan.reference, "cannot be saved and read back", "a state dict of tensors"):
-            run.create(plan.reference, plan.size)
+            run.create(plan.reference, plan.size, plan.dataset)
             run.save(run.folder(0), record, network)
             _check_same(plan.reference, run.load(REFERENCE).network, inputs)
             _check_same(network, run.load(run.folder(0)).network, inputs)
@@ -88,7 +88,6 @@ def _cut(source: SourceNetwork) -> tuple[nn.Module, Network]:
     plan, whole = source.plan, source.network
     stage = specialisation(plan, 0)
     output = output_layer(whole, plan.shape)
-    _check_output(whole, output, plan.dataset.n_classes)
     groups = source.without(()).groups
     cut = cut_to_ratio(groups, equal_importance(groups), RATIO)
     network = apply_cut(whole, cut, plan.shape)
@@ -104,19 +103,6 @@ def _cut(source: SourceNetwork) -> tuple[nn.Module, Network]:
             )
     size = measure(network, plan.shape)
     return network, Network(stage.classes, stage.head, cut, size.macs, size.parameters)
-
-
-def _check_output(model: nn.Module, output: str, n_classes: int) -> None:
-    """Raise ModelError unless the last layer that runs makes one value for each class."""
-    layer = model.get_submodule(output)
-    count = getattr(layer, "out_features", None) or getattr(layer, "out_channels", None)
-    if count != n_classes:
-        bare = [name for name, value in model.named_parameters(recurse=False) if n_classes in value.shape]
-        through = f" (but perhaps of its parameter {bare[0]})" if bare else ""
-        raise ModelError(
-            f"model: {type(model).__name__} makes its {n_classes} logits with no layer{through}: the last that runs, "
-            f"{output}, has {count} outputs; expected a last nn.Linear or nn.Conv2d with {n_classes}"
-        )
 
 
 def _train(plan: RunPlan, network: nn.Module, record: Network, inputs: Floats) -> None:

@@ -15,7 +15,7 @@ from pruning.data import Dataset, Labels
 from pruning.grouping import Classes, Group, check_groups
 from pruning.heads import check_head
 from pruning.notices import say
-from pruning.planning.reference import ReferenceCheck, check_reference
+from pruning.planning.reference import ReferenceCheck, check_reference, labelled_by
 from pruning.recipe import BEST_RULE, Budget, Recipe
 from pruning.run import REFERENCE, Run
 from pruning.training.loop import use_threads
@@ -72,15 +72,18 @@ def make_plan(recipe: Recipe, weights: str | Path, *, device: str = "cpu", threa
     Raises:
         InputError: the data, the model, the weights or the assignment is wrong, or classes do not divide into groups.
     """
-    dataset = data.load(recipe.data, seed=recipe.seed)
+    dataset = data.load(recipe.data, seed=recipe.seed, unlabelled=recipe.labels == "reference")
+    digests = {"data": dataset.digest(), "weights": sha256_of(Path(weights))}
     use_threads(threads, dataset.spec.shape)
-    train, validation = data.split(dataset.y, recipe.validation, recipe.seed)
     model = models.create(recipe.model, dataset.n_classes, dataset.spec.shape)
     models.load_weights(model, weights)
     for note in models.make_plain(model):
         say(f"model: {note}")
     model.to(device).eval()
-    check = check_reference(model, dataset, validation, recipe.seed)
+    if recipe.labels == "reference":
+        dataset = labelled_by(model, dataset)
+    train, validation = data.split(dataset.y, recipe.validation, recipe.seed)
+    check = check_reference(model, dataset, validation, recipe.seed, own=recipe.labels == "reference")
     groups = groups_of(recipe, dataset, model)
     matrix = assignment.build(
         recipe.assignment,
@@ -94,7 +97,6 @@ def make_plan(recipe: Recipe, weights: str | Path, *, device: str = "cpu", threa
     if recipe.recoveries > most:
         why = "as there are workers" if most > 1 else "where no class has two copies"
         raise InputError(f"recoveries is {recipe.recoveries}, expected at most as many, {most}, {why}")
-    digests = {"data": dataset.digest(), "weights": sha256_of(Path(weights))}
     size = measure(model, dataset.spec.shape)
     return RunPlan(recipe, dataset, model, matrix, digests, train, validation, size, recipe.budget, threads, check)
 

@@ -26,6 +26,8 @@ class ReferenceCheck:
 
     right: int
     count: int
+    own: bool = False
+    """Whether the labels are its own answers."""
 
     @property
     def accuracy(self) -> float:
@@ -33,10 +35,24 @@ class ReferenceCheck:
         return self.right / self.count
 
     def __str__(self) -> str:
+        if self.own:
+            return "reference: its own answers are the labels"
         return f"reference: {self.accuracy:.2%} of {self.count:,} validation examples right"
 
 
-def check_reference(model: nn.Module, dataset: Dataset, validation: Labels, seed: int) -> ReferenceCheck:
+def labelled_by(model: nn.Module, dataset: Dataset) -> Dataset:
+    """`dataset` with the network's answers to both of its parts as their labels.
+
+    Raises:
+        DataError: some class is the answer to nothing in the training part.
+    """
+    y, y_test = (infer(model, dataset, x).argmax(axis=1).astype(np.int64) for x in (dataset.x, dataset.x_test))
+    return dataset.answered(y, y_test)
+
+
+def check_reference(
+    model: nn.Module, dataset: Dataset, validation: Labels, seed: int, *, own: bool = False
+) -> ReferenceCheck:
     """Ask the reference for examples of the validation part and hold its answers against their labels.
 
     Warns when it is no better than chance, or when its outputs fit the labels far better in another order.
@@ -46,6 +62,7 @@ def check_reference(model: nn.Module, dataset: Dataset, validation: Labels, seed
         dataset: data with its labels.
         validation: indices of the validation part; of the training part where there is none.
         seed: of the sample.
+        own: whether the labels are the network's own answers, which are then held against nothing.
 
     Raises:
         ModelError: an output is NaN or infinite.
@@ -60,8 +77,9 @@ def check_reference(model: nn.Module, dataset: Dataset, validation: Labels, seed
             "training that diverged, or inputs normalised otherwise (?mean=...&std=...)"
         )
     answers, truth = logits.argmax(axis=1), dataset.y[chosen]
-    check = ReferenceCheck(int((answers == truth).sum()), len(chosen))
-    _say_what_is_odd(check, _confusion(truth, answers, dataset.n_classes))
+    check = ReferenceCheck(int((answers == truth).sum()), len(chosen), own)
+    if not own:
+        _say_what_is_odd(check, _confusion(truth, answers, dataset.n_classes))
     return check
 
 

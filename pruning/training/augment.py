@@ -14,25 +14,28 @@ from pruning.data import Augmentation, Labels
 
 @dataclass(frozen=True)
 class Moves:
-    """Random changes of N pictures: mirrored or not, and moved."""
+    """Random changes of N pictures or series: mirrored or not, and moved."""
 
     mirrored: Tensor | None
     """[N], whether left and right are exchanged; None: nowhere."""
     top: Tensor
     """[N], first row that is kept of the padded picture, 0 to twice the largest shift; that shift moves nothing."""
     left: Tensor
-    """[N], first column, likewise."""
+    """[N], first column, or step of a series, likewise."""
 
 
 def draw(n: int, augmentation: Augmentation, generator: torch.Generator | None) -> Moves:
-    """Draw independent changes for `n` pictures."""
+    """Draw independent changes for `n` pictures or series."""
     mirrored = torch.rand(n, generator=generator) < 0.5 if augmentation.flip else None
     top, left = torch.randint(0, 2 * augmentation.shift + 1, (2, n), generator=generator)
     return Moves(mirrored, top, left)
 
 
 def augment(x: Tensor, augmentation: Augmentation, moves: Moves) -> Tensor:
-    """Mirror and move pictures [N, C, H, W]; inputs that are no pictures come back as they are."""
+    """Mirror and move pictures [N, C, H, W], move series [N, channels, steps]; other inputs come back as they are."""
+    if x.ndim == 3 and augmentation.shift > 0:
+        steps = moves.left[:, None, None] + torch.arange(x.shape[2], device=x.device)  # [N, 1, steps]
+        return F.pad(x, (augmentation.shift,) * 2).gather(2, steps.expand(-1, x.shape[1], -1))
     if x.ndim != 4:
         return x
     if moves.mirrored is not None:
@@ -49,7 +52,7 @@ def augment(x: Tensor, augmentation: Augmentation, moves: Moves) -> Tensor:
 
 def changes(augmentation: Augmentation, shape: tuple[int, ...]) -> bool:
     """Whether augmentation changes inputs of that shape at all."""
-    return len(shape) == 3 and (augmentation.flip or augmentation.shift > 0)
+    return (len(shape) == 3 and augmentation.flip) or (len(shape) in (2, 3) and augmentation.shift > 0)
 
 
 @dataclass(frozen=True)

@@ -144,6 +144,8 @@ def accuracy_lines(accuracy: Mapping[str, Any]) -> Iterator[str]:
 
 _MEANINGS = {
     "test": "of the test part right",
+    "agreement": "of the test part answered as the network before pruning does",
+    "monolith_agreement": "of the test part answered so by one pruned network for all classes",
     "one_lost": "of the test part right with one worker lost",
     "two_lost": "of the test part right with two workers lost",
     "cascade": "of the test part right when further files are asked only where those before are not sure",

@@ -182,7 +182,9 @@ def _export(run: Path, out: Path, recipe: dict[str, Any], options: dict[str, Any
 def _summary(bundle: Bundle, options: dict[str, Any]) -> Iterator[str]:
     accuracy, provenance = bundle.manifest.accuracy, bundle.manifest.provenance
     whole = ", ".join(f"{name} {accuracy[name]:.2%}" for name in ("reference", "monolith") if name in accuracy)
-    right = f"; test part right: {accuracy['test']:.2%}, {whole}" if accuracy else ""
+    right = f"; test part right: {accuracy['test']:.2%}, {whole}" if "test" in accuracy else ""
+    if "agreement" in accuracy:
+        right = f"; the reference's answer for {accuracy['agreement']:.2%} of the test part"
     yield f"{bundle.path}: {len(bundle.manifest.subnets)} subnets{right}"
     precision, padding = options["precision"], provenance["precision"]["padding"]
     if (multiple := padding["multiple"]) > 1:

@@ -36,7 +36,9 @@ def prune(
     labels: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Labels in the order of the reference's outputs, one a line; the data's order."
+            metavar="FILE|reference",
+            help="Labels in the order of the reference's outputs, one a line; the data's order. reference: learn from "
+            "its answers alone, where the data has no labels.",
         ),
     ] = None,
     out: Annotated[
@@ -81,6 +83,8 @@ def prune(
     if out is None and not dry_run:
         raise InputError("--out is missing, expected a directory for the run (or --dry-run)")
     chosen = Recipe.from_json((read_recipe(recipe) if recipe else {}) | from_flags(options))
+    if str(labels) == "reference":
+        chosen, labels = replace(chosen, labels="reference"), None
     chosen = replace(chosen, data=absolute(chosen.data if labels is None else with_order(chosen.data, labels)))
     import_plugins(chosen)
     for name in device:
@@ -98,10 +102,12 @@ def prune(
     if out is None or dry_run:
         _print_plan(plan, found, len(slots))
         return
-    reference, merged = reference_accuracy(plan), validation_accuracy(plan, run)
-    typer.echo(
-        f"{out}: {plan.assignment.n_workers} subnets; validation part right: {merged:.2%}, reference {reference:.2%}"
-    )
+    merged = validation_accuracy(plan, run)
+    if plan.recipe.labels == "reference":
+        found_right = f"the reference's answer for {merged:.2%} of the validation part"
+    else:
+        found_right = f"validation part right: {merged:.2%}, reference {reference_accuracy(plan):.2%}"
+    typer.echo(f"{out}: {plan.assignment.n_workers} subnets; {found_right}")
 
 
 def _latency(plan: RunPlan) -> Latency:

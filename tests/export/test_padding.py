@@ -12,7 +12,7 @@ from torch import nn
 from export.assemble import export
 from export.networks import MULTIPLES, Exporter, least_padding
 from export.padding import padded
-from pruning import heads, models
+from pruning import data, heads, models
 from pruning.cutting.channels import apply_cut, find_channel_groups, measure, output_layer
 from pruning.cutting.ratios import cut_to_ratio
 from pruning.heads import replace_output
@@ -111,7 +111,7 @@ def make_run(path, model_name: str, shape: tuple[int, ...], head: str) -> Run:
             nn.init.uniform_(module.running_var, 0.5, 2)
     budget = Budget("macs", 0.4, None)
     run = Run(path, Recipe("digits", model_name), {}, LABELS, InputSpec(shape), grouped(((0, 2), (1, 3))), budget)
-    run.create(model, measure(model, shape))
+    run.create(model, measure(model, shape), data.load("digits"))
     random = np.random.default_rng(0)
     groups = find_channel_groups(model, shape)
     cut = cut_to_ratio(groups, {group.layer: random.random(group.channels) for group in groups}, 0.6)

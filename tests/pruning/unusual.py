@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -111,6 +112,41 @@ class ModelOutput(dict[str, Tensor]):
 
     def __getattr__(self, name: str) -> Tensor:
         return self[name]
+
+
+@dataclasses.dataclass
+class Held:
+    features: Tensor
+    logits: Tensor
+
+
+class Holder(Plain):
+    def forward(self, x: Tensor) -> Any:
+        x = self.features(x)
+        return Held(x, self.linear(x))
+
+
+class Reconstructing(Plain):
+    """An autoencoder's decoder runs after the logits are made."""
+
+    def __init__(self, n_classes: int) -> None:
+        super().__init__(n_classes)
+        self.decoder = nn.Linear(12, 64)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.features(x)
+        return self.linear(x), self.decoder(x)
+
+
+class Summed(Plain):
+    """Two layers make the logits together."""
+
+    def __init__(self, n_classes: int) -> None:
+        super().__init__(n_classes)
+        self.wide = nn.Linear(64, n_classes)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.linear(self.features(x)) + self.wide(x.flatten(1))
 
 
 class Output(Plain):

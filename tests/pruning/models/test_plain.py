@@ -11,7 +11,6 @@ from safetensors.torch import save_model
 
 from pruning import models
 from pruning.models import make_plain
-from sensai_serve.errors import ModelError
 
 SHAPE = (1, 8, 8)
 
@@ -58,18 +57,3 @@ def test_safetensors_hold_a_shared_tensor_once_and_are_read_all_the_same(name, t
     models.load_weights(read, tmp_path / "w.safetensors")
     for key, value in written.state_dict().items():
         torch.testing.assert_close(read.state_dict()[key], value, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize(
-    ("name", "line"),
-    [
-        ("Recurrent", r"rows is a recurrent layer \(GRU\), which cannot be cut, expected .*nn.Conv1d or a transformer"),
-        ("Tuple", r"a tuple of 2, expected a tensor of logits \[N, 10\]: .* returns self.network\(x\)\[1\]"),
-        ("Dict", r"a dict with features, logits, .* returns self.network\(x\)\['logits'\]"),
-        ("Output", r"a ModelOutput with logits, .* returns self.network\(x\).logits"),
-    ],
-)
-def test_what_gives_no_logits_is_one_line_that_says_what_to_do(name, line):
-    with pytest.raises(ModelError, match=line) as caught:
-        models.create(f"unusual:{name}", 10, SHAPE)
-    assert "\n" not in str(caught.value)

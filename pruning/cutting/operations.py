@@ -1,0 +1,48 @@
+"""Counts the multiply-accumulate operations and weights of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch_pruning.utils import op_counter
+
+from pruning.cutting.layers import RECURRENT
+
+
+def count_operations(model: nn.Module, inputs: Tensor) -> tuple[int, int]:
+    """Multiply-accumulate operations for `inputs`, as torch-pruning counts them, and number of weights."""
+    with _own_counters():
+        macs, parameters = op_counter.count_ops_and_params(model, inputs)
+    return int(macs), int(parameters)
+
+
+@contextmanager
+def _own_counters() -> Iterator[None]:
+    """While the block runs, torch-pruning counts layers that it miscounts, or refuses, as they are counted here."""
+    counters: dict[type[nn.Module], Callable[..., None]] = {
+        **dict.fromkeys(RECURRENT, _count_recurrent),
+        nn.MultiheadAttention: _count_attention,
+    }
+    before = {kind: op_counter.MODULES_MAPPING[kind] for kind in counters}
+    op_counter.MODULES_MAPPING.update(counters)
+    try:
+        yield
+    finally:
+        op_counter.MODULES_MAPPING.update(before)
+
+
+def _count_recurrent(layer: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    """Every weight, once for each step; the few products of a unit with itself are left out."""
+    steps = output[0].data.numel() // output[0].data.shape[-1]
+    layer.__flops__ += steps * sum(value.numel() for value in layer.parameters())
+
+
+def _count_attention(layer: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    """Its projections, once for each token, and the products of queries with keys and of weights with values."""
+    out = output[0]  # the inputs may have been given by name, which hooks do not see
+    steps = out.shape[-2 if layer.batch_first or out.ndim == 2 else 0]
+    tokens = out.numel() // out.shape[-1]
+    layer.__flops__ += tokens * (sum(value.numel() for value in layer.parameters()) + 2 * steps * layer.embed_dim)

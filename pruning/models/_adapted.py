@@ -1,0 +1,124 @@
+"""Networks that give more than logits, or make them with no linear layer, as one that does neither."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+OUTPUTS = (nn.Conv1d, nn.Conv2d, nn.Linear)
+"""Layers that can make logits, each class by rows of its own."""
+LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+
+
+class ClassLogits(nn.Linear):
+    """Picks logits out of those of all classes: an output layer for networks that have none.
+
+    What it reads are logits of classes, never channels that could be cut.
+    """
+
+    def __init__(self, in_features: int, out_features: int, device: Any = None) -> None:
+        super().__init__(in_features, out_features, device=device)
+        with torch.no_grad():
+            nn.init.eye_(self.weight)
+            nn.init.zeros_(self.bias)
+
+
+class Adapted(nn.Module):
+    """A network whose logits are one entry of what it returns, or are made by no linear layer."""
+
+    def __init__(self, network: nn.Module, entry: int | str | None, by_attribute: bool, n_classes: int | None) -> None:
+        """Take a network.
+
+        Args:
+            network: gives logits, or a tuple, dict or object that holds them.
+            entry: where they are in it; None: it gives nothing else.
+            by_attribute: whether that is the name of an attribute.
+            n_classes: C, where the logits need an output layer to pick from; None where a linear layer makes them.
+        """
+        super().__init__()
+        self.network = network
+        self.entry = entry
+        self.by_attribute = by_attribute
+        self.output = None if n_classes is None else ClassLogits(n_classes, n_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Inputs [N, *shape] to logits [N, C]."""
+        out = self.network(x)
+        if self.entry is not None and not isinstance(out, Tensor):
+            out = getattr(out, str(self.entry)) if self.by_attribute else out[self.entry]
+        return out if self.output is None else self.output(out)  # type: ignore[no-any-return]
+
+
+def adapt(model: nn.Module, out: Any, n_classes: int, x: Tensor) -> nn.Module:
+    """`model` itself if it gives logits that a linear layer or convolution makes; else one that does.
+
+    Args:
+        model: a network in evaluation mode.
+        out: what it gives for `x`.
+        n_classes: C.
+        x: inputs [2, *shape].
+    """
+    found = None if isinstance(out, Tensor) else find_logits(out, n_classes)
+    adapted = Adapted(model, found[0], found[1], None) if found else model
+    names = direct_layers(adapted, x)
+    layer = adapted.get_submodule(names[0]) if len(set(names)) == 1 else None
+    plain = isinstance(layer, OUTPUTS) and getattr(layer, "groups", 1) == 1 and len(layer.weight) == n_classes
+    if plain:
+        return adapted.eval()
+    entry, by_attribute = found or (None, False)
+    return Adapted(model, entry, by_attribute, n_classes).eval()
+
+
+def find_logits(out: Any, n_classes: int) -> tuple[int | str, bool] | None:
+    """Where logits [2, C] are in what a network returned, and whether that is an attribute; None where nowhere.
+
+    An entry of the name ``logits`` goes before others, then the first.
+    """
+    if isinstance(out, Mapping):
+        places: list[tuple[Any, Any]] = list(out.items())
+    elif isinstance(out, tuple | list):
+        places = list(enumerate(out))
+    else:
+        places = list(getattr(out, "__dict__", {}).items())
+    fitting = [key for key, value in places if isinstance(value, Tensor) and tuple(value.shape) == (2, n_classes)]
+    if not fitting:
+        return None
+    key = "logits" if "logits" in fitting else fitting[0]
+    return key, not isinstance(out, Mapping | tuple | list)
+
+
+def direct_layers(model: nn.Module, x: Tensor) -> list[str]:
+    """Names of the layers whose outputs become the logits through no further layer, in the order in which they run.
+
+    Where gradients do not show it: the last layer that runs.
+
+    Args:
+        model: gives one tensor for `x`.
+        x: inputs, on the model's device.
+    """
+    ran: list[tuple[str, Tensor]] = []
+
+    def cut_off(name: str) -> Any:
+        def hook(_: nn.Module, __: Any, out: Any) -> Any:
+            if not isinstance(out, Tensor) or not out.is_floating_point():
+                return None
+            ran.append((name, out.detach().requires_grad_()))
+            return ran[-1][1].clone()
+
+        return hook
+
+    hooks = [m.register_forward_hook(cut_off(name)) for name, m in model.named_modules() if isinstance(m, LAYERS)]
+    try:
+        with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):  # which recurs backward in training only
+            out = model(x)
+            if ran and out.requires_grad:
+                gradients = torch.autograd.grad(out.sum(), [leaf for _, leaf in ran], allow_unused=True)
+                if direct := [name for (name, _), grad in zip(ran, gradients, strict=True) if grad is not None]:
+                    return direct
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [ran[-1][0]] if ran else []
