@@ -26,7 +26,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Open the network where the instance group says."""
-        self._input = json.loads(args["model_config"])["input"][0]["name"]
+        self._inputs = [entry["name"] for entry in json.loads(args["model_config"])["input"]]
         options = ort.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1  # subnets run beside each other
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -43,6 +43,6 @@ class TritonPythonModel:
         if request.is_cancelled():
             error = pb_utils.TritonError("the caller has gone", pb_utils.TritonError.CANCELLED)
             return pb_utils.InferenceResponse(error=error)
-        inputs = pb_utils.get_input_tensor_by_name(request, self._input).as_numpy()
-        scores = self._session.run(["scores"], {self._input: inputs})[0]
+        inputs = {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self._inputs}
+        scores = self._session.run(["scores"], inputs)[0]
         return pb_utils.InferenceResponse([pb_utils.Tensor("scores", scores)])

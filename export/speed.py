@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from export.sessions import session
-from sensai_serve.preprocess import Floats
+from sensai_serve.tensors import Inputs, NamedInputs
 
 ROUNDS = 200
 FEWEST = 5
@@ -21,13 +21,13 @@ MOST_SECONDS = 20.0
 
 
 def microseconds(
-    networks: Mapping[str, bytes], one: Floats, most_seconds: float = math.inf, quantile: float = 0.5
+    networks: Mapping[str, bytes], one: Inputs, most_seconds: float = math.inf, quantile: float = 0.5
 ) -> dict[str, float]:
     """Time ONNX files alone, on one core of the CPU, in turns.
 
     Args:
         networks: ONNX files by name, say the same network in several precisions.
-        one: FP32 [1, *shape].
+        one: input, N = 1, as the networks take it.
         most_seconds: rounds end after this time, a few of them excepted.
         quantile: of the runs; a low one where other work on the machine, which makes some longer, must not count.
 
@@ -41,20 +41,20 @@ def microseconds(
         if done >= WARM_UP + FEWEST and time.perf_counter() > end:
             break
         for name, ort in opened.items():
-            feed = {ort.get_inputs()[0].name: one}
+            feed = one.arrays if isinstance(one, NamedInputs) else {ort.get_inputs()[0].name: one}
             started = time.perf_counter()
             ort.run(None, feed)
             times[name].append(time.perf_counter() - started)
     return {name: round(float(np.quantile(each[WARM_UP:], quantile)) * 1e6, 1) for name, each in times.items()}
 
 
-def latency(reference: bytes, subnets: Sequence[Path], one: Floats) -> dict[str, Any]:
+def latency(reference: bytes, subnets: Sequence[Path], one: Inputs) -> dict[str, Any]:
     """Time a bundle's networks: the reference in turns with each subnet, two networks in memory at a time.
 
     Args:
         reference: its ONNX file.
         subnets: the subnets' ONNX files.
-        one: FP32 [1, *shape].
+        one: input, N = 1, as the networks take it.
 
     Returns:
         Median microseconds: of the reference, ``reference``, and of the subnets in their order, ``subnets``.

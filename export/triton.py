@@ -121,9 +121,16 @@ def _config(
     bundle: Bundle, subnet: SubnetSpec, checksums: dict[int, str], gpu: int | None, options: TritonOptions
 ) -> str:
     """``config.pbtxt``, a ModelConfig in Protocol Buffers' text format."""
-    spec = bundle.manifest.input
     where = "kind: KIND_CPU" if gpu is None else f"kind: KIND_GPU gpus: [ {gpu} ]"
-    zeros = f"data_type: TYPE_FP32 dims: {list(spec.shape)} zero_data: true"
+    inputs = ",\n".join(
+        f"  {{ name: {_text(spec.name)} data_type: TYPE_{spec.dtype} dims: {list(spec.shape)} }}"
+        for spec in bundle.manifest.inputs
+    )
+    zeros = " ".join(
+        f"inputs {{ key: {_text(spec.name)} value {{ data_type: TYPE_{spec.dtype} dims: {list(spec.largest)} "
+        "zero_data: true } }"
+        for spec in bundle.manifest.inputs
+    )
     parameters = {BUNDLE: bundle.manifest.name, WORKER: str(subnet.worker)}
     parameters |= {checksum_key(str(version)): digest for version, digest in sorted(checksums.items())}
     if options.backend == "onnxruntime":
@@ -136,12 +143,14 @@ def _config(
 name: {_text(model_name(bundle.manifest, subnet.worker))}
 backend: "{options.backend}"
 max_batch_size: {options.max_batch}
-input [ {{ name: {_text(spec.name)} data_type: TYPE_FP32 dims: {list(spec.shape)} }} ]
+input [
+{inputs}
+]
 output [ {{ name: "{SCORES}" data_type: TYPE_FP32 dims: [{len(subnet.classes)}] }} ]
 instance_group [ {{ count: {options.instances} {where} }} ]
 version_policy {{ latest {{ num_versions: {KEPT} }} }}
 model_warmup [
-  {{ name: "zeros" batch_size: 1 count: {WARM_UP_RUNS} inputs {{ key: {_text(spec.name)} value {{ {zeros} }} }} }}
+  {{ name: "zeros" batch_size: 1 count: {WARM_UP_RUNS} {zeros} }}
 ]
 parameters [
 {entries}

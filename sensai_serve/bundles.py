@@ -114,7 +114,7 @@ class Bundle:
         """
         data = self._read(GOLDEN, self.manifest.checksums.get(GOLDEN), MAX_GOLDEN_BYTES)
         try:
-            return read_golden(data, self.manifest.input.shape, self.assignment.n_classes)
+            return read_golden(data, self.manifest.inputs, self.assignment.n_classes)
         except BundleError as error:
             raise BundleError(f"{self.path / GOLDEN}: {error}") from None
 
@@ -152,12 +152,19 @@ class Bundle:
     def _fits(self, signature: OnnxSignature, n_outputs: int) -> None:
         if signature.external_data:
             raise BundleError("keeps weights in another file, expected all of them in this one")
-        spec = self.manifest.input
-        if len(signature.inputs) != 1 or not signature.outputs:
-            raise BundleError(f"has {len(signature.inputs)} inputs, expected one, and at least one output")
-        given, out = signature.inputs[0], signature.outputs[0]
-        if given.name != spec.name or not given.accepts(spec.shape):
-            raise BundleError(f"takes {given}, expected {spec.name} FP32 [N, {', '.join(map(str, spec.shape))}]")
+        specs = self.manifest.inputs
+        if len(signature.inputs) != len(specs) or not signature.outputs:
+            raise BundleError(
+                f"has {len(signature.inputs)} inputs, expected {'one' if len(specs) == 1 else len(specs)}, and at "
+                "least one output"
+            )
+        given = {value.name: value for value in signature.inputs}
+        for spec in specs:
+            found = given.get(spec.name)
+            if found is None or not found.accepts(spec.shape, spec.dtype):
+                taken = ", ".join(map(str, signature.inputs)) if found is None else found
+                raise BundleError(f"takes {taken}, expected {spec.name} {spec.dtype} {spec.batch_described}")
+        out = signature.outputs[0]
         if out.name != "scores" or not out.accepts((n_outputs,)):
             raise BundleError(f"gives {out}, expected scores FP32 [N, {n_outputs}]")
 

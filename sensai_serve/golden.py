@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sensai_serve.errors import BundleError
+from sensai_serve.errors import BundleError, RequestError
+from sensai_serve.input_spec import DYNAMIC, InputSpec
+from sensai_serve.tensors import Array, Inputs, NamedInputs, agree, check_values, exact, inputs_of
 
 MAX_GOLDEN_BYTES = 512 * 1024 * 1024
 """The most bytes of the file, and of its arrays at eight bytes an element."""
@@ -23,12 +25,23 @@ _ITEM_BYTES = 8
 class Golden:
     """Inputs and the answers that the bundle must give to them with all workers present."""
 
-    inputs: npt.NDArray[np.float32]
-    """[G, *input shape], ready for the network."""
+    inputs: Inputs
+    """G inputs, ready for the network: one array [G, *input shape], or the arrays of each by name."""
     scores: npt.NDArray[np.float32]
     """[G, C], mean over the copies of each class."""
     class_id: npt.NDArray[np.int64]
     """[G], the winning class."""
+
+    @property
+    def tensor(self) -> Array:
+        """The inputs of a bundle of one input, [G, *input shape].
+
+        Raises:
+            BundleError: the bundle takes several.
+        """
+        if isinstance(self.inputs, NamedInputs):
+            raise BundleError(f"takes several inputs ({', '.join(self.inputs.arrays)}), expected one input here")
+        return self.inputs
 
     SCORE_TOLERANCE = 1e-3
     MARGIN_TOLERANCE = 2e-3
@@ -60,38 +73,57 @@ class Golden:
             )
 
 
-def read_golden(data: bytes, shape: Sequence[int], n_classes: int) -> Golden:
+def read_golden(data: bytes, specs: Sequence[InputSpec], n_classes: int) -> Golden:
     """Read golden samples from the bytes of an ``.npz`` file. Shapes are checked before any array is inflated.
 
     Args:
-        data: the file: arrays `inputs` [G, *shape], `scores` [G, C], `class_id` [G].
-        shape: the shape of one input.
+        data: the file: arrays `scores` [G, C], `class_id` [G], and `inputs` [G, ...] of the one input, or an array
+            ``inputs.NAME`` [G, ...] of each of several.
+        specs: the bundle's inputs.
         n_classes: C.
 
     Raises:
         BundleError: the file is damaged, its arrays do not fit, or they are too large.
     """
-    tails = {"inputs": tuple(shape), "scores": (n_classes,), "class_id": ()}
+    named = golden_names(specs)
+    tails: dict[str, tuple[int, ...]] = {name: spec.shape for name, spec in named.items()}
+    tails |= {"scores": (n_classes,), "class_id": ()}
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            count = _header(archive, "class_id")[0][0]
+            headers = {name: _header(archive, name) for name in tails}
+            count = headers["class_id"][0][0]
             for name, tail in tails.items():
-                _check(name, *_header(archive, name), (count, *tail))
-            elements = sum(count * math.prod(tail) for tail in tails.values())
+                _check(name, *headers[name], (count, *tail), named.get(name))
+            agree({spec.name: headers[name][0] for name, spec in named.items()}, specs)
+            elements = sum(math.prod(shape) for shape, _ in headers.values())
             if elements * _ITEM_BYTES > MAX_GOLDEN_BYTES:
                 raise BundleError(f"has {elements} elements, expected at most {MAX_GOLDEN_BYTES // _ITEM_BYTES}")
             arrays = {name: _array(archive, name) for name in tails}
+        inputs = {spec.name: _input(arrays[name], spec) for name, spec in named.items()}
     except KeyError as error:
         raise BundleError(f"{error.args[0]}") from None
     except BundleError:
         raise
+    except RequestError as error:
+        raise BundleError(f"holds what is no input: {error}") from None
     except Exception as error:  # zip files, compression and array headers raise whatever they like over damage
         raise BundleError(f"is damaged ({error}), expected an .npz file of arrays") from None
     return Golden(
-        np.ascontiguousarray(arrays["inputs"], np.float32),
-        np.asarray(arrays["scores"], np.float32),
-        np.asarray(arrays["class_id"], np.int64),
+        inputs_of(inputs, specs), np.asarray(arrays["scores"], np.float32), np.asarray(arrays["class_id"], np.int64)
     )
+
+
+def golden_names(specs: Sequence[InputSpec]) -> dict[str, InputSpec]:
+    """The names of the arrays of inputs in a file of golden samples, and which input each is."""
+    return {"inputs": specs[0]} if len(specs) == 1 else {f"inputs.{spec.name}": spec for spec in specs}
+
+
+def _input(array: Array, spec: InputSpec) -> Array:
+    if spec.dtype == "FP32":
+        return np.ascontiguousarray(array, np.float32)
+    made = np.ascontiguousarray(exact(array, spec.numpy, spec))
+    check_values(made, spec)
+    return made
 
 
 def _header(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
@@ -108,9 +140,16 @@ def _header(archive: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dt
     return shape or (0,), dtype
 
 
-def _check(name: str, shape: tuple[int, ...], dtype: np.dtype[Any], expected: tuple[int, ...]) -> None:
-    if shape != expected or shape[0] < 1:
+def _check(
+    name: str, shape: tuple[int, ...], dtype: np.dtype[Any], expected: tuple[int, ...], spec: InputSpec | None
+) -> None:
+    if spec is not None and DYNAMIC in spec.shape and shape[:1] == expected[:1]:
+        if wrong := spec.misfit(shape[1:]):
+            raise BundleError(f"{name}: {wrong}")
+    elif shape != expected:
         raise BundleError(f"{name} has shape {list(shape)}, expected {list(expected)}")
+    if shape[0] < 1:
+        raise BundleError(f"{name} has shape {list(shape)}, expected at least one sample")
     if dtype.kind not in "biuf" or dtype.itemsize > _ITEM_BYTES:
         raise BundleError(f"{name} holds {dtype}, expected numbers of at most {_ITEM_BYTES} bytes")
 

@@ -5,7 +5,8 @@ The same files, the same preprocessing and the same merge as the server, without
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from sensai_serve.bundles import Bundle
-from sensai_serve.errors import BundleError, WorkerError
+from sensai_serve.errors import BundleError, RequestError, WorkerError
 from sensai_serve.examples import file_path
+from sensai_serve.input_spec import Normalisation
 from sensai_serve.manifest import Manifest
 from sensai_serve.merge import Answer, Wait
-from sensai_serve.preprocess import Floats, from_image, normalise
+from sensai_serve.preprocess import from_image, from_raw
+from sensai_serve.tensors import Inputs, arrays_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -73,29 +76,29 @@ class Classifier:
                 raise BundleError(f"{bundle.path}: {spec.file} cannot be run: {str(error).splitlines()[0]}") from None
             self._sessions.append(session)
 
-    def scores(self, inputs: Floats) -> list[npt.NDArray[np.float32]]:
+    def scores(self, inputs: Inputs) -> list[npt.NDArray[np.float32]]:
         """Every worker's scores.
 
         Args:
-            inputs: FP32 [N, *shape], normalised.
+            inputs: FP32 [N, *shape], normalised, or of the input's own datatype; `NamedInputs` where there are several.
 
         Returns:
             For each worker FP32 [N, k], k the number of classes it covers.
         """
-        feed = {self.manifest.input.name: inputs}
+        feed = arrays_of(inputs, self.manifest.inputs)
         return [session.run(["scores"], feed)[0] for session in self._sessions]
 
-    def predict_tensor(self, inputs: Floats, *, wait: Wait = "all") -> Answer:
-        """Merge the workers' scores of FP32 [N, *shape], normalised.
+    def predict_tensor(self, inputs: Inputs, *, wait: Wait = "all") -> Answer:
+        """Merge the workers' scores of inputs that are ready for the network.
 
         Args:
-            inputs: what to classify.
+            inputs: FP32 [N, *shape], normalised, or of the input's own datatype; `NamedInputs` where there are several.
             wait: until when workers are asked, one after the other; as for the server.
 
         Raises:
             RequestError: the wait is ``confident``, and the bundle has no thresholds for it.
         """
-        collector, feed = self.plan.collect(len(inputs), wait), {self.manifest.input.name: inputs}
+        collector, feed = self.plan.collect(len(inputs), wait), arrays_of(inputs, self.manifest.inputs)
         for worker in self.plan.order:
             if collector.done:
                 break
@@ -103,14 +106,19 @@ class Classifier:
         return collector.answer()
 
     def predict(
-        self, x: npt.ArrayLike | bytes | str | Path | Image, *, normalised: bool = False, wait: Wait = "all"
+        self,
+        x: npt.ArrayLike | Mapping[str, npt.ArrayLike] | bytes | str | Path | Image,
+        *,
+        normalised: bool = False,
+        wait: Wait = "all",
     ) -> Prediction:
         """Classify one input.
 
         Args:
             x: an image (path, bytes of the file, or a Pillow image) where the model takes pictures; else the raw
-                numbers of one input, of the model's shape: pixels, readings. `example:NAME` is a path too: it names
-                a picture that comes with the package.
+                numbers of one input, of the model's shape: pixels, readings, tokens. Where the model takes several
+                tensors, the numbers of each by its name. `example:NAME` is a path too: it names a picture that comes
+                with the package.
             normalised: `x` holds numbers that are ready for the network, as the prediction endpoint takes them.
             wait: as for `predict_tensor`.
 
@@ -119,14 +127,16 @@ class Classifier:
             DataError: no picture of that name comes with the package.
             WorkerError: every subnet's scores were NaN, infinite or out of range.
         """
+        specs = self.manifest.inputs
         if isinstance(x, bytes | str | Path) or hasattr(x, "exif_transpose") or hasattr(x, "getexif"):
+            if len(specs) > 1:
+                raise RequestError(f"this model takes {', '.join(spec.name for spec in specs)}, not images")
             image = file_path(x) if isinstance(x, str | Path) else x
-            tensor = from_image(image, self.manifest.input)  # type: ignore[arg-type]
-        elif normalised:
-            tensor = np.ascontiguousarray(x, dtype=np.float32)
+            inputs: Inputs = from_image(image, specs[0])[None]  # type: ignore[arg-type]
         else:
-            tensor = normalise(x, self.manifest.input)
-        return self._name(self.predict_tensor(tensor.reshape(1, *self.manifest.input.shape), wait=wait))
+            ready = [replace(spec, normalisation=Normalisation()) for spec in specs] if normalised else specs
+            inputs = from_raw(x, ready)
+        return self._name(self.predict_tensor(inputs, wait=wait))
 
     def _name(self, answer: Answer) -> Prediction:
         labels = self.manifest.labels

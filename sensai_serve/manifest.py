@@ -6,17 +6,19 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
 from sensai_serve.assignment import Assignment
 from sensai_serve.errors import AssignmentError, BundleError, InputError, RequestError
+from sensai_serve.input_spec import InputSpec
 from sensai_serve.merge import WAITS, Wait, parse_wait
 from sensai_serve.merge.confidence import Confidence
-from sensai_serve.preprocess import InputSpec
 
-SCHEMA = 1
+SCHEMA = 2
+"""The newest schema version. A manifest that needs nothing of it is written in the first, which older versions read."""
 MAX_WHOLE = 2**53
 """Largest whole number that is read, which every JSON parser represents exactly."""
 MAX_NUMBER = 1e30
@@ -66,7 +68,8 @@ class Manifest:
 
     name: str
     labels: tuple[str, ...]
-    input: InputSpec
+    inputs: tuple[InputSpec, ...]
+    """What every subnet takes, and the reference; one input, or several with different names."""
     subnets: tuple[SubnetSpec, ...]
     kind: str = "custom"
     offsets: tuple[int, ...] = ()
@@ -83,6 +86,7 @@ class Manifest:
             raise BundleError(f"name is {self.name!r}, expected letters, digits, '.', '_' and '-', at most 128")
         if len(set(self.labels)) != len(self.labels) or not self.labels:
             raise BundleError("labels: expected at least one, all different")
+        self._check_inputs()
         if [s.worker for s in self.subnets] != list(range(len(self.subnets))):
             raise BundleError(
                 f"subnets: workers are {[s.worker for s in self.subnets]}, expected 0, 1, 2, ... each once, in order"
@@ -110,6 +114,38 @@ class Manifest:
                     f"merge.confident.thresholds are {len(confident.thresholds)}, expected fewer than a class has "
                     f"copies, {copies}"
                 )
+
+    def _check_inputs(self) -> None:
+        if not self.inputs or len({spec.name for spec in self.inputs}) != len(self.inputs):
+            raise BundleError("inputs: expected at least one, all of different names")
+        most: dict[str, tuple[int, str]] = {}
+        for spec in self.inputs:
+            for axis, size in zip(spec.axes, spec.maximum, strict=True):
+                known, other = most.setdefault(axis, (size, spec.name))
+                if known != size:
+                    raise BundleError(
+                        f"inputs: the maximum of {axis} is {size} in {spec.name!r} and {known} in {other!r}, expected "
+                        "the same"
+                    )
+            if spec.image is not None and len(self.inputs) > 1:
+                raise BundleError(f"inputs: {spec.name!r} is a picture beside others, expected pictures alone")
+
+    @property
+    def input(self) -> InputSpec:
+        """The one input.
+
+        Raises:
+            BundleError: there are several; whoever asks for one can do nothing with them.
+        """
+        if len(self.inputs) > 1:
+            names = ", ".join(spec.name for spec in self.inputs)
+            raise BundleError(f"{self.name} takes several inputs ({names}), expected a bundle of one input here")
+        return self.inputs[0]
+
+    @cached_property
+    def plain_input(self) -> InputSpec | None:
+        """The input where it is one of FP32 and a fixed shape, which has ways of its own everywhere; else None."""
+        return self.inputs[0] if len(self.inputs) == 1 and self.inputs[0].plain else None
 
     @property
     def assignment(self) -> Assignment:
@@ -142,11 +178,14 @@ class Manifest:
 
     def to_json(self) -> str:
         """The text of ``manifest.json``."""
+        taken: dict[str, Any] = {"inputs": [spec.to_json() for spec in self.inputs]}
+        if first := self.plain_input is not None:
+            taken = {"input": self.input.to_json()}
         raw = {
-            "schema": SCHEMA,
+            "schema": 1 if first else SCHEMA,
             "name": self.name,
             "labels": list(self.labels),
-            "input": self.input.to_json(),
+            **taken,
             "subnets": [
                 {
                     "worker": s.worker,
@@ -186,15 +225,18 @@ class Manifest:
             raise BundleError(f"manifest.json is not JSON ({error})") from None
         if not isinstance(raw, dict):
             raise BundleError("manifest.json holds no object")
-        if raw.get("schema") != SCHEMA:
-            raise BundleError(f"manifest.json has schema version {raw.get('schema')!r}, expected {SCHEMA}")
-        assignment = _get(raw, "assignment", _object, {})
-        merge = _get(raw, "merge", _object, {})
+        schema = raw.get("schema")
+        if schema not in (1, SCHEMA) or isinstance(schema, bool):
+            raise BundleError(f"manifest.json has schema version {_shown(schema)}, expected 1 or {SCHEMA}")
         try:
+            if schema == SCHEMA:
+                _refuse_unknown(raw, _KEYS, "")
+            assignment = _get(raw, "assignment", _object, {})
+            merge = _get(raw, "merge", _object, {})
             return cls(
                 name=_get(raw, "name", _string),
                 labels=_get(raw, "labels", _list_of(_string)),
-                input=InputSpec.from_json(_get(raw, "input", _object)),
+                inputs=_inputs(raw) if schema == SCHEMA else (InputSpec.from_json(_get(raw, "input", _object)),),
                 subnets=tuple(
                     _subnet(s, f"subnets[{i}]") for i, s in enumerate(_get(raw, "subnets", _list_of(_object)))
                 ),
@@ -219,6 +261,25 @@ class Manifest:
             raise BundleError(f"manifest.json: {error}") from None
         except (TypeError, ValueError, OverflowError) as error:  # values that no field's own check foresaw
             raise BundleError(f"manifest.json: a field is of the wrong type or range ({error})") from None
+
+
+_KEYS = ("schema", "name", "labels", "inputs", "subnets", "assignment", "merge", "reference", "checksums", "accuracy",
+         "provenance")  # fmt: skip
+"""The keys of the second schema."""
+_INPUT_KEYS = tuple(one.name for one in fields(InputSpec))
+
+
+def _inputs(raw: Mapping[str, Any]) -> tuple[InputSpec, ...]:
+    described = _get(raw, "inputs", _list_of(_object))
+    for at, one in enumerate(described):
+        _refuse_unknown(one, _INPUT_KEYS, f"inputs[{at}].")
+    return tuple(map(InputSpec.from_json, described))
+
+
+def _refuse_unknown(raw: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    """Raise BundleError for a key that this version does not know: it may mean what it must not be served without."""
+    if unknown := sorted(set(raw) - set(known)):
+        raise BundleError(f"{where}{unknown[0][:60]} is unknown, expected {', '.join(known)}")
 
 
 def _subnet(raw: Mapping[str, Any], where: str) -> SubnetSpec:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sensai_serve.errors import BundleError
+from sensai_serve.input_spec import DYNAMIC, ONNX_TYPES, Datatype
 from sensai_serve.protobuf import fields
 
 FLOAT = 1
@@ -41,15 +42,16 @@ class OnnxValue:
     shape: tuple[int | None, ...] | None
     """Sizes, None for an axis of any size; None for an unknown shape."""
 
-    def accepts(self, shape: Sequence[int]) -> bool:
-        """Whether this is FP32 [N, *shape] with N free."""
-        if self.element_type != FLOAT or self.shape is None or len(self.shape) != len(shape) + 1:
+    def accepts(self, shape: Sequence[int], dtype: Datatype = "FP32") -> bool:
+        """Whether this is [N, *shape] of a datatype with N free, and with every axis free that is `DYNAMIC`."""
+        if ONNX_TYPES.get(self.element_type) != dtype or self.shape is None or len(self.shape) != len(shape) + 1:
             return False
-        return self.shape[0] is None and all(a in (None, b) for a, b in zip(self.shape[1:], shape, strict=True))
+        sizes = zip(self.shape[1:], shape, strict=True)
+        return self.shape[0] is None and all(a is None or (a == b and b != DYNAMIC) for a, b in sizes)
 
     def __str__(self) -> str:
         shape = "of unknown shape" if self.shape is None else [("N" if d is None else d) for d in self.shape]
-        kind = "FP32" if self.element_type == FLOAT else f"type {self.element_type}"
+        kind = ONNX_TYPES.get(self.element_type, f"type {self.element_type}")
         return f"{self.name} {kind} {shape}".replace("'", "")
 
 

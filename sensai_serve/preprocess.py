@@ -7,163 +7,46 @@ tensor wherever it is read. Pillow is imported when it is first needed, by a ser
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from sensai_serve.errors import ImageError, InputError, RequestError
+from sensai_serve.errors import ImageError, RequestError
 from sensai_serve.images.decode import decode
 from sensai_serve.images.fit import fit, resized_size
-from sensai_serve.images.formats import MAX_SIDE, ImageLimits
+from sensai_serve.images.formats import ImageLimits
+from sensai_serve.input_spec import FILTERS, MODES, Filter, ImageSpec, InputSpec, Normalisation
+from sensai_serve.tensors import Array, Inputs, agree, exact, inputs_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+__all__ = ["FILTERS", "MODES", "Filter", "Floats", "ImageSpec", "InputSpec", "Normalisation", "from_image", "from_raw",
+           "normalise", "read_image", "warm_up_images"]  # fmt: skip
+
 Floats = npt.NDArray[np.float32]
-Filter = Literal["nearest", "bilinear", "bicubic", "lanczos"]
-FILTERS: tuple[Filter, ...] = ("nearest", "bilinear", "bicubic", "lanczos")
-MODES = {"RGB": 3, "L": 1}
 LIMITS = ImageLimits()
-MAX_ELEMENTS = 1 << 28
-"""Numbers in one input: a gibibyte of FP32."""
-SMALLEST, LARGEST = 1e-30, 1e30
-"""Magnitudes of the numbers of a normalisation, well within FP32."""
 
 
-@dataclass(frozen=True)
-class Normalisation:
-    """``(raw * scale - mean) / std``, mean and std along the first axis of one input (channels, or readings)."""
-
-    scale: float = 1.0
-    mean: tuple[float, ...] = (0.0,)
-    std: tuple[float, ...] = (1.0,)
-
-    def __post_init__(self) -> None:
-        if not SMALLEST <= abs(self.scale) <= LARGEST:
-            raise InputError(f"normalisation: scale is {self.scale}, expected {SMALLEST:g} to {LARGEST:g}")
-        if not (self.mean and self.std and all(abs(mean) <= LARGEST for mean in self.mean)):
-            raise InputError(f"normalisation: mean and std must be lists of numbers of at most {LARGEST:g}")
-        if not all(SMALLEST <= std <= LARGEST for std in self.std):
-            raise InputError(f"normalisation: std holds {min(self.std)}, expected {SMALLEST:g} to {LARGEST:g}")
-
-
-@dataclass(frozen=True)
-class ImageSpec:
-    """How a picture becomes a (channels, height, width) array of pixels 0..255."""
-
-    mode: Literal["RGB", "L"] = "RGB"
-    resize: tuple[int, int] | int | None = None
-    """(height, width); one number is the shorter side, the aspect ratio kept; None leaves the size alone."""
-    crop: tuple[int, int] | None = None
-    """(height, width) cut from the centre after resizing."""
-    filter: Filter = "bilinear"
-
-    def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise InputError(f"image: mode is {self.mode!r}, expected one of {', '.join(MODES)}")
-        if self.filter not in FILTERS:
-            raise InputError(f"image: filter is {self.filter!r}, expected one of {', '.join(FILTERS)}")
-        sizes = [self.resize] if isinstance(self.resize, int) else [*(self.resize or ()), *(self.crop or ())]
-        if any(not 1 <= size <= MAX_SIDE for size in sizes):
-            raise InputError(f"image: resize and crop must be sizes of 1 to {MAX_SIDE} pixels")
-
-
-@dataclass(frozen=True)
-class InputSpec:
-    """One input of the network: its name, its shape without the batch axis, and the way from raw values to it."""
-
-    shape: tuple[int, ...]
-    name: str = "input"
-    dtype: Literal["FP32"] = "FP32"
-    normalisation: Normalisation = field(default_factory=Normalisation)
-    image: ImageSpec | None = None
-    """None for inputs that are not pictures."""
-
-    def __post_init__(self) -> None:
-        if not self.shape or any(size < 1 for size in self.shape):
-            raise InputError(f"input: shape is {list(self.shape)}, expected at least one axis, each of 1 or more")
-        if self.elements > MAX_ELEMENTS:
-            raise InputError(f"input: shape is {list(self.shape)}, expected at most {MAX_ELEMENTS} numbers")
-        if self.dtype != "FP32":
-            raise InputError(f"input: dtype is {self.dtype!r}, expected 'FP32'")
-        for name, values in (("mean", self.normalisation.mean), ("std", self.normalisation.std)):
-            if len(values) not in (1, self.shape[0]):
-                raise InputError(f"normalisation: {name} has {len(values)} values, expected 1 or {self.shape[0]}")
-        if self.image is not None and (len(self.shape) != 3 or self.shape[0] != MODES[self.image.mode]):
-            raise InputError(
-                f"input: shape is {list(self.shape)}, expected [{MODES[self.image.mode]}, height, width] "
-                f"for images of mode {self.image.mode}"
-            )
-
-    @property
-    def elements(self) -> int:
-        """Numbers in one input."""
-        return math.prod(self.shape)
-
-    def to_json(self) -> dict[str, Any]:
-        """As the manifest holds it."""
-        return {
-            "name": self.name,
-            "dtype": self.dtype,
-            "shape": list(self.shape),
-            "normalisation": asdict(self.normalisation),
-            "image": None if self.image is None else asdict(self.image),
-        }
-
-    @classmethod
-    def from_json(cls, raw: Mapping[str, Any]) -> InputSpec:
-        """Read what `to_json` wrote.
-
-        Raises:
-            InputError: a field is missing, of a wrong type, or says something impossible.
-        """
-        try:
-            norm, image = raw.get("normalisation"), raw.get("image")
-            return cls(
-                name=str(raw.get("name", "input")),
-                dtype=raw.get("dtype", "FP32"),
-                shape=_sizes(raw["shape"]),
-                normalisation=Normalisation()
-                if norm is None
-                else Normalisation(
-                    scale=float(norm.get("scale", 1.0)),
-                    mean=tuple(map(float, norm.get("mean", [0.0]))),
-                    std=tuple(map(float, norm.get("std", [1.0]))),
-                ),
-                image=None
-                if image is None
-                else ImageSpec(
-                    mode=image.get("mode", "RGB"),
-                    resize=_resize(image.get("resize")),
-                    crop=None if image.get("crop") is None else _pair(image["crop"]),
-                    filter=image.get("filter", "bilinear"),
-                ),
-            )
-        except KeyError as error:
-            raise InputError(f"input: {error.args[0]!r} is missing") from None
-        except (TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise InputError(f"input: a field is of the wrong type ({error})") from None
-
-
-def normalise(raw: npt.ArrayLike, spec: InputSpec) -> Floats:
-    """Raw values to network input: ``(raw * scale - mean) / std``.
+def normalise(raw: npt.ArrayLike, spec: InputSpec) -> Array:
+    """Raw values to network input: ``(raw * scale - mean) / std`` where the network takes floating-point numbers.
 
     Args:
         raw: one input `spec.shape` or a batch [N, *spec.shape], of numbers.
         spec: what the network expects.
 
     Returns:
-        FP32 of the same shape, C-contiguous.
+        An array of the input's datatype, of the same shape, C-contiguous.
 
     Raises:
-        RequestError: not numbers, or another shape.
+        RequestError: not numbers, numbers that the datatype or the vocabulary does not have, or another shape.
     """
+    if not spec.plain:
+        return _other(raw, spec)
     try:
         array = np.asarray(raw, dtype=np.float32)
     except (TypeError, ValueError):
@@ -173,6 +56,59 @@ def normalise(raw: npt.ArrayLike, spec: InputSpec) -> Floats:
             f"input: shape is {list(array.shape)}, expected {list(spec.shape)} or a batch [N, "
             f"{', '.join(map(str, spec.shape))}]"
         )
+    return _scaled(array, spec)
+
+
+def from_raw(raw: npt.ArrayLike | Mapping[str, npt.ArrayLike], specs: Sequence[InputSpec]) -> Inputs:
+    """The raw values of one input to network inputs: `normalise` for each tensor that the network takes.
+
+    Args:
+        raw: the values of the one tensor; or, by name, those of each.
+        specs: what the network takes.
+
+    Returns:
+        Inputs of N = 1.
+
+    Raises:
+        RequestError: a tensor is missing or unknown, its values do not fit, or two differ in an axis that they share.
+    """
+    if len(specs) == 1 and specs[0].plain and not isinstance(raw, Mapping):
+        return normalise(raw, specs[0]).reshape(1, *specs[0].shape)
+    named = raw if isinstance(raw, Mapping) else {specs[0].name: raw}
+    names = [spec.name for spec in specs]
+    if not isinstance(raw, Mapping) and len(specs) > 1:
+        raise RequestError(f"the input is one tensor, expected one of each name: {', '.join(names)}")
+    if unlike := sorted(set(named) ^ set(names)):
+        how = "is missing" if unlike[0] in names else "is unknown"
+        raise RequestError(f"input {unlike[0]!r} {how}, expected {', '.join(names)}")
+    arrays = {}
+    for spec in specs:
+        given = np.asarray(named[spec.name])
+        if given.ndim == len(spec.shape):
+            given = given[None]
+        arrays[spec.name] = normalise(given, spec)
+        if len(given) != 1:
+            raise RequestError(f"input {spec.name!r}: N is {len(given)}, expected one input")
+    agree({name: array.shape for name, array in arrays.items()}, specs)
+    return inputs_of(arrays, specs)
+
+
+def _other(raw: npt.ArrayLike, spec: InputSpec) -> Array:
+    """What `normalise` does for other datatypes than FP32, and for dynamic axes."""
+    try:
+        array = np.asarray(raw)
+    except (TypeError, ValueError):
+        raise RequestError(f"input {spec.name!r}: not an array of numbers, expected shape {spec.described}") from None
+    batch = array.ndim == len(spec.shape) + 1
+    if wrong := spec.misfit(array.shape, batch=batch):
+        raise RequestError(f"input {spec.name!r}: {wrong}")
+    if spec.dtype == "FP16":
+        return np.ascontiguousarray(_scaled(exact(array, np.dtype(np.float32), spec), spec), np.float16)
+    array = exact(array, spec.numpy, spec)
+    return _scaled(array, spec) if spec.dtype == "FP32" else np.ascontiguousarray(array)
+
+
+def _scaled(array: Array, spec: InputSpec) -> Floats:
     column = (-1, *(1,) * (len(spec.shape) - 1))
     norm = spec.normalisation
     mean = np.asarray(norm.mean, np.float32).reshape(column)
@@ -225,21 +161,6 @@ def warm_up_images(spec: InputSpec) -> None:
 
 def from_image(
     source: bytes | bytearray | memoryview | str | Path | Image, spec: InputSpec, *, limits: ImageLimits = LIMITS
-) -> Floats:
-    """An image file to one network input: `read_image`, then `normalise`. FP32 of `spec.shape`."""
+) -> Array:
+    """An image file to one network input of `spec.shape`: `read_image`, then `normalise`."""
     return normalise(read_image(source, spec, limits=limits), spec)
-
-
-def _sizes(raw: Sequence[Any]) -> tuple[int, ...]:
-    if not all(isinstance(size, int) and not isinstance(size, bool) for size in raw):
-        raise TypeError(f"{list(raw)} should hold whole numbers")
-    return tuple(raw)
-
-
-def _pair(raw: Sequence[Any]) -> tuple[int, int]:
-    height, width = _sizes(raw)
-    return height, width
-
-
-def _resize(raw: Any) -> tuple[int, int] | int | None:
-    return raw if raw is None or (isinstance(raw, int) and not isinstance(raw, bool)) else _pair(raw)

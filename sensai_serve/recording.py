@@ -14,28 +14,35 @@ import numpy as np
 import numpy.typing as npt
 
 from sensai_serve.errors import DataError, InputError
-from sensai_serve.preprocess import Floats, InputSpec
+from sensai_serve.input_spec import FLOATS, InputSpec
+from sensai_serve.tensors import Array, Inputs, NamedInputs
 
 MOST_BYTES = 1 << 31
 """Bytes of a file that is read."""
 SUFFIX = ".npz"
+_INPUT = "input"
 
 
 @dataclass(frozen=True)
 class Recorded:
     """One input, and what was answered."""
 
-    input: Floats
-    """FP32 [*shape], normalised, as the workers got it."""
+    inputs: Inputs
+    """N = 1, as the workers got it."""
     answer: dict[str, Any]
     """What was answered, as JSON has it: ``model``, ``version``, ``time`` (UTC, ISO 8601), ``id``, ``why``,
     ``class_id``, ``label``, ``margin``, ``elected``, ``complete``, ``degraded``, ``decided_early``, ``scores``,
     ``votes``, ``copies``, ``arrived`` and ``missing``, the cause by worker."""
 
     def to_bytes(self) -> bytes:
-        """The file's content: an npz with the arrays ``input`` and ``answer``, the latter JSON text."""
+        """The file's content: an npz with the arrays ``input`` and ``answer``, the latter JSON text.
+
+        ``input`` is [*shape]; where the model takes several tensors, each is an array ``input.NAME``.
+        """
         file = io.BytesIO()
-        np.savez_compressed(file, input=self.input, answer=np.array(json.dumps(self.answer)))
+        named = self.inputs.arrays if isinstance(self.inputs, NamedInputs) else {"": self.inputs}
+        arrays: dict[str, Any] = {f"{_INPUT}.{name}" if name else _INPUT: array[0] for name, array in named.items()}
+        np.savez_compressed(file, answer=np.array(json.dumps(self.answer)), **arrays)
         return file.getvalue()
 
     @classmethod
@@ -49,7 +56,10 @@ class Recorded:
             if path.stat().st_size > MOST_BYTES:
                 raise DataError(f"{path} is larger than a recorded request can be")
             with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                given, answer = np.asarray(arrays["input"], np.float32), json.loads(str(arrays["answer"]))
+                answer = json.loads(str(arrays["answer"]))
+                prefix = f"{_INPUT}."
+                named = {name.removeprefix(prefix): arrays[name][None] for name in arrays if name.startswith(prefix)}
+                given: Inputs = NamedInputs(named) if named else arrays[_INPUT][None]
         except OSError as error:
             raise DataError(f"{path} cannot be read: {error.strerror}") from None
         except (ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, MemoryError):
@@ -75,19 +85,26 @@ def recordings(folder: Path) -> list[Path]:
     return found
 
 
-def raw_inputs(inputs: Sequence[Floats], spec: InputSpec) -> npt.NDArray[Any]:
+def raw_inputs(inputs: Sequence[Array], spec: InputSpec) -> npt.NDArray[Any]:
     """Recorded inputs as they were before normalisation: training data without its labels.
 
     Args:
-        inputs: FP32 [*shape] each.
+        inputs: [*shape] each, all of one shape.
         spec: the model's input.
 
     Returns:
-        uint8 [N, *shape] where the model takes pictures, else FP32 [N, *shape].
+        uint8 [N, *shape] where the model takes pictures, else the input's datatype [N, *shape].
+
+    Raises:
+        DataError: an axis of the model is dynamic, and the inputs differ in it.
     """
+    if len({one.shape for one in inputs}) > 1:
+        raise DataError("recorded inputs are of different lengths, expected one length to write them as one array")
+    if spec.dtype not in FLOATS:
+        return np.stack(inputs)
     values, way = np.stack(inputs).astype(np.float64), spec.normalisation
     across = (-1, *([1] * (len(spec.shape) - 1)))
     raw = (values * np.array(way.std).reshape(across) + np.array(way.mean).reshape(across)) / way.scale
     if spec.image is None:
-        return np.asarray(raw, np.float32)
+        return np.asarray(raw, spec.numpy)
     return np.asarray(np.clip(np.rint(raw), 0, 255), np.uint8)

@@ -296,7 +296,7 @@ class Simulation:
         """Bytes that the gateway sends and receives for one input, over all hosts, without the protocol's overhead."""
         assignment = self._bundle.assignment
         hosts = min(self._n_hosts, assignment.n_workers)
-        return 4 * self._bundle.manifest.input.elements * hosts, 4 * sum(map(len, assignment.rows))
+        return sum(spec.bytes for spec in self._bundle.manifest.inputs) * hosts, 4 * sum(map(len, assignment.rows))
 
 
 def uncovered_probability(holders: Sequence[frozenset[int]] | set[frozenset[int]], loss: float) -> float:

@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, settings
 pytest_plugins = (
     "backend_fixtures",
     "bundle_fixtures",
+    "input_fixtures",
     "onnx_fixtures",
     "run_fixtures",
     "server_fixtures",

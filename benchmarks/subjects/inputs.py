@@ -70,4 +70,4 @@ def labelled_from_arrays(
 
 def golden_inputs(bundle: Bundle) -> LabelledInputs:
     """The bundle's golden samples, whose true labels are not known."""
-    return LabelledInputs(bundle.golden().inputs, None)
+    return LabelledInputs(bundle.golden().tensor, None)

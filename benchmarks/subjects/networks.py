@@ -14,6 +14,7 @@ from benchmarks.harness.interleave import TimedCalls, in_turns
 from benchmarks.harness.stats import Summary, summarise
 from sensai_serve.bundles import GOLDEN, MANIFEST, Bundle
 from sensai_serve.errors import BundleError, InputError
+from sensai_serve.input_spec import InputSpec
 from sensai_serve.manifest import SubnetSpec
 from sensai_serve.onnxfile import read_signature
 from sensai_serve.preprocess import Floats
@@ -44,8 +45,9 @@ class OnnxNetwork:
         """
         device = device or Device("cpu")
         require([device])
-        shape = [size or 1 for size in (read_signature(data).inputs[0].shape or (None,))[1:]]
-        self._runner = Session(data, device, input_name, shape, "the network", threads).runner  # as our own workers are
+        shape = tuple(size or 1 for size in (read_signature(data).inputs[0].shape or ())[1:]) or (1,)
+        specs = [InputSpec(shape=shape, name=input_name)]
+        self._runner = Session(data, device, specs, "the network", threads).runner  # as our own workers are
 
     def run(self, inputs: Floats) -> Floats:
         """Scores FP32 [N, C] of inputs FP32 [N, *shape]."""
@@ -131,7 +133,7 @@ def as_bundle(data: bytes, bundle: Bundle, folder: Path, name: str) -> Bundle:
         InputError: its scores are not in [0, 1], which subnets' are.
     """
     manifest = bundle.manifest
-    inputs = bundle.golden().inputs
+    inputs = bundle.golden().tensor
     scores = OnnxNetwork(data, manifest.input.name, Threads(1, spinning=False)).run(inputs)
     if not ((scores >= 0) & (scores <= 1)).all():
         raise InputError(f"{name} gives scores outside [0, 1], expected probabilities")

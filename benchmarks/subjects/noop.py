@@ -79,7 +79,7 @@ def noop_bundle(
     manifest = Manifest(
         name=name,
         labels=tuple(f"class-{c}" for c in range(n_classes)),
-        input=InputSpec(shape=tuple(shape)),
+        inputs=(InputSpec(shape=tuple(shape)),),
         subnets=tuple(subnets),
         kind=assignment.kind,
         symbols=assignment.symbols,

@@ -148,7 +148,7 @@ def report(found: dict[str, Any]) -> BenchmarkReport:
 
 async def _case(bundle: Bundle, hosts: list[SimulatedHost], case: str, seconds: float) -> dict[str, Any]:
     async with _gateway(bundle, hosts) as gateway:
-        load, hit = _GatewayClient(gateway, bundle.golden().inputs), hosts[0]
+        load, hit = _GatewayClient(gateway, bundle.golden().tensor), hosts[0]
         before = await load.run(seconds)
         if case == "killed":
             await asyncio.to_thread(hit.node.kill)

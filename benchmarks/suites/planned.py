@@ -147,7 +147,7 @@ def report(found: dict[str, Any]) -> BenchmarkReport:
 
 async def _measure(bundle: Bundle, latency: Latency | None, requests: int) -> list[float]:
     global _delay  # noqa: PLW0603
-    inputs = bundle.golden().inputs
+    inputs = bundle.golden().tensor
     options = GatewayOptions(devices=(Device("cpu"),), backend=f"{__name__}:DelayedBackend")
     gateway = Gateway(bundle, options)
     _delay = None  # the golden check is not what is measured

@@ -16,23 +16,24 @@ from export.existing.cascade import Cascade, confidence_of
 from export.existing.choose import Chooser
 from export.existing.cost import macs, parameters
 from export.existing.examine import Examined, OnProgress, assignment_of, described, examine
-from export.existing.given import Array
 from export.existing.measure import Measured, measure, scores_of
 from export.existing.members import Member
 from export.existing.options import BEST_RULE, BundleOptions
-from export.existing.samples import RANDOM, Data, RawInputs, check_raw
+from export.existing.samples import RANDOM, Data, RawInputs, ready
 from export.existing.subnets import build
 from export.speed import microseconds
 from sensai_serve.bundles import GOLDEN, MANIFEST, REFERENCE, Bundle, atomic_directory, sha256_of
 from sensai_serve.errors import InputError
 from sensai_serve.evaluation import EVALUATION
 from sensai_serve.fit_confidence import fit_confidence
+from sensai_serve.golden import golden_names
 from sensai_serve.local import load
 from sensai_serve.lost_workers import ScoredInputs
 from sensai_serve.manifest import Manifest, MergeSpec, SubnetSpec
 from sensai_serve.merge import MergePlan, Wait
 from sensai_serve.merge.confidence import Confidence
-from sensai_serve.preprocess import Floats, normalise
+from sensai_serve.preprocess import Floats
+from sensai_serve.tensors import Inputs, arrays_of
 
 COST_SECONDS = 2.0
 """Seconds for each file in which it is found out what a run of it costs."""
@@ -87,7 +88,7 @@ def make_bundle(
         if labelled is not None:
             made.measure(labelled)
         elif alone is not None:
-            made.score(alone(found.spec))
+            made.score(alone(found.specs))
         made.write(folder, name or _name(members[0]))
     return Bundle.open(out)
 
@@ -119,7 +120,7 @@ class _Made:
 
     def measure(self, data: Data) -> None:
         """Choose on labelled inputs and measure."""
-        found, options, scores = self.found, self.options, self._scores(normalise(data.x, self.found.spec))
+        found, options, scores = self.found, self.options, self._scores(ready(data.x, self.found.specs, data.name))
         chooser = Chooser(
             found.subnets[: self.n_files],
             scores[: self.n_files],
@@ -141,9 +142,9 @@ class _Made:
         else:
             self._fit_confidence(measured.inputs)
 
-    def score(self, raw: Array) -> None:
+    def score(self, raw: Inputs) -> None:
         """Fit to inputs without labels what needs none."""
-        inputs = normalise(check_raw(raw, self.found.spec, "the data"), self.found.spec)
+        inputs = ready(raw, self.found.specs, "the data")
         scores = [
             np.ascontiguousarray(one[:, list(subnet.gives.columns)])
             for subnet, one in zip(self.found.subnets, self._scores(inputs), strict=True)
@@ -163,7 +164,7 @@ class _Made:
         manifest = Manifest(
             name=name,
             labels=found.labels,
-            input=found.spec,
+            inputs=found.specs,
             subnets=tuple(self._spec(folder, worker, file) for worker, file in enumerate(self.file_of)),
             kind=self.assignment.kind,
             symbols=self.assignment.symbols,
@@ -177,7 +178,9 @@ class _Made:
         classifier = load(Bundle.open(folder))
         inputs = found.samples[_golden(classifier.predict_tensor(found.samples).class_id)]
         answer = classifier.predict_tensor(inputs)
-        np.savez(folder / GOLDEN, inputs=inputs, scores=answer.scores, class_id=answer.class_id)
+        arrays = arrays_of(inputs, found.specs)
+        given = {name: arrays[spec.name] for name, spec in golden_names(found.specs).items()}
+        np.savez(folder / GOLDEN, scores=answer.scores, class_id=answer.class_id, **given)  # type: ignore[arg-type]
         checksums[GOLDEN] = sha256_of(folder / GOLDEN)
         if self.measured is not None and self.data is not None:
             kept: dict[str, Any] = {"label": self.data.y, **self.measured.labels}
@@ -199,11 +202,11 @@ class _Made:
             return "confident"
         return self.options.wait or ("first" if self.n_files == 1 and self.options.replicas > 1 else None)
 
-    def _scores(self, inputs: Floats) -> list[Floats]:
+    def _scores(self, inputs: Inputs) -> list[Floats]:
         """Scores of each file [N, all of its numbers], without temperatures."""
-        scores, name = list[Floats](), self.found.spec.name
+        scores, specs = list[Floats](), self.found.specs
         for subnet in self.found.subnets:
-            scores.append(scores_of(subnet.whole().network(name), name, inputs))
+            scores.append(scores_of(subnet.whole().network(specs[0].name), specs, inputs))
             self.on_progress("evaluate", len(scores), len(self.found.subnets))
         return scores
 
@@ -219,7 +222,7 @@ class _Made:
             if temperature != 1:
                 gives = dataclasses.replace(subnets[at].gives, temperature=temperature)
                 subnet = dataclasses.replace(subnets[at], gives=gives)
-                subnets[at], networks[at] = build(subnet, found.spec.name, found.samples, found.numbers[at])
+                subnets[at], networks[at] = build(subnet, found.specs, found.samples, found.numbers[at])
         self.found = dataclasses.replace(found, subnets=tuple(subnets), networks=tuple(networks))
 
     def _spec(self, folder: Path, worker: int, file: int) -> SubnetSpec:
@@ -230,7 +233,7 @@ class _Made:
             sha256_of(folder / _path(file)),
             subnet.classes,
             "scores" if subnet.gives.activation == "none" else subnet.gives.activation,
-            macs(subnet.given, subnet.takes.own),
+            macs(subnet.given, subnet.takes.largest(subnet.given)),
             parameters(subnet.given),
             self.microseconds[file],
         )
@@ -252,7 +255,7 @@ class _Made:
                 for subnet, time in zip(found.subnets, self.microseconds, strict=True)
             ],
             "golden": f"{RANDOM} random inputs" if found.random else "inputs of the data",
-            "normalisation": described(found.spec.normalisation),
+            "normalisation": described(found.specs[0].normalisation),
         }
         if self.data is not None and self.measured is not None:
             said |= {"data": self.data.name, "temperatures": list(self.measured.choices.temperatures)}

@@ -24,19 +24,20 @@ def parameters(given: Given) -> int:
     return int(weights + constants) + sum(len(attribute.floats) for attribute in attributes)
 
 
-def macs(given: Given, own: tuple[int, ...]) -> int:
+def macs(given: Given, largest: Mapping[str, tuple[int, ...]]) -> int:
     """Multiply-accumulate operations of convolutions and matrix products for one input; 0 where they are unknown.
 
     Args:
         given: the file.
-        own: shape of one of its inputs.
+        largest: shape of one of each of its inputs, by name; the largest where it may differ.
     """
     model = onnx.ModelProto()
     model.CopyFrom(given.plain)
-    axes = model.graph.input[0].type.tensor_type.shape
-    del axes.dim[:]
-    for size in (1, *own):
-        axes.dim.add().dim_value = size
+    for value in model.graph.input:
+        axes = value.type.tensor_type.shape
+        del axes.dim[:]
+        for size in (1, *largest[value.name]):
+            axes.dim.add().dim_value = size
     for output in model.graph.output:
         output.type.tensor_type.ClearField("shape")
     try:

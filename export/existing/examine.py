@@ -8,20 +8,23 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from export.existing.as_is import AsIs, as_is
+from export.existing.as_is import samples as samples_of
 from export.existing.given import Array, Given, Original, read
 from export.existing.gives import LEAST
 from export.existing.inputs import input_spec, normalisations
 from export.existing.members import Member
 from export.existing.options import BundleOptions
-from export.existing.samples import Data, RawInputs, check_raw, random_inputs
-from export.existing.subnets import Numbers, Subnet, build, choose_output, decide
+from export.existing.samples import RANDOM, Data, RawInputs, random_inputs, ready
+from export.existing.subnets import HALF_TOLERANCE, Numbers, Subnet, build, choose_output, decide, difference
 from export.existing.takes import Takes, fit, own_shape
 from export.existing.wrap import input_name
 from sensai_serve.assignment import Assignment, explicit
 from sensai_serve.errors import InputError, ModelError
 from sensai_serve.lost_workers import ScoredInputs, accuracy
 from sensai_serve.merge import MergePlan
-from sensai_serve.preprocess import Floats, InputSpec, Normalisation, normalise
+from sensai_serve.preprocess import InputSpec, Normalisation, normalise
+from sensai_serve.tensors import Inputs
 
 SAMPLES = 64
 """Inputs that files are examined with."""
@@ -36,15 +39,15 @@ OnProgress = Callable[[str, int, int], None]
 class Examined:
     """What the files of a bundle are."""
 
-    spec: InputSpec
-    """The bundle's input."""
+    specs: tuple[InputSpec, ...]
+    """The bundle's inputs."""
     labels: tuple[str, ...]
     subnets: tuple[Subnet, ...]
     """Of each file, that of the reference last where there is one."""
     networks: tuple[bytes, ...]
     """Their ONNX files."""
-    samples: Floats
-    """Inputs [N, *shape], ready for the network."""
+    samples: Inputs
+    """Inputs, ready for the network."""
     numbers: tuple[Numbers, ...]
     """What the outputs of each given file are for the samples."""
     random: bool
@@ -74,28 +77,25 @@ def examine(
     """
     given = [read(member.source, member.name) for member in members]
     labelled = data if isinstance(data, Data) else None
-    own = [own_shape(one, options.shape) for one in given]
-    spec = input_spec(given, own[0], labelled, options)
-    takes = [
-        fit(one, shape, spec.shape, options.layout, pictures=spec.image is not None)
-        for one, shape in zip(given, own, strict=True)
-    ]
-    spec = dataclasses.replace(spec, name=input_name(list(zip(given, takes, strict=True))))
-    files = _Files(members, given, takes, _labels(labels, labelled, given), options)
-    spec, tried = _normalise(files, spec, labelled, options)
-    if data is None:
-        samples = random_inputs(spec, given[0].element_type, options.seed)
+    found_labels, tried = _labels(labels, labelled, given), dict[str, float]()
+    takes = as_is(given, options)
+    if takes is not None:
+        specs = takes[0].specs
+        files = _Files(members, given, takes, found_labels, options)
     else:
-        raw = data.x if isinstance(data, Data) else check_raw(data(spec), spec, "the data")
-        drawn = np.sort(np.random.default_rng(options.seed).permutation(len(raw))[:SAMPLES])
-        samples = normalise(raw[drawn], spec)
+        files, spec = _of_numbers(members, given, found_labels, labelled, options)
+        spec, tried = _normalise(files, spec, labelled, options)
+        specs = (spec,)
+    samples = _samples(specs, given, data, options)
     numbers = files.numbers(samples)
     made = list[tuple[Subnet, bytes]]()
     for subnet, found in zip(files.subnets(numbers), numbers, strict=True):
-        made.append(build(subnet, spec.name, samples, found))
+        made.append(build(subnet, specs, samples, found))
         on_progress("files", len(made), len(members))
+    if takes is not None and any(spec.maximum for spec in specs):
+        _check_sizes(files, specs, [network for _, network in made], options.seed)
     return Examined(
-        spec,
+        specs,
         files.labels,
         tuple(subnet for subnet, _ in made),
         tuple(network for _, network in made),
@@ -104,6 +104,65 @@ def examine(
         data is None,
         tried,
     )
+
+
+def _of_numbers(
+    members: Sequence[Member],
+    given: Sequence[Given],
+    labels: tuple[str, ...],
+    data: Data | None,
+    options: BundleOptions,
+) -> tuple[_Files, InputSpec]:
+    """The files of a bundle of one input of numbers, which may be pictures, and that input but for its normalisation.
+
+    Raises:
+        InputError: what the user says does not fit, or files disagree.
+    """
+    own = [own_shape(one, options.shape) for one in given]
+    spec = input_spec(given, own[0], data, options)
+    takes = [
+        fit(one, shape, spec.shape, options.layout, pictures=spec.image is not None, dtype=spec.dtype)
+        for one, shape in zip(given, own, strict=True)
+    ]
+    spec = dataclasses.replace(spec, name=input_name(list(zip(given, takes, strict=True))))
+    return _Files(members, given, takes, labels, options), spec
+
+
+def _samples(
+    specs: tuple[InputSpec, ...], given: Sequence[Given], data: Data | RawInputs | None, options: BundleOptions
+) -> Inputs:
+    """Inputs that the files are examined with: some of the data, or random ones.
+
+    Raises:
+        DataError: the data is not what the files take.
+    """
+    if data is None:
+        spec = specs[0]
+        if len(specs) == 1 and not spec.maximum and spec.vocabulary is None and spec.dtype != "BOOL":
+            return random_inputs(spec, given[0].element_type, options.seed)
+        return samples_of(specs, RANDOM, options.seed)
+    raw = data.x if isinstance(data, Data) else data(specs)
+    drawn = np.sort(np.random.default_rng(options.seed).permutation(len(raw))[:SAMPLES])
+    return ready(raw[drawn], specs, "the data")
+
+
+def _check_sizes(files: _Files, specs: tuple[InputSpec, ...], networks: Sequence[bytes], seed: int) -> None:
+    """Check that subnets agree with their files at the smallest and the largest size of dynamic axes.
+
+    Raises:
+        ModelError: one does not; files that were traced at one size often run at no other.
+    """
+    for length in (1, max(size for spec in specs for size in spec.maximum)):
+        inputs = samples_of(specs, 2, seed, length)
+        for subnet, found, network in zip(
+            files.subnets(numbers := files.numbers(inputs)), numbers, networks, strict=True
+        ):
+            joined = np.concatenate([found[name] for name in subnet.gives.outputs], axis=1)
+            off = difference(network, specs, inputs, subnet.gives.scores(joined))
+            if not off <= HALF_TOLERANCE:
+                raise ModelError(
+                    f"{subnet.given.name} does not give the same at a size of {length}: its scores are {off:.2g} off"
+                )
 
 
 def assignment_of(rows: Sequence[tuple[int, ...]], n_classes: int) -> Assignment:
@@ -120,13 +179,13 @@ def assignment_of(rows: Sequence[tuple[int, ...]], n_classes: int) -> Assignment
 class _Files:
     members: Sequence[Member]
     given: Sequence[Given]
-    takes: Sequence[Takes]
+    takes: Sequence[Takes | AsIs]
     labels: tuple[str, ...]
     options: BundleOptions
 
-    def numbers(self, inputs: Floats) -> list[Numbers]:
+    def numbers(self, inputs: Inputs) -> list[Numbers]:
         """What the outputs of each file are."""
-        return [Original(one)(takes(inputs)) for one, takes in zip(self.given, self.takes, strict=True)]
+        return [Original(one)(takes(inputs)) for one, takes in zip(self.given, self.takes, strict=True)]  # type: ignore[arg-type]
 
     def subnets(self, numbers: Sequence[Numbers]) -> list[Subnet]:
         """What the files become, judged by their numbers."""

@@ -45,7 +45,7 @@ Source = str | Path | bytes | onnx.ModelProto
 
 @dataclass(frozen=True)
 class Given:
-    """An ONNX file that was made elsewhere, with one input, whose operators ONNX Runtime has."""
+    """An ONNX file that was made elsewhere, whose operators ONNX Runtime has."""
 
     name: str
     """What messages call it."""
@@ -55,13 +55,18 @@ class Given:
     """The same without functions and ZipMaps, and with no other outputs than `outputs`."""
     sha256: str
     """Of the file, or of the bytes that the model was given as."""
-    input: ValueInfoProto
+    inputs: tuple[ValueInfoProto, ...]
     outputs: tuple[str, ...]
     """The outputs that are tensors of floating-point numbers."""
     others: tuple[str, ...]
     """What the other outputs are, in words."""
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Names of the classes, for those outputs that have them (a ZipMap)."""
+
+    @property
+    def input(self) -> ValueInfoProto:
+        """Its input; the first of several."""
+        return self.inputs[0]
 
     @property
     def element_type(self) -> int:
@@ -71,12 +76,17 @@ class Given:
     @property
     def axes(self) -> tuple[int | None, ...]:
         """The sizes of its input's axes, the batch among them; None for any size."""
-        return tuple(d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None
-                     for d in self.input.type.tensor_type.shape.dim)  # fmt: skip
+        return axes_of(self.input)
 
     def original(self) -> Original:
         """The file as it was given, to be run."""
         return Original(self)
+
+
+def axes_of(value: ValueInfoProto) -> tuple[int | None, ...]:
+    """The sizes of an input's axes, the batch among them; None for any size."""
+    return tuple(d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None
+                 for d in value.type.tensor_type.shape.dim)  # fmt: skip
 
 
 class Original:
@@ -86,21 +96,24 @@ class Original:
         self._given = given
         self._session = _open(given.model, given.name)
 
-    def __call__(self, inputs: Array) -> dict[str, Array]:
+    def __call__(self, inputs: Array | Mapping[str, Array]) -> dict[str, Array]:
         """What each output gives for inputs [N, ...] of the file's own type and layout, FP32 [N, all of its numbers].
+
+        Args:
+            inputs: of the one input; or of each, by name.
 
         Raises:
             ModelError: the file does not run on them.
         """
         given, rows = self._given, list[dict[str, Array]]()
-        for at in range(len(inputs)):
-            feed = {given.input.name: inputs[at : at + 1]}
+        named = inputs if isinstance(inputs, Mapping) else {given.input.name: inputs}
+        for at in range(len(named[given.input.name])):
+            feed = {name: array[at : at + 1] for name, array in named.items()}
             try:
                 found = self._session.run(list(given.outputs), feed)
             except Exception as error:  # onnxruntime's exceptions share no base of its own
-                raise ModelError(
-                    f"{given.name} does not run on an input of {list(inputs.shape[1:])}: {_first(error)}"
-                ) from None
+                shapes = " and ".join(str(list(array.shape[1:])) for array in named.values())
+                raise ModelError(f"{given.name} does not run on an input of {shapes}: {_first(error)}") from None
             rows.append(
                 {name: _numbers(one, given.labels.get(name)) for name, one in zip(given.outputs, found, strict=True)}
             )
@@ -123,13 +136,10 @@ def read(source: Source, name: str | None = None) -> Given:
     graph = model.graph
     constants = {value.name for value in graph.initializer} | {value.values.name for value in graph.sparse_initializer}
     inputs = [value for value in graph.input if value.name not in constants]
-    if len(inputs) != 1:
-        listed = ", ".join(value.name for value in inputs) or "none"
-        raise ModelError(
-            f"{name} has the inputs {listed}, expected one: join them into one tensor where the file is made, or "
-            "give the others fixed values there"
-        )
-    _check_input(inputs[0], name)
+    if not inputs:
+        raise ModelError(f"{name} has no inputs, expected one at least")
+    for value in inputs:
+        _check_input(value, name)
     _open(model, name)
     plain = _make_plain(model, name)
     labels, others, outputs = dict[str, tuple[str, ...]](), list[str](), list[str]()
@@ -148,10 +158,11 @@ def read(source: Source, name: str | None = None) -> Given:
             "probabilities (or a decision function) among its outputs"
         )
     keep_what_gives(plain.graph, outputs)
-    (kept,) = [value for value in plain.graph.input if value.name == inputs[0].name]
+    names = {value.name for value in inputs}
+    kept = [value for value in plain.graph.input if value.name in names]
     del plain.graph.input[:]
-    plain.graph.input.append(kept)
-    return Given(name, model, plain, sha256, kept, tuple(outputs), tuple(others), labels)
+    plain.graph.input.extend(kept)
+    return Given(name, model, plain, sha256, tuple(kept), tuple(outputs), tuple(others), labels)
 
 
 def _load(source: Source, name: str) -> tuple[onnx.ModelProto, str]:
@@ -201,7 +212,7 @@ def _load_weights(source: Source, data: bytes, model: onnx.ModelProto, name: str
 
 def _check_input(value: ValueInfoProto, name: str) -> None:
     tensor = value.type.tensor_type
-    if value.type.WhichOneof("value") != "tensor_type" or tensor.elem_type not in NUMBERS:
+    if value.type.WhichOneof("value") != "tensor_type" or tensor.elem_type not in (*NUMBERS, TensorProto.BOOL):
         raise ModelError(f"{name} takes {value.name}, {_described(value)}, expected a tensor of numbers")
     axes = [d.dim_value for d in tensor.shape.dim]
     if not tensor.HasField("shape") or len(axes) < 2:

@@ -10,7 +10,7 @@ from onnx import TensorProto
 from export.existing.given import FLOATS, Given
 from export.existing.options import BundleOptions
 from export.existing.samples import Data
-from export.existing.takes import is_channels_last
+from export.existing.takes import dtype_of, is_channels_last
 from sensai_serve.errors import InputError, ModelError
 from sensai_serve.preprocess import MODES, ImageSpec, InputSpec, Normalisation
 
@@ -47,7 +47,7 @@ def input_spec(files: Sequence[Given], own: Sequence[int], data: Data | None, op
     shape = (own[2], own[0], own[1]) if last else tuple(own)
     mode = _mode(shape, files, data, options)
     if mode is None:
-        return InputSpec(shape=data.spec.shape if data else tuple(own))
+        return InputSpec(shape=data.spec.shape if data else tuple(own), dtype=dtype_of(files, options))
     if data is not None:
         shape = data.spec.shape
     if len(shape) != 3 or shape[0] != MODES[mode]:
@@ -62,7 +62,7 @@ def input_spec(files: Sequence[Given], own: Sequence[int], data: Data | None, op
         image = replace(image, crop=(crop[0], crop[1]))
     elif resize is not None and len(resize) == 1:
         image = replace(image, crop=(shape[1], shape[2]))
-    return InputSpec(shape=shape, image=image)
+    return InputSpec(shape=shape, image=image, dtype=dtype_of(files, options))
 
 
 def normalisations(

@@ -13,13 +13,15 @@ from typing import Any
 
 import numpy as np
 
+from export.existing.as_is import SCORES
 from export.existing.cascade import Cascade, ask
 from export.existing.choose import Choices, Chooser, alone
-from export.existing.wrap import SCORES
 from export.sessions import session
 from sensai_serve.cpus import usable_cores
+from sensai_serve.input_spec import InputSpec
 from sensai_serve.lost_workers import MOST_SETS, Labels, ScoredInputs, sets_of_workers
 from sensai_serve.preprocess import Floats
+from sensai_serve.tensors import Inputs, arrays_of
 
 FOLDS = 5
 """Parts of the labelled inputs, each of which is measured with what is chosen on the others."""
@@ -44,12 +46,12 @@ class Measured:
     """What all of them were given with those choices, as `sensai_serve.evaluation` names it."""
 
 
-def scores_of(network: bytes, input_name: str, inputs: Floats) -> Floats:
-    """A network's scores FP32 [N, k] of inputs FP32 [N, *shape], on all cores."""
+def scores_of(network: bytes, specs: Sequence[InputSpec], inputs: Inputs) -> Floats:
+    """A network's scores FP32 [N, k] of N inputs, on all cores."""
     ort = session(network)
 
     def run(at: int) -> Any:
-        return ort.run([SCORES], {input_name: inputs[at : at + _BATCH]})[0]
+        return ort.run([SCORES], arrays_of(inputs[at : at + _BATCH], specs))[0]
 
     with ThreadPoolExecutor(len(usable_cores())) as pool:
         return np.concatenate(list(pool.map(run, range(0, len(inputs), _BATCH))))

@@ -41,6 +41,9 @@ class BundleOptions:
 
     shape: Annotated[tuple[int, ...] | None, Section("What the files take"), Flag(metavar="3,224,224")] = None
     """Shape of one input, without the batch axis, where a file leaves it open."""
+    maximum: Annotated[tuple[int, ...] | None, Flag(metavar="128")] = None
+    """The largest size of each axis that files leave open and requests choose, such as the length of a text: one for
+    all, or one for each. Such axes have one size for ever where ``--shape`` says it."""
     layout: Literal["auto", "NCHW", "NHWC"] = "auto"
     """Order of the axes of a picture, where the shape does not tell."""
     image: Literal["auto", "RGB", "L", "no"] = "auto"
@@ -73,6 +76,8 @@ class BundleOptions:
             raise InputError(
                 "a cascade asks one worker after the other, expected neither --replicas nor --wait with it"
             )
+        if self.maximum is not None and (self.shape is not None or any(size < 1 for size in self.maximum)):
+            raise InputError(f"maximum is {list(self.maximum)}, expected sizes of 1 or more, and no --shape beside it")
         if self.resize is not None and len(self.resize) not in (1, 2):
             raise InputError(f"resize is {list(self.resize)}, expected a shorter side, or a height and a width")
         if self.crop is not None and len(self.crop) != 2:
@@ -94,7 +99,7 @@ def make_options(given: Mapping[str, Any]) -> BundleOptions:
     if unknown := sorted(set(given) - set(known)):
         raise InputError(f"there is no option {unknown[0]!r}, expected {', '.join(known)}")
     listed = {name for name in known if isinstance(given.get(name), list)}
-    lists = ("shape", "mean", "std", "resize", "output")
+    lists = ("shape", "maximum", "mean", "std", "resize", "output")
     single = {name for name in lists if isinstance(given.get(name), int | float | str)}
     values: dict[str, Any] = dict(given)
     values |= {name: tuple(given[name]) for name in listed} | {name: (given[name],) for name in single}

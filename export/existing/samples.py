@@ -12,14 +12,15 @@ from onnx import TensorProto
 
 from export.existing.given import FLOATS, Array
 from pruning.data import from_arrays, load, with_labels
-from sensai_serve.errors import DataError
+from sensai_serve.errors import DataError, RequestError
 from sensai_serve.lost_workers import Labels
-from sensai_serve.preprocess import Floats, InputSpec, normalise
+from sensai_serve.preprocess import InputSpec, normalise
+from sensai_serve.tensors import Inputs, NamedInputs, agree, arrays_of, inputs_of
 
 RANDOM = 64
 """Random inputs that are drawn where there is no data."""
-RawInputs = Callable[[InputSpec], Array]
-"""Raw inputs [N, *shape] of a bundle of that input, say read from files."""
+RawInputs = Callable[[tuple[InputSpec, ...]], Inputs]
+"""Raw inputs of a bundle of those inputs, say read from files."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def data_of_arrays(x: npt.ArrayLike, y: npt.ArrayLike, labels: Sequence[str] | N
     return Data(dataset.name, dataset.x, dataset.y, dataset.labels, dataset.spec, said=False)
 
 
-def random_inputs(spec: InputSpec, element_type: int, seed: int) -> Floats:
+def random_inputs(spec: InputSpec, element_type: int, seed: int) -> Array:
     """Random inputs [N, *shape], ready for the network.
 
     Args:
@@ -92,16 +93,29 @@ def random_inputs(spec: InputSpec, element_type: int, seed: int) -> Floats:
     if spec.image is not None or element_type == TensorProto.UINT8:
         return normalise(random.integers(0, 256, shape).astype(np.float32), spec)
     if element_type not in FLOATS:
-        return random.integers(0, 2, shape).astype(np.float32)  # indices, of which more may not exist
+        return random.integers(0, 2, shape).astype(spec.numpy)  # indices, of which more may not exist
     return random.normal(size=shape).astype(np.float32)
 
 
-def check_raw(x: Array, spec: InputSpec, name: str) -> Array:
-    """`x`, if it is raw inputs [N, *shape].
+def ready(raw: Inputs, specs: tuple[InputSpec, ...], name: str) -> Inputs:
+    """Raw inputs, ready for the network.
 
     Raises:
-        DataError: it is not.
+        DataError: there are none, or they are not what the bundle takes.
     """
-    if x.shape[1:] != spec.shape or not len(x):
-        raise DataError(f"{name} has shape {list(x.shape)}, expected [N, {', '.join(map(str, spec.shape))}]")
-    return x
+    names = ", ".join(spec.name for spec in specs)
+    if isinstance(raw, NamedInputs) is (len(specs) == 1):
+        raise DataError(f"{name} is of {'several tensors' if len(specs) == 1 else 'one tensor'}, expected {names}")
+    arrays = arrays_of(raw, specs)
+    try:
+        made = {spec.name: _ready(arrays[spec.name], spec, name) for spec in specs}
+        agree({key: array.shape for key, array in made.items()}, specs)
+    except RequestError as error:
+        raise DataError(f"{name} does not fit: {error}") from None
+    return inputs_of(made, specs)
+
+
+def _ready(x: Array, spec: InputSpec, name: str) -> Array:
+    if spec.misfit(x.shape, batch=True) or not len(x):
+        raise DataError(f"{name} has shape {list(x.shape)}, expected {spec.batch_described}")
+    return normalise(x, spec)

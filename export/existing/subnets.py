@@ -9,14 +9,17 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
+from export.existing.as_is import SCORES, AsIs
 from export.existing.given import Array, Given
 from export.existing.gives import Activation, Gives, activation_of
 from export.existing.members import Member, class_indices
 from export.existing.takes import Takes
-from export.existing.wrap import SCORES, wrap
+from export.existing.wrap import wrap
 from export.sessions import session
 from sensai_serve.errors import ModelError
+from sensai_serve.input_spec import InputSpec
 from sensai_serve.preprocess import Floats
+from sensai_serve.tensors import Inputs, arrays_of, one_by_one
 
 TOLERANCE, HALF_TOLERANCE = 1e-4, 5e-3
 """The largest difference between scores of a subnet and of its file, and where the file computes in half precision."""
@@ -32,7 +35,7 @@ class Subnet:
     """A given file, and how it becomes a worker's network."""
 
     given: Given
-    takes: Takes
+    takes: Takes | AsIs
     gives: Gives
     classes: tuple[int, ...]
     """The classes of its scores, in their order."""
@@ -40,7 +43,7 @@ class Subnet:
     """It takes no batches: a loop runs it for one input after the other."""
 
     def network(self, input_name: str) -> bytes:
-        """The ONNX file, whose input has that name."""
+        """The ONNX file, whose input, if it is one, has that name."""
         return wrap(self.given, self.takes, self.gives, input_name, one_by_one=self.one_by_one)
 
     def whole(self) -> Subnet:
@@ -87,7 +90,7 @@ def choose_output(
 def decide(
     member: Member,
     given: Given,
-    takes: Takes,
+    takes: Takes | AsIs,
     numbers: Numbers,
     labels: Sequence[str],
     outputs: tuple[str, ...],
@@ -139,13 +142,13 @@ def decide(
     return Subnet(given, takes, gives, classes)
 
 
-def build(subnet: Subnet, input_name: str, samples: Floats, numbers: Numbers) -> tuple[Subnet, bytes]:
+def build(subnet: Subnet, specs: Sequence[InputSpec], samples: Inputs, numbers: Numbers) -> tuple[Subnet, bytes]:
     """Make the network of a subnet, in a loop where it takes no batches, and check that it agrees with its file.
 
     Args:
         subnet: what is known of it.
-        input_name: name of its input.
-        samples: inputs FP32 [N, *shape] of the bundle.
+        specs: the bundle's inputs.
+        samples: inputs of the bundle, ready for the network.
         numbers: what the file's outputs give for them.
 
     Raises:
@@ -156,11 +159,11 @@ def build(subnet: Subnet, input_name: str, samples: Floats, numbers: Numbers) ->
     expected = subnet.gives.scores(joined)
     half = any(t.data_type == TensorProto.FLOAT16 for t in given.plain.graph.initializer)
     tolerance, why = HALF_TOLERANCE if half else TOLERANCE, ""
-    for one_by_one in (False, True):
-        made = replace(subnet, one_by_one=one_by_one)
+    for looped in (False, True):
+        made = replace(subnet, one_by_one=looped)
         try:
-            network = made.network(input_name)
-            off = difference(network, input_name, some, expected)
+            network = made.network(specs[0].name)
+            off = difference(network, specs, some, expected)
         except Exception as error:  # onnx and onnxruntime raise whatever they like; what was tried next says more
             why = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
             continue
@@ -170,11 +173,11 @@ def build(subnet: Subnet, input_name: str, samples: Floats, numbers: Numbers) ->
     raise ModelError(f"{given.name} does not give the same with what is added to it: {why}")
 
 
-def difference(network: bytes, input_name: str, samples: Floats, expected: Floats) -> float:
+def difference(network: bytes, specs: Sequence[InputSpec], samples: Inputs, expected: Floats) -> float:
     """The largest difference of a network's scores from `expected` [N, k], for N inputs as a batch and one by one."""
     ort = session(network)
-    together = ort.run([SCORES], {input_name: samples})[0]
-    single = np.concatenate([ort.run([SCORES], {input_name: samples[at : at + 1]})[0] for at in range(len(samples))])
+    together = ort.run([SCORES], arrays_of(samples, specs))[0]
+    single = np.concatenate([ort.run([SCORES], arrays_of(one, specs))[0] for one in one_by_one(samples)])
     if together.shape != expected.shape or single.shape != expected.shape:
         return float("inf")
     return float(np.max([np.abs(together - expected), np.abs(single - expected)], initial=0.0))

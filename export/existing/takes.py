@@ -1,9 +1,9 @@
-"""What a given file takes, and how a bundle's inputs, FP32 [N, *shape], become that: by numpy, and by ONNX nodes."""
+"""What a given file of one input takes, and how a bundle's inputs [N, *shape] become that: by numpy, and by nodes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,8 +12,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from export.existing.given import FLOATS, NUMBERS, Array, Given
+from export.existing.options import BundleOptions
 from sensai_serve.errors import ModelError
-from sensai_serve.preprocess import Floats
+from sensai_serve.input_spec import ONNX_TYPES, Datatype
 
 Layout = Literal["auto", "NCHW", "NHWC"]
 _CHANNELS = (1, 3)
@@ -32,13 +33,15 @@ class Takes:
     """The bundle's inputs are [channels, height, width], and the file's [height, width, channels]."""
     element_type: int
     """ONNX's number of the type of the file's inputs."""
+    dtype: Datatype = "FP32"
+    """Of the bundle's inputs."""
 
-    def __call__(self, inputs: Floats) -> Array:
+    def __call__(self, inputs: Array) -> Array:
         """The file's inputs [N, *own], of its own type, for inputs [N, *shape]."""
         moved = inputs.transpose(0, *(1 + axis for axis in _LAST)) if self.channels_last else inputs
         moved = np.ascontiguousarray(moved.reshape(len(inputs), *self.own))
         dtype = NUMBERS[self.element_type]
-        if self.element_type in FLOATS:
+        if self.element_type in FLOATS or not self._rounds:
             return np.asarray(moved, dtype)
         low, high = self._range
         return np.asarray(np.clip(np.floor(moved + np.float32(0.5)), low, high), dtype)
@@ -46,7 +49,7 @@ class Takes:
     def nodes(self, given: str, wanted: str) -> tuple[list[onnx.NodeProto], list[TensorProto]]:
         """The same as ONNX nodes from the value `given` to the value `wanted`, and the constants that they take."""
         steps: list[tuple[str, list[TensorProto], dict[str, Any]]] = []
-        if self.element_type not in FLOATS:
+        if self.element_type not in FLOATS and self._rounds:
             low, high = self._range
             steps += [
                 ("Add", [_constant(f"{wanted}/half", np.float32(0.5))], {}),
@@ -58,7 +61,7 @@ class Takes:
             steps.append(("Transpose", [], {"perm": [0, *(1 + axis for axis in _LAST)]}))
         if math.prod(self.own) and self._turned != self.own:
             steps.append(("Reshape", [_constant(f"{wanted}/shape", np.asarray((-1, *self.own), np.int64))], {}))
-        if self.element_type != TensorProto.FLOAT:
+        if ONNX_TYPES.get(self.element_type) != self.dtype:
             steps.append(("Cast", [], {"to": self.element_type}))
         nodes, constants, value = [], [], given
         for number, (operator, extra, attributes) in enumerate(steps):
@@ -70,6 +73,10 @@ class Takes:
             nodes.append(helper.make_node("Identity", [given], [wanted], name=wanted))
         return nodes, constants
 
+    def largest(self, given: Given) -> Mapping[str, tuple[int, ...]]:
+        """The shape of the file's input, by its own name."""
+        return {given.input.name: self.own}
+
     def described(self) -> str:
         """What the file takes, in words."""
         kind = TensorProto.DataType.Name(self.element_type).lower()
@@ -78,7 +85,13 @@ class Takes:
     @property
     def same(self) -> bool:
         """Whether the file takes the bundle's inputs as they are."""
-        return self.element_type == TensorProto.FLOAT and self.shape == self.own and not self.channels_last
+        as_it_is = ONNX_TYPES.get(self.element_type) == self.dtype
+        return as_it_is and self.shape == self.own and not self.channels_last
+
+    @property
+    def _rounds(self) -> bool:
+        """Whether the bundle's inputs may have fractions that the file's cannot have."""
+        return self.dtype == "FP32"
 
     @property
     def _turned(self) -> tuple[int, ...]:
@@ -90,6 +103,11 @@ class Takes:
         bounds = np.iinfo(NUMBERS[self.element_type])
         high = np.float32(bounds.max)
         return np.float32(bounds.min), high if int(high) <= bounds.max else np.nextafter(high, np.float32(0))
+
+
+def dtype_of(files: Sequence[Given], options: BundleOptions) -> Datatype:
+    """The datatype of a bundle's input: bytes where all files take bytes and nothing is said of normalisation."""
+    return "UINT8" if all(one.element_type == TensorProto.UINT8 for one in files) and not options.normalised else "FP32"
 
 
 def own_shape(given: Given, shape: Sequence[int] | None) -> tuple[int, ...]:
@@ -111,7 +129,7 @@ def own_shape(given: Given, shape: Sequence[int] | None) -> tuple[int, ...]:
     if None in axes:
         raise ModelError(
             f"{given.name} takes [{listed}] for one input, expected sizes: say --shape, one input's shape without the "
-            "batch axis"
+            "batch axis, or --maximum, the largest size that a request may choose"
         )
     return tuple(size for size in axes if size is not None)
 
@@ -123,7 +141,9 @@ def is_channels_last(own: Sequence[int], layout: Layout) -> bool:
     return layout == "NHWC" or (own[2] in _CHANNELS and own[0] not in _CHANNELS)
 
 
-def fit(given: Given, own: tuple[int, ...], shape: tuple[int, ...], layout: Layout, *, pictures: bool) -> Takes:
+def fit(
+    given: Given, own: tuple[int, ...], shape: tuple[int, ...], layout: Layout, *, pictures: bool, dtype: Datatype
+) -> Takes:
     """Find out how the bundle's inputs become those of a file.
 
     Args:
@@ -132,20 +152,21 @@ def fit(given: Given, own: tuple[int, ...], shape: tuple[int, ...], layout: Layo
         shape: shape of one input of the bundle; [channels, height, width] for pictures.
         layout: order of the axes that the file takes, where the user says it.
         pictures: whether the bundle takes pictures.
+        dtype: of the bundle's inputs.
 
     Raises:
         ModelError: they do not.
     """
     turned = tuple(shape[axis] for axis in _LAST) if len(shape) == 3 else None
     if pictures and turned == own and (own != shape or layout == "NHWC"):
-        return Takes(shape, own, True, given.element_type)
+        return Takes(shape, own, True, given.element_type, dtype)
     if own == shape:
-        return Takes(shape, own, False, given.element_type)
+        return Takes(shape, own, False, given.element_type, dtype)
     flat = pictures and len(own) < 3 and shape[0] > 1
     if flat and layout != "auto" and math.prod(own) == math.prod(shape):
-        return Takes(shape, own, layout == "NHWC", given.element_type)
+        return Takes(shape, own, layout == "NHWC", given.element_type, dtype)
     if math.prod(own) == math.prod(shape) and not flat and (len(own) == 1 or _significant(own) == _significant(shape)):
-        return Takes(shape, own, False, given.element_type)
+        return Takes(shape, own, False, given.element_type, dtype)
     way = ": say --layout, NCHW or NHWC, the order in which it takes a picture's numbers" if flat else ""
     raise ModelError(f"{given.name} takes {list(own)} for one input, expected {list(shape)}{way}")
 

@@ -8,62 +8,71 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from export.existing.as_is import INPUT, SCORES, AsIs
 from export.existing.given import Given
 from export.existing.gives import Gives
 from export.existing.graphs import free_name, keep_what_gives, rename, used_names
 from export.existing.takes import Takes
 from export.onnx_files import finish
+from sensai_serve.input_spec import ONNX_TYPES
 
-SCORES = "scores"
-INPUT = "input"
 _OURS = "bundle"
 _BATCH = "N"
+_TYPES = {datatype: number for number, datatype in ONNX_TYPES.items()}
 
 
 def input_name(files: Sequence[tuple[Given, Takes]]) -> str:
     """The name of the input of all subnets: the files' own, where all have the same one and need nothing in front."""
     own = {given.input.name for given, _ in files}
-    return own.pop() if len(own) == 1 and all(takes.same for _, takes in files) else INPUT
+    return own.pop() if len(own) == 1 and all(takes.same for _, takes in files) and own != {SCORES} else INPUT
 
 
-def wrap(given: Given, takes: Takes, gives: Gives, name: str, *, one_by_one: bool) -> bytes:
+def wrap(given: Given, takes: Takes | AsIs, gives: Gives, name: str, *, one_by_one: bool) -> bytes:
     """Make a subnet.
 
     Args:
         given: the file that it is made of.
-        takes: the way to the file's input.
+        takes: the way to the file's inputs.
         gives: the way from its outputs to scores.
-        name: of the subnet's input.
+        name: of the subnet's input, where there is one.
         one_by_one: a loop runs the file for one input after the other, because it takes no batches.
 
     Returns:
-        An ONNX file: `name` FP32 [N, *shape] in, ``scores`` FP32 [N, k] out, N free.
+        An ONNX file: the bundle's inputs in, ``scores`` FP32 [N, k] out, N free.
     """
     model = onnx.ModelProto()
     model.CopyFrom(given.plain)
     graph = model.graph
     keep_what_gives(graph, gives.outputs)
-    used = used_names(graph) | {name, SCORES}
-    for taken in (name, SCORES):  # the file may use our names for something else
-        if taken in used_names(graph):
+    ours = {SCORES, *((spec.name for spec in takes.specs) if isinstance(takes, AsIs) else (name,))}
+    used, owns = used_names(graph) | ours, [value.name for value in graph.input]
+    for taken in sorted(ours):  # the file may use our names for something else
+        if taken in used_names(graph) and not (isinstance(takes, AsIs) and taken in owns):
             rename(graph, taken, free_name(f"{taken}/given", used))
-            used = used_names(graph) | {name, SCORES}
+            used = used_names(graph) | ours
     prefix = free_name(_OURS, {value.partition("/")[0] for value in used})
-    own = graph.input[0].name
     outputs = _outputs(given, gives, graph)
+    front, front_constants = list[onnx.NodeProto](), list[TensorProto]()
+    if isinstance(takes, AsIs):
+        for own, spec in zip(takes.names, takes.specs, strict=True):
+            if own != spec.name:
+                rename(graph, own, spec.name)
+        values, scanned = takes.values(_BATCH), [spec.name for spec in takes.specs]
+    else:
+        kind = _TYPES[takes.dtype]
+        values, scanned = [helper.make_tensor_value_info(name, kind, [_BATCH, *takes.shape])], [f"{prefix}/taken"]
+        front, front_constants = takes.nodes(name, scanned[0] if one_by_one else graph.input[0].name)
     if one_by_one:
-        nodes, constants = _loop(model, own, outputs, takes, prefix)
-        front, front_constants = takes.nodes(name, f"{prefix}/taken")
+        nodes, constants = _loop(model, scanned, outputs, takes, prefix)
     else:
         nodes, constants = list(graph.node), list(graph.initializer)
-        front, front_constants = takes.nodes(name, own)
     flat, flat_constants = _side_by_side(outputs, gives, f"{prefix}/numbers")
     back, back_constants = gives.nodes(f"{prefix}/numbers", SCORES, f"{prefix}/scores")
     sparse = [] if one_by_one else list(graph.sparse_initializer)
     made = helper.make_graph(
         [*front, *nodes, *flat, *back],
         graph.name or "subnet",
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [_BATCH, *takes.shape])],
+        values,
         [helper.make_tensor_value_info(SCORES, TensorProto.FLOAT, [_BATCH, len(gives.columns)])],
         [*front_constants, *constants, *flat_constants, *back_constants],
         sparse_initializer=sparse,
@@ -96,32 +105,51 @@ def _side_by_side(outputs: Sequence[str], gives: Gives, wanted: str) -> tuple[li
 
 
 def _loop(
-    model: onnx.ModelProto, own: str, outputs: Sequence[str], takes: Takes, prefix: str
+    model: onnx.ModelProto, scanned: Sequence[str], outputs: Sequence[str], takes: Takes | AsIs, prefix: str
 ) -> tuple[list[onnx.NodeProto], list[TensorProto]]:
-    """A Scan over the batch axis whose body is the given graph; it gives the values `outputs`, [N, ...] each."""
+    """A Scan over the batch axis whose body is the given graph; it gives the values `outputs`, [N, ...] each.
+
+    Args:
+        model: the given graph, whose inputs are in the order of `scanned`.
+        scanned: the values that its inputs are rows of.
+        outputs: of the graph.
+        takes: the way to the file's inputs.
+        prefix: of the names of nodes.
+    """
     body = onnx.GraphProto()
     body.CopyFrom(model.graph)
-    used = used_names(body)
-    one, flat = free_name("one", used), [free_name(f"{output}/one", used) for output in outputs]
+    used, owns = used_names(body), [value.name for value in body.input]
+    if isinstance(takes, AsIs):
+        owns = [spec.name for spec in takes.specs]
+    ones = [free_name(f"{own}/row", used) for own in owns]
+    flat = [free_name(f"{output}/one", used) for output in outputs]
+    if isinstance(takes, AsIs):
+        rows, shapes_of = takes.scanned(ones), [spec.shape for spec in takes.specs]  # one axis at most may be free
+    else:
+        rows, shapes_of = [helper.make_tensor_value_info(ones[0], takes.element_type, takes.own)], [takes.own]
     shapes = [
-        numpy_helper.from_array(np.asarray([1, *takes.own], np.int64), free_name("one/shape", used)),
-        numpy_helper.from_array(np.asarray([-1], np.int64), free_name("flat/shape", used)),
+        numpy_helper.from_array(np.asarray([1, *shape], np.int64), free_name(f"{own}/row/shape", used))
+        for own, shape in zip(owns, shapes_of, strict=True)
     ]
-    first = helper.make_node("Reshape", [one, shapes[0].name], [own], name=own)
+    shapes.append(numpy_helper.from_array(np.asarray([-1], np.int64), free_name("flat/shape", used)))
+    first = [
+        helper.make_node("Reshape", [one, shape.name], [own], name=own)
+        for one, shape, own in zip(ones, shapes[:-1], owns, strict=True)
+    ]
     last = [
-        helper.make_node("Reshape", [output, shapes[1].name], [out], name=out)
+        helper.make_node("Reshape", [output, shapes[-1].name], [out], name=out)
         for output, out in zip(outputs, flat, strict=True)
     ]
     kinds = {value.name: value.type.tensor_type.elem_type for value in body.output}
     given = list(body.node)
     del body.node[:], body.input[:], body.output[:]
-    body.node.extend([first, *given, *last])
+    body.node.extend([*first, *given, *last])
     body.initializer.extend(shapes)
-    body.input.append(helper.make_tensor_value_info(one, takes.element_type, takes.own))
+    body.input.extend(rows)
     body.output.extend(
         helper.make_tensor_value_info(out, kinds[output], [None]) for output, out in zip(outputs, flat, strict=True)
     )
     scan = helper.make_node(
-        "Scan", [f"{prefix}/taken"], list(outputs), name=f"{prefix}/scan", body=body, num_scan_inputs=1
+        "Scan", list(scanned), list(outputs), name=f"{prefix}/scan", body=body, num_scan_inputs=len(scanned)
     )
     return [scan], []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,12 +13,11 @@ from sensai_serve.cli.progress import progress
 from sensai_serve.errors import DataError, InputError
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
     from export.existing.samples import Data, RawInputs
     from sensai_serve.bundles import Bundle
     from sensai_serve.options import Option
     from sensai_serve.preprocess import InputSpec
+    from sensai_serve.tensors import Inputs
 
 app = typer.Typer()
 
@@ -107,16 +106,25 @@ def _data(data: str | None, labels: tuple[str, ...] | None, seed: int) -> Data |
     files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
     files = [file for file in files if not file.name.startswith(".")]
 
-    def read(spec: InputSpec) -> npt.NDArray[Any]:
+    def read(specs: tuple[InputSpec, ...]) -> Inputs:
         import numpy as np
 
         from sensai_serve.cli.samples import read_samples
         from sensai_serve.preprocess import read_image
+        from sensai_serve.tensors import NamedInputs
 
-        samples = [sample.raw for file in files for sample in read_samples(file, spec.shape)]
+        samples = [sample.raw for file in files for sample in read_samples(file, specs)]
         if not samples:
             raise DataError(f"{path} has no files, expected inputs")
-        return np.stack([read_image(one, spec) if isinstance(one, bytes) else one for one in samples])
+        try:
+            if len(specs) > 1:
+                rows = [one for one in samples if isinstance(one, Mapping)]
+                return NamedInputs({spec.name: np.stack([row[spec.name] for row in rows]) for spec in specs})
+            return np.stack(
+                [read_image(one, specs[0]) if isinstance(one, bytes) else np.asarray(one) for one in samples]
+            )
+        except ValueError:
+            raise DataError(f"{path} has inputs of different sizes, expected one size of all") from None
 
     return read
 
@@ -133,9 +141,13 @@ def _summary(bundle: Bundle) -> Iterator[str]:
     for file in made["files"]:
         loop = "; one input at a time, as it takes no batches" if file["loop"] else ""
         yield f"{file['file']}: takes {file['takes']}, gives {file['gives']}, {file['microseconds']:,.0f} us{loop}"
-    image = manifest.input.image
-    kind = f"{image.mode} pictures" if image else "numbers"
-    yield f"input: {kind} {list(manifest.input.shape)}, {made['normalisation']}; golden samples: {made['golden']}"
+    for spec in manifest.inputs:
+        kind = f"{spec.image.mode} pictures" if spec.image else "numbers" if spec.vocabulary is None else "tokens"
+        of = "" if spec.vocabulary is None else f" of a vocabulary of {spec.vocabulary:,}"
+        name = f"{spec.name}, " if len(manifest.inputs) > 1 else ""
+        typed = "" if spec.dtype == "FP32" else f"{spec.dtype} "
+        how = made["normalisation"] if len(manifest.inputs) == 1 else "as they are"
+        yield f"input: {name}{kind} {typed}{spec.described}{of}, {how}; golden samples: {made['golden']}"
     for words, share in made.get("normalisations_tried", {}).items():
         yield f"tried: {words}: {share:.1%} right"
     yield from confident_lines(bundle, None)

@@ -4,13 +4,29 @@ from __future__ import annotations
 
 import http.client
 import json
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
-import numpy as np
-
 from sensai_serve.cli.samples import Sample
 from sensai_serve.errors import InputError, RequestError, ServingError
+from sensai_serve.input_spec import InputSpec
+
+
+def _specs(model: Mapping[str, Any]) -> tuple[InputSpec, ...]:
+    """What a model takes, of its entry in ``/v1/models``; servers of older versions name the shape of one input."""
+    inputs = model.get("inputs") or [{"name": "input", "datatype": "FP32", "shape": model["shape"]}]
+    return tuple(
+        InputSpec(
+            shape=tuple(entry["shape"]),
+            name=entry["name"],
+            dtype=entry["datatype"],
+            maximum=tuple(entry.get("maximum", {}).values()),
+            axes=tuple(entry.get("maximum", {})),
+            vocabulary=entry.get("vocabulary"),
+        )
+        for entry in inputs
+    )
 
 
 class Endpoint:
@@ -37,27 +53,29 @@ class Endpoint:
             raise InputError(f"{url!r} is not the URL of a server, expected http://HOST:PORT") from None
         self._path = parts.path.rstrip("/")
 
-    def shape(self, model: str | None) -> tuple[int, ...]:
-        """Return the shape of one input of a model, or of the only model where `model` is None.
+    def inputs(self, model: str | None) -> tuple[InputSpec, ...]:
+        """Return what a model takes, or the only model where `model` is None.
 
         Raises:
             RequestError: there is no such model, or there are several and none is named.
             ServingError: the server cannot be reached, or it is another kind of server.
         """
-        shapes = {entry["name"]: tuple(entry["shape"]) for entry in self._ask("GET", "/v1/models")}
-        if model is None and len(shapes) == 1:
-            return next(iter(shapes.values()))
-        if model not in shapes:
-            raise RequestError(f"{self._url} serves {', '.join(shapes)}, expected --model with one of them")
-        return shapes[model]
+        served = {entry["name"]: entry for entry in self._ask("GET", "/v1/models")}
+        if model is None and len(served) == 1:
+            return _specs(next(iter(served.values())))
+        if model not in served:
+            raise RequestError(f"{self._url} serves {', '.join(served)}, expected --model with one of them")
+        return _specs(served[model])
 
     def predict(self, sample: Sample, model: str | None) -> dict[str, Any]:
-        """Classify one input. Raises as `shape`, and RequestError for what the server does not accept."""
+        """Classify one input. Raises as `inputs`, and RequestError for what the server does not accept."""
         path = "/v1/predict" + (f"?{urlencode({'model': model})}" if model else "")
-        if isinstance(sample.raw, np.ndarray):
-            body, kind = json.dumps({"inputs": sample.raw.tolist()}).encode(), "application/json"
-        else:
+        if isinstance(sample.raw, bytes):
             body, kind = sample.raw, "application/octet-stream"
+        else:
+            raw = sample.raw
+            given = {name: a.tolist() for name, a in raw.items()} if isinstance(raw, Mapping) else raw.tolist()
+            body, kind = json.dumps({"inputs": given}).encode(), "application/json"
         prediction: dict[str, Any] = self._ask("POST", path, body, kind)
         return prediction
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from sensai_serve.bundles import Bundle
     from sensai_serve.guarantees import Guarantees
+    from sensai_serve.input_spec import InputSpec
     from serving.placement.waves import Waves
 
 app = typer.Typer()
@@ -42,15 +43,13 @@ def inspect(
         return
     console = Console()
     manifest = opened.manifest
-    spec = manifest.input
-    kind = "images" if spec.image else "numbers"
     offsets = f" with offsets {list(manifest.offsets)}" if manifest.offsets else ""
     counts = f"{len(manifest.labels)} classes, {len(manifest.subnets)} workers"
     console.print(f"[bold]{manifest.name}[/bold]  {counts}, {manifest.kind} assignment{offsets}", highlight=False)
     precision = f", subnets in {manifest.precision}" if manifest.precision else ""
-    console.print(
-        f"input  {kind} FP32 [N, {', '.join(map(str, spec.shape))}]{precision}, merged by {manifest.merge.rule}"
-    )
+    *inputs, last = input_lines(manifest.inputs)
+    for line in [*inputs, f"{last}{precision}, merged by {manifest.merge.rule}"]:
+        console.print(line, highlight=False, markup=False)
     if manifest.merge.wait is not None:
         console.print(f"requests wait for {manifest.merge.wait} where neither they nor the server say otherwise")
     console.print(_workers(opened, placed))
@@ -65,6 +64,15 @@ def inspect(
     for line in accuracy_lines(manifest.accuracy):
         console.print(line, highlight=False)
     console.print("[green]every file is as it was written[/green]")
+
+
+def input_lines(specs: Sequence[InputSpec]) -> Iterator[str]:
+    """What a bundle takes, one input a line."""
+    for spec in specs:
+        kind = "images" if spec.image else "tokens" if spec.vocabulary is not None else "numbers"
+        of = f" of a vocabulary of {spec.vocabulary:,}" if spec.vocabulary is not None else ""
+        name = f"{spec.name}, " if len(specs) > 1 else ""
+        yield f"input  {name}{kind} {spec.dtype} {spec.batch_described}{of}"
 
 
 def promise_lines(promises: Guarantees, n_workers: int, files: int | None = None) -> list[str]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from sensai_serve.bundles import Bundle
     from sensai_serve.cli.samples import Sample
+    from sensai_serve.input_spec import InputSpec
     from sensai_serve.options import Option
     from serving.placement.worker_map import WorkerMap
     from serving.settings import Described
@@ -171,9 +172,9 @@ def _predict(
     from sensai_serve.cli.samples import read_samples
     from sensai_serve.errors import RequestError
 
-    with _remote(target, model, token_file) if "://" in target else _local(target) as (shape, classify):
+    with _remote(target, model, token_file) if "://" in target else _local(target) as (specs, classify):
         for path in files:
-            for sample in read_samples(path, shape):
+            for sample in read_samples(path, specs):
                 try:
                     yield sample.name, classify(sample)
                 except RequestError as error:
@@ -181,16 +182,16 @@ def _predict(
 
 
 @contextmanager
-def _remote(url: str, model: str | None, token_file: Path | None) -> Iterator[tuple[tuple[int, ...], Classify]]:
+def _remote(url: str, model: str | None, token_file: Path | None) -> Iterator[tuple[Sequence[InputSpec], Classify]]:
     from sensai_serve.cli.endpoint import Endpoint
     from serving.runtime.endpoint import Security
 
     with closing(Endpoint(url, token=Security(token_file=token_file).token())) as endpoint:
-        yield endpoint.shape(model), lambda sample: endpoint.predict(sample, model)
+        yield endpoint.inputs(model), lambda sample: endpoint.predict(sample, model)
 
 
 @contextmanager
-def _local(path: str) -> Iterator[tuple[tuple[int, ...], Classify]]:
+def _local(path: str) -> Iterator[tuple[Sequence[InputSpec], Classify]]:
     from sensai_serve import load
 
     classifier = load(path)
@@ -201,7 +202,7 @@ def _local(path: str) -> Iterator[tuple[tuple[int, ...], Classify]]:
         milliseconds = {"total": round((time.perf_counter() - started) * 1000, 3)}
         return {**asdict(prediction), "milliseconds": milliseconds}
 
-    yield classifier.manifest.input.shape, classify
+    yield classifier.manifest.inputs, classify
 
 
 def _table(predictions: Iterator[tuple[str, dict[str, Any]]]) -> Table:

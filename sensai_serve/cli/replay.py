@@ -48,24 +48,37 @@ def _answer_anew(path: Path, kept: list[Any], rows: list[dict[str, Any]], npz: P
 
     from sensai_serve import load
     from sensai_serve.bundles import atomic_file
-    from sensai_serve.errors import DataError
+    from sensai_serve.errors import DataError, RequestError
     from sensai_serve.recording import raw_inputs
+    from sensai_serve.tensors import check_batch
 
     classifier = load(path)
-    spec, labels = classifier.manifest.input, classifier.manifest.labels
+    specs, labels = classifier.manifest.inputs, classifier.manifest.labels
     for recorded, row in zip(kept, rows, strict=True):
-        if recorded.input.shape != spec.shape:
-            raise DataError(f"{row['file']} has shape {list(recorded.input.shape)}, {path} takes {list(spec.shape)}")
-        answer = classifier.predict_tensor(recorded.input[None])
+        try:
+            check_batch(recorded.inputs, specs, 1)
+        except RequestError as error:
+            raise DataError(f"{row['file']} does not fit {path}: {error}") from None
+        answer = classifier.predict_tensor(recorded.inputs)
         class_id = int(answer.class_id[0])
         row["now"] = {"label": labels[class_id] if class_id >= 0 else None, "margin": float(answer.margin[0])}
     if npz is not None:
-        raw = raw_inputs([recorded.input for recorded in kept], spec)
+        raw = raw_inputs([_only(recorded.inputs, path) for recorded in kept], specs[0])
         given = np.array([str(row["label"]) for row in rows])
         now = np.array([str(row["now"]["label"]) for row in rows])
         names = np.array([row["file"] for row in rows])
         with atomic_file(npz) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, x=raw, given=given, now=now, name=names)
+
+
+def _only(inputs: Any, path: Path) -> Any:
+    """The one tensor of an input, without the batch axis."""
+    from sensai_serve.errors import InputError
+    from sensai_serve.tensors import NamedInputs
+
+    if isinstance(inputs, NamedInputs):
+        raise InputError(f"{path} takes {', '.join(inputs.arrays)}, expected a bundle of one input for --npz")
+    return inputs[0]
 
 
 def _show(rows: list[dict[str, Any]], *, anew: bool) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sensai_serve.bundles import Bundle
+from sensai_serve.tensors import Inputs
 from serving.runtime.devices import ONE_THREAD, Device, Threads
 from serving.runtime.faults import Fault
 
@@ -79,8 +80,8 @@ class Task(Protocol):
     """Something for workers to run, and who is told of the scores. `deliver` and `fail` may be called on any thread."""
 
     @property
-    def inputs(self) -> npt.NDArray[np.float32]:
-        """FP32 [N, *shape], read by all workers, written by none."""
+    def inputs(self) -> Inputs:
+        """N inputs, read by all workers, written by none."""
 
     @property
     def closed(self) -> bool:

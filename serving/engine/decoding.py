@@ -18,7 +18,8 @@ from sensai_serve.cpus import usable_cores
 from sensai_serve.errors import OverloadedError, TooLargeError
 from sensai_serve.images.decode import Check, open_image
 from sensai_serve.images.formats import ImageLimits
-from sensai_serve.preprocess import Floats, InputSpec, from_image
+from sensai_serve.preprocess import InputSpec, from_image
+from sensai_serve.tensors import Array
 from serving.engine.admission import Admission
 
 _T = TypeVar("_T")
@@ -46,8 +47,8 @@ class ImageDecoder:
         self._small = Lane("decoder", SMALL_THREADS, most)
         self._large = Lane("large-decoder", LARGE_THREADS, most)
 
-    async def decode(self, image: bytes, spec: InputSpec) -> Floats:
-        """Decode an image file to FP32 `spec.shape`, normalised.
+    async def decode(self, image: bytes, spec: InputSpec) -> Array:
+        """Decode an image file to an array of `spec.shape`, as the network takes it.
 
         Raises:
             RequestError: an image that is unreadable, too large, or takes too long.
@@ -95,12 +96,12 @@ class Lane:
             admission.leave()
 
 
-def _decode(image: bytes, spec: InputSpec, limits: ImageLimits, check: Check) -> Floats:
+def _decode(image: bytes, spec: InputSpec, limits: ImageLimits, check: Check) -> Array:
     check()
     return from_image(open_image(image, limits, check), spec, limits=limits)
 
 
-def _decode_small(image: bytes, spec: InputSpec, limits: ImageLimits, check: Check) -> Floats | None:
+def _decode_small(image: bytes, spec: InputSpec, limits: ImageLimits, check: Check) -> Array | None:
     """As `from_image`; None for a large image, of which only the head has been read."""
     check()
     if spec.image is None:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-import numpy as np
-import numpy.typing as npt
-
 from sensai_serve.merge import MergePlan, Wait
+from sensai_serve.tensors import Inputs
 from serving.backends import Backend
 from serving.engine.fanout import FanOut
 from serving.engine.health import FLOOR_S
@@ -37,15 +35,15 @@ class Dispatcher:
         self._waves = waves
         self._patience = patience
 
-    def prepare(self, inputs: npt.NDArray[np.float32], wait: Wait) -> FanOut:
+    def prepare(self, inputs: Inputs, wait: Wait) -> FanOut:
         """Make a request that no worker has been asked for."""
         return FanOut(inputs, self._plan.collect(len(inputs), wait), self._supervisor.late)
 
-    def submit(self, inputs: npt.NDArray[np.float32], wait: Wait, expires: float | None) -> FanOut:
+    def submit(self, inputs: Inputs, wait: Wait, expires: float | None) -> FanOut:
         """Fan a request out that has its place at the workers.
 
         Args:
-            inputs: FP32 [N, *shape].
+            inputs: as the network takes them.
             wait: what it waits for.
             expires: when it ends at the latest, in the event loop's time; None for never.
         """

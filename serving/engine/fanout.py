@@ -12,10 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-
 from sensai_serve.merge import Answer, Collector, Wait
+from sensai_serve.tensors import Inputs
 from serving.backends import Cause, Scores
 from serving.engine.waves import WaveQueue
 
@@ -34,7 +32,7 @@ class Arrival(NamedTuple):
 class FanOutResult:
     """The merged answer of a fan-out, and which copies it was made of."""
 
-    inputs: npt.NDArray[np.float32]
+    inputs: Inputs
     answer: Answer
     uncovered: tuple[int, ...]
     """Classes without any copy, arrived or awaited."""
@@ -80,14 +78,14 @@ class FanOut:
 
     def __init__(
         self,
-        inputs: npt.NDArray[np.float32],
+        inputs: Inputs,
         collector: Collector,
         on_late: Callable[[FanOut, int, Arrival], None],
     ) -> None:
         """Start the clock; `serving.backends.Backend.submit` fans it out.
 
         Args:
-            inputs: FP32 [N, *shape].
+            inputs: of N inputs, as the network takes them.
             collector: merges the copies.
             on_late: called, on the worker's thread, with each arrival that comes after the answer.
         """
@@ -236,11 +234,11 @@ class Probe:
     closed = False
     expires: float | None = None
 
-    def __init__(self, inputs: npt.NDArray[np.float32], loop: AbstractEventLoop) -> None:
+    def __init__(self, inputs: Inputs, loop: AbstractEventLoop) -> None:
         """Start the clock.
 
         Args:
-            inputs: FP32 [N, *shape].
+            inputs: of N inputs, as the network takes them.
             loop: the event loop that `arrival` belongs to.
         """
         self.inputs = inputs

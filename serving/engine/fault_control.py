@@ -13,9 +13,9 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from sensai_serve.errors import InputError, RequestError
+from sensai_serve.tensors import Inputs
 from serving.backends import HOLDS, Backend, BackendPlan, Cause, Execution, Killable, SaysWhere, Scores, Task
 from serving.runtime.faults import Fault, parse_fault
 
@@ -125,7 +125,7 @@ class _FaultyTask:
         self._begun_s = begun_s
 
     @property
-    def inputs(self) -> npt.NDArray[np.float32]:
+    def inputs(self) -> Inputs:
         return self._task.inputs
 
     @property

@@ -10,13 +10,11 @@ import contextlib
 from collections.abc import Mapping
 from time import perf_counter
 
-import numpy as np
-import numpy.typing as npt
-
 from sensai_serve.bundles import Bundle
 from sensai_serve.errors import ControlOffError, NotReadyError, OverloadedError, RequestError
 from sensai_serve.manifest import Manifest
 from sensai_serve.merge import Answer, Wait, parse_wait
+from sensai_serve.tensors import Inputs, NamedInputs, check_batch
 from serving.backends import Backend, Cause, Execution, SaysWhere
 from serving.engine.admission import Admission
 from serving.engine.deferred import DeferredWrites
@@ -51,6 +49,7 @@ class Gateway:
         n_workers = bundle.assignment.n_workers
         self.bundle = bundle
         self.manifest: Manifest = bundle.manifest
+        self._shape = None if (plain := bundle.manifest.plain_input) is None else plain.shape
         self.name = bundle.manifest.name
         self.version = version
         self.options = options
@@ -162,13 +161,11 @@ class Gateway:
             self._deferred.flush()
             await self._loaded.stop()
 
-    async def infer(
-        self, inputs: npt.NDArray[np.float32], *, wait: str | None = None, timeout_s: float | None = None
-    ) -> Reply:
+    async def infer(self, inputs: Inputs, *, wait: str | None = None, timeout_s: float | None = None) -> Reply:
         """Answer one request.
 
         Args:
-            inputs: FP32 [N, *shape], C-contiguous, normalised.
+            inputs: N inputs as the network takes them: C-contiguous, normalised, finite.
             wait: what to wait for; None for the server's setting.
             timeout_s: seconds from now after which missing copies are erasures; None for the server's setting.
 
@@ -184,9 +181,7 @@ class Gateway:
         await asyncio.sleep(0)  # yield once: a tight loop of requests must not starve the event loop
         return reply
 
-    def begin(
-        self, inputs: npt.NDArray[np.float32], *, wait: str | None = None, timeout_s: float | None = None
-    ) -> MaybePending[Reply]:
+    def begin(self, inputs: Inputs, *, wait: str | None = None, timeout_s: float | None = None) -> MaybePending[Reply]:
         """Answer one request, at once if its subnets run on this thread. Takes and raises what `infer` does.
 
         Returns:
@@ -194,10 +189,12 @@ class Gateway:
         """
         options = self.options
         waits = self.wait if wait is None else self.plan.check_wait(parse_wait(wait))
-        if inputs.shape[1:] != self.manifest.input.shape or not 1 <= len(inputs) <= options.max_batch:
+        if self._shape is None or isinstance(inputs, NamedInputs):
+            check_batch(inputs, self.manifest.inputs, options.max_batch)
+        elif inputs.shape[1:] != self._shape or not 1 <= len(inputs) <= options.max_batch:
             raise RequestError(
-                f"input: shape is {list(inputs.shape)}, expected [N, "
-                f"{', '.join(map(str, self.manifest.input.shape))}] with N of 1 to {options.max_batch}"
+                f"input: shape is {list(inputs.shape)}, expected [N, {', '.join(map(str, self._shape))}] with N of 1 "
+                f"to {options.max_batch}"
             )
         if self._stopping and self._successor is not None:
             return self._successor.begin(inputs, wait=wait, timeout_s=timeout_s)
@@ -219,7 +216,7 @@ class Gateway:
         self.admission.leave()
         return self._reply(fan_out.result, 0.0)
 
-    async def _queue(self, inputs: npt.NDArray[np.float32], wait: Wait, expires: float | None) -> Reply:
+    async def _queue(self, inputs: Inputs, wait: Wait, expires: float | None) -> Reply:
         """Wait in the queue, then go to the workers."""
         assert self._dispatcher is not None
         try:

@@ -144,8 +144,9 @@ async def _load(
             reference = await asyncio.to_thread(_open_reference, bundle, _reference_device(options), cancellation)
         await supervisor.check(backend)
         _say_where_workers_run(bundle, backend)
-        if bundle.manifest.input.image is not None:
-            await asyncio.to_thread(warm_up_images, bundle.manifest.input)
+        for spec in bundle.manifest.inputs:
+            if spec.image is not None:
+                await asyncio.to_thread(warm_up_images, spec)
     except BaseException:
         cancellation.cancel()
         await supervisor.stop()
@@ -168,7 +169,7 @@ def _reference_device(options: GatewayOptions) -> Device:
 
 
 def _open_reference(bundle: Bundle, device: Device, cancellation: Cancellation) -> Session:
-    data, spec = bundle.reference(), bundle.manifest.input
+    data = bundle.reference()
     assert data is not None
     what = f"{bundle.path}: {bundle.manifest.reference}"
-    return Session(data, device, spec.name, spec.shape, what, cancellation=cancellation)
+    return Session(data, device, bundle.manifest.inputs, what, cancellation=cancellation)

@@ -17,7 +17,7 @@ from sensai_serve.errors import BundleError, OverloadedError
 from sensai_serve.golden import Golden
 from sensai_serve.merge import Answer, MergePlan
 from sensai_serve.merge.collector import merge
-from sensai_serve.preprocess import Floats
+from sensai_serve.tensors import Inputs, contiguous, one_by_one
 from serving.backends import Backend, Cause, Scores
 from serving.engine.admission import Admission
 from serving.engine.fanout import Arrival, FanOut, FanOutResult, Probe
@@ -147,7 +147,7 @@ class Supervisor:
     def record(self, results: Sequence[FanOutResult]) -> None:
         """Take into account what answered requests show about the workers."""
         samples: list[tuple[int, float]] = []
-        compared: list[tuple[Floats, Answer, Sequence[tuple[int, Scores]]]] = []
+        compared: list[tuple[Inputs, Answer, Sequence[tuple[int, Scores]]]] = []
         for result in results:
             samples += [(w, a.elapsed_s) for w, a in result.arrivals.items()]
             self.health.record_scores(result.arrivals.keys())
@@ -242,17 +242,17 @@ class Supervisor:
             self.health.record_judgement(worker, sound=False)
             log.warning("worker %d does not answer the golden samples as before", worker)
 
-    async def _judge(self, worker: int, inputs: np.ndarray, scores: Scores) -> None:
+    async def _judge(self, worker: int, inputs: Inputs, scores: Scores) -> None:
         """Compare a suspect's scores with its subnet's, computed in this process."""
         sound = _close(scores, await asyncio.to_thread(self._truth, worker, inputs))
         self.health.record_judgement(worker, sound=sound)
         if not sound:
             log.warning("worker %d gives scores that its subnet does not give", worker)
 
-    def _truth(self, worker: int, inputs: np.ndarray) -> Scores:
-        """The scores FP32 [N, k] that a worker's subnet gives inputs [N, *shape], computed in this process."""
+    def _truth(self, worker: int, inputs: Inputs) -> Scores:
+        """The scores FP32 [N, k] that a worker's subnet gives N inputs, computed in this process."""
         session = Session.of_worker(self._bundle, worker, Device("cpu"), cancellation=self._cancellation)
-        return session.run(np.ascontiguousarray(inputs, np.float32))
+        return session.run(contiguous(inputs))
 
     async def _probe(self, worker: int) -> None:
         """Probe an ejected worker until it is fast and sound again; requests go on without it.
@@ -268,19 +268,19 @@ class Supervisor:
             self.health.record_probe(worker, arrival.elapsed_s if arrival is not None and sound else None)
             await asyncio.sleep(PROBE_EVERY_S)
 
-    async def _run(self, worker: int, inputs: Sequence[np.ndarray] | np.ndarray) -> Scores | None:
-        """Run one worker on inputs [G, *shape], one at a time; its scores [G, k], or None if a run fails."""
+    async def _run(self, worker: int, inputs: Inputs) -> Scores | None:
+        """Run one worker on G inputs, one at a time; its scores [G, k], or None if a run fails."""
         scores = []
-        for sample in inputs:
-            arrival = await self._arrival(worker, np.ascontiguousarray(sample[None]))
+        for sample in one_by_one(inputs):
+            arrival = await self._arrival(worker, sample)
             if arrival is None:
                 return None
             scores.append(arrival.scores)
         return np.concatenate(scores)
 
-    async def _arrival(self, worker: int, inputs: np.ndarray, within_s: float = PROBE_S) -> Arrival | None:
+    async def _arrival(self, worker: int, inputs: Inputs, within_s: float = PROBE_S) -> Arrival | None:
         assert self._backend is not None
-        probe = Probe(np.ascontiguousarray(inputs, np.float32), self._loop)
+        probe = Probe(contiguous(inputs), self._loop)
         self._backend.submit(probe, [worker])
         try:
             async with asyncio.timeout(within_s):  # `wait_for` can lose a cancellation, and this would never end

@@ -6,15 +6,16 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable
 
-import numpy as np
-import numpy.typing as npt
 from tritonclient.grpc import service_pb2 as pb
 
 from sensai_serve.errors import RequestError
+from sensai_serve.tensors import Array, Inputs, agree, inputs_of
 from serving.backends import Cause, Scores
 from serving.backends.remote.message import CLOSED, DOWN, FAILED, RUN_US, TIMEOUT, UP, WORKERS, output_name
 from serving.node.node import Node, Version
+from serving.v2.decode_named import matched
 from serving.v2.tensors import check_input, from_bytes
+from serving.v2.values import values_from_bytes
 
 
 class StreamTask:
@@ -23,11 +24,11 @@ class StreamTask:
     __slots__ = ("_loop", "_tell", "_thread", "closed", "inputs")
     expires: float | None = None
 
-    def __init__(self, inputs: npt.NDArray[np.float32], tell: Callable[[int, Scores | Cause, float], None]) -> None:
+    def __init__(self, inputs: Inputs, tell: Callable[[int, Scores | Cause, float], None]) -> None:
         """Constructed on the event loop's thread.
 
         Args:
-            inputs: FP32 [N, *shape].
+            inputs: as the networks take them.
             tell: called on the event loop with a worker, its scores FP32 [N, k] or why there are none, and the
                 seconds inside its subnet.
         """
@@ -175,15 +176,25 @@ class GatewayStream:
         self.send(pb.ModelStreamInferResponse(infer_response=reply))
 
 
-def read_input(version: Version, request: pb.ModelInferRequest, max_batch: int) -> npt.NDArray[np.float32]:
-    """Decode the one input of a request: FP32 [N, *shape].
+def read_input(version: Version, request: pb.ModelInferRequest, max_batch: int) -> Inputs:
+    """Decode the inputs of a request.
 
     Raises:
-        RequestError: its name, datatype, shape or length is not valid.
+        RequestError: a name, datatype, shape, length or value is not valid.
     """
-    spec = version.manifest.input
-    if len(request.inputs) != 1 or len(request.raw_input_contents) != 1:
-        raise RequestError(f"expected one input, {spec.name!r}, in raw_input_contents")
-    given = request.inputs[0]
-    shape = check_input(given.name, given.datatype, list(given.shape), spec, max_batch)
-    return from_bytes(request.raw_input_contents[0], shape, spec)
+    specs, raws = version.manifest.inputs, request.raw_input_contents
+    if len(request.inputs) != len(specs) or len(raws) != len(specs):
+        names = ", ".join(repr(spec.name) for spec in specs)
+        raise RequestError(
+            f"expected {'one input' if len(specs) == 1 else 'the inputs'}, {names}, in raw_input_contents"
+        )
+    if (plain := version.manifest.plain_input) is not None:
+        only = request.inputs[0]
+        return from_bytes(raws[0], check_input(only.name, only.datatype, list(only.shape), plain, max_batch), plain)
+    shapes, arrays = dict[str, tuple[int, ...]](), dict[str, Array]()
+    given = ((tensor.name, (tensor, raw)) for tensor, raw in zip(request.inputs, raws, strict=True))
+    for spec, (tensor, raw) in matched(specs, given):
+        shape = shapes[spec.name] = check_input(tensor.name, tensor.datatype, list(tensor.shape), spec, max_batch)
+        arrays[spec.name] = values_from_bytes(raw, shape, spec)
+    agree(shapes, specs)
+    return inputs_of(arrays, specs)

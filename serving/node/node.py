@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -200,7 +199,7 @@ class Node:
     @property
     def largest_input_bytes(self) -> int:
         """Bytes of the largest input of a request, a full batch."""
-        return 4 * self.options.max_batch * math.prod(self.newest.manifest.input.shape)
+        return self.options.max_batch * sum(spec.bytes for spec in self.newest.manifest.inputs)
 
     @property
     def newest(self) -> Version:

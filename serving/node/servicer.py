@@ -25,6 +25,7 @@ from serving.backends import Cause, Scores
 from serving.backends.remote.message import WORKERS, output_name
 from serving.node.gateway_stream import GatewayStream, StreamTask, read_input
 from serving.node.node import Node, Version
+from serving.v2.metadata import data_type
 from serving.v2.status import describe
 
 PLATFORM = "sensai_node"
@@ -70,10 +71,10 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
     async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: grpc.aio.ServicerContext) -> Message:
         """Describe a model's tensors."""
         version, worker = await self._found(request.name, request.version, context)
-        spec = version.manifest.input
         reply = pb.ModelMetadataResponse(name=request.name, platform=PLATFORM)
         reply.versions.extend(v.number for v in self._node.versions)
-        reply.inputs.add(name=spec.name, datatype=spec.dtype, shape=[-1, *spec.shape])
+        for spec in version.manifest.inputs:
+            reply.inputs.add(name=spec.name, datatype=spec.dtype, shape=[-1, *spec.shape])
         for name, width in _outputs(version, worker):
             reply.outputs.add(name=name, datatype="FP32", shape=[-1, width])
         return reply
@@ -81,7 +82,6 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
     async def ModelConfig(self, request: pb.ModelConfigRequest, context: grpc.aio.ServicerContext) -> Message:
         """Describe a model: its bundle and worker, and the SHA-256 of its subnet in each version."""
         version, worker = await self._found(request.name, request.version, context)
-        spec = version.manifest.input
         parameters = {BUNDLE: version.manifest.name}
         if worker is None:
             parameters[WORKERS] = ",".join(map(str, version.workers))
@@ -95,7 +95,10 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
             "platform": PLATFORM,
             "backend": "sensai",
             "max_batch_size": self._node.options.max_batch,
-            "input": [{"name": spec.name, "data_type": "TYPE_FP32", "dims": list(spec.shape)}],
+            "input": [
+                {"name": spec.name, "data_type": data_type(spec.dtype), "dims": list(spec.shape)}
+                for spec in version.manifest.inputs
+            ],
             "output": [{"name": n, "data_type": "TYPE_FP32", "dims": [k]} for n, k in _outputs(version, worker)],
             "model_transaction_policy": {"decoupled": worker is None},
             "parameters": {key: {"string_value": value} for key, value in parameters.items()},

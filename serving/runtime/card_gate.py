@@ -12,6 +12,7 @@ from __future__ import annotations
 import threading
 from types import TracebackType
 
+from sensai_serve.tensors import Inputs
 from serving.runtime.io_binding import Floats, Runner
 
 
@@ -95,7 +96,7 @@ class GatedRunner:
         self._running = gate.running
         self._warming = gate.recording if graphs else gate.running
 
-    def run(self, inputs: Floats) -> Floats:
+    def run(self, inputs: Inputs) -> Floats:
         """See `serving.runtime.io_binding.Runner`."""
         with self._running:
             return self._runner.run(inputs)

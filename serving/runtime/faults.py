@@ -30,6 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sensai_serve.errors import InputError, WorkerError
+from sensai_serve.tensors import Inputs
 
 _UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 _OOM_STEP, _OOM_STEPS = 8 << 20, 64
@@ -40,8 +41,8 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)(us|ms|s)")
 class Runnable(Protocol):
     """Runs a subnet: a session, or a session with faults."""
 
-    def run(self, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """FP32 [N, *shape] to FP32 [N, k]."""
+    def run(self, inputs: Inputs) -> npt.NDArray[np.float32]:
+        """N inputs to FP32 [N, k]."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ class _Faulty:
         self._generator = np.random.default_rng()
         self._runs = 0
 
-    def run(self, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def run(self, inputs: Inputs) -> npt.NDArray[np.float32]:
         fault, drawn = self._fault, self._random
         self._runs += 1
         if not (fault.after or 0) < self._runs <= fault.until:

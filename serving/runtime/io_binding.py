@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from sensai_serve.input_spec import InputSpec
+from sensai_serve.tensors import Inputs, arrays_of, example
 from serving.runtime.cancellation import Cancellation
 from serving.runtime.devices import Device, page_locked
 
@@ -28,8 +30,8 @@ COPIED_BYTES = 16 * 1024
 class Runner(Protocol):
     """Runs one network."""
 
-    def run(self, inputs: Floats) -> Floats:
-        """FP32 [N, *shape] to FP32 [N, k], in an array that the caller owns; safe on any thread."""
+    def run(self, inputs: Any) -> Floats:
+        """N `sensai_serve.tensors.Inputs` to FP32 [N, k], in an array that the caller owns; safe on any thread."""
 
     def warm(self) -> None:
         """Run a few times on the calling thread, so that its next run is as fast as any."""
@@ -61,6 +63,32 @@ class PlainRunner:
         """See `Runner`."""
         for _ in range(WARM_UP_RUNS):
             self.run(np.zeros(self._shape, np.float32))
+
+
+class NamedRunner:
+    """Runs a network that takes several tensors, or one of another datatype than FP32 or of dynamic axes."""
+
+    def __init__(self, session: Any, specs: Sequence[InputSpec], options: Any = None) -> None:
+        """Take over a session.
+
+        Args:
+            session: an `onnxruntime.InferenceSession`.
+            specs: what it takes.
+            options: `onnxruntime.RunOptions` for every run; None for the defaults.
+        """
+        self._session = session
+        self._specs = tuple(specs)
+        self._options = options
+
+    def run(self, inputs: Inputs) -> Floats:
+        """See `Runner`."""
+        scores: Floats = self._session.run([OUTPUT], arrays_of(inputs, self._specs), self._options)[0]
+        return scores
+
+    def warm(self) -> None:
+        """See `Runner`; at the largest size of every axis, so that memory for it is there."""
+        for _ in range(WARM_UP_RUNS):
+            self.run(example(self._specs))
 
 
 class BoundRunner:
@@ -127,22 +155,29 @@ class BoundRunner:
 
 
 def runner_of(
-    session: Any, device: Device, input_name: str, shape: Sequence[int], cancellation: Cancellation, *, loops: bool
+    session: Any, device: Device, specs: Sequence[InputSpec], cancellation: Cancellation, *, loops: bool
 ) -> Runner:
     """Choose the fastest runner for a session on its device.
 
     Args:
         session: an `onnxruntime.InferenceSession`.
         device: where it runs.
-        input_name: the name of its one input.
-        shape: the shape of one input, without the batch axis.
+        specs: what it takes.
         cancellation: what ends its runs, if they may never end.
         loops: whether they may. Options of a run with bound memory cost more than such memory saves: a network without
             loops runs without.
     """
+    plain, options = len(specs) == 1 and specs[0].plain, None
+    if loops or (device.graphs and not plain):
+        import onnxruntime as ort
+
+        options = cancellation.run_options() if loops else ort.RunOptions()
+        options = without_graph(options) if device.graphs else options
+    if not plain:
+        return NamedRunner(session, specs, options)
+    input_name, shape = specs[0].name, specs[0].shape
     if loops:
-        options = cancellation.run_options()
-        return PlainRunner(session, input_name, shape, without_graph(options) if device.graphs else options)
+        return PlainRunner(session, input_name, shape, options)
     if device.kind == "cuda" or 4 * int(np.prod(shape)) <= COPIED_BYTES:
         return BoundRunner(session, device, input_name, shape)
     return PlainRunner(session, input_name, shape)

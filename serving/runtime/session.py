@@ -10,7 +10,9 @@ from typing import Any
 
 from sensai_serve.bundles import Bundle
 from sensai_serve.errors import BundleError, DeviceError
+from sensai_serve.input_spec import InputSpec
 from sensai_serve.onnxfile import has_loops
+from sensai_serve.tensors import Inputs
 from serving.runtime.cancellation import Cancellation
 from serving.runtime.card_gate import GATE, GatedRunner
 from serving.runtime.devices import ONE_THREAD, Device, Threads, providers, session_options
@@ -20,14 +22,13 @@ log = logging.getLogger(__name__)
 
 
 class Session:
-    """An ONNX Runtime session that takes FP32 [N, *shape] and gives ``scores`` FP32 [N, k]."""
+    """An ONNX Runtime session that takes N inputs of a bundle and gives ``scores`` FP32 [N, k]."""
 
     def __init__(
         self,
         data: bytes,
         device: Device,
-        input_name: str,
-        shape: Sequence[int],
+        specs: Sequence[InputSpec],
         what: str,
         threads: Threads = ONE_THREAD,
         cancellation: Cancellation | None = None,
@@ -38,8 +39,7 @@ class Session:
             data: the bytes of the ONNX file.
             device: where it runs; already checked by `serving.runtime.devices.require`. If a CUDA graph is asked for
                 and cannot be recorded, the network runs without one, and a warning in the log says why.
-            input_name: the name of its one input.
-            shape: the shape of one input, without the batch axis.
+            specs: what it takes.
             what: what errors call this network.
             threads: ONNX Runtime's threads, if it runs on the CPU.
             cancellation: what can end every run.
@@ -53,7 +53,7 @@ class Session:
         """Whether the network may run for ever."""
         try:
             try:
-                self.runner: Runner = _open(data, device, input_name, shape, threads, ending, self.loops)
+                self.runner: Runner = _open(data, device, specs, threads, ending, self.loops)
             except DeviceError:
                 raise
             except Exception as error:
@@ -61,7 +61,7 @@ class Session:
                     raise
                 ending.check()
                 log.warning("%s runs on %s without a CUDA graph: %s", what, device, _first_line(error))
-                self.runner = _open(data, replace(device, graphs=False), input_name, shape, threads, ending, self.loops)
+                self.runner = _open(data, replace(device, graphs=False), specs, threads, ending, self.loops)
         except DeviceError as error:
             raise DeviceError(f"{what} {error}") from None
         except Exception as error:  # onnxruntime's exceptions share no base of its own
@@ -77,12 +77,11 @@ class Session:
         cancellation: Cancellation | None = None,
     ) -> Session:
         """Open the subnet of one worker. Raises what the constructor and `Bundle.subnet` raise."""
-        spec = bundle.manifest.input
         what = f"{bundle.path}: {bundle.manifest.subnets[worker].file}"
-        return cls(bundle.subnet(worker), device, spec.name, spec.shape, what, threads, cancellation)
+        return cls(bundle.subnet(worker), device, bundle.manifest.inputs, what, threads, cancellation)
 
-    def run(self, inputs: Floats) -> Floats:
-        """Run FP32 [N, *shape] to FP32 [N, k]. Safe on any thread; fastest on the one that called `warm`."""
+    def run(self, inputs: Inputs) -> Floats:
+        """Run N inputs to FP32 [N, k]. Safe on any thread; fastest on the one that called `warm`."""
         return self.runner.run(inputs)
 
     def warm(self) -> None:
@@ -93,8 +92,7 @@ class Session:
 def _open(
     data: bytes,
     device: Device,
-    input_name: str,
-    shape: Sequence[int],
+    specs: Sequence[InputSpec],
     threads: Threads,
     cancellation: Cancellation,
     loops: bool,
@@ -109,7 +107,7 @@ def _open(
         first = wanted[0] if isinstance(wanted[0], str) else wanted[0][0]
         if session.get_providers()[0] != first:
             raise DeviceError(f"runs on {session.get_providers()[0]}, expected {first}")
-        runner = runner_of(session, device, input_name, shape, cancellation, loops=loops)
+        runner = runner_of(session, device, specs, cancellation, loops=loops)
     if device.kind == "cuda":
         runner = GatedRunner(runner, graphs=device.graphs)
     runner.warm()

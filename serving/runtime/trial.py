@@ -26,6 +26,7 @@ from typing import Any
 from sensai_serve.bundles import Bundle
 from sensai_serve.errors import BundleError, ChecksumError, DeviceError
 from sensai_serve.manifest import Manifest
+from sensai_serve.tensors import one_by_one
 from serving.runtime.devices import ONE_THREAD, Device, Threads, parse_device, require
 from serving.runtime.session import Session
 
@@ -146,7 +147,7 @@ def main() -> None:
 def _try_out(wanted: Mapping[str, Any]) -> None:
     bundle = Bundle(Path(wanted["path"]), Manifest.from_json(wanted["manifest"]))
     devices = {int(worker): parse_device(name) for worker, name in wanted["devices"].items()}
-    spec, threads = bundle.manifest.input, Threads(wanted["threads"])
+    specs, threads = bundle.manifest.inputs, Threads(wanted["threads"])
     require(list(devices.values()))
     networks = [
         (bundle.subnet(worker), device, bundle.manifest.subnets[worker].file) for worker, device in devices.items()
@@ -156,14 +157,11 @@ def _try_out(wanted: Mapping[str, Any]) -> None:
     golden = bundle.golden()
     if all(device.kind == "cpu" for _, device, _ in networks):  # what a card's driver maps is no measure of anything
         _bound_memory(wanted["most_bytes"] + TIMES_FILES * sum(len(data) for data, *_ in networks))
-    sessions = [
-        Session(data, device, spec.name, spec.shape, f"{bundle.path}: {file}", threads)
-        for data, device, file in networks
-    ]
+    sessions = [Session(data, device, specs, f"{bundle.path}: {file}", threads) for data, device, file in networks]
     for session, (_, _, file) in zip(sessions, networks, strict=True):
         try:
-            for sample in golden.inputs:
-                session.run(sample[None])
+            for sample in one_by_one(golden.inputs):
+                session.run(sample)
         except Exception as error:  # ONNX Runtime raises anything
             first = (str(error).splitlines() or [type(error).__name__])[0]
             raise BundleError(f"{bundle.path}: {file} fails on the golden samples: {first}") from None

@@ -12,12 +12,11 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
-
 from sensai_serve.bundles import atomic_file
 from sensai_serve.errors import InputError
 from sensai_serve.merge import Answer
 from sensai_serve.recording import SUFFIX, Recorded, recordings
+from sensai_serve.tensors import copy_of
 from serving.engine.gateway import Gateway
 from serving.engine.reply import Reply
 from serving.v2 import InferRequest
@@ -73,13 +72,14 @@ class Recorder:
                 self._keep(gateway, request, reply, row, why)
 
     def _keep(self, gateway: Gateway, request: InferRequest, reply: Reply, row: int, why: list[str]) -> None:
-        size = request.inputs[row].nbytes
+        one = request.inputs[row : row + 1]
+        size = one.nbytes
         with self._lock:
             if self._waiting + size > WAITING_BYTES:
                 self._dropped += 1
                 return
             self._waiting += size
-        given = np.array(request.inputs[row])  # a copy: a client may write to shared memory as soon as it is answered
+        given = copy_of(one)  # a client may write to shared memory as soon as it is answered
         said = _said(gateway, request, reply, row, why)
         self._thread.submit(self._write, gateway.name, Recorded(given, said), size)
 

@@ -5,18 +5,19 @@ So a body that cannot be a request ends early, above all one that is small as se
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sensai_serve.preprocess import InputSpec
+from sensai_serve.input_spec import FLOATS, InputSpec
 
 JSON_NUMBER = 64
 """Bytes of a number in JSON: its digits (up to 25), its share of the brackets, and white space of indented JSON."""
 PROTOBUF_NUMBER = 5
 """Bytes of an FP32 number in a message of Protocol Buffers that is not packed."""
+PROTOBUF_WHOLE = 11
+"""Bytes of the longest whole number in such a message."""
 AROUND = 64 * 1024
 """Bytes of a body beside its numbers: names, the id, parameters, outputs."""
-_FP32 = 4
 
 
 @dataclass(frozen=True)
@@ -40,32 +41,43 @@ def configured(limit: int) -> BodyBound:
     return BodyBound(limit, "limits.body_bytes")
 
 
-def as_json(spec: InputSpec, batch: int, header: int | None = None) -> BodyBound:
+def as_json(specs: Sequence[InputSpec], batch: int, header: int | None = None) -> BodyBound:
     """The bound of a request over HTTP.
 
     Args:
-        spec: the model's input.
+        specs: the model's inputs.
         batch: the most inputs of one request.
         header: bytes of the JSON before binary tensors, as the client says; None where all of it is JSON.
     """
-    bound = _bound(batch, spec, JSON_NUMBER, AROUND)
-    return bound if header is None else _bound(batch, spec, _FP32, min(header, bound.most) + AROUND)
+    bound = _bound(batch, [(spec, JSON_NUMBER) for spec in specs], AROUND)
+    return bound if header is None else _bound(batch, as_they_are(specs), min(header, bound.most) + AROUND)
 
 
-def as_fp32(spec: InputSpec) -> BodyBound:
-    """The bound of one input as FP32 numbers and nothing else; one of a slightly wrong length is told so."""
-    return _bound(1, spec, _FP32, AROUND)
+def as_fp32(specs: Sequence[InputSpec]) -> BodyBound:
+    """The bound of one input's values and nothing else; one of a slightly wrong length is told so."""
+    return _bound(1, as_they_are(specs), AROUND)
 
 
-def as_protobuf(models: Iterable[tuple[InputSpec, int]], limit: int) -> BodyBound:
-    """The bound of a message that may be for any of some models, each its input and the most inputs of one request."""
-    spec, batch = max(models, key=lambda model: model[0].elements * model[1], default=(None, 0))
-    if spec is None:
-        return configured(limit)
-    return _bound(batch, spec, PROTOBUF_NUMBER, AROUND).within(limit)
+def as_they_are(specs: Sequence[InputSpec]) -> list[_Sized]:
+    """Each input, and the bytes of one of its values in memory."""
+    return [(spec, spec.numpy.itemsize) for spec in specs]
 
 
-def _bound(batch: int, spec: InputSpec, number: int, around: int) -> BodyBound:
+def as_protobuf(models: Iterable[tuple[Sequence[InputSpec], int]], limit: int) -> BodyBound:
+    """The bound of a message that may be for any of some models, each its inputs and the most inputs of one request."""
+    bounds = [
+        _bound(batch, [(s, PROTOBUF_NUMBER if s.dtype in FLOATS else PROTOBUF_WHOLE) for s in specs], AROUND)
+        for specs, batch in models
+    ]
+    return max(bounds, key=lambda bound: bound.most, default=configured(limit)).within(limit)
+
+
+_Sized = tuple[InputSpec, int]
+"""An input, and the bytes of one of its values."""
+
+
+def _bound(batch: int, sized: Sequence[_Sized], around: int) -> BodyBound:
     inputs = f"{batch} inputs" if batch > 1 else "one input"
-    why = f"{inputs} of {list(spec.shape)} numbers, {number} bytes each, and {around} bytes around them"
-    return BodyBound(number * batch * spec.elements + around, why)
+    each = " and ".join(f"{spec.described} numbers, {number} bytes each" for spec, number in sized)
+    most = sum(batch * spec.elements * number for spec, number in sized)
+    return BodyBound(most + around, f"{inputs} of {each}, and {around} bytes around them")

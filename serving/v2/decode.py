@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from sensai_serve.errors import RequestError
+from sensai_serve.merge import Wait
 from sensai_serve.preprocess import Floats, InputSpec
 from serving.v2.json_object import parse_object
 from serving.v2.request import (
@@ -28,8 +30,19 @@ KNOWN_HEADERS, KNOWN_BYTES = 64, 2048
 _NOTHING: Mapping[str, Any] = {}
 
 
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A parsed JSON header in front of one binary tensor."""
+
+    shape: tuple[int, ...]
+    nbytes: int
+    outputs: tuple[RequestedOutput, ...]
+    wait: Wait | None
+    timeout_s: float | None
+
+
 class Decoder:
-    """Decodes infer requests for one model, and caches their JSON headers.
+    """Decodes infer requests for one model of one FP32 input of a fixed shape, and caches their JSON headers.
 
     A client sends the same JSON in front of every tensor, byte for byte, unless it numbers its requests. A cached
     header is neither parsed nor checked again.
@@ -40,7 +53,7 @@ class Decoder:
         self._spec = spec
         self._max_batch = max_batch
         self._regions = regions
-        self._known: dict[bytes, InferRequest] = {}  # with an array of the same shape in place of the inputs
+        self._known: dict[bytes, _Known] = {}
 
     def decode(self, body: bytes | memoryview, header_length: int | None) -> InferRequest:
         """Decode one request; see `decode_request`."""
@@ -49,17 +62,16 @@ class Decoder:
         view = memoryview(body)
         header, tensor = bytes(view[:header_length]), view[header_length:]
         known = self._known.get(header)
-        if known is not None and len(tensor) == known.inputs.nbytes:
-            inputs = from_bytes(tensor, known.inputs.shape, self._spec)
-            return InferRequest(inputs, known.outputs, known.id, known.wait, known.timeout_s)
+        if known is not None and len(tensor) == known.nbytes:
+            inputs = from_bytes(tensor, known.shape, self._spec)
+            return InferRequest(inputs, known.outputs, "", known.wait, known.timeout_s)
         request = decode_request(body, header_length, self._spec, self._max_batch, self._regions)
         if len(tensor) and not request.id and all(output.region is None for output in request.outputs):
             if len(self._known) >= KNOWN_HEADERS:
                 self._known.clear()
-            blank = np.broadcast_to(
-                np.float32(0), request.inputs.shape
-            )  # has the shape and the size, and takes no memory
-            self._known[header] = InferRequest(blank, request.outputs, "", request.wait, request.timeout_s)
+            assert isinstance(request.inputs, np.ndarray)
+            shape, size = request.inputs.shape, request.inputs.nbytes
+            self._known[header] = _Known(shape, size, request.outputs, request.wait, request.timeout_s)
         return request
 
 
@@ -82,29 +94,37 @@ def decode_request(
         UnknownRegionError: a shared memory region that is not registered.
     """
     view = memoryview(body)
-    if header_length is None:
-        header, tail = view, None
-    elif not 0 <= header_length <= len(view):
-        raise RequestError(
-            f"Inference-Header-Content-Length is {header_length}, expected 0 to {len(view)}, the length of the body"
-        )
-    elif header_length == 0:
+    header, tail = split(view, header_length)
+    if header_length == 0:
         return InferRequest(from_bytes(view, (1, *spec.shape), spec), every_output(binary=True))
-    else:
-        header, tail = view[:header_length], view[header_length:]
     request = parse_object(header, numbers=0 if tail else max_batch * math.prod(spec.shape))
-    parameters = _object(request, "parameters", "")
+    parameters = optional_object(request, "parameters", "")
     wait, timeout_s = parse_options(parameters)
     request_id = request.get("id")
     if not isinstance(request_id, str | None):
         raise RequestError(f"id is {shown(request_id)}, expected text")
     return InferRequest(
         inputs=_input(request.get("inputs"), tail, spec, max_batch, regions),
-        outputs=_outputs(request.get("outputs"), regions, binary=binary_by_default(parameters)),
+        outputs=requested_outputs(request.get("outputs"), regions, binary=binary_by_default(parameters)),
         id=request_id or "",
         wait=wait,
         timeout_s=timeout_s,
     )
+
+
+def split(body: memoryview, header_length: int | None) -> tuple[memoryview, memoryview | None]:
+    """The JSON of a body, and the binary tensors behind it; None where the body is JSON alone.
+
+    Raises:
+        RequestError: the JSON would be longer than the body.
+    """
+    if header_length is None:
+        return body, None
+    if not 0 <= header_length <= len(body):
+        raise RequestError(
+            f"Inference-Header-Content-Length is {header_length}, expected 0 to {len(body)}, the length of the body"
+        )
+    return body[:header_length], body[header_length:]
 
 
 def _input(inputs: object, tail: memoryview | None, spec: InputSpec, max_batch: int, regions: Regions) -> Floats:
@@ -114,7 +134,7 @@ def _input(inputs: object, tail: memoryview | None, spec: InputSpec, max_batch: 
     tensor = inputs[0]
     shape = check_input(tensor.get("name"), tensor.get("datatype"), tensor.get("shape"), spec, max_batch)
     where = f"input {spec.name!r}"
-    parameters = _object(tensor, "parameters", f"{where}: ")
+    parameters = optional_object(tensor, "parameters", f"{where}: ")
     size, region = parameters.get("binary_data_size"), region_part(parameters, regions, where)
     ways = [
         way
@@ -147,18 +167,19 @@ def _input(inputs: object, tail: memoryview | None, spec: InputSpec, max_batch: 
     return from_bytes(tail, shape, spec)
 
 
-def _outputs(outputs: object, regions: Regions, *, binary: bool) -> tuple[RequestedOutput, ...]:
+def requested_outputs(outputs: object, regions: Regions, *, binary: bool) -> tuple[RequestedOutput, ...]:
+    """The outputs that the JSON of a request asks for; see `serving.v2.request.parse_outputs`."""
     outputs = [] if outputs is None else outputs
     if not isinstance(outputs, list) or not all(isinstance(output, dict) for output in outputs):
         raise RequestError(f"outputs is {shown(outputs)}, expected a list of objects")
     return parse_outputs(
-        [(output.get("name"), _object(output, "parameters", "outputs: ")) for output in outputs],
+        [(output.get("name"), optional_object(output, "parameters", "outputs: ")) for output in outputs],
         regions,
         binary=binary,
     )
 
 
-def _object(raw: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
+def optional_object(raw: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
     """The object `raw[key]` without its null members: some clients send every field, null where it is not given."""
     value = raw.get(key)
     if value is None:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 import sensai_serve
+from sensai_serve.input_spec import InputSpec, Normalisation
 from sensai_serve.manifest import Manifest
 from serving.v2.tensors import OUTPUTS
 
@@ -20,7 +21,6 @@ EXTENSIONS = (
     "statistics",
     "trace",
 )
-_DATA_TYPES = {"FP32": "TYPE_FP32", "INT32": "TYPE_INT32", "INT64": "TYPE_INT64"}
 
 
 def server_metadata(*, shares_memory: bool) -> dict[str, Any]:
@@ -38,14 +38,12 @@ def model_metadata(manifest: Manifest, version: str) -> dict[str, Any]:
         "name": manifest.name,
         "versions": [version],
         "platform": "sensai_bundle",
-        "inputs": [
-            {"name": manifest.input.name, "datatype": manifest.input.dtype, "shape": [-1, *manifest.input.shape]}
-        ],
+        "inputs": [{"name": spec.name, "datatype": spec.dtype, "shape": [-1, *spec.shape]} for spec in manifest.inputs],
         "outputs": [
             {"name": spec.name, "datatype": spec.datatype, "shape": spec.shape(len(manifest.labels))}
             for spec in OUTPUTS.values()
         ],
-        "parameters": {"normalisation": _normalisation(manifest)},
+        "parameters": _of_inputs(manifest),
     }
 
 
@@ -58,7 +56,7 @@ def model_config(manifest: Manifest, max_batch: int) -> dict[str, Any]:
         "workers": assignment.n_workers,
         "merge_rule": manifest.merge.rule,
         "merge_threshold": manifest.merge.threshold,
-        "normalisation": _normalisation(manifest),
+        **_of_inputs(manifest),
     }
     return {
         "name": manifest.name,
@@ -66,16 +64,13 @@ def model_config(manifest: Manifest, max_batch: int) -> dict[str, Any]:
         "backend": "sensai",
         "max_batch_size": max_batch,
         "input": [
-            {
-                "name": manifest.input.name,
-                "data_type": _DATA_TYPES[manifest.input.dtype],
-                "dims": list(manifest.input.shape),
-            }
+            {"name": spec.name, "data_type": data_type(spec.dtype), "dims": list(spec.shape)}
+            for spec in manifest.inputs
         ],
         "output": [
             {
                 "name": spec.name,
-                "data_type": _DATA_TYPES[spec.datatype],
+                "data_type": data_type(spec.datatype),
                 "dims": spec.shape(len(manifest.labels))[1:],
             }
             for spec in OUTPUTS.values()
@@ -84,6 +79,33 @@ def model_config(manifest: Manifest, max_batch: int) -> dict[str, Any]:
     }
 
 
-def _normalisation(manifest: Manifest) -> str:
-    """How a client has to normalise raw values, ``(x * scale - mean) / std``, as JSON text."""
-    return json.dumps(asdict(manifest.input.normalisation))
+def _of_inputs(manifest: Manifest) -> dict[str, str]:
+    """What a client has to know beside datatypes and shapes, each as JSON text.
+
+    ``normalisation`` of the one input: how raw values become it, ``(x * scale - mean) / std``. ``inputs``: by name the
+    ``normalisation``, the ``maximum`` of each dynamic axis, and the ``vocabulary``, where an input has them; only for
+    models that other servers of the protocol could not describe without.
+    """
+    found: dict[str, str] = {}
+    if len(manifest.inputs) == 1:
+        found["normalisation"] = json.dumps(asdict(manifest.inputs[0].normalisation))
+    described = {spec.name: _described(spec) for spec in manifest.inputs}
+    if len(manifest.inputs) > 1 or any(set(said) - {"normalisation"} for said in described.values()):
+        found["inputs"] = json.dumps(described)
+    return found
+
+
+def _described(spec: InputSpec) -> dict[str, Any]:
+    said: dict[str, Any] = {}
+    if spec.normalisation != Normalisation():
+        said["normalisation"] = asdict(spec.normalisation)
+    if spec.maximum:
+        said["maximum"] = dict(zip(spec.axes, spec.maximum, strict=True))
+    if spec.vocabulary is not None:
+        said["vocabulary"] = spec.vocabulary
+    return said
+
+
+def data_type(datatype: str) -> str:
+    """The name that Triton's configurations have for a datatype."""
+    return f"TYPE_{datatype}"

@@ -8,7 +8,7 @@ from typing import Any
 
 from sensai_serve.errors import RequestError
 from sensai_serve.merge import WAITS, Wait
-from sensai_serve.preprocess import Floats
+from sensai_serve.tensors import Inputs
 from serving.v2.shared_memory import RegionPart, Regions
 from serving.v2.tensors import OUTPUTS, shown
 
@@ -30,8 +30,8 @@ class RequestedOutput:
 class InferRequest:
     """A decoded request that fits its model."""
 
-    inputs: Floats
-    """FP32 [N, *shape], C-contiguous, finite."""
+    inputs: Inputs
+    """N inputs as the model takes them: C-contiguous, finite, of its vocabulary."""
     outputs: tuple[RequestedOutput, ...]
     """The outputs that the reply holds."""
     id: str = ""

@@ -64,7 +64,7 @@ def check_input(name: object, datatype: object, shape: object, spec: InputSpec, 
         max_batch: the largest N.
 
     Returns:
-        The shape, [N, *spec.shape].
+        The shape [N, ...].
 
     Raises:
         RequestError: another name, datatype or shape than the model's, or N outside 1 to `max_batch`.
@@ -76,16 +76,15 @@ def check_input(name: object, datatype: object, shape: object, spec: InputSpec, 
     if isinstance(shape, list) and any(isinstance(size, str) for size in shape):
         shape = [int(size) if isinstance(size, str) and _WHOLE.fullmatch(size) else size for size in shape]
     if not isinstance(shape, list | tuple) or not all(type(size) is int for size in shape):
-        raise RequestError(f"input {spec.name!r}: shape is {shown(shape)}, expected whole numbers {_expected(spec)}")
-    if tuple(shape[1:]) != spec.shape:
-        raise RequestError(f"input {spec.name!r}: shape is {shown(list(shape))}, expected {_expected(spec)}")
+        raise RequestError(
+            f"input {spec.name!r}: shape is {shown(shape)}, expected whole numbers {spec.batch_described}"
+        )
+    if tuple(shape[1:]) != spec.shape and (wrong := spec.misfit(shape, batch=True)):
+        wrong = wrong if spec.maximum else f"shape is {shown(list(shape))}, expected {spec.batch_described}"
+        raise RequestError(f"input {spec.name!r}: {wrong}")
     if not 1 <= shape[0] <= max_batch:
         raise RequestError(f"input {spec.name!r}: N is {shown(shape[0])}, expected 1 to {max_batch}")
     return tuple(shape)
-
-
-def _expected(spec: InputSpec) -> str:
-    return f"[N, {', '.join(map(str, spec.shape))}]"
 
 
 def from_bytes(data: bytes | memoryview, shape: tuple[int, ...], spec: InputSpec) -> Floats:

@@ -84,7 +84,7 @@ def test_what_is_no_manifest_is_refused(bundle: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.update(schema=99), "schema version 99, expected 1"),
+        (lambda m: m.update(schema=99), "schema version '99', expected 1 or 2"),
         (lambda m: m.update(name="../x"), "name is '../x'"),
         (lambda m: m.pop("labels"), "labels is missing"),
         (lambda m: m.update(labels=["a", "a"]), "all different"),

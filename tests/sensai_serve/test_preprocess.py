@@ -138,7 +138,7 @@ def test_the_spec_survives_the_manifest() -> None:
         ({"shape": []}, "at least one axis"),
         ({"shape": [3, "8", 6]}, "wrong type"),
         ({"shape": None}, "wrong type"),
-        ({"dtype": "FP64"}, "expected 'FP32'"),
+        ({"dtype": "FP64"}, "expected one of FP32, FP16"),
         ({"shape": [1, 8, 6]}, "expected 1 or 1|expected \\[3"),
         ({"normalisation": {"std": [0.0]}}, "std holds 0.0, expected 1e-30"),
         ({"normalisation": {"mean": [0, 0]}}, "mean has 2 values, expected 1 or 3"),

@@ -51,7 +51,7 @@ def test_what_is_not_sure_is_kept_with_its_reason_and_nothing_else(kept, tiny_bu
     assert len(recorded) == len(expected)
     spec = sensai_serve.load(tiny_bundle).manifest.input
     for one, number in zip(recorded, expected, strict=True):
-        np.testing.assert_array_equal(one.input, normalise(PIXELS[number], spec))
+        np.testing.assert_array_equal(one.inputs[0], normalise(PIXELS[number], spec))
         assert (one.answer["label"], one.answer["model"]) == (answers[number]["label"], "tiny")
         sure = {"incomplete": answers[number]["complete"], "unelected": answers[number]["elected"]}
         assert one.answer["why"] == [name for name, holds in sure.items() if not holds]
@@ -83,7 +83,7 @@ def test_below_a_margin_all_is_kept_and_off_nothing_is(run_server, tiny_bundle, 
 
 
 def test_the_oldest_make_room(run_server, tiny_bundle, tmp_path):
-    one = len(Recorded(np.zeros((3, 8, 8), np.float32), {"label": None}).to_bytes())
+    one = len(Recorded(np.zeros((1, 3, 8, 8), np.float32), {"label": None}).to_bytes())
     folder = tmp_path / "few"
     for _ in range(2):  # the second server counts what the first has kept
         with run_server(tiny_bundle, record={"folder": folder, "margin": 1.0, "bytes": 20 * one}) as server:
@@ -92,7 +92,7 @@ def test_the_oldest_make_room(run_server, tiny_bundle, tmp_path):
         assert sum(path.stat().st_size for path in recordings(folder)) <= 20 * one
     spec = sensai_serve.load(tiny_bundle).manifest.input
     last = Recorded.read(recordings(folder)[-1])
-    np.testing.assert_array_equal(last.input, normalise(PIXELS[-1], spec))
+    np.testing.assert_array_equal(last.inputs[0], normalise(PIXELS[-1], spec))
 
 
 def test_pictures_come_back_as_they_were(make_bundle):

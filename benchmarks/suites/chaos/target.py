@@ -42,7 +42,7 @@ def target(path: Path, http: int, grpc: int) -> Target:
     bundle = Bundle.open(path)
     manifest = bundle.manifest
     name, spec = manifest.name, manifest.input
-    samples = [np.ascontiguousarray(one[None]) for one in bundle.golden().inputs]
+    samples = [np.ascontiguousarray(one[None]) for one in bundle.golden().tensor]
     codec = V2Binary(name, spec.name)
     return Target(
         served=ServedModel(HOST, http, grpc, name, spec.name, len(manifest.labels)),

@@ -97,7 +97,7 @@ def first_answer(options: ExistingOptions, folder: Path, on_step: OnStep) -> dic
     started = time.perf_counter()
     bundle = make(ExistingOptions(), options.models[:1], folder / "first", "--labels", str(labels))
     made = time.perf_counter()
-    sample = bundle.golden().inputs[:1]
+    sample = bundle.golden().tensor[:1]
     with served(bundle) as server:
         client = RawClient(*server.address, codec(bundle), [sample])
         client.exchange(0)

@@ -22,6 +22,8 @@ from time import perf_counter
 
 import numpy as np
 
+from sensai_serve.input_spec import InputSpec
+from sensai_serve.tensors import example
 from serving.backends import BackendPlan, Cause, Execution, Task
 from serving.backends.ort.core_thread import JOIN_S, CoreThread, LoadedWorker
 from serving.backends.ort.fused import Fused, fuse_where_it_pays
@@ -77,7 +79,7 @@ class Backend:
             device = plan.device(number)
             session = Session.of_worker(plan.bundle, number, device, plan.threads, self._cancellation)
             runs = with_faults(session, number, plan.faults, own_process=False)
-            typical_s = _typical_s(session, plan.bundle.manifest.input.shape)
+            typical_s = _typical_s(session, plan.bundle.manifest.inputs)
             self._workers[number] = LoadedWorker(number, runs, typical_s, Pace(typical_s))
             if device.kind == "cpu" and device.index is not None and plan.threads.count == 1:
                 by_device[device].append(number)
@@ -236,9 +238,15 @@ class Backend:
                 self._log(f"worker {number} runs on the event loop's thread again")
 
 
-def _typical_s(session: Session, shape: Sequence[int]) -> float:
-    """Seconds of the shortest of a few runs of one input: other work on the machine only makes runs longer."""
-    inputs, seconds, begun = np.zeros((1, *shape), np.float32), float("inf"), perf_counter()
+def _typical_s(session: Session, specs: Sequence[InputSpec]) -> float:
+    """Seconds of the shortest of a few runs of one input: other work on the machine only makes runs longer.
+
+    Dynamic axes have their largest size: what may run on the event loop's thread, and when a run is a straggler's, is
+    judged by it.
+    """
+    plain = len(specs) == 1 and specs[0].plain
+    inputs = np.zeros((1, *specs[0].shape), np.float32) if plain else example(specs)
+    seconds, begun = float("inf"), perf_counter()
     for _ in range(TIMED_RUNS):
         started = perf_counter()
         session.run(inputs)

@@ -52,7 +52,7 @@ class Backend:
         self._loop = asyncio.get_running_loop()
         manifest = plan.bundle.manifest
         widths = [len(manifest.subnets[worker].classes) for worker in plan.workers]
-        self._layout = MemoryLayout(len(widths), plan.max_batch, manifest.input.shape, tuple(widths))
+        self._layout = MemoryLayout(len(widths), plan.max_batch, manifest.inputs, tuple(widths))
         self._memory_fd = os.memfd_create("sensai", os.MFD_CLOEXEC)
         os.ftruncate(self._memory_fd, self._layout.size)
         self._memory = Memory(self._memory_fd, self._layout)

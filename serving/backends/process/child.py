@@ -16,7 +16,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from sensai_serve.input_spec import InputSpec
 from serving.backends.process.shared import (
     DROPPED,
     OK,
@@ -48,12 +50,12 @@ class Config:
     """The place of each in the shared memory."""
     parent: int
     device: str
-    input_name: str
     networks: list[str]
     """What errors call each worker's network."""
     n_workers: int
     max_batch: int
-    shape: list[int]
+    inputs: list[dict[str, Any]]
+    """What each network takes, as the manifest has it."""
     widths: list[int]
     faults: list[str]
     memory_fd: int
@@ -64,7 +66,12 @@ class Config:
     @property
     def layout(self) -> MemoryLayout:
         """The layout of the shared memory."""
-        return MemoryLayout(self.n_workers, self.max_batch, tuple(self.shape), tuple(self.widths))
+        return MemoryLayout(self.n_workers, self.max_batch, self.specs, tuple(self.widths))
+
+    @property
+    def specs(self) -> tuple[InputSpec, ...]:
+        """What each network takes."""
+        return tuple(map(InputSpec.from_json, self.inputs))
 
 
 def main(config: Config) -> None:
@@ -102,7 +109,7 @@ def _load(config: Config, at: int) -> Session:
     _pin(device)
     with os.fdopen(os.dup(config.network_fds[at]), "rb") as file:
         data = os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0)
-    return Session(data, device, config.input_name, config.shape, config.networks[at])
+    return Session(data, device, config.specs, config.networks[at])
 
 
 def _serve(config: Config, at: int, memory: Memory, session: Session) -> None:
@@ -133,7 +140,7 @@ def _run(memory: Memory, word: Word, record: Record, session: Runnable) -> int:
     if int(memory.tickets[word.slot]) != word.ticket:
         return DROPPED  # answered without this worker
     try:
-        record.scores[: word.n_inputs] = session.run(memory.inputs[word.slot][: word.n_inputs])
+        record.scores[: word.n_inputs] = session.run(memory.slots[word.slot].read(word.n_inputs))
     except Exception:  # whatever a run raises costs this worker's copies, not the answer
         return RAISED
     # If another task's inputs are in the slot by now, these scores may be of either task.

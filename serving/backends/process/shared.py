@@ -3,7 +3,8 @@
 One anonymous file is mapped by all processes. Nothing is pickled. The gateway copies an input in once, and every worker
 reads it in place; the gateway copies scores out once.
 
-    slots       inputs [SLOTS, max_batch, *shape] FP32, and per slot the ticket whose inputs it holds (0: closed)
+    slots       inputs [SLOTS, max_batch, *shape] FP32, and per slot the ticket whose inputs it holds (0: closed);
+                of other inputs a slot has room for the largest of each, after the sizes of its dynamic axes
     mailboxes   a ring per worker, written by the gateway, of 64-bit words: ticket, slot and batch size of a task
     records     a ring per worker, written by it, an entry per word: word, status, seconds, scores [max_batch, k] FP32
     states      one word per worker, and a line of text if it could not start
@@ -18,9 +19,13 @@ from __future__ import annotations
 import mmap
 from dataclasses import dataclass
 from math import prod
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from sensai_serve.input_spec import DYNAMIC, InputSpec
+from sensai_serve.tensors import Inputs, arrays_of, inputs_of
 
 SLOTS = 16
 RING = 8
@@ -30,6 +35,11 @@ _LINE = 64  # bytes of a cache line: workers write to lines of their own
 
 STARTING, READY = 0, 1
 OK, RAISED, OVERWRITTEN, DROPPED = 1, 2, 3, 4
+
+
+def _padded(size: int) -> int:
+    """A number of bytes, rounded up to whole lines of the cache."""
+    return -(-size // _LINE) * _LINE
 
 
 @dataclass(frozen=True)
@@ -56,17 +66,18 @@ class MemoryLayout:
 
     n_workers: int
     max_batch: int
-    shape: tuple[int, ...]
+    inputs: tuple[InputSpec, ...]
+    """What the networks take."""
     widths: tuple[int, ...]
     """Classes of each worker: k."""
 
     @property
     def _record(self) -> int:
-        return _LINE + -(-self.max_batch * max(self.widths) * 4 // _LINE) * _LINE
+        return _LINE + _padded(self.max_batch * max(self.widths) * 4)
 
     @property
     def _input(self) -> int:
-        return -(-self.max_batch * prod(self.shape) * 4 // _LINE) * _LINE
+        return sum(_padded(len(spec.maximum) * 8) + _padded(self.max_batch * spec.bytes) for spec in self.inputs)
 
     @property
     def _tickets_at(self) -> int:
@@ -101,7 +112,7 @@ class Memory:
         self._messages = [control[w, _LINE * 2 :] for w in range(n)]
         self.tickets = self._bytes[layout._tickets_at : layout._records_at].view(np.uint64)
         self.records = [[self._record(w, r) for r in range(RING)] for w in range(n)]
-        self.inputs = [self._input(slot) for slot in range(SLOTS)]
+        self.slots = [self._slot(slot) for slot in range(SLOTS)]
 
     def message(self, worker: int) -> str:
         """Return the message that a failed worker left; empty if there is none."""
@@ -126,11 +137,67 @@ class Memory:
             scores.view(np.float32).reshape(layout.max_batch, width),
         )
 
-    def _input(self, slot: int) -> npt.NDArray[np.float32]:
+    def _slot(self, slot: int) -> Slot:
         layout = self.layout
         at = layout._inputs_at + slot * layout._input
-        size = layout.max_batch * prod(layout.shape) * 4
-        return self._bytes[at : at + size].view(np.float32).reshape(layout.max_batch, *layout.shape)
+        memory = self._bytes[at : at + layout._input]
+        if len(layout.inputs) == 1 and layout.inputs[0].plain:
+            shape = layout.inputs[0].shape
+            size = layout.max_batch * prod(shape) * 4
+            return _PlainSlot(memory[:size].view(np.float32).reshape(layout.max_batch, *shape))
+        return _NamedSlot(memory, layout)
+
+
+class Slot(Protocol):
+    """Room for the inputs of one task."""
+
+    def write(self, inputs: Inputs) -> None:
+        """Copy them in."""
+
+    def read(self, n: int) -> Inputs:
+        """The `n` inputs in it, in place."""
+
+
+class _PlainSlot:
+    """Of one input of FP32 and a fixed shape."""
+
+    def __init__(self, array: npt.NDArray[np.float32]) -> None:
+        self._array = array
+
+    def write(self, inputs: Inputs) -> None:
+        assert isinstance(inputs, np.ndarray)
+        self._array[: len(inputs)] = inputs
+
+    def read(self, n: int) -> Inputs:
+        return self._array[:n]
+
+
+class _NamedSlot:
+    """Of any other inputs: for each the sizes of its dynamic axes, and its values side by side."""
+
+    def __init__(self, memory: npt.NDArray[np.uint8], layout: MemoryLayout) -> None:
+        self._specs, self._parts, at = layout.inputs, list[tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]](), 0
+        for spec in layout.inputs:
+            sizes, values = len(spec.maximum) * 8, layout.max_batch * spec.bytes
+            start = at + _padded(sizes)
+            self._parts.append((memory[at : at + sizes].view(np.int64), memory[start : start + values]))
+            at = start + _padded(values)
+
+    def write(self, inputs: Inputs) -> None:
+        arrays = arrays_of(inputs, self._specs)
+        for spec, (sizes, values) in zip(self._specs, self._parts, strict=True):
+            array = arrays[spec.name]
+            sizes[:] = [size for size, said in zip(array.shape[1:], spec.shape, strict=True) if said == DYNAMIC]
+            values[: array.nbytes].view(array.dtype).reshape(array.shape)[...] = array
+
+    def read(self, n: int) -> Inputs:
+        arrays: dict[str, npt.NDArray[Any]] = {}
+        for spec, (sizes, values) in zip(self._specs, self._parts, strict=True):
+            # The slot may be another task's by now: its result is dropped then, and sizes must not lead out of it.
+            given = iter(min(max(int(size), 1), most) for size, most in zip(sizes, spec.maximum, strict=True))
+            shape = (n, *(next(given) if size == DYNAMIC else size for size in spec.shape))
+            arrays[spec.name] = values[: prod(shape) * spec.numpy.itemsize].view(spec.numpy).reshape(shape)
+        return inputs_of(arrays, self._specs)
 
 
 @dataclass(frozen=True)

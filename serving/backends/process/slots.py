@@ -26,7 +26,7 @@ class Slots:
         if slot is None:
             return None
         n_inputs = len(task.inputs)
-        self._memory.inputs[slot][:n_inputs] = task.inputs
+        self._memory.slots[slot].write(task.inputs)
         self._ticket += 1
         self._memory.tickets[slot] = self._ticket
         word = self._written[id(task)] = Word(self._ticket, slot, n_inputs).pack()

@@ -41,7 +41,7 @@ class Backend:
         """
         self._plan = plan
         self._loop = asyncio.get_running_loop()
-        self._input = plan.bundle.manifest.input.name
+        self._specs = plan.bundle.manifest.inputs
         servers: dict[str, dict[int, WorkerEndpoint]] = {}
         here = []
         for worker in plan.workers:
@@ -89,7 +89,7 @@ class Backend:
                 here.append(worker)
         if there:
             left_s = None if task.expires is None else task.expires - self._loop.time()
-            message = EncodedInput(task.inputs, self._input, left_s)
+            message = EncodedInput(task.inputs, self._specs, left_s)
             for server, its in there.items():
                 server.submit(task, message, its)
         if here and self._here is not None:

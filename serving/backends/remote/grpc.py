@@ -14,6 +14,7 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
 from sensai_serve.errors import BundleError, InputError, ServingError
+from sensai_serve.input_spec import DATATYPES
 from sensai_serve.manifest import Manifest
 from sensai_serve.remote import BUNDLE, model_name
 from serving.backends import Cause, Task
@@ -176,9 +177,10 @@ class RemoteGrpcConnection:
 
 def _described(config: Any) -> ModelDescription:
     fp32 = config_pb.DataType.Value("TYPE_FP32")
+    taken = [config_pb.DataType.Value(f"TYPE_{datatype}") for datatype in DATATYPES]
     return ModelDescription(
         parameters={key: value.string_value for key, value in config.parameters.items()},
-        inputs={t.name: tuple(t.dims) for t in config.input if t.data_type == fp32},
+        inputs={t.name: tuple(t.dims) for t in config.input if t.data_type in taken},
         outputs={t.name: tuple(t.dims) for t in config.output if t.data_type == fp32},
         max_batch=config.max_batch_size,
     )

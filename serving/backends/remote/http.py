@@ -11,12 +11,13 @@ import json
 import ssl
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 
 from sensai_serve.errors import BundleError, InputError, ServingError
+from sensai_serve.input_spec import DATATYPES
 from sensai_serve.manifest import Manifest
 from sensai_serve.remote import SCORES, model_name
 from serving.backends import HOLDS, Cause, Scores, Task
@@ -210,16 +211,20 @@ def _scores(headers: dict[str, str], body: bytes) -> Scores:
 
 
 def _described(body: bytes, where: str) -> ModelDescription:
-    def shapes(tensors: Any) -> dict[str, tuple[int, ...]]:
-        return {t["name"]: tuple(map(int, t["dims"])) for t in tensors if t["data_type"] == "TYPE_FP32"}
+    def shapes(tensors: Any, kinds: Collection[str]) -> dict[str, tuple[int, ...]]:
+        return {t["name"]: tuple(map(int, t["dims"])) for t in tensors if t["data_type"] in kinds}
 
     try:
         config = json.loads(body)
         parameters = {key: str(value["string_value"]) for key, value in config.get("parameters", {}).items()}
-        inputs, outputs = shapes(config["input"]), shapes(config["output"])
+        inputs, outputs = shapes(config["input"], _TAKEN), shapes(config["output"], ("TYPE_FP32",))
         return ModelDescription(parameters, inputs, outputs, int(config["max_batch_size"]))
     except (ValueError, LookupError, TypeError, AttributeError):
         raise BundleError(f"{where} has a configuration that cannot be read") from None
+
+
+_TAKEN = [f"TYPE_{datatype}" for datatype in DATATYPES]
+"""The types of inputs, as configurations name them."""
 
 
 def _refusal(status: int) -> str:

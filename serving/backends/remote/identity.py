@@ -36,7 +36,7 @@ def version_for(manifest: Manifest, worker: int, max_batch: int, model: str, fou
     Raises:
         BundleError: the model is something else; the message says what.
     """
-    subnet, spec = manifest.subnets[worker], manifest.input
+    subnet = manifest.subnets[worker]
     what = f"worker {worker}: {model}"
     if BUNDLE not in found.parameters:
         raise BundleError(f"{what} names no bundle, expected a model of `sensai export --triton` or `sensai node`")
@@ -49,12 +49,14 @@ def version_for(manifest: Manifest, worker: int, max_batch: int, model: str, fou
     if not versions:
         known = ", ".join(f"version {v}: {digests[v][:12]}..." for v in sorted(digests, key=int)) or "no version at all"
         raise BundleError(f"{what} runs another subnet ({known}), expected SHA-256 {subnet.sha256[:12]}...")
-    shape, width = found.inputs.get(spec.name), found.outputs.get(SCORES)
-    if shape != spec.shape or width != (len(subnet.classes),):
-        raise BundleError(
-            f"{what} takes {spec.name} {shape and list(shape)} and gives {SCORES} {width and list(width)}, "
-            f"expected {list(spec.shape)} and [{len(subnet.classes)}]"
-        )
+    width = found.outputs.get(SCORES)
+    for spec in manifest.inputs:
+        shape = found.inputs.get(spec.name)
+        if shape != spec.shape or width != (len(subnet.classes),):
+            raise BundleError(
+                f"{what} takes {spec.name} {shape and list(shape)} and gives {SCORES} {width and list(width)}, "
+                f"expected {list(spec.shape)} and [{len(subnet.classes)}]"
+            )
     if found.max_batch < max_batch:
         raise BundleError(f"{what} takes {found.max_batch} inputs at a time, expected at least {max_batch}")
     return max(versions, key=int)

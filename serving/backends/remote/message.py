@@ -7,15 +7,17 @@ whatever the model of each. https://protobuf.dev/programming-guides/encoding/#la
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property, lru_cache
 
 import numpy as np
 import numpy.typing as npt
 from tritonclient.grpc import service_pb2 as pb
 
+from sensai_serve.input_spec import InputSpec
 from sensai_serve.protobuf import varint
 from sensai_serve.remote import SCORES
+from sensai_serve.tensors import Inputs, arrays_of, type_of
 
 _RAW_INPUT_CONTENTS = pb.ModelInferRequest.DESCRIPTOR.fields_by_name["raw_input_contents"].number << 3 | 2
 WORKERS = "workers"
@@ -34,42 +36,59 @@ _PREFIX = f"{SCORES}-"
 
 
 class EncodedInput:
-    """One task's input as bytes, encoded for each protocol when the first server of it needs them."""
+    """One task's inputs as bytes, encoded for each protocol when the first server of it needs them."""
 
-    def __init__(self, inputs: npt.NDArray[np.float32], name: str, timeout_s: float | None) -> None:
+    def __init__(self, inputs: Inputs, specs: Sequence[InputSpec], timeout_s: float | None) -> None:
         """Nothing is copied yet.
 
         Args:
-            inputs: FP32 [N, *shape], C-contiguous.
-            name: the name of the input.
+            inputs: of N inputs, C-contiguous.
+            specs: what the networks take.
             timeout_s: seconds after which the answer is no longer wanted; None for never.
         """
         self.timeout_s = timeout_s
         self._inputs = inputs
-        self._name = name
+        self._specs = specs
 
     @cached_property
     def grpc(self) -> bytes:
         """The fields of a ModelInferRequest that are the same for every worker."""
-        raw = self._raw
-        header = _header(self._name, self._inputs.shape)
-        return b"".join((header, varint(_RAW_INPUT_CONTENTS), varint(len(raw)), raw))
+        tensors = self._tensors
+        parts: list[bytes | memoryview] = [
+            _header(tuple((name, datatype, shape) for name, datatype, shape, _ in tensors))
+        ]
+        for *_, raw in tensors:
+            parts += (varint(_RAW_INPUT_CONTENTS), varint(len(raw)), raw)
+        return b"".join(parts)
 
     @cached_property
     def http(self) -> tuple[bytes, memoryview]:
-        """The JSON of an infer request, and the tensor that follows it."""
-        raw = self._raw
-        given = {"name": self._name, "datatype": "FP32", "shape": self._inputs.shape,
-                 "parameters": {"binary_data_size": len(raw)}}  # fmt: skip
+        """The JSON of an infer request, and the tensors that follow it."""
+        tensors = self._tensors
+        given = [
+            {"name": name, "datatype": datatype, "shape": shape, "parameters": {"binary_data_size": len(raw)}}
+            for name, datatype, shape, raw in tensors
+        ]
         wanted = {"name": SCORES, "parameters": {"binary_data": True}}
-        body: dict[str, object] = {"inputs": [given], "outputs": [wanted]}
+        body: dict[str, object] = {"inputs": given, "outputs": [wanted]}
         if self.timeout_s is not None:
             body["parameters"] = {TIMEOUT: _microseconds(self.timeout_s)}
-        return json.dumps(body).encode(), raw
+        raws = [raw for *_, raw in tensors]
+        return json.dumps(body).encode(), raws[0] if len(raws) == 1 else memoryview(b"".join(raws))
 
     @property
-    def _raw(self) -> memoryview:
-        return np.ascontiguousarray(self._inputs, "<f4").data.cast("B")
+    def _tensors(self) -> list[tuple[str, str, tuple[int, ...], memoryview]]:
+        """The name, datatype, shape and bytes of each tensor."""
+        arrays = arrays_of(self._inputs, self._specs)
+        return [
+            (
+                spec.name,
+                spec.dtype,
+                arrays[spec.name].shape,
+                np.ascontiguousarray(arrays[spec.name], type_of(spec.dtype)).data.cast("B"),
+            )
+            for spec in self._specs
+        ]
 
 
 @lru_cache(64)
@@ -130,9 +149,10 @@ def scores_of(reply: pb.ModelInferResponse, at: int) -> npt.NDArray[np.float32]:
 
 
 @lru_cache(64)
-def _header(name: str, shape: tuple[int, ...]) -> bytes:
+def _header(tensors: tuple[tuple[str, str, tuple[int, ...]], ...]) -> bytes:
     request = pb.ModelInferRequest()
-    request.inputs.add(name=name, datatype="FP32", shape=shape)
+    for name, datatype, shape in tensors:
+        request.inputs.add(name=name, datatype=datatype, shape=shape)
     return bytes(request.SerializeToString())
 
 

@@ -12,10 +12,13 @@ from tritonclient.grpc import service_pb2 as pb
 from sensai_serve.errors import RequestError
 from sensai_serve.merge import Answer
 from sensai_serve.preprocess import Floats, InputSpec
+from sensai_serve.tensors import Array, agree, exact, inputs_of
+from serving.v2.decode_named import check_one_way, matched
 from serving.v2.encode import describe, reply_parameters
 from serving.v2.request import InferRequest, parse_options, parse_outputs, region_part
 from serving.v2.shared_memory import Regions
 from serving.v2.tensors import check_input, from_array, from_bytes
+from serving.v2.values import shaped, values_from_bytes
 
 
 def decode(request: pb.ModelInferRequest, spec: InputSpec, max_batch: int, regions: Regions) -> InferRequest:
@@ -40,6 +43,76 @@ def decode(request: pb.ModelInferRequest, spec: InputSpec, max_batch: int, regio
         wait=wait,
         timeout_s=timeout_s,
     )
+
+
+def decode_named(
+    request: pb.ModelInferRequest, specs: Sequence[InputSpec], max_batch: int, regions: Regions
+) -> InferRequest:
+    """Decode a ModelInferRequest for a model of several inputs, of other datatypes than FP32, or of dynamic axes.
+
+    Args:
+        request: the message.
+        specs: the model's inputs.
+        max_batch: the largest N.
+        regions: the registered shared memory.
+
+    Raises:
+        RequestError: the request does not fit the model.
+        UnknownRegionError: a shared memory region that is not registered.
+    """
+    wait, timeout_s = parse_options(_scalars(request.parameters))
+    outputs = [(output.name, _scalars(output.parameters)) for output in request.outputs]
+    raws, used = request.raw_input_contents, 0
+    arrays, shapes = dict[str, Array](), dict[str, tuple[int, ...]]()
+    for spec, tensor in matched(specs, ((tensor.name, tensor) for tensor in request.inputs)):
+        where = f"input {spec.name!r}"
+        shape = check_input(tensor.name, tensor.datatype, list(tensor.shape), spec, max_batch)
+        region = region_part(_scalars(tensor.parameters), regions, where)
+        own = tensor.HasField("contents")
+        raw = bool(raws) and not own and region is None
+        check_one_way(where, contents=own, raw_input_contents=raw, shared_memory_region=region is not None)
+        if region is not None:
+            arrays[spec.name] = values_from_bytes(region.read(), shape, spec)
+        elif raw:
+            if used == len(raws):
+                raise RequestError(f"{len(raws)} raw_input_contents, expected one for each input")
+            arrays[spec.name] = values_from_bytes(raws[used], shape, spec)
+            used += 1
+        else:
+            arrays[spec.name] = shaped(_contents(tensor, spec), shape, spec)
+        shapes[spec.name] = shape
+    if used != len(raws):
+        raise RequestError(f"{len(raws)} raw_input_contents, expected {used}, as many as inputs that have no others")
+    agree(shapes, specs)
+    return InferRequest(
+        inputs=inputs_of(arrays, specs),
+        outputs=parse_outputs(outputs, regions, binary=True),
+        id=request.id,
+        wait=wait,
+        timeout_s=timeout_s,
+    )
+
+
+_CONTENTS = {
+    "FP32": "fp32_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "UINT8": "uint_contents",
+    "BOOL": "bool_contents",
+}
+"""The field of InferTensorContents that holds the values of a datatype; those of FP16 are always raw."""
+
+
+def _contents(tensor: pb.ModelInferRequest.InferInputTensor, spec: InputSpec) -> Array:
+    field = _CONTENTS.get(spec.dtype)
+    if field is None:
+        raise RequestError(f"input {spec.name!r}: has contents, expected raw_input_contents, as {spec.dtype} needs")
+    values = getattr(tensor.contents, field)
+    return exact(np.fromiter(values, _WIDE.get(spec.dtype, spec.numpy), len(values)), spec.numpy, spec)
+
+
+_WIDE = {"UINT8": np.uint32}
+"""The type of the values of `_CONTENTS` where it is another than the datatype's."""
 
 
 def encode(

@@ -21,7 +21,7 @@ from serving.engine.gateway import Gateway
 from serving.engine.reply import Reply
 from serving.telemetry.logs import begin_request
 from serving.transports.grpc.bounds import MESSAGE_BYTES
-from serving.transports.grpc.codec import decode, encode, scalar
+from serving.transports.grpc.codec import decode, decode_named, encode, scalar
 from serving.transports.grpc.turns import Turns
 from serving.v2 import InferRequest, metadata
 from serving.v2.status import describe
@@ -252,10 +252,13 @@ class InferenceServicer:
         await self._turns.take(CLIENT.get())
         plane = self._plane
         gateway: Gateway = self._models.get(request.model_name, request.model_version)
-        manifest = gateway.manifest
+        manifest, most = gateway.manifest, gateway.options.max_batch
+        plain = manifest.plain_input
 
         def read() -> InferRequest:
-            return decode(request, manifest.input, gateway.options.max_batch, plane.regions)
+            if plain is None:
+                return decode_named(request, manifest.inputs, most, plane.regions)
+            return decode(request, plain, most, plane.regions)
 
         def write(asked: InferRequest, reply: Reply) -> pb.ModelInferResponse:
             return encode(asked, reply.answer, name=gateway.name, version=gateway.version, labels=manifest.labels)

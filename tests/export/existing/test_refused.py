@@ -34,6 +34,12 @@ def two_inputs() -> onnx.ModelProto:
     return model
 
 
+def strange_beside_another() -> onnx.ModelProto:
+    model = linear(names=("x", "z"))
+    model.graph.input.append(helper.make_tensor_value_info("y", TensorProto.INT8, ["N", 2]))
+    return model
+
+
 def custom() -> onnx.ModelProto:
     model = linear()
     model.graph.node.append(helper.make_node("Whirl", ["y"], ["z"], domain="acme.ops"))
@@ -81,7 +87,8 @@ def not_finite() -> onnx.ModelProto:
 @pytest.mark.parametrize(
     ("model", "said"),
     [
-        (two_inputs(), "has the inputs x, lengths, expected one"),
+        (two_inputs(), "takes lengths of shape [0], expected a batch axis and at least one more"),
+        (strange_beside_another(), "takes y of int8, expected FP32, FP16"),
         (custom(), "it uses acme.ops:Whirl"),
         (labels_only(), "gives label (a tensor of int64), expected floating-point scores"),
         (sequence(), "gives sequence (sequence), expected floating-point scores"),

@@ -63,18 +63,28 @@ def test_every_batch_axis_and_float(network, tmp_path, batch, reshaped, element)
     assert bundle.manifest.provenance["files"][0]["loop"] == reshaped
 
 
-@pytest.mark.parametrize("element", [TensorProto.UINT8, TensorProto.INT8, TensorProto.INT32, TensorProto.INT64])
-def test_whole_numbers(network, tmp_path, element) -> None:
+@pytest.mark.parametrize("element", [TensorProto.UINT8, TensorProto.INT32, TensorProto.INT64])
+def test_whole_numbers_are_taken_as_they_are(network, tmp_path, element) -> None:
     path = network(element=element)
     bundle = made(path, out=tmp_path / "bundle")
+    assert bundle.manifest.input.dtype == TensorProto.DataType.Name(element)
+    inputs = np.asarray([[0, 1, 7, 100], [100, 99, 3, 0]], helper.tensor_dtype_to_np_dtype(element))
+    np.testing.assert_allclose(scores(bundle, inputs), softmax(run(path, inputs)), atol=1e-6)
+
+
+def test_whole_numbers_of_a_type_that_is_not_served_are_rounded(network, tmp_path) -> None:
+    path = network(element=TensorProto.INT8)
+    bundle = made(path, out=tmp_path / "bundle")
     inputs = np.asarray([[0, 1, 7, 100], [100.4, 99.6, 3, 0]], np.float32)
-    whole = np.asarray([[0, 1, 7, 100], [100, 100, 3, 0]], helper.tensor_dtype_to_np_dtype(element))
+    whole = np.asarray([[0, 1, 7, 100], [100, 100, 3, 0]], np.int8)
     np.testing.assert_allclose(scores(bundle, inputs), softmax(run(path, whole)), atol=1e-6)
 
 
-def test_bytes_out_of_range_are_the_nearest_ones(network, tmp_path) -> None:
+def test_numbers_out_of_range_are_the_nearest_ones(network, tmp_path) -> None:
     path = network(element=TensorProto.UINT8)
-    given = scores(made(path, out=tmp_path / "bundle"), np.asarray([[-5, 300, 0, 255]], np.float32))
+    bundle = made(path, out=tmp_path / "bundle", scale=1.0)
+    assert bundle.manifest.input.dtype == "FP32"
+    given = scores(bundle, np.asarray([[-5, 300, 0, 255]], np.float32))
     np.testing.assert_allclose(given, softmax(run(path, np.asarray([[0, 255, 0, 255]], np.uint8))), atol=1e-6)
 
 
@@ -85,7 +95,8 @@ def test_pictures_whose_channels_are_last(network, tmp_path, batch) -> None:
     spec = bundle.manifest.input
     assert (spec.shape, spec.image and spec.image.mode, spec.image and spec.image.resize) == ((3, 8, 6), "RGB", (8, 6))
     pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 6, 3)).astype(np.uint8)
-    given = scores(bundle, pixels.transpose(0, 3, 1, 2).astype(np.float32))
+    assert spec.dtype == "UINT8"
+    given = scores(bundle, np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
     np.testing.assert_allclose(given, softmax(run(path, pixels)), atol=1e-6)
 
 
@@ -138,8 +149,8 @@ def test_names_that_are_ours_may_mean_something_else_in_a_file(network, tmp_path
     model = linear(names=("scores", "input"), element=TensorProto.UINT8)
     path = network(model=model)
     bundle = made(path, out=tmp_path / "bundle")
-    inputs = np.asarray([[1, 2, 3, 4]], np.float32)
-    np.testing.assert_allclose(scores(bundle, inputs), softmax(run(path, inputs.astype(np.uint8))), atol=1e-6)
+    inputs = np.asarray([[1, 2, 3, 4]], np.uint8)
+    np.testing.assert_allclose(scores(bundle, inputs), softmax(run(path, inputs)), atol=1e-6)
 
 
 def test_several_outputs(network, tmp_path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks.subjects.noop import noop_network
 from sensai_serve.errors import BundleError, DeviceError
+from sensai_serve.input_spec import InputSpec
 from serving.runtime.devices import Device
 from serving.runtime.io_binding import COPIED_BYTES, BoundRunner, PlainRunner
 from serving.runtime.session import Session
@@ -25,7 +26,7 @@ def inputs(n: int, shape: tuple[int, ...] = SHAPE, seed: int = 0) -> np.ndarray:
 
 
 def open_session(device: Device = Device("cpu"), shape: tuple[int, ...] = SHAPE) -> Session:  # noqa: B008
-    return Session(noop_network(shape, 10, seed=1), device, "input", shape, "the network")
+    return Session(noop_network(shape, 10, seed=1), device, [InputSpec(shape)], "the network")
 
 
 def expected(x: np.ndarray, real: type = ort.InferenceSession) -> np.ndarray:
@@ -69,7 +70,7 @@ def test_inputs_of_another_shape_are_refused_not_cast() -> None:
 @pytest.mark.parametrize("data", [b"", b"no network", noop_network(SHAPE, 10, seed=0)])
 def test_what_cannot_be_run_is_one_line(data: bytes) -> None:
     with pytest.raises(BundleError, match=r"^the network cannot be run on cpu: [^\n]+$"):
-        Session(data, Device("cpu"), "other", SHAPE, "the network")
+        Session(data, Device("cpu"), [InputSpec(SHAPE, name="other")], "the network")
 
 
 class Card(ort.InferenceSession):

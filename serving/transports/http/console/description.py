@@ -142,8 +142,8 @@ def describe_model(gateway: Gateway, models: Sequence[str], columns: Columns) ->
         ),
         guarantees=_promises(assignment),
         threshold=manifest.merge.threshold,
-        shape=manifest.input.shape,
-        takes_images=manifest.input.image is not None,
+        shape=manifest.inputs[0].shape,
+        takes_images=manifest.inputs[0].image is not None,
         allows_faults=options.allow_faults,
     )
 

@@ -67,7 +67,7 @@ def router(plane: DataPlane, feeds: Feeds, *, proxied: bool) -> APIRouter:
         """Answer one input as ``/v1/predict`` does, with the copies that the answer was made of."""
         started = time.perf_counter()
         gateway = chosen(repository, model)
-        bound = body_bound(request, gateway.manifest.input, plane.limits.body_bytes)
+        bound = body_bound(request, gateway.manifest.inputs, plane.limits.body_bytes)
         body = await read_body(request.scope, request.receive, bound)
 
         def describe(_: InferRequest, reply: Reply) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def router(plane: DataPlane, feeds: Feeds, *, proxied: bool) -> APIRouter:
             if sample is not None:
                 inputs, expected = await samples.one(gateway, sample)
             else:
-                inputs = await from_body(request, body, gateway.manifest.input, plane.images)
+                inputs = await from_body(request, body, gateway.manifest.inputs, plane.images)
             timeout_s = None if timeout_ms is None else timeout_ms / 1000
             asked = InferRequest(inputs, (), wait=wait, timeout_s=timeout_s)
             described = await plane.infer(gateway, lambda: asked, describe)

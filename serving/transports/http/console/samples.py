@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sensai_serve.errors import RequestError
-from sensai_serve.preprocess import Floats, InputSpec
+from sensai_serve.preprocess import InputSpec
+from sensai_serve.tensors import Array, Inputs, NamedInputs, copy_of
 from serving.engine.gateway import Gateway
 
 MOST = 12
@@ -34,8 +35,8 @@ class Thumbnail:
 
 @dataclass(frozen=True)
 class _Samples:
-    inputs: Floats
-    """[n, *shape], normalised."""
+    inputs: Inputs
+    """n inputs, as the network takes them."""
     class_id: npt.NDArray[np.int64]
 
 
@@ -47,11 +48,13 @@ class Samples:
 
     async def thumbnails(self, gateway: Gateway) -> list[Thumbnail]:
         """The samples of a model, as they are shown."""
-        samples, spec, labels = await self._of(gateway), gateway.manifest.input, gateway.manifest.labels
-        return [_thumbnail(x, labels[c], spec) for x, c in zip(samples.inputs, samples.class_id, strict=True)]
+        samples, specs, labels = await self._of(gateway), gateway.manifest.inputs, gateway.manifest.labels
+        if isinstance(samples.inputs, NamedInputs) or specs[0].image is None:
+            return [Thumbnail(labels[c], 0, 0, "") for c in samples.class_id]
+        return [_thumbnail(x, labels[c], specs[0]) for x, c in zip(samples.inputs, samples.class_id, strict=True)]
 
-    async def one(self, gateway: Gateway, number: int) -> tuple[Floats, str]:
-        """One sample FP32 [1, *shape], normalised, and the label that all workers together give it.
+    async def one(self, gateway: Gateway, number: int) -> tuple[Inputs, str]:
+        """One sample, N = 1, as the network takes it, and the label that all workers together give it.
 
         Raises:
             RequestError: there is no such sample.
@@ -64,13 +67,11 @@ class Samples:
     async def _of(self, gateway: Gateway) -> _Samples:
         if (samples := self._read.get(gateway)) is None:
             golden = await asyncio.to_thread(gateway.bundle.golden)
-            samples = self._read[gateway] = _Samples(golden.inputs[:MOST].copy(), golden.class_id[:MOST].copy())
+            samples = self._read[gateway] = _Samples(copy_of(golden.inputs[:MOST]), golden.class_id[:MOST].copy())
         return samples
 
 
-def _thumbnail(normalised: Floats, label: str, spec: InputSpec) -> Thumbnail:
-    if spec.image is None:
-        return Thumbnail(label, 0, 0, "")
+def _thumbnail(normalised: Array, label: str, spec: InputSpec) -> Thumbnail:
     mean, std = (np.reshape(v, (-1, 1, 1)) for v in (spec.normalisation.mean, spec.normalisation.std))
     step = -(-max(spec.shape[1:]) // SIDE)
     raw = (normalised[:, ::step, ::step].astype(np.float64) * std + mean) / spec.normalisation.scale

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from sensai_serve.errors import RequestError
 from sensai_serve.merge import Wait
-from sensai_serve.preprocess import Floats
+from sensai_serve.tensors import Inputs
 from serving.dataplane import DataPlane
 from serving.engine.gateway import Gateway
 from serving.engine.repository import Repository
@@ -50,7 +50,11 @@ _BODY = {
                     "type": "object",
                     "required": ["inputs"],
                     "properties": {
-                        "inputs": {"type": "array", "description": "One input, not normalised", "items": {}}
+                        "inputs": {
+                            "type": ["array", "object"],
+                            "description": "One input, not normalised; by name where the model takes several tensors",
+                            "items": {},
+                        }
                     },
                 },
                 "examples": {"sensor readings": {"value": {"inputs": [13.2, 1.78, 2.14, 11.2]}}},
@@ -87,11 +91,11 @@ def router(plane: DataPlane) -> APIRouter:
     ) -> Response:
         started = time.perf_counter()
         gateway = chosen(repository, model)
-        bound = body_bound(request, gateway.manifest.input, limits.body_bytes)
+        bound = body_bound(request, gateway.manifest.inputs, limits.body_bytes)
         body = await read_body(request.scope, request.receive, bound)
 
         async def work() -> PredictionResponse:
-            inputs = await from_body(request, body, gateway.manifest.input, plane.images)
+            inputs = await from_body(request, body, gateway.manifest.inputs, plane.images)
             return await answer(plane, gateway, inputs, wait, timeout_ms, started)
 
         prediction = await until_disconnected(work(), request.receive)
@@ -101,14 +105,14 @@ def router(plane: DataPlane) -> APIRouter:
 
 
 async def answer(
-    plane: DataPlane, gateway: Gateway, inputs: Floats, wait: Wait | None, timeout_ms: float | None, started: float
+    plane: DataPlane, gateway: Gateway, inputs: Inputs, wait: Wait | None, timeout_ms: float | None, started: float
 ) -> PredictionResponse:
     """Answer one input.
 
     Args:
         plane: the data plane.
         gateway: the model.
-        inputs: FP32 [1, *shape], normalised.
+        inputs: one, as the network takes it.
         wait: which copies to wait for; the server's setting where None.
         timeout_ms: deadline in milliseconds; the server's setting where None.
         started: `time.perf_counter` when the request came.

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pydantic import BaseModel, ConfigDict
 from pydantic.config import JsonDict
 
+from sensai_serve.input_spec import InputSpec
 from serving.backends import Execution
 from serving.engine.gateway import Gateway
 from serving.engine.health import State
@@ -92,6 +93,21 @@ class NormalisationSummary(_Described):
     """One number, or one for each index of the first axis."""
 
 
+class InputSummary(_Described):
+    """One tensor that a model takes."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+    """Shape for one input; -1 for an axis whose size each request chooses."""
+    maximum: dict[str, int]
+    """The name and the largest size of each such axis, in their order; inputs that name the same axis have the same
+    size there."""
+    vocabulary: int | None
+    """Values are 0 to one less than this; null for any that the datatype has."""
+    normalisation: NormalisationSummary
+
+
 class ModelSummary(_Described):
     """One served model."""
 
@@ -101,9 +117,11 @@ class ModelSummary(_Described):
     """Whether every class has a live, checked worker."""
     labels: list[str]
     shape: list[int]
-    """Shape of one input."""
+    """Shape of one input, of the first tensor where the model takes several; -1 for an axis that requests choose."""
     normalisation: NormalisationSummary
     """What clients of ``/v2`` do to raw values before they send them; ``/v1`` does it for its clients."""
+    inputs: list[InputSummary]
+    """Every tensor that the model takes."""
     takes_images: bool
     """Whether an input may be an image file."""
     workers: int
@@ -188,12 +206,27 @@ def summary_of(gateway: Gateway) -> ModelSummary:
         version=gateway.version,
         ready=gateway.ready,
         labels=list(manifest.labels),
-        shape=list(manifest.input.shape),
-        normalisation=NormalisationSummary.model_validate(asdict(manifest.input.normalisation)),
-        takes_images=manifest.input.image is not None,
+        shape=list(manifest.inputs[0].shape),
+        normalisation=_normalisation(manifest.inputs[0]),
+        inputs=[
+            InputSummary(
+                name=spec.name,
+                datatype=spec.dtype,
+                shape=list(spec.shape),
+                maximum=dict(zip(spec.axes, spec.maximum, strict=True)),
+                vocabulary=spec.vocabulary,
+                normalisation=_normalisation(spec),
+            )
+            for spec in manifest.inputs
+        ],
+        takes_images=manifest.inputs[0].image is not None,
         workers=assignment.n_workers,
         redundancy=assignment.redundancy,
     )
+
+
+def _normalisation(spec: InputSpec) -> NormalisationSummary:
+    return NormalisationSummary.model_validate(asdict(spec.normalisation))
 
 
 def workers_of(gateway: Gateway) -> ModelWorkers:

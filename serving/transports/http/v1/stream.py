@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 
 import orjson
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 
 from sensai_serve.errors import SensaiError
-from sensai_serve.preprocess import Floats, InputSpec
+from sensai_serve.preprocess import InputSpec
+from sensai_serve.tensors import Inputs
 from serving.dataplane import DataPlane
 from serving.engine.decoding import ImageDecoder
 from serving.telemetry.logs import begin_request
@@ -79,7 +81,7 @@ async def _answer(
         started = time.perf_counter()
         try:
             gateway = chosen(plane.repository, model)  # looked up for each frame: a model may be replaced in between
-            inputs = await _inputs(frame, gateway.manifest.input, plane.images)
+            inputs = await _inputs(frame, gateway.manifest.inputs, plane.images)
             prediction = await answer(plane, gateway, inputs, wait, timeout_ms, started)
             reply, status = {"frame": number, **prediction.model_dump(mode="json")}, "200"
         except Exception as error:
@@ -92,7 +94,7 @@ async def _answer(
             return  # the client disconnected, as the reader sees too
 
 
-async def _inputs(frame: bytes | str, spec: InputSpec, decoder: ImageDecoder) -> Floats:
+async def _inputs(frame: bytes | str, specs: Sequence[InputSpec], decoder: ImageDecoder) -> Inputs:
     if isinstance(frame, str):
-        return from_json(frame, spec)
-    return from_numbers(frame, spec) if spec.image is None else await from_picture(frame, spec, decoder)
+        return from_json(frame, specs)
+    return from_numbers(frame, specs) if specs[0].image is None else await from_picture(frame, specs, decoder)

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 from starlette.requests import ClientDisconnect
 
 from sensai_serve.errors import RequestError
+from sensai_serve.input_spec import DATATYPES
 from sensai_serve.merge import WAITS
 from serving.dataplane import DataPlane
 from serving.engine.gateway import Gateway
@@ -23,6 +24,8 @@ from serving.transports.http.asgi.requests import read_body, request_id, send_re
 from serving.transports.http.asgi.types import HttpReply, Receive, Scope, Send
 from serving.v2 import Decoder, InferRequest, encode_response
 from serving.v2.body_bound import BodyBound, as_json
+from serving.v2.decode_named import NamedDecoder
+from serving.v2.shared_memory import Regions
 from serving.v2.tensors import OUTPUTS
 
 # Null stands for a member that is not given, except where a value is required.
@@ -32,9 +35,9 @@ _INPUT = {
     "required": ["name", "datatype", "shape"],
     "properties": {
         "name": {"type": "string"},
-        "datatype": {"const": "FP32"},
+        "datatype": {"enum": list(DATATYPES)},
         "shape": {"type": "array", "items": {"type": "integer", "minimum": 1}},
-        "data": {"type": ["array", "null"], "description": "Numbers, flat or nested", "items": {}},
+        "data": {"type": ["array", "null"], "description": "Values, flat or nested", "items": {}},
         "parameters": _PARAMETERS,
     },
 }
@@ -52,7 +55,7 @@ _REQUEST = {
             "type": ["object", "null"],
             "properties": {"wait": {"enum": [*WAITS, None]}, "timeout": {"type": ["integer", "null"], "minimum": 0}},
         },
-        "inputs": {"type": "array", "minItems": 1, "maxItems": 1, "items": _INPUT},
+        "inputs": {"type": "array", "minItems": 1, "items": _INPUT},
         "outputs": {"type": ["array", "null"], "items": _OUTPUT},
     },
 }
@@ -60,9 +63,9 @@ _OPERATION = {
     "tags": ["Open Inference Protocol"],
     "summary": "Infer, for inference clients",
     "description": (
-        "One input FP32 [N, ...], normalised as the bundle says; outputs `scores`, `votes`, `copies`, `margin` "
-        "and `class_id`. With the binary tensor and classification extensions. Parameters: `wait`, `timeout` "
-        "in microseconds."
+        "The inputs that the model's metadata names, [N, ...] each, normalised as the bundle says; outputs `scores`, "
+        "`votes`, `copies`, `margin` and `class_id`. With the binary tensor and classification extensions. "
+        "Parameters: `wait`, `timeout` in microseconds."
     ),
     "requestBody": {
         "required": True,
@@ -105,7 +108,7 @@ class InferRoute:
 
     def __init__(self, plane: DataPlane) -> None:
         self._plane = plane
-        self._decoders: WeakKeyDictionary[Gateway, Decoder] = WeakKeyDictionary()
+        self._decoders: WeakKeyDictionary[Gateway, Decoder | NamedDecoder] = WeakKeyDictionary()
 
     @staticmethod
     def match(path: str) -> tuple[str, str] | None:
@@ -131,7 +134,7 @@ class InferRoute:
             RequestError: the length of the JSON before binary tensors is no number.
         """
         gateway = self._plane.repository.get(*model)
-        bound = as_json(gateway.manifest.input, gateway.options.max_batch, _header_length(given))
+        bound = as_json(gateway.manifest.inputs, gateway.options.max_batch, _header_length(given))
         return bound.within(self._plane.limits.body_bytes)
 
     async def __call__(self, model: tuple[str, str], scope: Scope, receive: Receive, send: Send) -> None:
@@ -205,10 +208,10 @@ class InferRoute:
         gateway = plane.repository.get(*model)
         decoder, labels = self._decoders.get(gateway), gateway.manifest.labels
         if decoder is None:
-            decoder = Decoder(gateway.manifest.input, gateway.options.max_batch, plane.regions)
+            decoder = _decoder(gateway, plane.regions)
             self._decoders[gateway] = decoder
         if (regions := plane.regions_for(given)) is not plane.regions:
-            decoder = Decoder(gateway.manifest.input, gateway.options.max_batch, regions)
+            decoder = _decoder(gateway, regions)
 
         def decode() -> InferRequest:
             return decoder.decode(body, _header_length(given))
@@ -241,6 +244,13 @@ async def _compressed(answer: MaybePending[HttpReply], accepted: bytes | None) -
             headers.append((b"content-encoding", encoding))
     headers.append((b"content-length", b"%d" % len(data)))
     return status, headers, data
+
+
+def _decoder(gateway: Gateway, regions: Regions) -> Decoder | NamedDecoder:
+    manifest, most = gateway.manifest, gateway.options.max_batch
+    if (plain := manifest.plain_input) is not None:
+        return Decoder(plain, most, regions)
+    return NamedDecoder(manifest.inputs, most, regions)
 
 
 def _header_length(headers: Mapping[bytes, bytes]) -> int | None:

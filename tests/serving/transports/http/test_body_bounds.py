@@ -117,14 +117,14 @@ def test_every_way_of_writing_a_request_fits(shape: tuple[int, ...], batch: int,
     indent = data.draw(st.sampled_from([None, 2, 4]))
     tensor = {"name": "input", "datatype": "FP32", "shape": [batch, *shape], "data": nested}
     text = json.dumps({"id": "x" * 1000, "inputs": [tensor]}, indent=indent)
-    assert len(text) <= as_json(spec, batch).most
+    assert len(text) <= as_json([spec], batch).most
     flat = json.dumps({"inputs": [tensor | {"data": np.ravel(nested).tolist()}]}, indent=indent)
-    assert len(flat) <= as_json(spec, batch).most
-    assert 4 * spec.elements < as_fp32(spec).most < as_json(spec, 1).most
+    assert len(flat) <= as_json([spec], batch).most
+    assert 4 * spec.elements < as_fp32([spec]).most < as_json([spec], 1).most
 
 
 def test_a_message_may_be_for_any_model() -> None:
     small, large = InputSpec((3, 8, 8)), InputSpec((3, 32, 32))
-    assert as_protobuf([(large, 2), (small, 64)], 1 << 30).most == as_protobuf([(small, 64)], 1 << 30).most
-    assert as_protobuf([(large, 64), (small, 64)], 1000) == configured(1000)
+    assert as_protobuf([([large], 2), ([small], 64)], 1 << 30).most == as_protobuf([([small], 64)], 1 << 30).most
+    assert as_protobuf([([large], 64), ([small], 64)], 1000) == configured(1000)
     assert as_protobuf([], 1000) == configured(1000)
