@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from time import perf_counter, perf_counter_ns
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sensai_serve.errors import BundleError, ControlOffError, RequestError, UnknownModelError, UnsupportedError
 from serving.engine.admission import client_address
@@ -31,6 +32,9 @@ from serving.telemetry.statistics import ModelStatistics, Stages
 from serving.v2 import InferRequest
 from serving.v2.shared_memory import Regions
 
+if TYPE_CHECKING:
+    from serving.telemetry.otlp.telemetry import OtlpTelemetry
+
 FORWARDED = frozenset((b"forwarded", b"x-forwarded-for", b"x-real-ip", b"via"))
 """Headers by which a proxy says that it passes a request on."""
 _T = TypeVar("_T")
@@ -51,7 +55,8 @@ class DataPlane:
             inherited: sockets that the service manager has opened for transports to listen on; None for none.
 
         Raises:
-            InputError: a certificate, key or file of tokens cannot be used, or requests cannot be recorded.
+            InputError: a certificate, key or file of tokens cannot be used, requests cannot be recorded, or a collector
+                is given without the packages that it needs.
         """
         self.repository = repository
         self.inherited = inherited or InheritedSockets()
@@ -73,7 +78,12 @@ class DataPlane:
         self._deferred: DeferredWrites[_Entry] = DeferredWrites(self._record)
         kept = settings.record
         self._recorder = None if kept.folder is None else Recorder(kept.folder, kept.bytes, kept.margin)
-        self._note = self._deferred.add if self._recorder is None else self._note_and_keep
+        self.otlp = settings.otlp.open("sensai-serve")
+        """Traces requests and sends metrics to a collector; None where none is given."""
+        self._metrics_s = settings.otlp.metrics_s
+        self._note = self._deferred.add
+        if self._recorder is not None or self.otlp is not None:
+            self._note = self._note_for_all
         self._access_log = settings.access_log
         self._directory = settings.repository
         self._statistics: defaultdict[tuple[str, str], ModelStatistics] = defaultdict(ModelStatistics)
@@ -148,8 +158,8 @@ class DataPlane:
             reply = gateway.begin(request.inputs, wait=request.wait, timeout_s=request.timeout_s)
             if not is_pending(reply):
                 return self._answered(gateway, request, reply, encode, (started, decoded))
-        except BaseException:
-            self._statistics[gateway.name, gateway.version].fail.add(perf_counter_ns() - started)
+        except BaseException as error:
+            self._failed(gateway, started, error)
             raise
         return self._finish(gateway, request, reply, encode, (started, decoded))
 
@@ -163,8 +173,8 @@ class DataPlane:
     ) -> _T:
         try:
             return self._answered(gateway, request, await reply, encode, times)
-        except BaseException:
-            self._statistics[gateway.name, gateway.version].fail.add(perf_counter_ns() - times[0])
+        except BaseException as error:
+            self._failed(gateway, times[0], error)
             raise
 
     def _answered(
@@ -180,15 +190,43 @@ class DataPlane:
         self._note((gateway, request, reply, (*times, answered, perf_counter_ns())))
         return encoded
 
-    def _note_and_keep(self, entry: _Entry) -> None:
-        assert self._recorder is not None
-        self._recorder.consider(*entry[:3])  # now: the memory of its inputs may be another request's in a moment
+    def _note_for_all(self, entry: _Entry) -> None:
+        """Note an entry for the recorder and the collector too, where there are any."""
+        gateway, request, reply, times = entry
+        if self._recorder is not None:  # now: the memory of its inputs may be another request's in a moment
+            self._recorder.consider(gateway, request, reply)
+        if self.otlp is not None:
+            self.otlp.answered(gateway, request.id, reply, times)
         self._deferred.add(entry)
 
-    def close(self) -> None:
-        """Write what is to be kept of requests, when all of them are answered."""
+    def _failed(self, gateway: Gateway, started: int, error: BaseException) -> None:
+        self._statistics[gateway.name, gateway.version].fail.add(perf_counter_ns() - started)
+        if self.otlp is not None:
+            self.otlp.failed(gateway, started, error)
+
+    async def send_metrics(self) -> None:
+        """Send the metrics to the collector, where there is one, at intervals, and once more when cancelled."""
+        if self.otlp is None:
+            return
+        try:
+            while True:
+                await asyncio.sleep(self._metrics_s)
+                self._send_metrics(self.otlp)
+        finally:
+            self._send_metrics(self.otlp)
+
+    def _send_metrics(self, otlp: OtlpTelemetry) -> None:
+        self._deferred.flush()
+        otlp.put_metrics(self._metrics.families())
+
+    async def close(self) -> None:
+        """Write and send what is left of requests, when all of them are answered."""
+        self._deferred.flush()
         if self._recorder is not None:
-            self._recorder.close()
+            await asyncio.to_thread(self._recorder.close)
+        if self.otlp is not None:
+            self.otlp.flush()
+            await asyncio.to_thread(self.otlp.close)
 
     def _record(self, entries: list[_Entry]) -> None:
         for gateway, request, reply, (started, decoded, answered, ended) in entries:

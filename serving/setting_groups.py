@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_settings import NoDecode
@@ -17,6 +18,9 @@ from serving.runtime.endpoint import Security
 from serving.runtime.keepalive import NEVER_MS, Keepalive
 from serving.security.tls import ServerTls
 from serving.security.tokens import Tokens
+
+if TYPE_CHECKING:
+    from serving.telemetry.otlp.telemetry import OtlpTelemetry
 
 
 def _known_formats(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -78,6 +82,44 @@ class Record(Group):
     """Bytes of all files there; the oldest make room."""
     margin: Annotated[float, Flag("--record-margin")] = Field(default=0.0, ge=0, le=1, allow_inf_nan=False)
     """Keep the inputs of answers whose best score leads by less than this, too."""
+
+
+def _check_collector(url: str | None) -> str | None:
+    parts = urlsplit(url or "")
+    if url is not None and (parts.scheme not in ("http", "https") or not parts.hostname or parts.query):
+        raise ValueError(f"{url!r} is no collector, expected http://HOST:4318 or https://HOST:4318")
+    return url
+
+
+class Otlp(Group):
+    """Traces and metrics that are sent to a collector."""
+
+    endpoint: Annotated[str | None, AfterValidator(_check_collector), Flag("--otlp", "URL")] = None
+    """Where to send traces of requests, and the metrics: an OpenTelemetry collector that speaks OTLP over HTTP, such as
+    ``http://collector:4318``. Headers, certificates and the service's name are OpenTelemetry's variables,
+    ``OTEL_EXPORTER_OTLP_HEADERS`` and so on."""
+    sample: Annotated[float, Flag("--otlp-sample")] = Field(default=0.01, ge=0, le=1, allow_inf_nan=False)
+    """Share of requests that are traced, of those that come without a trace; the caller decides for the others."""
+    metrics_s: Annotated[float, Flag("--otlp-metrics-s")] = Field(default=60.0, gt=0, allow_inf_nan=False)
+    """Seconds between two times that the metrics are sent."""
+
+    def open(self, service: str) -> OtlpTelemetry | None:
+        """Begin to send; None where no collector is given.
+
+        Args:
+            service: the name of this service, where the environment gives none.
+
+        Raises:
+            InputError: OpenTelemetry's packages are not installed.
+        """
+        if self.endpoint is None:
+            return None
+        from serving.telemetry.otlp.sender import OtlpSender
+
+        sender = OtlpSender(self.endpoint, service)
+        from serving.telemetry.otlp.telemetry import OtlpTelemetry
+
+        return OtlpTelemetry(sender, self.sample)
 
 
 class Remote(Group):

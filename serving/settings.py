@@ -20,7 +20,7 @@ from sensai_serve.options import Flag, Option, Prefix, Section, as_text, make_op
 from serving.address import Address, OptionalAddress, parse_address
 from serving.engine.options import GatewayOptions, Group, Inference
 from serving.runtime.devices import default_devices
-from serving.setting_groups import Clients, GrpcKeepalive, Limits, Record, Remote, Tls, Words
+from serving.setting_groups import Clients, GrpcKeepalive, Limits, Otlp, Record, Remote, Tls, Words
 from serving.telemetry.logs import LogFormat
 
 
@@ -95,6 +95,8 @@ class Settings(BaseSettings):
     """Pings over gRPC."""
     record: Annotated[Record, Section("What is kept of requests")] = Record()
     """Inputs that are kept because the workers disagree about them."""
+    otlp: Annotated[Otlp, Section("Where traces and metrics are sent")] = Otlp()
+    """Traces and metrics that are sent to a collector."""
     limits: Annotated[Limits, Section("What requests may cost"), Prefix("max-")] = Limits()
     """What requests may cost."""
     shared_memory: Annotated[bool | None, Section("The process")] = None

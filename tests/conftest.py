@@ -21,6 +21,7 @@ pytest_plugins = (
     "bundle_fixtures",
     "input_fixtures",
     "onnx_fixtures",
+    "otlp_fixtures",
     "run_fixtures",
     "server_fixtures",
     "wheel_fixtures",

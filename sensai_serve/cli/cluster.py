@@ -47,6 +47,10 @@ def node(
     trial: Annotated[
         bool, typer.Option(help="Load the bundle in a process of its own first, which is ended if it never ends.")
     ] = True,
+    otlp: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="OpenTelemetry collector: spans of requests that gateways trace go there."),
+    ] = None,
     log_format: Annotated[str, typer.Option(help="Format of the log on standard error: text or json.")] = "text",
     fault: Annotated[
         list[str] | None,
@@ -75,6 +79,7 @@ def node(
     if workers is not None and workers_file is not None:
         raise InputError("--workers and --workers-file: expected one of them")
     address, probes = (None if text is None else load_settings(None, grpc=text).grpc for text in (grpc, health))
+    telemetry = load_settings(None, otlp={"endpoint": otlp, "sample": 0.0}).otlp
     if not isinstance(address, Address):
         raise InputError(f"--grpc is {grpc}, expected HOST:PORT")
     if not isinstance(probes, Address | None):
@@ -93,7 +98,7 @@ def node(
     configure("json" if log_format == "json" else "text", LogFilter())
     which = "all workers" if ids is None else f"workers {','.join(map(str, ids))}"
     run(
-        lambda: Node(bundle, options),
+        lambda: Node(bundle, options, telemetry.open("sensai-node")),
         address,
         security,
         lambda url: typer.echo(f"ready: {url}  {bundle.name}, {which}"),

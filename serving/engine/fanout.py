@@ -9,6 +9,7 @@ import threading
 import time
 from asyncio import AbstractEventLoop, Future, TimerHandle, get_running_loop
 from collections.abc import Callable, Sequence
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -114,8 +115,12 @@ class FanOut:
             waves: the workers of each wave; those of no wave have failed.
             on_due: called, on the event loop's thread, when `next_wave` has a wave again after it had none.
         """
-        loop = get_running_loop()
-        self._waves, self._may_act = WaveQueue(waves, lambda: loop.call_soon_threadsafe(on_due)), True
+        loop, context = get_running_loop(), copy_context()  # the workers' threads do not know the request's trace
+
+        def call() -> None:
+            loop.call_soon_threadsafe(on_due, context=context)
+
+        self._waves, self._may_act = WaveQueue(waves, call), True
 
     def next_wave(self) -> Sequence[int]:
         """Take the workers that are to be asked now; empty where none are. Called on the event loop's thread."""

@@ -74,6 +74,11 @@ class WaveQueue:
         """Number of workers that have not been asked."""
         return sum(map(len, self._left))
 
+    @property
+    def unasked_workers(self) -> frozenset[int]:
+        """The workers that have not been asked."""
+        return frozenset(worker for wave in self._left for worker in wave)
+
     def asked_s(self, worker: int) -> float:
         """When a worker was asked, as `take` was told; 0 for one that was not."""
         return self._asked_s.get(worker, 0.0)

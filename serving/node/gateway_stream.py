@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from tritonclient.grpc import service_pb2 as pb
 
@@ -13,9 +15,14 @@ from sensai_serve.tensors import Array, Inputs, agree, inputs_of
 from serving.backends import Cause, Scores
 from serving.backends.remote.message import CLOSED, DOWN, FAILED, RUN_US, TIMEOUT, UP, WORKERS, output_name
 from serving.node.node import Node, Version
+from serving.runtime.trace_context import TRACEPARENT, TraceContext, continued
 from serving.v2.decode_named import matched
 from serving.v2.tensors import check_input, from_bytes
 from serving.v2.values import values_from_bytes
+
+if TYPE_CHECKING:
+    from serving.telemetry.otlp.spans import WorkerRun
+    from serving.telemetry.otlp.telemetry import OtlpTelemetry
 
 
 class StreamTask:
@@ -53,13 +60,32 @@ class StreamTask:
             self._loop.call_soon_threadsafe(self._tell, worker, outcome, seconds)
 
 
+class _Runs:
+    """What became of one traced input at each worker."""
+
+    def __init__(self, otlp: OtlpTelemetry, trace: TraceContext, version: Version) -> None:
+        from serving.telemetry.otlp.spans import ARRIVED, WorkerRun
+
+        self._otlp, self._trace, self._version = otlp, trace, version
+        self._began = time.perf_counter_ns()
+        self._make, self._arrived = WorkerRun, ARRIVED
+        self._runs: list[WorkerRun] = []
+
+    def add(self, worker: int, outcome: Scores | Cause, seconds: float) -> None:
+        came = outcome.value if isinstance(outcome, Cause) else self._arrived
+        self._runs.append(self._make(worker, came, seconds, time.perf_counter_ns()))
+
+    def send(self) -> None:
+        self._otlp.ran(self._trace, self._version.manifest.name, self._version.number, self._began, self._runs)
+
+
 class GatewayStream:
     """One gateway's stream: the inputs that workers run, and the messages to send."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
         self._loop = asyncio.get_running_loop()
-        self._open: dict[str, tuple[Version, StreamTask, asyncio.TimerHandle | None]] = {}
+        self._open: dict[str, tuple[Version, StreamTask, asyncio.TimerHandle | None, _Runs | None]] = {}
         self._done: list[tuple[str, int, Scores | Cause, float]] = []
         self._messages: list[pb.ModelStreamInferResponse | None] = []
         self._wake = asyncio.Event()
@@ -90,9 +116,11 @@ class GatewayStream:
         if not workers or not set(workers) <= set(version.workers):
             raise RequestError(f"{WORKERS}: expected some of {', '.join(map(str, version.workers))}")
         inputs = read_input(version, request, self._node.options.max_batch)
-        ticket, left = request.id, set(workers)
+        ticket, left, runs = request.id, set(workers), self._traced(version, parameters)
 
         def tell(worker: int, outcome: Scores | Cause, seconds: float) -> None:
+            if runs is not None:
+                runs.add(worker, outcome, seconds)
             self._done.append((ticket, worker, outcome, seconds))
             left.discard(worker)
             version.ended(task, worker)
@@ -104,7 +132,7 @@ class GatewayStream:
         task = StreamTask(inputs, tell)
         timeout = parameters[TIMEOUT].int64_param if TIMEOUT in parameters else 0
         timer = self._loop.call_later(timeout / 1e6, self._close, ticket) if timeout > 0 else None
-        self._open[ticket] = version, task, timer
+        self._open[ticket] = version, task, timer, runs
         version.submit(task, workers)
 
     def send(self, message: pb.ModelStreamInferResponse | None) -> None:
@@ -164,11 +192,20 @@ class GatewayStream:
     def _close(self, ticket: str) -> None:
         if ticket not in self._open:
             return
-        version, task, timer = self._open.pop(ticket)
+        version, task, timer, runs = self._open.pop(ticket)
         task.closed = True
         version.ended(task)
+        if runs is not None:
+            runs.send()
         if timer is not None:
             timer.cancel()
+
+    def _traced(self, version: Version, parameters: Mapping[str, Any]) -> _Runs | None:
+        """Follow a request that belongs to a sampled trace, where this node sends any."""
+        if self._node.otlp is None or TRACEPARENT not in parameters:
+            return None
+        trace = continued(parameters[TRACEPARENT].string_param)
+        return None if trace is None or not trace.sampled else _Runs(self._node.otlp, trace, version)
 
     def _changed(self, version: str, worker: int, up: bool) -> None:
         reply = pb.ModelInferResponse(model_name=self._node.name, model_version=version)

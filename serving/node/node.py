@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sensai_serve.bundles import Bundle
 from sensai_serve.errors import BundleError, InputError, SensaiError, UnknownModelError
@@ -23,6 +24,9 @@ from serving.placement.place import place_part
 from serving.runtime.devices import Device, default_devices
 from serving.runtime.faults import Fault
 from serving.runtime.trial import try_out
+
+if TYPE_CHECKING:
+    from serving.telemetry.otlp.telemetry import OtlpTelemetry
 
 log = logging.getLogger(__name__)
 
@@ -176,13 +180,19 @@ class Version:
 class Node:
     """The versions of one bundle that answer now. All calls on one event loop."""
 
-    def __init__(self, path: Path, options: NodeOptions) -> None:
+    def __init__(self, path: Path, options: NodeOptions, otlp: OtlpTelemetry | None = None) -> None:
         """Nothing is loaded before `start`.
+
+        Args:
+            path: the bundle's directory.
+            options: how its workers are run.
+            otlp: sends the spans of requests whose gateways trace them; closed by `stop`. None for none.
 
         Raises:
             BundleError: there is no valid bundle at this path.
         """
         self.options = options
+        self.otlp = otlp
         self.name = Bundle.open(path).manifest.name
         self.watchers: set[OnChange] = set()
         """Called when a worker comes up or goes down."""
@@ -255,6 +265,8 @@ class Node:
         async with self._lock:
             await asyncio.gather(*(version.stop() for version in self._versions.values()))
             self._versions.clear()
+        if self.otlp is not None:
+            await asyncio.to_thread(self.otlp.close)
 
     async def _load(self) -> None:
         async with self._lock:

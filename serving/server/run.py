@@ -88,6 +88,7 @@ async def serve(plane: DataPlane, settings: Settings, stop: asyncio.Event, on_re
         stopping = asyncio.create_task(stop.wait())
         loading = asyncio.create_task(repository.start())
         reloading = asyncio.create_task(reload_changed(plane.secrets))
+        sending = asyncio.create_task(plane.send_metrics())
         try:
             await asyncio.wait((loading, stopping, *broken), return_when=asyncio.FIRST_COMPLETED)
             if loading.done():
@@ -99,14 +100,14 @@ async def serve(plane: DataPlane, settings: Settings, stop: asyncio.Event, on_re
             if not stopping.done():
                 raise ServingError("a transport stopped unexpectedly")
         finally:
-            tasks = stopping, loading, reloading
+            tasks = stopping, loading, reloading, sending
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await repository.end_changes()  # a request that waits for a model to load must not hold up the end
     # The transports have drained: only requests that ran out of time can still be in flight.
     await repository.stop(drain_s=0)
-    await asyncio.to_thread(plane.close)
+    await plane.close()
 
 
 def _warn_of_strangers(plane: DataPlane, settings: Settings) -> None:

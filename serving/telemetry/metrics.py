@@ -106,10 +106,18 @@ class Metrics:
 
     def text(self) -> bytes:
         """The metrics in Prometheus' text format."""
+        self._flush()
+        return generate_latest(self._registry)
+
+    def families(self) -> list[Metric]:
+        """The metrics as they are now."""
+        self._flush()
+        return list(self._registry.collect())
+
+    def _flush(self) -> None:
         self._observed.flush()
         for model in self._repository.names():
             self._saved.labels(model)  # 0 where nothing was saved: a rate needs a value before the first
-        return generate_latest(self._registry)
 
 
 class _Models(Collector):

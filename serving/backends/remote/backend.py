@@ -22,6 +22,7 @@ from serving.backends.remote.http import RemoteHttpConnection
 from serving.backends.remote.message import EncodedInput
 from serving.backends.remote.server import RemoteConnection, RemoteServer, WorkerReports
 from serving.runtime.endpoint import WorkerEndpoint
+from serving.runtime.trace_context import current
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +90,8 @@ class Backend:
                 here.append(worker)
         if there:
             left_s = None if task.expires is None else task.expires - self._loop.time()
-            message = EncodedInput(task.inputs, self._specs, left_s)
+            trace = current.get()
+            message = EncodedInput(task.inputs, self._specs, left_s, None if trace is None else trace.header)
             for server, its in there.items():
                 server.submit(task, message, its)
         if here and self._here is not None:

@@ -26,6 +26,7 @@ from serving.backends.remote.identity import ModelDescription, version_for
 from serving.backends.remote.message import EncodedInput
 from serving.backends.remote.server import CONNECT_S, QUIET_S, SILENT_S, WorkerReports
 from serving.runtime.endpoint import WorkerEndpoint
+from serving.runtime.trace_context import TRACEPARENT
 from serving.security.tls import client_context
 
 
@@ -189,7 +190,10 @@ class _WorkerConnection:
                 header, raw = message.http
                 started = time.perf_counter()
                 try:
-                    status, headers, body = await self.connection.ask("POST", self._path, (header, raw), len(header))
+                    given = {HEADER_LENGTH: str(len(header))}
+                    if message.traceparent is not None:
+                        given[TRACEPARENT] = message.traceparent
+                    status, headers, body = await self.connection.ask("POST", self._path, (header, raw), given)
                     scores = _scores(headers, body) if status == 200 else None
                 except (OSError, ValueError, LookupError, TypeError) as error:
                     self._on_end(" ".join(str(error).split()) or "the answer cannot be read")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import httptools
 
 HEADER_LENGTH = "inference-header-content-length"
 """The header that says how many bytes of a body are JSON; tensors follow them."""
+_NONE: Mapping[str, str] = {}
 
 
 class HttpClientProtocol(asyncio.Protocol):
@@ -32,7 +33,7 @@ class HttpClientProtocol(asyncio.Protocol):
         self._body: list[bytes] = []
 
     def ask(
-        self, method: str, path: str, parts: Sequence[bytes | memoryview] = (), header_length: int | None = None
+        self, method: str, path: str, parts: Sequence[bytes | memoryview] = (), headers: Mapping[str, str] = _NONE
     ) -> asyncio.Future[tuple[int, dict[str, str], bytes]]:
         """Send a request.
 
@@ -40,7 +41,7 @@ class HttpClientProtocol(asyncio.Protocol):
             method: such as ``GET``.
             path: the target.
             parts: the parts of the body.
-            header_length: bytes of the body's JSON, where tensors follow it; None where none do.
+            headers: those of this request alone.
 
         Returns:
             A future of status, headers and body, which raises ConnectionError if the connection ends before.
@@ -52,8 +53,8 @@ class HttpClientProtocol(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._headers, self._body = {}, []
         lines = f"{method} {path} HTTP/1.1\r\n{self._head}Content-Length: {sum(map(len, parts))}\r\n"
-        if header_length is not None:
-            lines += f"{HEADER_LENGTH}: {header_length}\r\n"
+        for name, value in headers.items():
+            lines += f"{name}: {value}\r\n"
         self._transport.writelines([f"{lines}\r\n".encode(), *parts])
         return self._reply
 

@@ -18,6 +18,7 @@ from sensai_serve.input_spec import InputSpec
 from sensai_serve.protobuf import varint
 from sensai_serve.remote import SCORES
 from sensai_serve.tensors import Inputs, arrays_of, type_of
+from serving.runtime.trace_context import TRACEPARENT
 
 _RAW_INPUT_CONTENTS = pb.ModelInferRequest.DESCRIPTOR.fields_by_name["raw_input_contents"].number << 3 | 2
 WORKERS = "workers"
@@ -38,15 +39,19 @@ _PREFIX = f"{SCORES}-"
 class EncodedInput:
     """One task's inputs as bytes, encoded for each protocol when the first server of it needs them."""
 
-    def __init__(self, inputs: Inputs, specs: Sequence[InputSpec], timeout_s: float | None) -> None:
+    def __init__(
+        self, inputs: Inputs, specs: Sequence[InputSpec], timeout_s: float | None, traceparent: str | None = None
+    ) -> None:
         """Nothing is copied yet.
 
         Args:
             inputs: of N inputs, C-contiguous.
             specs: what the networks take.
             timeout_s: seconds after which the answer is no longer wanted; None for never.
+            traceparent: the trace that the request belongs to; None for none.
         """
         self.timeout_s = timeout_s
+        self.traceparent = traceparent
         self._inputs = inputs
         self._specs = specs
 
@@ -100,19 +105,24 @@ def head(model: str, version: str, workers: tuple[int, ...] = ()) -> bytes:
     return bytes(request.SerializeToString())
 
 
-def particulars(ticket: int, closed: Iterable[int] = (), timeout_s: float | None = None) -> bytes:
+def particulars(
+    ticket: int, closed: Iterable[int] = (), timeout_s: float | None = None, traceparent: str | None = None
+) -> bytes:
     """Encode the fields of a ModelInferRequest that belong to one request.
 
     Args:
         ticket: the id of the request.
         closed: ids of earlier requests whose answers are no longer wanted.
         timeout_s: seconds after which the answer is no longer wanted; None for never.
+        traceparent: the trace that the request belongs to; None for none.
     """
     request = pb.ModelInferRequest(id=str(ticket))
     if told := ",".join(map(str, closed)):
         request.parameters[CLOSED].string_param = told
     if timeout_s is not None:
         request.parameters[TIMEOUT].int64_param = _microseconds(timeout_s)
+    if traceparent is not None:
+        request.parameters[TRACEPARENT].string_param = traceparent
     return bytes(request.SerializeToString())
 
 

@@ -154,7 +154,8 @@ class NodeStream:
         if len(self._sent) > KEPT:
             self._forget()
         start = head(self._model, self._version, tuple(there))
-        self.pipe.send(task, b"".join((start, particulars(self._ticket, closed, message.timeout_s), message.grpc)))
+        own = particulars(self._ticket, closed, message.timeout_s, message.traceparent)
+        self.pipe.send(task, b"".join((start, own, message.grpc)))
 
     async def close(self) -> None:
         """Cancel the call; open tasks fail."""

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import asdict
 from time import perf_counter
 from typing import Any
@@ -19,6 +19,7 @@ from serving.dataplane import DataPlane, cuda_memory
 from serving.engine.admission import CLIENT
 from serving.engine.gateway import Gateway
 from serving.engine.reply import Reply
+from serving.runtime.trace_context import TRACEPARENT
 from serving.telemetry.logs import begin_request
 from serving.transports.grpc.bounds import MESSAGE_BYTES
 from serving.transports.grpc.codec import decode, decode_named, encode, scalar
@@ -40,8 +41,7 @@ def _call(method: _Method) -> Callable[[InferenceServicer, Any, grpc.aio.Service
 
     async def call(self: InferenceServicer, request: Any, context: grpc.aio.ServicerContext) -> Any:
         started = perf_counter()
-        given = dict(context.invocation_metadata() or ())
-        begin_request(given.get("x-request-id"))
+        self.identify(dict(context.invocation_metadata() or ()))
         CLIENT.set(context.peer())
         held = self._plane.bodies.hold()
         try:
@@ -64,6 +64,10 @@ def _call(method: _Method) -> Callable[[InferenceServicer, Any, grpc.aio.Service
     return call
 
 
+def _identify(metadata: Mapping[str, Any]) -> None:
+    begin_request(metadata.get("x-request-id"))
+
+
 def _bound(request: pb.ModelInferRequest, remaining_s: float | None) -> None:
     """Lower the request's timeout to the call's deadline, less the time that the reply needs to reach the client."""
     parameters = request.parameters
@@ -82,6 +86,14 @@ class InferenceServicer:
         self._plane = plane
         self._models = plane.repository
         self._turns = turns
+        self._otlp = plane.otlp
+        self.identify = _identify if plane.otlp is None else self._identify_traced
+        """Called with the metadata of each unary call."""
+
+    def _identify_traced(self, metadata: Mapping[str, Any]) -> None:
+        assert self._otlp is not None
+        self._otlp.arrived(metadata.get(TRACEPARENT))
+        _identify(metadata)
 
     def observe(self, call: str, method: str, status: str, started: float) -> None:
         """Count a request that came at `started` (`time.perf_counter`)."""
@@ -136,6 +148,7 @@ class InferenceServicer:
     ) -> AsyncIterator[pb.ModelStreamInferResponse]:
         """Answer requests in their order. An error is sent as a reply, and the stream goes on."""
         CLIENT.set(context.peer())
+        traceparent = dict(context.invocation_metadata() or ()).get(TRACEPARENT)
         replies: asyncio.Queue[asyncio.Task[pb.ModelStreamInferResponse] | None] = asyncio.Queue()
         slots = asyncio.Semaphore(STREAM_DEPTH)
 
@@ -143,7 +156,8 @@ class InferenceServicer:
             try:
                 async for request in requests:
                     await slots.acquire()
-                    replies.put_nowait(asyncio.create_task(self._stream_reply(request, MESSAGE_BYTES.get())))
+                    answering = self._stream_reply(request, MESSAGE_BYTES.get(), traceparent)
+                    replies.put_nowait(asyncio.create_task(answering))
             finally:
                 replies.put_nowait(None)
 
@@ -266,11 +280,13 @@ class InferenceServicer:
         return await plane.infer(gateway, read, write)
 
     async def _stream_reply(
-        self, request: pb.ModelInferRequest | RequestError, size: int
+        self, request: pb.ModelInferRequest | RequestError, size: int, traceparent: str | None
     ) -> pb.ModelStreamInferResponse:
         started, held = perf_counter(), self._plane.bodies.hold()
         name = "" if isinstance(request, RequestError) else request.id
         begin_request(name or None)
+        if self._otlp is not None:
+            self._otlp.arrived(traceparent)
         try:
             if isinstance(request, RequestError):
                 raise request

@@ -23,7 +23,7 @@ from serving.settings import Audience
 from serving.telemetry.metrics import CONTENT_TYPE
 from serving.transports.http import docs
 from serving.transports.http.asgi.errors import STOPPING, error_body, error_reply, http_error, json_headers
-from serving.transports.http.asgi.requests import request_id, send_reply
+from serving.transports.http.asgi.requests import identifier, request_id, send_reply
 from serving.transports.http.asgi.roles import challenge, needs_of
 from serving.transports.http.asgi.sites import Sites, sharing
 from serving.transports.http.asgi.types import HttpReply, Message, Receive, Scope, Send
@@ -53,6 +53,7 @@ class Application(FastAPI):
         self.feeds = Feeds(plane)
         access.on_change(self.feeds.interrupt)  # pages ask again, with the tokens that they have
         self._plane = plane
+        self._identify = identifier(plane.otlp)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request or WebSocket connection."""
@@ -114,7 +115,7 @@ class Application(FastAPI):
 
     async def _routed(self, scope: Scope, receive: Receive, send: Send) -> None:
         started, status = perf_counter(), 0
-        name = request_id(dict(scope["headers"]))
+        name = self._identify(dict(scope["headers"]))
 
         async def watched(message: Message) -> None:
             nonlocal status

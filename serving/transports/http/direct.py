@@ -21,6 +21,7 @@ from sensai_serve.errors import NotReadyError
 from serving.engine.pending import is_pending
 from serving.security.access import Access
 from serving.transports.http.asgi.errors import STOPPING, error_reply
+from serving.transports.http.asgi.requests import TRACEPARENT
 from serving.transports.http.asgi.roles import PREDICT
 from serving.transports.http.asgi.sites import Sites
 from serving.transports.http.asgi.types import Headers, HttpReply
@@ -103,7 +104,8 @@ class RequestHeads:
         raw = data[: max(data.find(END, 0, KNOWN_BYTES), 0)]
         # The parser tolerates other line endings. Only a head without any is cached, so that no request is cut wrongly.
         lines = raw.count(b"\r\n")
-        if lines == len(headers) == len(given) and raw.count(b"\n") == raw.count(b"\r") == lines:
+        regular = lines == len(headers) == len(given) and raw.count(b"\n") == raw.count(b"\r") == lines
+        if regular and TRACEPARENT not in given:  # whose value is another in each request
             if len(self._known) >= KNOWN_HEADS:
                 self._known.clear()
             self._known[raw] = head

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.requests import ClientDisconnect
 
@@ -16,8 +16,13 @@ from serving.transports.http.asgi.compression import IDENTITY, inflate
 from serving.transports.http.asgi.types import Headers, Receive, Scope, Send
 from serving.v2.body_bound import BodyBound
 
+if TYPE_CHECKING:
+    from serving.telemetry.otlp.telemetry import OtlpTelemetry
+
 _T = TypeVar("_T")
 
+TRACEPARENT = b"traceparent"
+"""Header of the trace that a request belongs to."""
 HELD = "held_body"
 """Where a request's scope holds, in its state, the `HeldBody` that counts its bytes until it is answered."""
 _inflating = ThreadPoolExecutor(2, thread_name_prefix="inflate")
@@ -30,6 +35,19 @@ def request_id(headers: Mapping[bytes, bytes]) -> bytes:
     """The id of this request in the log and in its reply: its X-Request-ID, or a generated one."""
     given = headers.get(b"x-request-id")
     return begin_request(None if given is None else given.decode("latin-1")).encode()
+
+
+def identifier(otlp: OtlpTelemetry | None) -> Callable[[Mapping[bytes, bytes]], bytes]:
+    """What to call with the headers of each request: `request_id`, which sets its trace too where `otlp` is given."""
+    if otlp is None:
+        return request_id
+    arrived = otlp.arrived
+
+    def identify(headers: Mapping[bytes, bytes]) -> bytes:
+        arrived(headers.get(TRACEPARENT))
+        return request_id(headers)
+
+    return identify
 
 
 async def read_body(scope: Scope, receive: Receive, bound: BodyBound) -> bytes:

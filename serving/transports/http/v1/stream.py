@@ -53,6 +53,7 @@ def router(plane: DataPlane) -> APIRouter:
         """Each binary message is an image, or FP32 numbers where the model takes no images; each text is JSON."""
         await socket.accept()
         begin_request(socket.headers.get("x-request-id"))
+        traceparent = socket.headers.get("traceparent")
         try:
             chosen(plane.repository, model)
         except SensaiError as error:
@@ -60,7 +61,7 @@ def router(plane: DataPlane) -> APIRouter:
             await socket.close(POLICY_VIOLATION)
             return
         latest = _LatestFrame()
-        answering = asyncio.create_task(_answer(plane, socket, latest, model, wait, timeout_ms))
+        answering = asyncio.create_task(_answer(plane, socket, latest, model, wait, timeout_ms, traceparent))
         try:
             while True:
                 message = await socket.receive()
@@ -74,11 +75,19 @@ def router(plane: DataPlane) -> APIRouter:
 
 
 async def _answer(
-    plane: DataPlane, socket: WebSocket, latest: _LatestFrame, model: str, wait: Waits, timeout_ms: TimeoutMs
+    plane: DataPlane,
+    socket: WebSocket,
+    latest: _LatestFrame,
+    model: str,
+    wait: Waits,
+    timeout_ms: TimeoutMs,
+    traceparent: str | None,
 ) -> None:
     while True:
         number, frame = await latest.take()
         started = time.perf_counter()
+        if plane.otlp is not None:
+            plane.otlp.arrived(traceparent)
         try:
             gateway = chosen(plane.repository, model)  # looked up for each frame: a model may be replaced in between
             inputs = await _inputs(frame, gateway.manifest.inputs, plane.images)

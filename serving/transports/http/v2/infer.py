@@ -20,7 +20,7 @@ from serving.engine.reply import Reply
 from serving.telemetry.logs import end_request, resume_request
 from serving.transports.http.asgi.compression import deflate
 from serving.transports.http.asgi.errors import ERROR_RESPONSE, error_reply, http_error
-from serving.transports.http.asgi.requests import read_body, request_id, send_reply, until_disconnected
+from serving.transports.http.asgi.requests import identifier, read_body, send_reply, until_disconnected
 from serving.transports.http.asgi.types import HttpReply, Receive, Scope, Send
 from serving.v2 import Decoder, InferRequest, encode_response
 from serving.v2.body_bound import BodyBound, as_json
@@ -108,6 +108,7 @@ class InferRoute:
 
     def __init__(self, plane: DataPlane) -> None:
         self._plane = plane
+        self._identify = identifier(plane.otlp)
         self._decoders: WeakKeyDictionary[Gateway, Decoder | NamedDecoder] = WeakKeyDictionary()
 
     @staticmethod
@@ -141,7 +142,7 @@ class InferRoute:
         """Answer one request over ASGI, with an error where it is not valid."""
         started = perf_counter()
         given = dict(scope["headers"])
-        name = request_id(given)
+        name = self._identify(given)
         try:
             if scope["method"] == "POST":
                 bound = self.bound(model, given)  # an unknown one is refused without waiting for the body
@@ -173,7 +174,7 @@ class InferRoute:
             The reply where it is available at once, else a coroutine that gives it.
         """
         started = perf_counter()
-        name = request_id(given)
+        name = self._identify(given)
         try:
             answer = self._begin(model, given, body)
         except Exception as error:
