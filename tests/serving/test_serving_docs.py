@@ -21,7 +21,8 @@ GIVEN = {"http": "127.0.0.1:1", "admin": "127.0.0.1:3", "grpc": "127.0.0.1:1",
          "inference.processes": "device", "inference.abstain_unelected": None, "log_format": "json",
          "access_log": None, "inference.devices": "cpu:0", "inference.faults": "0:drop", "inference.spinning": None,
          "inference.allow_faults": None, "console": None,
-         "otlp.endpoint": "http://127.0.0.1:4", "shared_memory": None, "limits.header_bytes": "2000", "limits.image_formats": "PNG",
+         "otlp.endpoint": "http://127.0.0.1:4",
+         "shared_memory": None, "limits.header_bytes": "2000", "limits.image_formats": "PNG",
          "root_path": "/x", "strict_readiness": None}  # fmt: skip
 """What a flag is tried with; None where it takes no value."""
 
