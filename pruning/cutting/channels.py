@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from pruning.criteria import Floats, Member
@@ -22,6 +23,8 @@ Cut = Mapping[str, tuple[int, ...]]
 """The output channels that stay, ascending, by the name of the channel group."""
 PART_COUNTS = (1, 2, 3, 4, 6, 8, 12, 16)
 """Numbers of equal parts, attention heads mostly, that are tried for a group."""
+HEAD_TOLERANCE = 1e-3
+"""The largest difference, relative to what a head does, between a network without it and one that does not read it."""
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm)
 
 
@@ -40,6 +43,8 @@ class ChannelGroup:
     """Layers that read the channels, and which of their input channels these are."""
     norms: tuple[Member, ...] = ()
     """Batch and layer normalisations that scale the channels."""
+    block: int = 1
+    """Channels side by side of which all or none stay: those of an attention head whose size is written in code."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,12 @@ def _cuttable(model: nn.Module, groups: list[ChannelGroup], input_shape: Sequenc
         return groups
     for alike in (True, False):  # first one for all that look the same, as the blocks of a transformer do
         parts, reason = _parts_of(bare, groups, input_shape, alike=alike)
-        found = [replace(group, parts=n) for group, n in zip(groups, parts, strict=True) if n]
+        sizes = _head_sizes(model, bare, groups, parts, input_shape, alike=alike)
+        found = [
+            replace(group, block=size) if size > 1 else replace(group, parts=n)
+            for group, n, size in zip(groups, parts, sizes, strict=True)
+            if n or size > 1
+        ]
         if found and not (reason := _trial(bare, found, input_shape)):
             return found
     raise ModelError(f"model: no channels of {type(model).__name__} can be cut: {reason}")
@@ -141,6 +151,53 @@ def _parts_of(
     return [known[key] for key in keys], reason
 
 
+def _head_sizes(
+    model: nn.Module,
+    bare: nn.Module,
+    groups: Sequence[ChannelGroup],
+    parts: Sequence[int],
+    input_shape: Sequence[int],
+    *,
+    alike: bool,
+) -> list[int]:
+    """The number of channels of one head for each group that loses whole heads; 1 for all others.
+
+    A network that writes the size of a head in its code runs without as many channels, whichever they are. They are a
+    head if it then computes what the whole network does when nothing reads them.
+    """
+    known: dict[Hashable, int] = {}
+    found = []
+    for group, n in zip(groups, parts, strict=True):
+        key = _looks(bare, group) if alike else group.layer
+        if key not in known:
+            per_part = group.channels // group.parts
+            sizes = [size for size in range(2, per_part // 2 + 1) if per_part % size == 0 == n % size]
+            tried = (replace(group, block=size) for size in sizes if n != group.parts)
+            known[key] = next((g.block for g in tried if _is_head(model, bare, g, input_shape)), 1)
+        found.append(known[key])
+    return found
+
+
+def _is_head(model: nn.Module, bare: nn.Module, group: ChannelGroup, input_shape: Sequence[int]) -> bool:
+    """Whether a network without the first block of each part computes what it does when nothing reads the block."""
+    if _trial(bare, [group], input_shape):
+        return False
+    place = np.arange(group.channels) % (group.channels // group.parts)
+    small = apply_cut(model, {group.layer: tuple(map(int, np.flatnonzero(place >= group.block)))}, input_shape)
+    unread = copy.deepcopy(model).eval()
+    for member in group.consumers:
+        layer = unread.get_submodule(member.layer)
+        if isinstance(layer, nn.Linear):
+            with torch.no_grad():
+                layer.weight[:, member.positions[place[member.channels] < group.block]] = 0
+    zeros = example(model, input_shape)
+    x = torch.randint(0, 2, zeros.shape, generator=torch.Generator().manual_seed(0)).to(zeros)  # tokens, or readings
+    with torch.no_grad():
+        expected, whole = unread(x), model.eval()(x)
+        off, moved = (small(x) - expected).abs().max(), (whole - expected).abs().max()
+    return bool(off <= HEAD_TOLERANCE * moved)
+
+
 def _looks(bare: nn.Module, group: ChannelGroup) -> Hashable:
     layers = [member.layer for member in (*group.producers, *group.consumers)]
     shapes = [tuple(weight.shape) for name in layers for weight in bare.get_submodule(name).parameters()]
@@ -148,14 +205,15 @@ def _looks(bare: nn.Module, group: ChannelGroup) -> Hashable:
 
 
 def _trial(bare: nn.Module, groups: Sequence[ChannelGroup], input_shape: Sequence[int]) -> str:
-    """Why a network does not run without the first channel, or half, of each part of `groups`; empty if it does."""
+    """Why a network does not run without the first block, or half, of each part of `groups`; empty if it does."""
     n_outputs = bare.eval()(example(bare, input_shape)).shape
     for half in (False, True):
         cut = {}
         for group in groups:
             per_part = group.channels // group.parts
             place = np.arange(group.channels) % per_part
-            stay = np.flatnonzero(place < per_part - per_part // 2 if half else place > 0)
+            gone = max(per_part // group.block // 2, 1) * group.block if half else group.block
+            stay = np.flatnonzero(place < per_part - gone if half else place >= gone)
             if len(stay):
                 cut[group.layer] = tuple(map(int, stay))
         try:
@@ -187,10 +245,14 @@ def output_layer(model: nn.Module, input_shape: Sequence[int]) -> str:
 
 
 def alike_in_parts(group: ChannelGroup, importance: Floats) -> Floats:
-    """Importance [group.channels], each channel's replaced by the mean over the group's parts, which lose the same."""
-    if group.parts == 1:
+    """Importance [group.channels], each channel's replaced by the mean over the channels that it stays or goes with.
+
+    These are its block, and the channels at the same place of the group's other parts.
+    """
+    if group.parts == group.block == 1:
         return importance
-    return np.tile(importance.reshape(group.parts, -1).mean(axis=0), group.parts)
+    of_blocks = importance.reshape(group.parts, -1, group.block).mean(axis=(0, 2))
+    return np.tile(np.repeat(of_blocks, group.block), group.parts)
 
 
 def kept_outputs(groups: Sequence[ChannelGroup], cut: Cut) -> dict[str, list[int]]:

@@ -105,6 +105,13 @@ def profile(
         if isinstance(layer, PRUNABLE)
     ]
 
+    def begin_gradients(_: nn.Module, __: tuple[Any, ...], out: Tensor) -> Tensor:
+        return out if out.requires_grad else out.requires_grad_()  # tokens have no gradient
+
+    hooks += [
+        layer.register_forward_hook(begin_gradients) for layer in network.modules() if isinstance(layer, nn.Embedding)
+    ]
+
     def accumulate(label: Tensor) -> None:
         for add in pending:
             add(label)

@@ -34,7 +34,7 @@ def cut_to_ratio(
     kept = {}
     for group in groups:
         per_part = group.channels // group.parts
-        if per_part - round(per_part * ratio) < 1:
+        if per_part - round(per_part * ratio) < group.block:
             raise ModelError(
                 f"cut: layer {group.layer} would lose all {group.channels} channels at a pruning ratio of {ratio:.3g}, "
                 "expected a smaller cut"
@@ -42,8 +42,9 @@ def cut_to_ratio(
         stay = []
         for section in _sections(group):
             keep = max(len(section) - round(len(section) * ratio), 1)
-            if keep < len(section) >= multiple:
-                keep = max(keep // multiple, 1) * multiple  # down: two cuts in a row then leave no more than one
+            unit = multiple if group.block == 1 else group.block
+            if keep < len(section) >= unit:
+                keep = max(keep // unit, 1) * unit  # down: two cuts in a row then leave no more than one
             stay.append(section[np.argsort(-importance[group.layer][section], kind="stable")[:keep]])
         kept[group.layer] = _in_all_parts(np.sort(np.concatenate(stay)), group)
     return kept

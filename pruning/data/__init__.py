@@ -19,6 +19,7 @@ from pruning.data._dataset import Augmentation, Dataset
 from pruning.data._labels import Labels
 from pruning.data._order import read_labels, with_labels
 from pruning.data._paths import existing
+from pruning.data._texts import from_texts
 from sensai_serve import plugins
 from sensai_serve.errors import DataError, InputError, PluginError
 
@@ -29,6 +30,7 @@ __all__ = [
     "absolute",
     "existing",
     "from_arrays",
+    "from_texts",
     "load",
     "moments_of",
     "read_labels",

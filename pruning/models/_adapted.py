@@ -27,49 +27,54 @@ class ClassLogits(nn.Linear):
 
 
 class Adapted(nn.Module):
-    """A network whose logits are one entry of what it returns, or are made by no linear layer."""
+    """A network that takes tokens, whose logits are one entry of what it returns, or are made by no linear layer."""
 
-    def __init__(self, network: nn.Module, entry: int | str | None, by_attribute: bool, n_classes: int | None) -> None:
+    def __init__(
+        self, network: nn.Module, entry: int | str | None, by_attribute: bool, n_classes: int | None, tokens: bool
+    ) -> None:
         """Take a network.
 
         Args:
             network: gives logits, or a tuple, dict or object that holds them.
             entry: where they are in it; None: it gives nothing else.
             by_attribute: whether that is the name of an attribute.
+            tokens: whether it takes whole numbers.
             n_classes: C, where the logits need an output layer to pick from; None where a linear layer makes them.
         """
         super().__init__()
         self.network = network
         self.entry = entry
         self.by_attribute = by_attribute
+        self.tokens = tokens
         self.output = None if n_classes is None else ClassLogits(n_classes, n_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Inputs [N, *shape] to logits [N, C]."""
-        out = self.network(x)
+        out = self.network(x.long() if self.tokens else x)
         if self.entry is not None and not isinstance(out, Tensor):
             out = getattr(out, str(self.entry)) if self.by_attribute else out[self.entry]
         return out if self.output is None else self.output(out)  # type: ignore[no-any-return]
 
 
-def adapt(model: nn.Module, out: Any, n_classes: int, x: Tensor) -> nn.Module:
+def adapt(model: nn.Module, out: Any, n_classes: int, x: Tensor, *, tokens: bool) -> nn.Module:
     """`model` itself if it gives logits that a linear layer or convolution makes; else one that does.
 
     Args:
         model: a network in evaluation mode.
         out: what it gives for `x`.
         n_classes: C.
-        x: inputs [2, *shape].
+        x: inputs [2, *shape], FP32.
+        tokens: whether the network takes them as whole numbers.
     """
     found = None if isinstance(out, Tensor) else find_logits(out, n_classes)
-    adapted = Adapted(model, found[0], found[1], None) if found else model
+    entry, by_attribute = found or (None, False)
+    adapted = Adapted(model, entry, by_attribute, None, tokens) if found or tokens else model
     names = direct_layers(adapted, x)
     layer = adapted.get_submodule(names[0]) if len(set(names)) == 1 else None
     plain = isinstance(layer, OUTPUTS) and getattr(layer, "groups", 1) == 1 and len(layer.weight) == n_classes
     if plain:
         return adapted.eval()
-    entry, by_attribute = found or (None, False)
-    return Adapted(model, entry, by_attribute, n_classes).eval()
+    return Adapted(model, entry, by_attribute, n_classes, tokens).eval()
 
 
 def find_logits(out: Any, n_classes: int) -> tuple[int | str, bool] | None:

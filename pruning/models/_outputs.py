@@ -26,10 +26,16 @@ def with_logits(model: nn.Module, name: str, n_classes: int, input_shape: tuple[
         ModelError: it does not run, or gives no logits.
     """
     model.eval()
-    x = torch.zeros(2, *input_shape)
+    x, tokens = torch.zeros(2, *input_shape), False
     try:
         with torch.no_grad():
-            out = model(x)
+            try:
+                out = model(x)
+            except (RuntimeError, TypeError, IndexError):
+                if tokens := any(isinstance(layer, nn.Embedding) for layer in model.modules()):
+                    out = model(x.long())
+                else:
+                    raise
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever the network's code raises
@@ -41,7 +47,7 @@ def with_logits(model: nn.Module, name: str, n_classes: int, input_shape: tuple[
     if isinstance(out, Tensor) and out.shape != (2, n_classes):
         got = f"{out.shape[-1]} values" if out.ndim == 2 else f"a tensor {['N', *out.shape[1:]]}".replace("'", "")
         raise ModelError(f"model: {name} gives {got}, expected one for each of the {n_classes} labels")
-    return adapt(model, out, n_classes, x)
+    return adapt(model, out, n_classes, x, tokens=tokens)
 
 
 def refuse_cells(model: nn.Module) -> None:

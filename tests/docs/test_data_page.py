@@ -12,7 +12,7 @@ from code_blocks import ROOT, Reader, blocks
 from pruning.data import Dataset, load
 
 PAGE = ROOT / "docs/data.md"
-SOURCES = re.findall(r"^\| `((?:npz|table|folder|wav|mine):[^`]*)` \|", PAGE.read_text(), re.MULTILINE)
+SOURCES = re.findall(r"^\| `((?:npz|table|folder|wav|jsonl|mine):[^`]*)` \|", PAGE.read_text(), re.MULTILINE)
 
 
 @pytest.fixture(scope="module")

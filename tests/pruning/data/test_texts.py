@@ -1,0 +1,66 @@
+"""Texts and their labels, a JSON object a line, as rows of tokens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pruning import data
+from sensai_serve.errors import DataError
+from sensai_serve.preprocess import normalise
+
+LINES = [{"text": f"{'good' if n % 2 else 'schlecht'} {n} ü", "label": ("de", "en")[n % 2]} for n in range(20)]
+
+
+def written(folder: Path, lines: object = LINES) -> Path:
+    text = lines if isinstance(lines, str) else "\n".join(json.dumps(line) for line in lines)  # type: ignore[attr-defined]
+    (folder / "lines.jsonl").write_text(text + "\n", encoding="utf-8")
+    return folder / "lines.jsonl"
+
+
+def test_texts_are_rows_of_bytes_that_nothing_normalises(tmp_path, caplog):
+    dataset = data.load(f"jsonl:{written(tmp_path)}?length=12")
+    assert (dataset.name, dataset.labels, dataset.spec.shape) == ("lines", ("de", "en"), (12,))
+    assert (len(dataset.x), len(dataset.x_test)) == (16, 4)
+    rows = {bytes(int(token) - 1 for token in row if token).decode(errors="replace") for row in dataset.x}
+    assert "good 1 ü" in rows
+    assert all(row.startswith(("good", "schlecht")) for row in rows)
+    np.testing.assert_array_equal(normalise(dataset.x, dataset.spec), dataset.x)
+    assert "texts have more than 12 tokens" in caplog.text
+
+
+def test_other_keys_a_test_part_and_no_labels(tmp_path):
+    path = written(tmp_path, [{"said": line["text"], "n": at % 3} for at, line in enumerate(LINES)])
+    dataset = data.load(f"jsonl:{path}?text=said&label=n&test={path}")
+    assert (dataset.labels, len(dataset.x), len(dataset.x_test)) == (("0", "1", "2"), 20, 20)
+    (tmp_path / "names.txt").write_text("a\nb\n")
+    bare = data.load(f"jsonl:{path}?text=said&label=&labels={tmp_path / 'names.txt'}", unlabelled=True)
+    assert (bare.labels, bare.labelled) == (("a", "b"), False)
+
+
+@pytest.mark.parametrize(
+    ("lines", "options", "line"),
+    [
+        ([{"text": "a"}], "", "line 1 has no 'label', only text"),
+        ([LINES[0], {"text": 3, "label": "x"}], "", "line 2 has 3, expected a text"),
+        ('{"text": "a", "label": "x"}\nnothing', "", "line 2 is no JSON"),
+        ("[1]", "", "line 1 holds list, expected an object"),
+        ("", "", "has no lines"),
+        (LINES, "?length=0", "length is '0', expected 1 to 8192 tokens"),
+        (LINES, "?tokens=nowhere.json", "tokens: 'nowhere.json' is not there"),
+        (LINES, "?flip=1", "unknown option 'flip'"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(tmp_path, lines, options, line):
+    with pytest.raises(DataError, match=line) as caught:
+        data.load(f"jsonl:{written(tmp_path, lines)}{options}")
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_utf8(tmp_path):
+    (tmp_path / "lines.jsonl").write_bytes(b'{"text": "\xff", "label": "x"}\n')
+    with pytest.raises(DataError, match=r"cannot be read .*expected JSON lines in UTF-8"):
+        data.load(f"jsonl:{tmp_path / 'lines.jsonl'}")
