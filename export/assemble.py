@@ -78,7 +78,7 @@ def export(
         manifest = Manifest(
             name=name or re.sub(r"[^A-Za-z0-9._-]", "-", run.dataset.name).lstrip("._-")[:128] or "model",
             labels=run.labels,
-            inputs=(run.spec,),
+            inputs=(exporter.spec,),
             subnets=tuple(files.subnets),
             kind=run.assignment.kind,
             offsets=run.assignment.offsets,

@@ -18,7 +18,7 @@ from export.to_onnx import to_onnx
 from pruning.heads import Subnet
 from pruning.run import Run
 from sensai_serve.errors import ModelError
-from sensai_serve.preprocess import Floats, normalise
+from sensai_serve.preprocess import Floats, InputSpec, normalise
 
 FP32 = "fp32"
 SAMPLES = 64
@@ -63,18 +63,28 @@ class Exporter:
         return precisions.find(self.name)
 
     @cached_property
+    def spec(self) -> InputSpec:
+        """The input as the bundle takes it: tokens are INT64, which networks are trained on in FP32.
+
+        Raises:
+            DataError: the run's data is missing.
+        """
+        spec, vocabulary = self.run.spec, self.run.dataset.vocabulary
+        return spec if vocabulary is None else InputSpec(spec.shape, spec.name, "INT64", vocabulary=vocabulary)
+
+    @cached_property
     def samples(self) -> Floats:
         """Inputs [S, *shape] of the validation part, or of the training part where there is none."""
         dataset, (_, validation) = self.run.dataset, self.run.split
         chosen = validation if len(validation) else np.arange(len(dataset.x))
-        return normalise(dataset.x[chosen[:SAMPLES]], dataset.spec)
+        return normalise(dataset.x[chosen[:SAMPLES]], self.spec)
 
     @cached_property
     def calibration(self) -> Floats:
         """Inputs [N, *shape] that were trained on, as many as the precision needs for calibration."""
         dataset, (train, _) = self.run.dataset, self.run.split
         drawn = np.random.default_rng(self.run.recipe.seed).permutation(train)[: self.precision.calibration]
-        return normalise(dataset.x[drawn], dataset.spec)
+        return normalise(dataset.x[drawn], self.spec)
 
     @cached_property
     def largest(self) -> str:
@@ -142,11 +152,12 @@ class Exporter:
 
     def _to_onnx(self, name: str, network: Subnet) -> bytes:
         """Export the network of that name, padded or not."""
-        spec = self.run.spec
+        spec = self.spec
+        tokens = spec.dtype == "INT64"
         try:
-            return to_onnx(network, spec.name, spec.shape)
+            return to_onnx(network, spec.name, spec.shape, tokens=tokens)
         except ModelError:  # what cannot be exported with padding is exported without
-            return to_onnx(self.run.load(name), spec.name, spec.shape)
+            return to_onnx(self.run.load(name), spec.name, spec.shape, tokens=tokens)
 
     def _convert(self, data: bytes) -> bytes:
         return data if self.name == FP32 else self.precision.convert(data, self.calibration)

@@ -13,23 +13,26 @@ from sensai_serve.errors import ModelError
 OUTPUT = "scores"
 
 
-def to_onnx(model: nn.Module, input_name: str, input_shape: Sequence[int]) -> bytes:
+def to_onnx(model: nn.Module, input_name: str, input_shape: Sequence[int], *, tokens: bool = False) -> bytes:
     """Export a network.
 
     Args:
         model: gives scores [N, k], the activation included, for inputs [N, *input_shape].
         input_name: name of the graph's input.
         input_shape: shape of one input, without the batch axis.
+        tokens: inputs are INT64.
 
     Returns:
-        An ONNX file: FP32 input, output ``scores``, N free, weights inside; without the names of source files and the
-        lines of code that the exporter leaves in it.
+        An ONNX file: FP32 or INT64 input, output ``scores``, N free, weights inside; without the names of source files
+        and the lines of code that the exporter leaves in it.
 
     Raises:
         ModelError: the network cannot be exported.
     """
     model = model.cpu().eval()
-    example = torch.zeros(2, *input_shape)  # 2: a batch axis of 1 would be taken for a constant
+    example = torch.zeros(
+        2, *input_shape, dtype=torch.int64 if tokens else torch.float32
+    )  # 2: a batch axis of 1 would be taken for a constant
     try:
         with quiet(), torch.no_grad():
             program = torch.onnx.export(

@@ -39,6 +39,8 @@ class Dataset:
     x_test: npt.NDArray[Any]
     y_test: Labels
     augmentation: Augmentation = Augmentation()
+    vocabulary: int | None = None
+    """`x` holds tokens, 0 to `vocabulary` - 1, which clients send as INT64; None: it holds no tokens."""
     labelled: bool = True
     """Whether `y` and `y_test` say anything; else a network's answers may become the labels (`answered`)."""
 

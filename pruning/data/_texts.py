@@ -79,7 +79,9 @@ def from_texts(
     if found.vocabulary > LARGEST:
         raise DataError(f"{name}: the tokenizer has {found.vocabulary} tokens, expected at most {LARGEST}")
     spec = InputSpec((int(length),), "tokens")
-    return dataclasses.replace(from_arrays(name, arrays, seed=seed, picture="no"), spec=spec)
+    return dataclasses.replace(
+        from_arrays(name, arrays, seed=seed, picture="no"), spec=spec, vocabulary=found.vocabulary
+    )
 
 
 def tokenise(texts: Sequence[str], tokens: str, length: int) -> Tokens:
