@@ -149,8 +149,8 @@ def test_replacing_the_output_layer_starts_from_the_reference_s_answers(name, co
 
 
 def test_an_output_layer_without_rows():
-    with pytest.raises(ModelError, match="its output layer 0 is Conv1d"):
-        replace_output(nn.Sequential(nn.Conv1d(2, 3, 1)), "0", heads.find("sigmoid"), (0,))
+    with pytest.raises(ModelError, match="its output layer 0 is Conv3d"):
+        replace_output(nn.Sequential(nn.Conv3d(2, 3, 1)), "0", heads.find("sigmoid"), (0,))
 
 
 @pytest.mark.parametrize("name", SAMPLINGS)
