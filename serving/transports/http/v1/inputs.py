@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import AsyncGenerator, Mapping, Sequence
 
 from fastapi import Request
 from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
 
 from sensai_serve.errors import RequestError
 from sensai_serve.preprocess import InputSpec, from_raw, normalise
 from sensai_serve.tensors import Inputs
 from serving.engine.decoding import ImageDecoder
-from serving.transports.http.asgi.types import Message, Receive
 from serving.v2.body_bound import BodyBound, as_fp32, as_json, configured
 from serving.v2.json_object import parse_object
 from serving.v2.tensors import from_bytes, numbers, shown
@@ -116,17 +116,23 @@ def _kind(request: Request) -> str:
 
 async def _uploaded(request: Request, body: bytes) -> bytes:
     try:
-        async with Request(request.scope, _replay(body)).form(max_files=1, max_fields=16) as form:
-            file = form.get("file")
-            if not isinstance(file, UploadFile):
-                raise RequestError("the form has no file, expected an image in the field 'file'")
-            return await file.read()
-    except HTTPException as error:
-        raise RequestError(f"the form cannot be read: {error.detail}") from None
+        form = await _FormParser(request.headers, _once(body), max_files=1, max_fields=16).parse()
+    except MultiPartException as error:
+        raise RequestError(f"the form cannot be read: {error.message}") from None
+    try:
+        file = form.get("file")
+        if not isinstance(file, UploadFile):
+            raise RequestError("the form has no file, expected an image in the field 'file'")
+        return await file.read()
+    finally:
+        await form.close()
 
 
-def _replay(body: bytes) -> Receive:
-    async def receive() -> Message:
-        return {"type": "http.request", "body": body, "more_body": False}
+class _FormParser(MultiPartParser):
+    """Keeps files in memory, where the body is already: a server may have nowhere to write."""
 
-    return receive
+    spool_max_size = sys.maxsize
+
+
+async def _once(body: bytes) -> AsyncGenerator[bytes, None]:
+    yield body

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,15 @@ def test_half_an_image(client, picture) -> None:
 def test_an_image_of_too_many_pixels_is_not_decoded(client) -> None:
     image = encoded(Image.new("L", (101, 100)), "PNG")
     bad(client.post("/v1/predict?model=tiny", content=image), 413, "101x100 pixels, expected at most 10000")
+
+
+def test_a_large_file_in_a_form_is_never_written_to_a_disk(client, picture, monkeypatch) -> None:
+    """A confined server has nowhere to write."""
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+    image = encoded(picture, "PNG")
+    large = client.post("/v1/predict?model=tiny", files={"file": image + bytes(3_000_000)})
+    assert large.status_code == 200, large.text
+    assert large.json()["label"] == client.post("/v1/predict?model=tiny", content=image).json()["label"]
 
 
 def test_requests_that_do_not_fit(client, picture) -> None:
