@@ -20,7 +20,8 @@ PAGES = [
     *(ROOT / folder / "README.md" for folder in ("benchmarks", "deploy", "examples")),
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
-OTHERS = ("pip", "make", "docker", "kubectl", "curl", "cp", "mkdir", "python", "openssl", "git", "systemctl")
+OTHERS = ("pip", "make", "docker", "kubectl", "curl", "cp", "mkdir", "python", "openssl", "git", "systemctl",
+          "apt-get", "deploy/image.sh")  # fmt: skip
 """Programs of others that pages run."""
 
 
