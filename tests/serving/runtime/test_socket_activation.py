@@ -95,7 +95,7 @@ def test_a_socket_that_nothing_can_take_ends_the_start(tiny_bundle: Path, option
 @pytest.mark.parametrize(
     "environment",
     [{}, {"LISTEN_FDS": "1"}, {"LISTEN_PID": "1", "LISTEN_FDS": "1"}, {"LISTEN_PID": str(os.getpid())}],
-    ids=str,
+    ids=["none", "no process", "another process", "no sockets"],
 )
 def test_sockets_of_other_processes_are_passed_over(environment: dict[str, str]) -> None:
     assert InheritedSockets.from_environment(given := environment | {"KEPT": "yes"}).left == ()
