@@ -101,8 +101,17 @@ class Page:
         return reply["result"].get("value")
 
     def until(self, expression: str, seconds: float = 20.0) -> Any:
-        """Wait until a JavaScript expression is true; its last value after so many seconds at most."""
-        return self.evaluate(_UNTIL % (seconds * 1000, expression))
+        """Wait until a JavaScript expression is true; its last value after so many seconds at most.
+
+        The wait begins anew where the page is left meanwhile: loading a page anew takes a moment to begin.
+        """
+        wait = _UNTIL % (seconds * 1000, expression)
+        try:
+            return self.evaluate(wait)
+        except ServingError as error:
+            if "navigated" not in str(error):
+                raise
+            return self.evaluate(wait)
 
     def resize(self, width: int, height: int, *, scale: float = 1.0) -> None:
         """Change the size of the window, in CSS pixels, and how many pixels each is drawn with."""

@@ -73,10 +73,10 @@ def make_plan(recipe: Recipe, weights: str | Path, *, device: str = "cpu", threa
         InputError: the data, the model, the weights or the assignment is wrong, or classes do not divide into groups.
     """
     dataset = data.load(recipe.data, seed=recipe.seed, unlabelled=recipe.labels == "reference")
-    digests = {"data": dataset.digest(), "weights": sha256_of(Path(weights))}
     use_threads(threads, dataset.spec.shape)
     model = models.create(recipe.model, dataset.n_classes, dataset.spec.shape)
     models.load_weights(model, weights)
+    digests = {"data": dataset.digest(), "weights": sha256_of(Path(weights))}
     for note in models.make_plain(model):
         say(f"model: {note}")
     model.to(device).eval()
