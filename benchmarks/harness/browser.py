@@ -89,6 +89,12 @@ class Page:
         self.call("Page.navigate", url=url)
         self.until("document.readyState === 'complete'")
 
+    def reload(self) -> None:
+        """Load the page anew, and wait until the new one is there."""
+        before = self.evaluate("performance.timeOrigin")
+        self.call("Page.reload")
+        self.until(f"performance.timeOrigin !== {before!r} && document.readyState === 'complete'")
+
     def evaluate(self, expression: str) -> Any:
         """The value of a JavaScript expression, awaited where it is a promise.
 

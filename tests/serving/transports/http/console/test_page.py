@@ -189,7 +189,7 @@ def test_it_is_light_or_dark_as_the_reader_prefers_or_says(page: Page) -> None:
     assert light != dark
     page.evaluate("document.querySelector('#theme').click()")
     assert page.evaluate(ground) == light
-    page.evaluate("location.reload()")
+    page.reload()
     assert page.until("document.querySelector('#theme')?.innerText === 'Light'")  # it is remembered
     page.evaluate("document.querySelector('#theme').click()")
     page.prefer("light")
