@@ -22,9 +22,9 @@ from sensai_serve.errors import ServingError
 
 OK = 200
 LOST = 0
-"""The status of a request whose connection broke."""
+"""The status of a request whose connection broke, or whose reply did not come within `GRACE_S`."""
 GRACE_S = 10.0
-"""Seconds that outstanding replies are waited for when a load ends."""
+"""Seconds that a reply is waited for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +169,7 @@ class _Driver:
             self._end(number, LOST)
 
     def wait(self, seconds: float) -> None:
-        """Move bytes for what is ready; wait for the first at most so long."""
+        """Move bytes for what is ready, at most so long until the first; give up what is out for too long."""
         timeout = max(0.0, min(seconds, GRACE_S))
         readable, writable, _ = select.select(list(self._busy), list(self._unsent), [], timeout)
         for number in writable:
@@ -189,13 +189,19 @@ class _Driver:
                 continue
             except OSError:
                 self._end(number, LOST)
+        self._give_up(sent_before=time.perf_counter() - GRACE_S)
 
     def drain(self) -> None:
         """Wait for the replies that are out, not for ever."""
-        stop = time.perf_counter() + GRACE_S
-        while self._busy and (now := time.perf_counter()) < stop:
-            self.wait(stop - now)
-        for number in list(self._busy):
+        while self._busy:
+            self.wait(GRACE_S)
+
+    def _give_up(self, sent_before: float) -> None:
+        """End as lost what was sent before this time: a server may never answer, and keep its connections open."""
+        while self._busy:
+            number, (_, _, _, sent) = next(iter(self._busy.items()))  # the one that is out for longest
+            if sent > sent_before:
+                return
             self._end(number, LOST)
 
     def _end(self, number: int, status: int) -> None:
