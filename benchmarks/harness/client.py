@@ -9,6 +9,7 @@ interface.
 from __future__ import annotations
 
 import socket
+import ssl
 import struct
 from collections.abc import Sequence
 from typing import Protocol
@@ -56,8 +57,14 @@ class RawConnection:
         self._reset()
 
     @classmethod
-    def open(cls, host: str, port: int, *, blocking: bool = True) -> RawConnection:
+    def open(cls, host: str, port: int, *, blocking: bool = True, tls: ssl.SSLContext | None = None) -> RawConnection:
         """Connect.
+
+        Args:
+            host: the server's host.
+            port: the server's port.
+            blocking: whether calls wait for the kernel.
+            tls: how to speak TLS, on a blocking connection; None for plain TCP.
 
         Raises:
             OSError: nobody listens there.
@@ -67,7 +74,7 @@ class RawConnection:
         # The kernel's own time limit: with Python's, every call would be two system calls.
         connected.setblocking(blocking)
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(TIMEOUT_S), 0))
-        return cls(connected)
+        return cls(connected if tls is None else tls.wrap_socket(connected, server_hostname=host))
 
     def begin(self, request: bytes) -> bool:
         """Send a request; False where the kernel took only a part and `resume` must follow."""
@@ -142,7 +149,9 @@ class RawConnection:
 class RawClient:
     """See `Client`."""
 
-    def __init__(self, host: str, port: int, codec: Codec, samples: Sequence[Floats]) -> None:
+    def __init__(
+        self, host: str, port: int, codec: Codec, samples: Sequence[Floats], *, tls: ssl.SSLContext | None = None
+    ) -> None:
         """Connect, and build every request.
 
         Args:
@@ -150,13 +159,14 @@ class RawClient:
             port: the server's port.
             codec: how requests are encoded and replies decoded.
             samples: FP32 [1, *shape] each; request i asks about sample i.
+            tls: how to speak TLS; None for plain TCP.
 
         Raises:
             OSError: nobody listens there.
         """
         self._codec = codec
         self._requests = [codec.request(sample) for sample in samples]
-        self._connection = RawConnection.open(host, port)
+        self._connection = RawConnection.open(host, port, tls=tls)
 
     def exchange(self, index: int) -> None:
         """See `Client`."""
