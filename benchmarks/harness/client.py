@@ -109,6 +109,15 @@ class RawConnection:
             return self._body_at > 0 and self._buffer.endswith(_LAST_CHUNK, self._body_at - 2, self._filled)
         return 0 <= self._end <= self._filled
 
+    def is_open(self) -> bool:
+        """Whether the server has not closed a connection that carries no request and does not block."""
+        try:
+            return bool(self.socket.recv(1, socket.MSG_PEEK))
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+
     def reply(self) -> tuple[bytes, bytes]:
         """Headers, in lower case, and body of the last reply."""
         body = bytes(self._view[self._body_at : self._filled])

@@ -158,7 +158,10 @@ class _Driver:
             connection.close()
 
     def begin(self, request: int, due: float) -> None:
-        """Send a request on an idle connection."""
+        """Send a request on an idle connection, or on a new one where the server has closed that meanwhile."""
+        if not self.idle[-1].is_open():
+            self.idle.pop().close()
+            self._connect()
         connection = self.idle.pop()
         number, now = connection.socket.fileno(), time.perf_counter()
         self._busy[number] = (connection, request, due, now)

@@ -45,12 +45,11 @@ class Security:
         """Read the tokens that a node lets in; none if no file is given.
 
         Raises:
-            InputError: the file cannot be read, or a line of it is no token.
+            InputError: the file cannot be read, others may read it, or a line of it is no token.
         """
         if self.token_file is None:
             return ()
-        warn_of_others(self.token_file)
-        tokens = tuple(read(self.token_file).decode("ascii", "replace").split("\n"))
+        tokens = tuple(read_secret(self.token_file).decode("ascii", "replace").split("\n"))
         tokens = tuple(token.strip() for token in tokens if token.strip())
         if not tokens or any(not token.isprintable() or "\ufffd" in token or " " in token for token in tokens):
             raise InputError(f"{self.token_file} holds no token, expected one word of printable ASCII")
@@ -110,6 +109,18 @@ def warn_of_others(path: Path) -> None:
     with contextlib.suppress(OSError):  # whoever reads it says so
         if path.stat().st_mode & stat.S_IROTH and path.is_file():
             _log.warning("%s can be read by every user of this machine, expected a mode such as 0600", path)
+
+
+def read_secret(path: Path) -> bytes:
+    """Read a small file that holds a secret; see `read`.
+
+    Raises:
+        InputError: the file cannot be read, or every user of this machine may read it.
+    """
+    data = read(path)
+    if path.stat().st_mode & stat.S_IROTH and path.is_file():
+        raise InputError(f"{path} can be read by every user of this machine, expected a mode such as 0600")
+    return data
 
 
 def read(path: Path) -> bytes:

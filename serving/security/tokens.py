@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, cast, get_args
 
 from sensai_serve.errors import InputError
-from serving.runtime.endpoint import read
+from serving.runtime.endpoint import read_secret
 
 Role = Literal["predict", "observe", "control"]
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -43,9 +42,7 @@ class Tokens:
 
     def load(self) -> None:
         """Read the file; the tokens before stay in force where it is not valid. Raises as the constructor."""
-        text = read(self._file).decode("utf-8", "replace")
-        if self._file.stat().st_mode & stat.S_IROTH:
-            raise InputError(f"{self._file} can be read by every user of this machine, expected a mode such as 0600")
+        text = read_secret(self._file).decode("utf-8", "replace")
         found = {}
         for number, line in enumerate(text.splitlines(), 1):
             token, *roles = line.replace(",", " ").split() or ["#"]

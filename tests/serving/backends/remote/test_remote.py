@@ -380,6 +380,7 @@ def test_what_is_wrong_is_said_before_serving_starts(make_bundle, places: tuple[
 def test_the_token_is_shown_and_asked_for(tiny_bundle: Path, tmp_path: Path) -> None:
     for name in ("right", "wrong"):
         (tmp_path / name).write_text(f"{name}-token\n")
+        (tmp_path / name).chmod(0o600)
 
     async def test() -> None:
         node = Node(tiny_bundle, NodeOptions(devices=(parse_device("cpu"),)))
