@@ -16,6 +16,7 @@ from export.evaluate import evaluate, merged_accuracy, scores_of
 from export.networks import FP32, Exporter, choose_golden
 from export.parity import Difference
 from export.speed import latency, microseconds
+from pruning.data import Tokenizer
 from pruning.merging import merge_plan
 from pruning.run import RECOVERED, REFERENCE, Run
 from sensai_serve.bundles import GOLDEN, MANIFEST, Bundle, atomic_directory, sha256_of
@@ -26,7 +27,8 @@ from sensai_serve.local import load
 from sensai_serve.lost_workers import ScoredInputs
 from sensai_serve.manifest import Manifest, MergeSpec, SubnetSpec
 from sensai_serve.merge import MergePlan
-from sensai_serve.preprocess import Floats
+from sensai_serve.preprocess import Floats, InputSpec
+from sensai_serve.text_spec import TOKENIZER, TokenizerSpec
 
 GOLDEN_SAMPLES = 8
 """Number of golden samples in a bundle."""
@@ -75,6 +77,9 @@ def export(
     merge = merge_plan(run)
     with atomic_directory(out, replace=replace) as folder:
         files = _write_networks(exporter, folder, with_monolith, on_progress)
+        tokenizer = write_tokenizer(run.dataset.tokenizer, exporter.spec, folder)
+        if tokenizer is not None:
+            files.checksums[tokenizer.file] = sha256_of(folder / tokenizer.file)
         manifest = Manifest(
             name=name or re.sub(r"[^A-Za-z0-9._-]", "-", run.dataset.name).lstrip("._-")[:128] or "model",
             labels=run.labels,
@@ -87,6 +92,7 @@ def export(
             reference=REFERENCE_FILE,
             checksums=files.checksums,
             provenance=_provenance(run) | files.provenance,
+            tokenizer=tokenizer,
         )
         bundle = _rewrite(folder, manifest)
         validated = _validation_scores(run, bundle, precision)
@@ -115,6 +121,20 @@ def export(
             accuracy = result.accuracy() | _validated(run, merge, validated, precision)
         _rewrite(folder, dataclasses.replace(manifest, checksums=checksums, accuracy=accuracy)).verify()
     return Bundle.open(out)
+
+
+def write_tokenizer(tokenizer: Tokenizer | None, spec: InputSpec, folder: Path) -> TokenizerSpec | None:
+    """Write the tokenizer of a run's texts into its bundle, and say how it is used; None where there is none.
+
+    Args:
+        tokenizer: of the data.
+        spec: the bundle's input, whose only axis is as long as the run's examples.
+        folder: the bundle's.
+    """
+    if tokenizer is None:
+        return None
+    (folder / TOKENIZER).write_bytes(tokenizer.data)
+    return TokenizerSpec(spec.name, spec.elements, too_long=tokenizer.too_long, padding=tokenizer.padding)
 
 
 @dataclass

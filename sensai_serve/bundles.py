@@ -4,6 +4,7 @@ NAME/manifest.json        what it holds (`sensai_serve.manifest`)
 NAME/subnets/00.onnx ...  one network per worker
 NAME/reference.onnx       the unpruned network, where it is wanted as a fall-back or a baseline
 NAME/golden.npz           inputs [G, ...], scores [G, C], class_id [G]: what the whole must answer
+NAME/tokenizer.json       the tokenizer of the library `tokenizers` that makes inputs of texts, where there is one
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from functools import cached_property
 from pathlib import Path
 
 from sensai_serve.assignment import Assignment
-from sensai_serve.errors import BundleError, ChecksumError, InputError, OutputExistsError, PluginError
+from sensai_serve.errors import BundleError, ChecksumError, InputError, OutputExistsError, PluginError, UnsupportedError
 from sensai_serve.examples import bundle_path
 from sensai_serve.golden import MAX_GOLDEN_BYTES, Golden, read_golden
 from sensai_serve.manifest import Manifest
@@ -27,6 +28,7 @@ from sensai_serve.merge import MergePlan
 from sensai_serve.merge.rules import check_heads
 from sensai_serve.onnxfile import OnnxSignature, read_signature
 from sensai_serve.temporaries import exchange, temporary_beside
+from sensai_serve.tokenizer import MAX_TOKENIZER_BYTES, TextTokenizer, check_vocabulary
 
 MANIFEST = "manifest.json"
 GOLDEN = "golden.npz"
@@ -118,6 +120,39 @@ class Bundle:
         except BundleError as error:
             raise BundleError(f"{self.path / GOLDEN}: {error}") from None
 
+    def tokenizer(self) -> bytes | None:
+        """Read and check the tokenizer, without its library; None where there is none.
+
+        Raises:
+            ChecksumError: the file is not the one that was written.
+            BundleError: the file is missing, no tokenizer, or makes tokens that the network does not know.
+        """
+        if (spec := self.manifest.tokenizer) is None:
+            return None
+        data = self._read(spec.file, self.manifest.checksums[spec.file], MAX_TOKENIZER_BYTES)
+        try:
+            check_vocabulary(data, spec, self.manifest.inputs)
+        except InputError as error:
+            raise BundleError(f"{self.path}: {spec.file}: {error}") from None
+        return data
+
+    def text_tokenizer(self) -> TextTokenizer | None:
+        """What makes inputs of texts; None where the bundle has no tokenizer.
+
+        Raises:
+            UnsupportedError: the library `tokenizers` is not installed.
+            BundleError: as `tokenizer`, or the library does not take it.
+        """
+        data, spec = self.tokenizer(), self.manifest.tokenizer
+        if data is None or spec is None:
+            return None
+        try:
+            return TextTokenizer(data, spec, self.manifest.inputs)
+        except UnsupportedError:
+            raise
+        except InputError as error:
+            raise BundleError(f"{self.path}: {spec.file}: {error}") from None
+
     def verify(self) -> None:
         """Check every file: checksums, no external data, inputs and outputs that fit the manifest.
 
@@ -128,6 +163,7 @@ class Bundle:
             self.subnet(worker)
         self.reference()
         self.golden()
+        self.tokenizer()
 
     def _read(self, name: str, sha256: str | None, most: int) -> bytes:
         file = self.path / name

@@ -5,8 +5,9 @@ The same files, the same preprocessing and the same merge as the server, without
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +17,13 @@ import numpy.typing as npt
 from sensai_serve.bundles import Bundle
 from sensai_serve.errors import BundleError, RequestError, WorkerError
 from sensai_serve.examples import file_path
-from sensai_serve.input_spec import Normalisation
+from sensai_serve.input_spec import InputSpec, Normalisation
 from sensai_serve.manifest import Manifest
 from sensai_serve.merge import Answer, Wait
 from sensai_serve.preprocess import from_image, from_raw
 from sensai_serve.tensors import Inputs, arrays_of
+from sensai_serve.text_spec import TokenizerSpec
+from sensai_serve.tokenizer import Texts, TextTokenizer, decoded
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -61,6 +64,7 @@ class Classifier:
         import onnxruntime as ort
 
         self.manifest: Manifest = bundle.manifest
+        self._bundle = bundle
         self.plan = bundle.merge_plan
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
@@ -115,28 +119,53 @@ class Classifier:
         """Classify one input.
 
         Args:
-            x: an image (path, bytes of the file, or a Pillow image) where the model takes pictures; else the raw
-                numbers of one input, of the model's shape: pixels, readings, tokens. Where the model takes several
-                tensors, the numbers of each by its name. `example:NAME` is a path too: it names a picture that comes
-                with the package.
+            x: an image (path, bytes of the file, or a Pillow image) where the model takes pictures; a text, or the path
+                of a file with one in UTF-8, where its bundle has a tokenizer; else the raw numbers of one input, of the
+                model's shape: pixels, readings, tokens. Where the model takes several tensors, the numbers of each by
+                its name, and with a tokenizer the text as ``text``. `example:NAME` is a path too: it names a picture
+                that comes with the package.
             normalised: `x` holds numbers that are ready for the network, as the prediction endpoint takes them.
             wait: as for `predict_tensor`.
 
         Raises:
-            RequestError: another shape, no numbers, no readable image, or a wait that the bundle has no thresholds for.
+            RequestError: another shape, no numbers, no readable image, a text that is empty, too long or not UTF-8, or
+                a wait that the bundle has no thresholds for.
+            UnsupportedError: a text, and the library `tokenizers` is not installed.
             DataError: no picture of that name comes with the package.
             WorkerError: every subnet's scores were NaN, infinite or out of range.
         """
-        specs = self.manifest.inputs
-        if isinstance(x, bytes | str | Path) or hasattr(x, "exif_transpose") or hasattr(x, "getexif"):
+        specs, texts = self.manifest.inputs, self.manifest.tokenizer
+        if texts is not None and (isinstance(x, bytes | str | Path) or (isinstance(x, Mapping) and texts.name in x)):
+            inputs = self._of_text(x, texts, normalised=normalised)
+        elif isinstance(x, bytes | str | Path) or hasattr(x, "exif_transpose") or hasattr(x, "getexif"):
             if len(specs) > 1:
                 raise RequestError(f"this model takes {', '.join(spec.name for spec in specs)}, not images")
             image = file_path(x) if isinstance(x, str | Path) else x
-            inputs: Inputs = from_image(image, specs[0])[None]  # type: ignore[arg-type]
+            inputs = from_image(image, specs[0])[None]  # type: ignore[arg-type]
         else:
-            ready = [replace(spec, normalisation=Normalisation()) for spec in specs] if normalised else specs
-            inputs = from_raw(x, ready)
+            inputs = from_raw(x, _ready(specs) if normalised else specs)
         return self._name(self.predict_tensor(inputs, wait=wait))
+
+    @cached_property
+    def _tokenizer(self) -> TextTokenizer | None:
+        return self._bundle.text_tokenizer()
+
+    def _of_text(self, x: Any, texts: TokenizerSpec, *, normalised: bool) -> Inputs:
+        """The inputs that the tokenizer makes of a text, beside others that are given by name."""
+        given = dict(x) if isinstance(x, Mapping) else {texts.name: x}
+        text = given.pop(texts.name)
+        if isinstance(text, Path):
+            text = text.read_bytes()
+        if isinstance(text, bytes):
+            text = decoded(text, f"input {texts.name!r}", file=True)
+        if not isinstance(text, str):
+            raise RequestError(f"input {texts.name!r}: is {type(text).__name__}, expected a text")
+        others, tokenizer = texts.others(self.manifest.inputs), self._tokenizer
+        assert tokenizer is not None
+        arrays = dict(arrays_of(from_raw(given, _ready(others) if normalised else others), others)) if others else {}
+        if not others and given:
+            raise RequestError(f"input {next(iter(given))!r} is unknown, expected {texts.name} alone")
+        return tokenizer.inputs(Texts((text,), arrays))
 
     def _name(self, answer: Answer) -> Prediction:
         labels = self.manifest.labels
@@ -151,6 +180,11 @@ class Classifier:
             margin=float(answer.margin[0]),
             elected=answer.elected,
         )
+
+
+def _ready(specs: Sequence[InputSpec]) -> list[InputSpec]:
+    """The inputs of numbers that are normalised already."""
+    return [replace(spec, normalisation=Normalisation()) for spec in specs]
 
 
 def load(bundle: str | Path | Bundle, *, threads: int = 1) -> Classifier:

@@ -61,6 +61,7 @@ def bundle(
     data: str | tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
     name: str | None = None,
     reference: Source | None = None,
+    tokenizer: str | Path | bytes | None = None,
     **options: Any,
 ) -> MadeBundle:
     """Make a bundle of ONNX models that there are already, as ``sensai bundle`` does.
@@ -71,6 +72,7 @@ def bundle(
         data: labelled inputs: a data source such as ``folder:DIR``, or arrays x [N, ...], raw, and y [N].
         name: what a server calls the model; the first file's name where None.
         reference: a network for all classes that may answer where workers are lost.
+        tokenizer: a ``tokenizer.json`` of the library `tokenizers`, or its path: texts may then be sent.
         options: those of ``sensai bundle``, by their names: ``replicas=3``, ``mean=(0.5,)``.
 
     Raises:
@@ -80,6 +82,7 @@ def bundle(
     from export.existing.members import members_of
     from export.existing.options import make_options
     from export.existing.samples import data_of_arrays, load_data
+    from export.existing.texts import read_tokenizer
 
     members, chosen = members_of(models), make_options(options)
     given = None if labels is None else tuple(labels)
@@ -98,6 +101,7 @@ def bundle(
             options=chosen,
             name=name,
             reference=None if reference is None else members_of([reference])[0],
+            tokenizer=None if tokenizer is None else read_tokenizer(tokenizer),
         )
     except BaseException:
         shutil.rmtree(directory, ignore_errors=True)

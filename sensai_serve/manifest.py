@@ -16,6 +16,7 @@ from sensai_serve.errors import AssignmentError, BundleError, InputError, Reques
 from sensai_serve.input_spec import InputSpec
 from sensai_serve.merge import WAITS, Wait, parse_wait
 from sensai_serve.merge.confidence import Confidence
+from sensai_serve.text_spec import TokenizerSpec
 
 SCHEMA = 2
 """The newest schema version. A manifest that needs nothing of it is written in the first, which older versions read."""
@@ -77,9 +78,11 @@ class Manifest:
     merge: MergeSpec = field(default_factory=MergeSpec)
     reference: str | None = None
     checksums: Mapping[str, str] = field(default_factory=dict)
-    """SHA-256 of the files that are no subnets: the reference and the golden samples."""
+    """SHA-256 of the files that are no subnets: the reference, the golden samples, the tokenizer."""
     accuracy: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    tokenizer: TokenizerSpec | None = None
+    """What makes inputs of texts; None where clients send no texts."""
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -87,6 +90,7 @@ class Manifest:
         if len(set(self.labels)) != len(self.labels) or not self.labels:
             raise BundleError("labels: expected at least one, all different")
         self._check_inputs()
+        self._check_tokenizer()
         if [s.worker for s in self.subnets] != list(range(len(self.subnets))):
             raise BundleError(
                 f"subnets: workers are {[s.worker for s in self.subnets]}, expected 0, 1, 2, ... each once, in order"
@@ -129,6 +133,17 @@ class Manifest:
                     )
             if spec.image is not None and len(self.inputs) > 1:
                 raise BundleError(f"inputs: {spec.name!r} is a picture beside others, expected pictures alone")
+
+    def _check_tokenizer(self) -> None:
+        if (tokenizer := self.tokenizer) is None:
+            return
+        _inside(tokenizer.file, "tokenizer.file")
+        if tokenizer.file not in self.checksums:
+            raise BundleError(f"checksums has none of {tokenizer.file}, the tokenizer, expected its SHA-256")
+        try:
+            tokenizer.check(self.inputs)
+        except InputError as error:
+            raise BundleError(str(error)) from None
 
     @property
     def input(self) -> InputSpec:
@@ -206,6 +221,7 @@ class Manifest:
             },
             "merge": _merge_to_json(self.merge),
             "reference": self.reference,
+            **({} if self.tokenizer is None else {"tokenizer": self.tokenizer.to_json()}),
             "checksums": dict(self.checksums),
             "accuracy": dict(self.accuracy),
             "provenance": dict(self.provenance),
@@ -254,6 +270,7 @@ class Manifest:
                 checksums=_get(raw, "checksums", _object_of(_sha256), {}),
                 accuracy=_get(raw, "accuracy", _object, {}),
                 provenance=_get(raw, "provenance", _object, {}),
+                tokenizer=_tokenizer(raw) if schema == SCHEMA else None,
             )
         except BundleError as error:
             raise BundleError(f"manifest.json: {error}") from None
@@ -264,7 +281,7 @@ class Manifest:
 
 
 _KEYS = ("schema", "name", "labels", "inputs", "subnets", "assignment", "merge", "reference", "checksums", "accuracy",
-         "provenance")  # fmt: skip
+         "provenance", "tokenizer")  # fmt: skip
 """The keys of the second schema."""
 _INPUT_KEYS = tuple(one.name for one in fields(InputSpec))
 
@@ -274,6 +291,11 @@ def _inputs(raw: Mapping[str, Any]) -> tuple[InputSpec, ...]:
     for at, one in enumerate(described):
         _refuse_unknown(one, _INPUT_KEYS, f"inputs[{at}].")
     return tuple(map(InputSpec.from_json, described))
+
+
+def _tokenizer(raw: Mapping[str, Any]) -> TokenizerSpec | None:
+    described = _get(raw, "tokenizer", _optional(_object), None)
+    return None if described is None else TokenizerSpec.from_json(described)
 
 
 def _refuse_unknown(raw: Mapping[str, Any], known: Sequence[str], where: str) -> None:

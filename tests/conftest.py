@@ -24,6 +24,7 @@ pytest_plugins = (
     "otlp_fixtures",
     "run_fixtures",
     "server_fixtures",
+    "text_fixtures",
     "wheel_fixtures",
 )
 

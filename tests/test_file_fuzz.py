@@ -1,4 +1,4 @@
-"""Damaged pictures, folders, checkpoints and bundles are read or refused in one line, in bounded time and memory.
+"""Damaged pictures, folders, checkpoints, tokenizers and bundles are read or refused in one line, at a bounded cost.
 
 A few hundred of each here; ``make soak`` tries many more and writes benchmarks/results/file_fuzz.json.
 """
@@ -21,8 +21,8 @@ from benchmarks.soak import Length
 from sensai_serve.errors import RequestError
 from sensai_serve.preprocess import read_image
 
-QUICK = {"pictures": 800, "folders": 30, "checkpoints": 150, "bundles": 120}
-WHOLE = {"pictures": 100_000, "folders": 1000, "checkpoints": 10_000, "bundles": 5000}
+QUICK = {"pictures": 800, "folders": 30, "checkpoints": 150, "tokenizers": 400, "bundles": 120}
+WHOLE = {"pictures": 100_000, "folders": 1000, "checkpoints": 10_000, "tokenizers": 20_000, "bundles": 5000}
 
 
 @pytest.mark.parametrize("kind", QUICK)

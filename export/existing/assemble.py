@@ -21,6 +21,7 @@ from export.existing.members import Member
 from export.existing.options import BEST_RULE, BundleOptions
 from export.existing.samples import RANDOM, Data, RawInputs, ready
 from export.existing.subnets import build
+from export.existing.texts import tokenizer_spec
 from export.speed import microseconds
 from sensai_serve.bundles import GOLDEN, MANIFEST, REFERENCE, Bundle, atomic_directory, sha256_of
 from sensai_serve.errors import InputError
@@ -34,6 +35,7 @@ from sensai_serve.merge import MergePlan, Wait
 from sensai_serve.merge.confidence import Confidence
 from sensai_serve.preprocess import Floats
 from sensai_serve.tensors import Inputs, arrays_of
+from sensai_serve.text_spec import TokenizerSpec
 
 COST_SECONDS = 2.0
 """Seconds for each file in which it is found out what a run of it costs."""
@@ -50,6 +52,7 @@ def make_bundle(
     options: BundleOptions | None = None,
     name: str | None = None,
     reference: Member | None = None,
+    tokenizer: bytes | None = None,
     on_progress: OnProgress = lambda stage, done, total: None,
 ) -> Bundle:
     """Make a bundle of ONNX files.
@@ -63,6 +66,7 @@ def make_bundle(
         options: every other choice.
         name: name of the bundle, and of the model that a server offers; the first file's where None.
         reference: a network for all classes, to answer where workers are lost, and to compare with.
+        tokenizer: a ``tokenizer.json``, so that clients may send texts; None: they send tokens.
         on_progress: called with the name of a stage, steps done and steps in all.
 
     Raises:
@@ -82,6 +86,7 @@ def make_bundle(
     with atomic_directory(out) as folder:
         everybody = [*members, *([] if reference is None else [reference])]
         found = examine(everybody, labels, alone if labelled is None else labelled, options, on_progress)
+        texts = None if tokenizer is None else tokenizer_spec(tokenizer, found.specs, options.long_texts)
         made = _Made(found, len(members), options, on_progress)
         if reference is not None and found.subnets[-1].classes != tuple(range(len(found.labels))):
             raise InputError(f"{reference.name} is the reference, expected one for all classes in their order")
@@ -89,7 +94,7 @@ def make_bundle(
             made.measure(labelled)
         elif alone is not None:
             made.score(alone(found.specs))
-        made.write(folder, name or _name(members[0]))
+        made.write(folder, name or _name(members[0]), texts, tokenizer)
     return Bundle.open(out)
 
 
@@ -152,8 +157,8 @@ class _Made:
         plan = MergePlan(self.assignment, self.rule)
         self._fit_confidence(ScoredInputs(plan, [scores[file] for file in self.file_of]))
 
-    def write(self, folder: Path, name: str) -> None:
-        """Write the bundle into a directory."""
+    def write(self, folder: Path, name: str, texts: TokenizerSpec | None, tokenizer: bytes | None) -> None:
+        """Write the bundle into a directory, with a tokenizer where there is one."""
         found, checksums = self.found, dict[str, str]()
         (folder / "subnets").mkdir()
         for file in range(self.n_files):
@@ -161,6 +166,9 @@ class _Made:
         if len(found.networks) > self.n_files:
             (folder / REFERENCE).write_bytes(found.networks[-1])
             checksums[REFERENCE] = sha256_of(folder / REFERENCE)
+        if texts is not None and tokenizer is not None:
+            (folder / texts.file).write_bytes(tokenizer)
+            checksums[texts.file] = sha256_of(folder / texts.file)
         manifest = Manifest(
             name=name,
             labels=found.labels,
@@ -169,10 +177,11 @@ class _Made:
             kind=self.assignment.kind,
             symbols=self.assignment.symbols,
             merge=MergeSpec(self.rule, confident=self.confident, wait=self._wait(), wave=(1,) if self.cascade else ()),
-            reference=REFERENCE if checksums else None,
+            reference=REFERENCE if REFERENCE in checksums else None,
             checksums=checksums,
             accuracy={} if self.measured is None else self.measured.accuracy,
             provenance=self._provenance(),
+            tokenizer=texts,
         )
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
         classifier = load(Bundle.open(folder))

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from sensai_serve.errors import InputError
 from sensai_serve.options import Flag, Option, Plugins, Range, Section, check_ranges, options_of
+from sensai_serve.text_spec import TooLong
 
 BEST_RULE = "auto"
 
@@ -44,6 +45,9 @@ class BundleOptions:
     maximum: Annotated[tuple[int, ...] | None, Flag(metavar="128")] = None
     """The largest size of each axis that files leave open and requests choose, such as the length of a text: one for
     all, or one for each. Such axes have one size for ever where ``--shape`` says it."""
+    long_texts: TooLong = "refuse"
+    """What becomes of a text of more tokens than the files take, with a tokenizer: it is refused, and the maximum said,
+    or its first tokens are taken."""
     layout: Literal["auto", "NCHW", "NHWC"] = "auto"
     """Order of the axes of a picture, where the shape does not tell."""
     image: Literal["auto", "RGB", "L", "no"] = "auto"

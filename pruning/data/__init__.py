@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl, quote
 
 from pruning.data._arrays import UNNAMED, from_arrays, moments_of, split
 from pruning.data._callables import call_source
-from pruning.data._dataset import Augmentation, Dataset
+from pruning.data._dataset import Augmentation, Dataset, Tokenizer
 from pruning.data._labels import Labels
 from pruning.data._order import read_labels, with_labels
 from pruning.data._paths import existing
@@ -27,6 +27,7 @@ __all__ = [
     "Augmentation",
     "Dataset",
     "Labels",
+    "Tokenizer",
     "absolute",
     "existing",
     "from_arrays",

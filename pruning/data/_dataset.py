@@ -12,6 +12,7 @@ import numpy.typing as npt
 from pruning.data._labels import Labels, class_indices
 from sensai_serve.errors import DataError
 from sensai_serve.preprocess import InputSpec
+from sensai_serve.text_spec import TooLong
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,18 @@ class Augmentation:
     shift: int = 0
     """Move a picture by up to this many pixels along each axis, or a series [channels, steps] by so many steps; what
     comes in from outside is 0 after normalisation."""
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """What made the tokens of texts, for bundles to do the same."""
+
+    data: bytes
+    """A ``tokenizer.json`` of the library `tokenizers`."""
+    padding: int = 0
+    """The token behind the end of a text."""
+    too_long: TooLong = "refuse"
+    """What a server does with texts of more tokens than an example has; in training and evaluation they are cut."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +54,8 @@ class Dataset:
     augmentation: Augmentation = Augmentation()
     vocabulary: int | None = None
     """`x` holds tokens, 0 to `vocabulary` - 1, which clients send as INT64; None: it holds no tokens."""
+    tokenizer: Tokenizer | None = None
+    """What made the tokens, of texts; None where nobody knows."""
     labelled: bool = True
     """Whether `y` and `y_test` say anything; else a network's answers may become the labels (`answered`)."""
 

@@ -1,26 +1,27 @@
-"""Texts as tokens: bytes, or what a tokenizer of the `tokenizers` library makes of them."""
+"""Texts as tokens: bytes, or what a tokenizer of the library `tokenizers` makes of them, as a server makes them too."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from pruning.data._arrays import from_arrays
-from pruning.data._dataset import Dataset
+from pruning.data._dataset import Dataset, Tokenizer
 from pruning.data._paths import existing
 from pruning.notices import say
-from sensai_serve.errors import DataError
+from sensai_serve.errors import DataError, InputError
 from sensai_serve.preprocess import InputSpec
+from sensai_serve.text_spec import TokenizerSpec, TooLong
+from sensai_serve.tokenizer import encode, largest_token, open_tokenizer, padded, padding_of
 
 BYTES = "bytes"
 """Name of the tokens that are the bytes of a text in UTF-8, each one higher than its byte: 0 follows the end."""
-
-
 LONGEST = 8192
 """The most tokens of a text."""
 LARGEST = 1 << 24
@@ -33,7 +34,6 @@ class Tokens:
 
     values: npt.NDArray[np.int64]
     """[N, length]; 0, or the tokenizer's padding, behind the end of a text."""
-    vocabulary: int
     cut: int
     """Texts that had more tokens, of which the first were taken."""
 
@@ -47,6 +47,7 @@ def from_texts(
     tokens: str,
     length: str,
     seed: int,
+    too_long: str = "refuse",
 ) -> Dataset:
     """A dataset of texts, each as a row of tokens, whole numbers in FP32 that nothing normalises.
 
@@ -58,79 +59,99 @@ def from_texts(
         tokens: ``bytes``, or the path of a ``tokenizer.json``.
         length: tokens of each text.
         seed: draws the test part where there is none.
+        too_long: what a server does with longer texts, ``refuse`` or ``cut``.
 
     Raises:
         DataError: the tokenizer cannot be read, or labels do not fit.
     """
     if not (length.isascii() and length.isdigit() and 1 <= int(length) <= LONGEST):
         raise DataError(f"{name}: length is {length!r}, expected 1 to {LONGEST} tokens")
-    found = tokenise(texts, tokens, int(length))
+    if too_long not in get_args(TooLong):
+        raise DataError(f"{name}: long is {too_long!r}, expected {' or '.join(get_args(TooLong))}")
+    data = byte_tokenizer() if tokens == BYTES else _read(tokens)
+    vocabulary = largest_token(data) + 1
+    if vocabulary > LARGEST:
+        raise DataError(f"{name}: the tokenizer has {vocabulary} tokens, expected at most {LARGEST}")
+    made = Tokenizer(data, padding_of(data), cast(TooLong, too_long))
+    found = tokenise(texts, None if tokens == BYTES else made, int(length))
     arrays: dict[str, Any] = {"x": found.values.astype(np.float32)}
     if labels is not None:
         arrays["y"] = np.asarray(labels)
     cut = found.cut
     if test is not None:
-        others = tokenise(test[0], tokens, int(length))
+        others = tokenise(test[0], None if tokens == BYTES else made, int(length))
         arrays["x_test"], cut = others.values.astype(np.float32), cut + others.cut
         if test[1] is not None:
             arrays["y_test"] = np.asarray(test[1])
     if cut:
         say(f"{name}: {cut} texts have more than {length} tokens, of which the first {length} are taken")
-    if found.vocabulary > LARGEST:
-        raise DataError(f"{name}: the tokenizer has {found.vocabulary} tokens, expected at most {LARGEST}")
     spec = InputSpec((int(length),), "tokens")
     return dataclasses.replace(
-        from_arrays(name, arrays, seed=seed, picture="no"), spec=spec, vocabulary=found.vocabulary
+        from_arrays(name, arrays, seed=seed, picture="no"), spec=spec, vocabulary=vocabulary, tokenizer=made
     )
 
 
-def tokenise(texts: Sequence[str], tokens: str, length: int) -> Tokens:
+def tokenise(texts: Sequence[str], tokenizer: Tokenizer | None, length: int) -> Tokens:
     """Make tokens of texts.
 
     Args:
         texts: N texts.
-        tokens: ``bytes``, or the path of a ``tokenizer.json``.
+        tokenizer: what makes them; None: the tokens are bytes, which `byte_tokenizer` makes too.
         length: tokens of each.
 
     Raises:
-        DataError: the tokenizer is not there, damaged, or its library is not installed.
+        UnsupportedError: the library `tokenizers` is not installed.
+        InputError: the tokenizer is damaged, or fails on a text.
     """
-    if tokens == BYTES:
-        rows = [list(text.encode("utf-8", "replace")) for text in texts]
-        return Tokens(
-            _padded([[byte + 1 for byte in row[:length]] for row in rows], length, 0), 257, _cut(rows, length)
-        )
-    tokenizer = _tokenizer(tokens)
-    rows = [encoded.ids for encoded in tokenizer.encode_batch(list(texts))]
-    padding = tokenizer.token_to_id("[PAD]")
-    return Tokens(
-        _padded([row[:length] for row in rows], length, 0 if padding is None else padding),
-        tokenizer.get_vocab_size(),
-        _cut(rows, length),
-    )
+    if tokenizer is None:
+        rows = [[byte + 1 for byte in text.encode("utf-8", "replace")] for text in texts]
+        return Tokens(padded(rows, length, 0), sum(len(row) > length for row in rows))
+    opened = open_tokenizer(tokenizer.data, cut_to=length)
+    most = TokenizerSpec("tokens", length).most_characters
+    found = [encode(opened, text[:most], f"text {at}") for at, text in enumerate(texts)]
+    values = padded([one.ids for one in found], length, tokenizer.padding)
+    cut = [bool(one.overflowing) or len(text) > most for one, text in zip(found, texts, strict=True)]
+    return Tokens(values, sum(cut))
 
 
-def _tokenizer(path: str) -> Any:
+def byte_tokenizer() -> bytes:
+    """A ``tokenizer.json`` whose tokens are the bytes of a text in UTF-8, each one higher than its byte."""
+    written = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in written]  # the library writes these as characters from 256 on
+    names = {byte: chr(byte) for byte in written} | {byte: chr(256 + at) for at, byte in enumerate(others)}
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    model: dict[str, Any] = {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": None,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": False,
+        "byte_fallback": False,
+        "vocab": {"[PAD]": 0, **{names[byte]: byte + 1 for byte in range(256)}},
+        "merges": [],
+    }
+    content: dict[str, Any] = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [],
+        "normalizer": None,
+        "pre_tokenizer": level,
+        "post_processor": None,
+        "decoder": level,
+        "model": model,
+    }
+    return json.dumps(content, ensure_ascii=False).encode()
+
+
+def _read(path: str) -> bytes:
     file = existing(path, "tokens")
     try:
-        from tokenizers import Tokenizer
-    except ImportError:
-        raise DataError(f"tokens: {path} takes the package tokenizers: pip install tokenizers") from None
-    try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises a bare Exception over damage
-        raise DataError(f"tokens: {path} cannot be read ({error}), expected a tokenizer.json") from None
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
-
-
-def _padded(rows: Sequence[Sequence[int]], length: int, padding: int) -> npt.NDArray[np.int64]:
-    values = np.full((len(rows), length), padding, np.int64)
-    for row, tokens in zip(values, rows, strict=True):
-        row[: len(tokens)] = tokens
-    return values
-
-
-def _cut(rows: Sequence[Sequence[int]], length: int) -> int:
-    return sum(len(row) > length for row in rows)
+        data = file.read_bytes()
+        open_tokenizer(data)
+    except OSError as error:
+        raise DataError(f"tokens: {path} cannot be read ({error.strerror}), expected a tokenizer.json") from None
+    except InputError as error:
+        raise DataError(f"tokens: {path}: {error}") from None
+    return data

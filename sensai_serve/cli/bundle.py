@@ -59,6 +59,10 @@ def bundle(
         str | None,
         typer.Option(metavar="FILE", help="A network for all classes that may answer where workers are lost."),
     ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="A tokenizer.json of the library tokenizers: clients may then send texts."),
+    ] = None,
     quiet: Quiet = False,
     **options: Any,
 ) -> None:
@@ -70,6 +74,7 @@ def bundle(
     from export.existing.assemble import make_bundle
     from export.existing.members import parse_member, read_mapping
     from export.existing.options import BundleOptions
+    from export.existing.texts import read_tokenizer
     from pruning.data import read_labels
     from sensai_serve.bundles import refuse_existing
 
@@ -88,6 +93,7 @@ def bundle(
             options=chosen,
             name=name,
             reference=None if reference is None else parse_member(reference),
+            tokenizer=None if tokenizer is None else read_tokenizer(tokenizer),
             on_progress=report,
         )
     for line in _summary(made):
@@ -148,6 +154,9 @@ def _summary(bundle: Bundle) -> Iterator[str]:
         typed = "" if spec.dtype == "FP32" else f"{spec.dtype} "
         how = made["normalisation"] if len(manifest.inputs) == 1 else "as they are"
         yield f"input: {name}{kind} {typed}{spec.described}{of}, {how}; golden samples: {made['golden']}"
+    if (texts := manifest.tokenizer) is not None:
+        longer = "longer ones are refused" if texts.too_long == "refuse" else "longer ones are cut"
+        yield f"texts: of at most {texts.maximum} tokens, {longer}; made {', '.join(texts.made)}"
     for words, share in made.get("normalisations_tried", {}).items():
         yield f"tried: {words}: {share:.1%} right"
     yield from confident_lines(bundle, None)

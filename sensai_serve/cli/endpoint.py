@@ -11,6 +11,7 @@ from urllib.parse import urlencode, urlsplit
 from sensai_serve.cli.samples import Sample
 from sensai_serve.errors import InputError, RequestError, ServingError
 from sensai_serve.input_spec import InputSpec
+from sensai_serve.text_spec import TokenizerSpec
 
 
 def _specs(model: Mapping[str, Any]) -> tuple[InputSpec, ...]:
@@ -27,6 +28,15 @@ def _specs(model: Mapping[str, Any]) -> tuple[InputSpec, ...]:
         )
         for entry in inputs
     )
+
+
+def _tokenizer(model: Mapping[str, Any], specs: tuple[InputSpec, ...]) -> TokenizerSpec | None:
+    """What a model makes of texts, of its entry in ``/v1/models``; None where it takes none."""
+    said = model.get("text")
+    if said is None:
+        return None
+    ids = next((spec.name for spec in specs if spec.name in said["made"]), specs[0].name)
+    return TokenizerSpec(ids, said["maximum"], name=said["name"], too_long=said["too_long"])
 
 
 class Endpoint:
@@ -53,8 +63,8 @@ class Endpoint:
             raise InputError(f"{url!r} is not the URL of a server, expected http://HOST:PORT") from None
         self._path = parts.path.rstrip("/")
 
-    def inputs(self, model: str | None) -> tuple[InputSpec, ...]:
-        """Return what a model takes, or the only model where `model` is None.
+    def inputs(self, model: str | None) -> tuple[tuple[InputSpec, ...], TokenizerSpec | None]:
+        """Return what a model takes, and what it makes of texts; of the only model where `model` is None.
 
         Raises:
             RequestError: there is no such model, or there are several and none is named.
@@ -62,15 +72,18 @@ class Endpoint:
         """
         served = {entry["name"]: entry for entry in self._ask("GET", "/v1/models")}
         if model is None and len(served) == 1:
-            return _specs(next(iter(served.values())))
-        if model not in served:
+            model = next(iter(served))
+        if model is None or model not in served:
             raise RequestError(f"{self._url} serves {', '.join(served)}, expected --model with one of them")
-        return _specs(served[model])
+        specs = _specs(served[model])
+        return specs, _tokenizer(served[model], specs)
 
     def predict(self, sample: Sample, model: str | None) -> dict[str, Any]:
         """Classify one input. Raises as `inputs`, and RequestError for what the server does not accept."""
         path = "/v1/predict" + (f"?{urlencode({'model': model})}" if model else "")
-        if isinstance(sample.raw, bytes):
+        if isinstance(sample.raw, str):
+            body, kind = json.dumps({"text": sample.raw}).encode(), "application/json"
+        elif isinstance(sample.raw, bytes):
             body, kind = sample.raw, "application/octet-stream"
         else:
             raw = sample.raw

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sensai_serve.bundles import Bundle
     from sensai_serve.guarantees import Guarantees
     from sensai_serve.input_spec import InputSpec
+    from sensai_serve.text_spec import TokenizerSpec
     from serving.placement.waves import Waves
 
 app = typer.Typer()
@@ -47,7 +48,7 @@ def inspect(
     counts = f"{len(manifest.labels)} classes, {len(manifest.subnets)} workers"
     console.print(f"[bold]{manifest.name}[/bold]  {counts}, {manifest.kind} assignment{offsets}", highlight=False)
     precision = f", subnets in {manifest.precision}" if manifest.precision else ""
-    *inputs, last = input_lines(manifest.inputs)
+    *inputs, last = input_lines(manifest.inputs, manifest.tokenizer)
     for line in [*inputs, f"{last}{precision}, merged by {manifest.merge.rule}"]:
         console.print(line, highlight=False, markup=False)
     if manifest.merge.wait is not None:
@@ -66,8 +67,11 @@ def inspect(
     console.print("[green]every file is as it was written[/green]")
 
 
-def input_lines(specs: Sequence[InputSpec]) -> Iterator[str]:
+def input_lines(specs: Sequence[InputSpec], tokenizer: TokenizerSpec | None = None) -> Iterator[str]:
     """What a bundle takes, one input a line."""
+    if tokenizer is not None:
+        longer = "longer ones are refused" if tokenizer.too_long == "refuse" else "of longer ones the first"
+        yield f"texts  of at most {tokenizer.maximum} tokens ({longer}), made {', '.join(tokenizer.made)}"
     for spec in specs:
         kind = "images" if spec.image else "tokens" if spec.vocabulary is not None else "numbers"
         of = f" of a vocabulary of {spec.vocabulary:,}" if spec.vocabulary is not None else ""

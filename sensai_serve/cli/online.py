@@ -22,10 +22,13 @@ if TYPE_CHECKING:
     from sensai_serve.cli.samples import Sample
     from sensai_serve.input_spec import InputSpec
     from sensai_serve.options import Option
+    from sensai_serve.text_spec import TokenizerSpec
     from serving.placement.worker_map import WorkerMap
     from serving.settings import Described
 
 Classify = Callable[["Sample"], dict[str, Any]]
+SHOWN = 40
+"""Characters of a text that stand for it in tables."""
 
 app = typer.Typer()
 
@@ -96,7 +99,15 @@ def predict(
         str,
         typer.Argument(metavar="BUNDLE|URL", help="A bundle: a directory, or example:cifar10; or a running server."),
     ],
-    files: Annotated[list[Path], typer.Argument(help="Images; or numbers as .npy, .npz, .json or .csv rows.")],
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="Images; texts, where the bundle has a tokenizer; or numbers as .npy, .npz, .json or .csv rows."
+        ),
+    ] = None,
+    text: Annotated[
+        list[str] | None, typer.Option(help="A text to classify, where the bundle has a tokenizer; may be repeated.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Which model, where a server has several.")] = None,
     token_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A file that holds the token that a server asks for.")
@@ -107,12 +118,16 @@ def predict(
         typer.Option(metavar="package.module:callable", help="A merge rule of one's own that the bundle may name."),
     ] = None,
 ) -> None:
-    """Classify files with a bundle in this process, or with a server."""
+    """Classify files or texts with a bundle in this process, or with a server."""
+    from sensai_serve.errors import InputError
     from sensai_serve.merge.rules import allow
+
+    if not files and not text:
+        raise InputError("nothing to classify, expected files or --text")
 
     for rule in merge_rule or ():
         allow(rule)
-    predictions = _predict(target, files, model, token_file)
+    predictions = _predict(target, files or [], text or [], model, token_file)
     if as_json:
         for name, prediction in predictions:
             typer.echo(json.dumps({"input": name, **prediction}))
@@ -167,31 +182,48 @@ def _summary(bundle: Bundle) -> str:
 
 
 def _predict(
-    target: str, files: list[Path], model: str | None, token_file: Path | None
+    target: str, files: list[Path], texts: list[str], model: str | None, token_file: Path | None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    from sensai_serve.cli.samples import read_samples
+    from itertools import chain
+
+    from sensai_serve.cli.samples import read_samples, text_sample
     from sensai_serve.errors import RequestError
 
-    with _remote(target, model, token_file) if "://" in target else _local(target) as (specs, classify):
-        for path in files:
-            for sample in read_samples(path, specs):
-                try:
-                    yield sample.name, classify(sample)
-                except RequestError as error:
-                    raise RequestError(f"{sample.name}: {error}") from None
+    with _remote(target, model, token_file) if "://" in target else _local(target) as (specs, tokenizer, classify):
+        if texts and tokenizer is None:
+            raise RequestError("--text: this model has no tokenizer, expected files of what it takes")
+        samples = chain(
+            (text_sample(_short(text), text) for text in texts),
+            *(read_samples(path, specs, texts=tokenizer is not None) for path in files),
+        )
+        for sample in samples:
+            try:
+                yield sample.name, classify(sample)
+            except RequestError as error:
+                raise RequestError(f"{sample.name}: {error}") from None
+
+
+def _short(text: str) -> str:
+    """A text as a name, on one line."""
+    line = " ".join(text.encode("utf-8", "backslashreplace").decode().split())
+    return line if len(line) <= SHOWN else f"{line[: SHOWN - 3]}..."
+
+
+_Opened = tuple["Sequence[InputSpec]", "TokenizerSpec | None", Classify]
+"""What a model takes, what it makes of texts, and what classifies an input."""
 
 
 @contextmanager
-def _remote(url: str, model: str | None, token_file: Path | None) -> Iterator[tuple[Sequence[InputSpec], Classify]]:
+def _remote(url: str, model: str | None, token_file: Path | None) -> Iterator[_Opened]:
     from sensai_serve.cli.endpoint import Endpoint
     from serving.runtime.endpoint import Security
 
     with closing(Endpoint(url, token=Security(token_file=token_file).token())) as endpoint:
-        yield endpoint.inputs(model), lambda sample: endpoint.predict(sample, model)
+        yield *endpoint.inputs(model), lambda sample: endpoint.predict(sample, model)
 
 
 @contextmanager
-def _local(path: str) -> Iterator[tuple[Sequence[InputSpec], Classify]]:
+def _local(path: str) -> Iterator[_Opened]:
     from sensai_serve import load
 
     classifier = load(path)
@@ -202,7 +234,7 @@ def _local(path: str) -> Iterator[tuple[Sequence[InputSpec], Classify]]:
         milliseconds = {"total": round((time.perf_counter() - started) * 1000, 3)}
         return {**asdict(prediction), "milliseconds": milliseconds}
 
-    yield classifier.manifest.inputs, classify
+    yield classifier.manifest.inputs, classifier.manifest.tokenizer, classify
 
 
 def _table(predictions: Iterator[tuple[str, dict[str, Any]]]) -> Table:

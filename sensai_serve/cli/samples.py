@@ -1,4 +1,4 @@
-"""Inputs read from files: images as they are, numbers from .npy, .npz, .json and .csv."""
+"""Inputs read from files: images as they are, texts from .txt, numbers from .npy, .npz, .json and .csv."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from sensai_serve.errors import DataError
 from sensai_serve.examples import file_path
 from sensai_serve.input_spec import InputSpec
 from sensai_serve.tensors import Array
+from sensai_serve.tokenizer import check_text, decoded
 
 
 @dataclass(frozen=True)
@@ -24,22 +25,37 @@ class Sample:
 
     name: str
     """Name of the file, with the row where it holds several inputs."""
-    raw: bytes | Array | Mapping[str, Array]
-    """An image file's bytes, or the raw numbers of one input; by name where the model takes several tensors."""
+    raw: bytes | str | Array | Mapping[str, Array]
+    """An image file's bytes, a text, or the raw numbers of one input; by name where the model takes several tensors."""
 
 
-def read_samples(path: Path, specs: Sequence[InputSpec]) -> Iterator[Sample]:
-    """Read the inputs in one file; any file that is not .npy, .npz, .json or .csv is taken for an image.
+def text_sample(name: str, text: str) -> Sample:
+    """A text as an input.
+
+    Raises:
+        RequestError: it is empty, or not UTF-8 where it came from.
+    """
+    check_text(text, name)
+    return Sample(name, text)
+
+
+def read_samples(path: Path, specs: Sequence[InputSpec], *, texts: bool = False) -> Iterator[Sample]:
+    """Read the inputs in one file; any file that is not .npy, .npz, .json or .csv is taken for an image, or for a text.
 
     Args:
         path: the file, or `example:NAME` for a picture that comes with the package.
         specs: what the model takes.
+        texts: whether it takes texts, and so no images.
 
     Raises:
         DataError: the file is damaged, or its numbers do not fit the model.
+        RequestError: a text is empty, or not UTF-8.
         OSError: the file cannot be read.
     """
     reader = _READERS.get(path.suffix.lower())
+    if reader is None and texts:
+        yield text_sample(str(path), decoded(path.read_bytes(), str(path), file=True))
+        return
     if reader is None:
         yield Sample(str(path), file_path(path).read_bytes())
         return

@@ -37,4 +37,6 @@ def write_triton(bundle: Bundle, out: Path, backend: str, devices: Sequence[str]
     gpu_of = [parsed[d].index if parsed[d].kind == "cuda" else None for d in placement.device_of]
     version = write_repository(bundle, out, gpu_of, options)
     name = bundle.manifest.name
-    return f"{out}: version {version} of {len(gpu_of)} models, {name}-00 to {name}-{len(gpu_of) - 1:02}, for {backend}"
+    tokens = "" if bundle.manifest.tokenizer is None else "; they take tokens, which the gateway makes of texts"
+    models = f"{name}-00 to {name}-{len(gpu_of) - 1:02}"
+    return f"{out}: version {version} of {len(gpu_of)} models, {models}, for {backend}{tokens}"

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from time import monotonic
 from typing import TypeVar
@@ -44,8 +45,8 @@ class ImageDecoder:
         """
         self._limits = limits
         self._seconds = seconds
-        self._small = Lane("decoder", SMALL_THREADS, most)
-        self._large = Lane("large-decoder", LARGE_THREADS, most)
+        self._small = Lane("decoder", SMALL_THREADS, most, IMAGES)
+        self._large = Lane("large-decoder", LARGE_THREADS, most, IMAGES)
 
     async def decode(self, image: bytes, spec: InputSpec) -> Array:
         """Decode an image file to an array of `spec.shape`, as the network takes it.
@@ -61,26 +62,52 @@ class ImageDecoder:
         return tensor
 
 
+@dataclass(frozen=True)
+class Words:
+    """What the errors of a lane say."""
+
+    waiting: str
+    """What waits, behind its number."""
+    no_thread: str
+    too_long: str
+
+
+IMAGES = Words(
+    "images wait to be decoded",
+    "no image decoder was free in time, expected fewer or smaller images at a time",
+    "image: takes too long to decode, expected a smaller or simpler one",
+)
+
+
 class Lane:
     """Some threads, and the queue in front of them."""
 
-    def __init__(self, name: str, threads: int, most: int) -> None:
+    def __init__(self, name: str, threads: int, most: int, words: Words) -> None:
+        """Start without work.
+
+        Args:
+            name: of the threads.
+            threads: how many.
+            most: pieces of work that wait or run at a time.
+            words: what the work is, for errors.
+        """
+        self._words = words
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix=name)
         self._admission = Admission(most, places=threads)
 
     async def run(self, work: Callable[[Check], _T], expires: float) -> _T:
         """Run `work` in a thread by the time `expires` (`time.monotonic`); a cancelled one ends soon."""
-        loop, admission = asyncio.get_running_loop(), self._admission
+        loop, admission, words = asyncio.get_running_loop(), self._admission, self._words
         if not admission.enter():
-            raise OverloadedError(f"{admission.max_in_flight} images wait to be decoded, expected fewer at a time")
+            raise OverloadedError(f"{admission.max_in_flight} {words.waiting}, expected fewer at a time")
         try:
             if not await admission.turn(loop.time() + expires - monotonic()):
-                raise OverloadedError("no image decoder was free in time, expected fewer or smaller images at a time")
+                raise OverloadedError(words.no_thread)
             left = False
 
             def check() -> None:
                 if left or monotonic() > expires:
-                    raise TooLargeError("image: takes too long to decode, expected a smaller or simpler one")
+                    raise TooLargeError(words.too_long)
 
             def release() -> None:
                 with contextlib.suppress(RuntimeError):  # the loop is closed
@@ -94,6 +121,10 @@ class Lane:
                 left = True
         finally:
             admission.leave()
+
+    def close(self) -> None:
+        """End the threads when their work is done."""
+        self._threads.shutdown(wait=False)
 
 
 def _decode(image: bytes, spec: InputSpec, limits: ImageLimits, check: Check) -> Array:

@@ -10,11 +10,14 @@ import contextlib
 from collections.abc import Mapping
 from time import perf_counter
 
+from numpy import ndarray
+
 from sensai_serve.bundles import Bundle
 from sensai_serve.errors import ControlOffError, NotReadyError, OverloadedError, RequestError
 from sensai_serve.manifest import Manifest
 from sensai_serve.merge import Answer, Wait, parse_wait
-from sensai_serve.tensors import Inputs, NamedInputs, check_batch
+from sensai_serve.tensors import Inputs, check_batch
+from sensai_serve.tokenizer import Texts
 from serving.backends import Backend, Cause, Execution, SaysWhere
 from serving.engine.admission import Admission
 from serving.engine.deferred import DeferredWrites
@@ -27,6 +30,7 @@ from serving.engine.options import GatewayOptions
 from serving.engine.pending import MaybePending, is_pending
 from serving.engine.reply import Counters, Reply, by_reference, uncovered
 from serving.engine.supervisor import Supervisor
+from serving.engine.tokenising import Tokenising, missing
 from serving.engine.waves import WavePlan
 from serving.placement.place import Placement, describe, place
 from serving.placement.waves import Waves
@@ -77,6 +81,11 @@ class Gateway:
     def ready(self) -> bool:
         """Whether every class has a live, checked worker and the model is not stopping."""
         return self._supervisor is not None and self._supervisor.health.covered and not self._stopping
+
+    @property
+    def takes_texts(self) -> bool:
+        """Whether clients may send texts: the bundle has a tokenizer, and its library is installed."""
+        return self._loaded is not None and self._loaded.tokenising is not None
 
     @property
     def counters(self) -> Counters:
@@ -161,16 +170,17 @@ class Gateway:
             self._deferred.flush()
             await self._loaded.stop()
 
-    async def infer(self, inputs: Inputs, *, wait: str | None = None, timeout_s: float | None = None) -> Reply:
+    async def infer(self, inputs: Inputs | Texts, *, wait: str | None = None, timeout_s: float | None = None) -> Reply:
         """Answer one request.
 
         Args:
-            inputs: N inputs as the network takes them: C-contiguous, normalised, finite.
+            inputs: N inputs as the network takes them: C-contiguous, normalised, finite; or texts to make them of.
             wait: what to wait for; None for the server's setting.
             timeout_s: seconds from now after which missing copies are erasures; None for the server's setting.
 
         Raises:
-            RequestError: the shape is not the model's, or there is no such wait.
+            RequestError: the shape is not the model's, a text is too long, or there is no such wait.
+            UnsupportedError: texts, of which this model's inputs cannot be made here.
             NotReadyError: the model has not started, or is stopping.
             OverloadedError: `max_in_flight` requests are being answered.
             UncoveredError: a class has no copy left, and `on_missing` is ``refuse``.
@@ -181,7 +191,9 @@ class Gateway:
         await asyncio.sleep(0)  # yield once: a tight loop of requests must not starve the event loop
         return reply
 
-    def begin(self, inputs: Inputs, *, wait: str | None = None, timeout_s: float | None = None) -> MaybePending[Reply]:
+    def begin(
+        self, inputs: Inputs | Texts, *, wait: str | None = None, timeout_s: float | None = None
+    ) -> MaybePending[Reply]:
         """Answer one request, at once if its subnets run on this thread. Takes and raises what `infer` does.
 
         Returns:
@@ -189,7 +201,9 @@ class Gateway:
         """
         options = self.options
         waits = self.wait if wait is None else self.plan.check_wait(parse_wait(wait))
-        if self._shape is None or isinstance(inputs, NamedInputs):
+        if self._shape is None or not isinstance(inputs, ndarray):
+            if isinstance(inputs, Texts):
+                return self._begin_texts(inputs, wait, timeout_s)
             check_batch(inputs, self.manifest.inputs, options.max_batch)
         elif inputs.shape[1:] != self._shape or not 1 <= len(inputs) <= options.max_batch:
             raise RequestError(
@@ -215,6 +229,31 @@ class Gateway:
         self.admission.release()
         self.admission.leave()
         return self._reply(fan_out.result, 0.0)
+
+    def _begin_texts(self, texts: Texts, wait: str | None, timeout_s: float | None) -> MaybePending[Reply]:
+        """Answer a request of texts: `begin` with the inputs that are made of them."""
+        if self._loaded is None or self._stopping:
+            if self._successor is not None:
+                return self._successor.begin(texts, wait=wait, timeout_s=timeout_s)
+            raise NotReadyError(f"model {self.name} is {'stopping' if self._stopping else 'not ready'}")
+        if not 1 <= len(texts) <= self.options.max_batch:
+            raise RequestError(f"N is {len(texts)}, expected 1 to {self.options.max_batch} texts")
+        tokenising = self._loaded.tokenising
+        if tokenising is None:
+            raise missing(self.bundle)
+        inputs = tokenising.at_once(texts)
+        if inputs is not None:
+            return self.begin(inputs, wait=wait, timeout_s=timeout_s)
+        return self._long_texts(tokenising, texts, wait, timeout_s)
+
+    async def _long_texts(
+        self, tokenising: Tokenising, texts: Texts, wait: str | None, timeout_s: float | None
+    ) -> Reply:
+        deadline_s, started = self.options.deadline_s if timeout_s is None else timeout_s, perf_counter()
+        inputs = await tokenising.in_turn(texts, deadline_s)
+        left_s = None if deadline_s is None else max(0.0, deadline_s - (perf_counter() - started))
+        reply = self.begin(inputs, wait=wait, timeout_s=left_s)
+        return await reply if is_pending(reply) else reply
 
     async def _queue(self, inputs: Inputs, wait: Wait, expires: float | None) -> Reply:
         """Wait in the queue, then go to the workers."""

@@ -18,6 +18,7 @@ from serving.engine.admission import Admission
 from serving.engine.fault_control import FaultControl
 from serving.engine.options import GatewayOptions
 from serving.engine.supervisor import Supervisor
+from serving.engine.tokenising import Tokenising, open_tokenising
 from serving.runtime.cancellation import Cancellation
 from serving.runtime.devices import Device
 from serving.runtime.session import Session
@@ -38,10 +39,14 @@ class LoadedModel:
     """The reference network, where it is to answer for missing classes."""
     cancellation: Cancellation
     """What ends the runs of the reference network."""
+    tokenising: Tokenising | None
+    """What makes inputs of texts, where the bundle has a tokenizer and its library is installed."""
 
     async def stop(self) -> None:
         """End the workers, and whatever still runs."""
         self.cancellation.cancel()
+        if self.tokenising is not None:
+            self.tokenising.close()
         await self.supervisor.stop()
         await asyncio.to_thread(self.backend.stop)
 
@@ -118,6 +123,7 @@ async def try_model_out(bundle: Bundle, device_of: Sequence[int], options: Gatew
 async def _load(
     bundle: Bundle, plan: MergePlan, admission: Admission, device_of: Sequence[int], options: GatewayOptions
 ) -> LoadedModel:
+    tokenising = await open_tokenising(bundle, options.max_in_flight)
     supervisor, cancellation = Supervisor(bundle, plan, admission, eject=options.patience > 0), Cancellation()
     workers = BackendPlan(
         bundle=bundle,
@@ -152,7 +158,7 @@ async def _load(
         await supervisor.stop()
         await asyncio.to_thread(backend.stop)
         raise
-    return LoadedModel(backend, supervisor, control, reference, cancellation)
+    return LoadedModel(backend, supervisor, control, reference, cancellation, tokenising)
 
 
 def _say_where_workers_run(bundle: Bundle, backend: Backend) -> None:

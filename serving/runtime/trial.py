@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from sensai_serve.bundles import Bundle
-from sensai_serve.errors import BundleError, ChecksumError, DeviceError
+from sensai_serve.errors import BundleError, ChecksumError, DeviceError, UnsupportedError
 from sensai_serve.manifest import Manifest
 from sensai_serve.tensors import one_by_one
 from serving.runtime.devices import ONE_THREAD, Device, Threads, parse_device, require
@@ -154,9 +154,11 @@ def _try_out(wanted: Mapping[str, Any]) -> None:
     ]
     if wanted["reference"] is not None and (data := bundle.reference()) is not None:
         networks.append((data, parse_device(wanted["reference"]), str(bundle.manifest.reference)))
-    golden = bundle.golden()
+    golden, tokenizer = bundle.golden(), bundle.tokenizer() or b""
     if all(device.kind == "cpu" for _, device, _ in networks):  # what a card's driver maps is no measure of anything
-        _bound_memory(wanted["most_bytes"] + TIMES_FILES * sum(len(data) for data, *_ in networks))
+        _bound_memory(wanted["most_bytes"] + TIMES_FILES * (len(tokenizer) + sum(len(data) for data, *_ in networks)))
+    with contextlib.suppress(UnsupportedError):  # without its library nothing is made of texts
+        bundle.text_tokenizer()
     sessions = [Session(data, device, specs, f"{bundle.path}: {file}", threads) for data, device, file in networks]
     for session, (_, _, file) in zip(sessions, networks, strict=True):
         try:

@@ -72,7 +72,7 @@ class Recorder:
                 self._keep(gateway, request, reply, row, why)
 
     def _keep(self, gateway: Gateway, request: InferRequest, reply: Reply, row: int, why: list[str]) -> None:
-        one = request.inputs[row : row + 1]
+        one = reply.result.inputs[row : row + 1]  # of a text, its tokens
         size = one.nbytes
         with self._lock:
             if self._waiting + size > WAITING_BYTES:

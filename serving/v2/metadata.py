@@ -10,6 +10,7 @@ import sensai_serve
 from sensai_serve.input_spec import InputSpec, Normalisation
 from sensai_serve.manifest import Manifest
 from serving.v2.tensors import OUTPUTS
+from serving.v2.texts import BYTES
 
 EXTENSIONS = (
     "binary_tensor_data",
@@ -29,25 +30,29 @@ def server_metadata(*, shares_memory: bool) -> dict[str, Any]:
     return {"name": "sensai-serve", "version": sensai_serve.__version__, "extensions": extensions}
 
 
-def model_metadata(manifest: Manifest, version: str) -> dict[str, Any]:
-    """Names, datatypes and shapes of a model's input and outputs, with -1 for the batch axis.
+def model_metadata(manifest: Manifest, version: str, *, texts: bool = False) -> dict[str, Any]:
+    """Names, datatypes and shapes of a model's inputs and outputs, with -1 for the batch axis.
 
+    A model that takes texts is described as taking these, in place of the inputs that are made of them.
     ``parameters`` are of the protocol over HTTP only; gRPC clients find the same in `model_config`.
     """
     return {
         "name": manifest.name,
         "versions": [version],
         "platform": "sensai_bundle",
-        "inputs": [{"name": spec.name, "datatype": spec.dtype, "shape": [-1, *spec.shape]} for spec in manifest.inputs],
+        "inputs": [
+            {"name": name, "datatype": datatype, "shape": [-1, *shape]}
+            for name, datatype, shape in _tensors(manifest, texts=texts)
+        ],
         "outputs": [
             {"name": spec.name, "datatype": spec.datatype, "shape": spec.shape(len(manifest.labels))}
             for spec in OUTPUTS.values()
         ],
-        "parameters": _of_inputs(manifest),
+        "parameters": _of_inputs(manifest, texts=texts),
     }
 
 
-def model_config(manifest: Manifest, max_batch: int) -> dict[str, Any]:
+def model_config(manifest: Manifest, max_batch: int, *, texts: bool = False) -> dict[str, Any]:
     """Triton's ModelConfig of a model, where the batch axis is `max_batch_size` and not a dimension."""
     assignment = manifest.assignment
     facts = {
@@ -56,7 +61,7 @@ def model_config(manifest: Manifest, max_batch: int) -> dict[str, Any]:
         "workers": assignment.n_workers,
         "merge_rule": manifest.merge.rule,
         "merge_threshold": manifest.merge.threshold,
-        **_of_inputs(manifest),
+        **_of_inputs(manifest, texts=texts),
     }
     return {
         "name": manifest.name,
@@ -64,8 +69,8 @@ def model_config(manifest: Manifest, max_batch: int) -> dict[str, Any]:
         "backend": "sensai",
         "max_batch_size": max_batch,
         "input": [
-            {"name": spec.name, "data_type": data_type(spec.dtype), "dims": list(spec.shape)}
-            for spec in manifest.inputs
+            {"name": name, "data_type": data_type(datatype), "dims": list(shape)}
+            for name, datatype, shape in _tensors(manifest, texts=texts)
         ],
         "output": [
             {
@@ -79,12 +84,21 @@ def model_config(manifest: Manifest, max_batch: int) -> dict[str, Any]:
     }
 
 
-def _of_inputs(manifest: Manifest) -> dict[str, str]:
+def _tensors(manifest: Manifest, *, texts: bool) -> list[tuple[str, str, tuple[int, ...]]]:
+    """Name, datatype and shape, without the batch axis, of each tensor of a request."""
+    if texts and (tokenizer := manifest.tokenizer) is not None:
+        others = [(spec.name, spec.dtype, spec.shape) for spec in tokenizer.others(manifest.inputs)]
+        return [(tokenizer.name, BYTES, (1,)), *others]
+    return [(spec.name, spec.dtype, spec.shape) for spec in manifest.inputs]
+
+
+def _of_inputs(manifest: Manifest, *, texts: bool) -> dict[str, str]:
     """What a client has to know beside datatypes and shapes, each as JSON text.
 
     ``normalisation`` of the one input: how raw values become it, ``(x * scale - mean) / std``. ``inputs``: by name the
     ``normalisation``, the ``maximum`` of each dynamic axis, and the ``vocabulary``, where an input has them; only for
-    models that other servers of the protocol could not describe without.
+    models that other servers of the protocol could not describe without. ``tokenizer``: the most tokens of a text, what
+    becomes of longer ones, and the inputs that are made of it, which may be sent in its place.
     """
     found: dict[str, str] = {}
     if len(manifest.inputs) == 1:
@@ -92,6 +106,9 @@ def _of_inputs(manifest: Manifest) -> dict[str, str]:
     described = {spec.name: _described(spec) for spec in manifest.inputs}
     if len(manifest.inputs) > 1 or any(set(said) - {"normalisation"} for said in described.values()):
         found["inputs"] = json.dumps(described)
+    if texts and (tokenizer := manifest.tokenizer) is not None:
+        said = {"maximum": tokenizer.maximum, "too_long": tokenizer.too_long, "made": list(tokenizer.made)}
+        found["tokenizer"] = json.dumps(said)
     return found
 
 
@@ -108,4 +125,4 @@ def _described(spec: InputSpec) -> dict[str, Any]:
 
 def data_type(datatype: str) -> str:
     """The name that Triton's configurations have for a datatype."""
-    return f"TYPE_{datatype}"
+    return "TYPE_STRING" if datatype == BYTES else f"TYPE_{datatype}"

@@ -9,6 +9,7 @@ from typing import Any
 from sensai_serve.errors import RequestError
 from sensai_serve.merge import WAITS, Wait
 from sensai_serve.tensors import Inputs
+from sensai_serve.tokenizer import Texts
 from serving.v2.shared_memory import RegionPart, Regions
 from serving.v2.tensors import OUTPUTS, shown
 
@@ -30,8 +31,8 @@ class RequestedOutput:
 class InferRequest:
     """A decoded request that fits its model."""
 
-    inputs: Inputs
-    """N inputs as the model takes them: C-contiguous, finite, of its vocabulary."""
+    inputs: Inputs | Texts
+    """N inputs as the model takes them: C-contiguous, finite, of its vocabulary; or texts to make them of."""
     outputs: tuple[RequestedOutput, ...]
     """The outputs that the reply holds."""
     id: str = ""

@@ -70,21 +70,38 @@ def check_input(name: object, datatype: object, shape: object, spec: InputSpec, 
         RequestError: another name, datatype or shape than the model's, or N outside 1 to `max_batch`.
     """
     if name != spec.name:
-        raise RequestError(f"input name is {shown(name)}, expected {spec.name!r}")
+        raise RequestError(f"input name is {shown(name)}, expected {spec.name!r}{no_texts(datatype)}")
     if datatype != spec.dtype:
-        raise RequestError(f"input {spec.name!r}: datatype is {shown(datatype)}, expected {spec.dtype!r}")
-    if isinstance(shape, list) and any(isinstance(size, str) for size in shape):
-        shape = [int(size) if isinstance(size, str) and _WHOLE.fullmatch(size) else size for size in shape]
-    if not isinstance(shape, list | tuple) or not all(type(size) is int for size in shape):
         raise RequestError(
-            f"input {spec.name!r}: shape is {shown(shape)}, expected whole numbers {spec.batch_described}"
+            f"input {spec.name!r}: datatype is {shown(datatype)}, expected {spec.dtype!r}{no_texts(datatype)}"
         )
+    if not isinstance(shape, list) or not all(type(size) is int for size in shape):
+        sizes = whole_numbers(shape)
+        if sizes is None:
+            raise RequestError(
+                f"input {spec.name!r}: shape is {shown(shape)}, expected whole numbers {spec.batch_described}"
+            )
+        shape = list(sizes)
     if tuple(shape[1:]) != spec.shape and (wrong := spec.misfit(shape, batch=True)):
         wrong = wrong if spec.maximum else f"shape is {shown(list(shape))}, expected {spec.batch_described}"
         raise RequestError(f"input {spec.name!r}: {wrong}")
     if not 1 <= shape[0] <= max_batch:
         raise RequestError(f"input {spec.name!r}: N is {shown(shape[0])}, expected 1 to {max_batch}")
     return tuple(shape)
+
+
+def whole_numbers(shape: object) -> tuple[int, ...] | None:
+    """The sizes of a shape as a client gives it, of which some may be text; None for anything but whole numbers."""
+    if isinstance(shape, list) and any(isinstance(size, str) for size in shape):
+        shape = [int(size) if isinstance(size, str) and _WHOLE.fullmatch(size) else size for size in shape]
+    if not isinstance(shape, list | tuple) or not all(type(size) is int for size in shape):
+        return None
+    return tuple(shape)
+
+
+def no_texts(datatype: object) -> str:
+    """What to say of a tensor of texts beside what is expected; empty for other tensors."""
+    return ": this input takes no texts (BYTES)" if datatype == "BYTES" else ""
 
 
 def from_bytes(data: bytes | memoryview, shape: tuple[int, ...], spec: InputSpec) -> Floats:

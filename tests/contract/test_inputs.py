@@ -1,4 +1,4 @@
-"""One suite for every backend: inputs of every datatype, of dynamic axes, and several of them."""
+"""One suite for every backend: inputs of every datatype, of dynamic axes, several of them, and texts."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from input_fixtures import KINDS, drawn
 import sensai_serve
 from sensai_serve.errors import RequestError
 from sensai_serve.tensors import NamedInputs
+from sensai_serve.tokenizer import Texts
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -32,6 +33,24 @@ def test_answers_are_those_of_the_bundle_in_process(pooled_bundles: dict[str, Pa
             replies = await asyncio.gather(*map(gateway.infer, together))
             for given, reply in zip(together, replies, strict=True):
                 assert np.allclose(reply.answer.scores, local.predict_tensor(given).scores, atol=1e-6)
+
+    run(test)
+
+
+def test_texts_reach_workers_as_tokens(text_bundles: dict[str, Path], backend: str) -> None:
+    local = sensai_serve.load(text_bundles["text"])
+    texts = ("Guten Tag", "hello ü world", "guten " * 10)
+
+    async def test() -> None:
+        async with serving(text_bundles["text"], backend=backend, wait="all", patience=0) as gateway:
+            assert gateway.takes_texts
+            replies = await asyncio.gather(*(gateway.infer(Texts((text,), {})) for text in texts))
+            for text, reply in zip(texts, replies, strict=True):
+                assert reply.answer.missing == (), reply.erasures
+                scores = list(local.predict(text).scores.values())
+                assert np.allclose(reply.answer.scores[0], scores, atol=1e-6)
+            with pytest.raises(RequestError, match="has 14 tokens, expected at most 12"):
+                await gateway.infer(Texts(("guten " * 12,), {}))
 
     run(test)
 

@@ -17,6 +17,7 @@ from pruning.planning.plan import make_plan
 from pruning.recipe import Recipe
 from sensai_serve.errors import RequestError
 from sensai_serve.local import load
+from sensai_serve.text_spec import TokenizerSpec
 
 WORDS = {"de": "und der die", "en": "and the of", "fr": "et le la", "it": "e il di"}
 
@@ -64,5 +65,10 @@ def test_a_bundle_of_texts_takes_tokens_of_its_vocabulary(tmp_path, monkeypatch)
     answer = classifier.predict_tensor(golden.inputs)
     golden.check(answer.scores, answer.class_id)
     assert classifier.predict([1] * 16).label in WORDS
+    assert bundle.manifest.tokenizer == TokenizerSpec("tokens", 16)
+    ready = [byte + 1 for byte in b"17 und der die"]
+    assert classifier.predict("17 und der die") == classifier.predict(ready + [0] * (16 - len(ready)))
+    with pytest.raises(RequestError, match="has 17 tokens, expected at most 16"):
+        classifier.predict("x" * 17)
     with pytest.raises(RequestError, match="holds 257, expected 0 to 256, the vocabulary"):
         classifier.predict([257] * 16)

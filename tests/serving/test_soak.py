@@ -22,11 +22,14 @@ from http_framing import Reader, disagreement, pieces, stream
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from soak_figures import record
+from text_fixtures import TEXT_KINDS, word_tokenizer
 
 from benchmarks.soak import Length
 from sensai_serve.errors import RequestError
 from sensai_serve.preprocess import InputSpec
+from sensai_serve.tokenizer import Texts, TextTokenizer
 from serving.v2 import decode_request
+from serving.v2.decode_named import NamedDecoder
 from serving.v2.shared_memory import Regions
 
 pytestmark = pytest.mark.soak
@@ -59,6 +62,39 @@ def test_mutated_requests_do_no_harm() -> None:
     started = time.monotonic()
     decode()
     record("codec_fuzz.json", {"inputs": outcomes.total(), "seconds": round(time.monotonic() - started, 1), **outcomes})
+
+
+def test_mutated_requests_of_texts_do_no_harm() -> None:
+    """As above, for a model with a tokenizer, and through the tokenizer."""
+    outcomes: Counter[str] = Counter()
+    specs, spec = TEXT_KINDS["fixed"]
+    decoder = NamedDecoder(specs, 4, Regions(allowed=True, most=16), spec)
+    tokenizer = TextTokenizer(word_tokenizer(), spec, specs)
+    text = "Guten Tag ü hello world".encode()
+    tail = len(text).to_bytes(4, "little") + text
+    head = (b'{"inputs":[{"name":"age","datatype":"FP32","shape":[1,2],"data":[1,2]},{"name":"text","datatype":"BYTES",'
+            b'"shape":[1,1],"parameters":{"binary_data_size":%d}}]}' % len(tail))  # fmt: skip
+    in_json = head[: head.index(b'"shape":[1,1]')] + b'"shape":[1],"data":["' + text + b'"]}]}'
+
+    @settings(max_examples=INPUTS, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(cuts=st.lists(st.tuples(st.integers(0, 200), st.integers(0, 9), st.binary(max_size=6)), max_size=4),
+           binary=st.booleans())  # fmt: skip
+    def decode(cuts: list[tuple[int, int, bytes]], binary: bool) -> None:
+        body, length = (head + tail, len(head)) if binary else (in_json, None)
+        for at, size, patch in cuts:
+            body = body[:at] + patch + body[at + size :]
+        try:
+            found = decoder.decode(body, length).inputs
+            assert isinstance(found, Texts)
+            tokenizer.inputs(found)
+            outcomes["accepted"] += 1
+        except RequestError as error:
+            assert "\n" not in str(error)
+            outcomes["refused"] += 1
+
+    started = time.monotonic()
+    decode()
+    record("text_fuzz.json", {"inputs": outcomes.total(), "seconds": round(time.monotonic() - started, 1), **outcomes})
     assert outcomes.total() >= INPUTS
 
 

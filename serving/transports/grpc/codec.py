@@ -12,13 +12,15 @@ from tritonclient.grpc import service_pb2 as pb
 from sensai_serve.errors import RequestError
 from sensai_serve.merge import Answer
 from sensai_serve.preprocess import Floats, InputSpec
-from sensai_serve.tensors import Array, agree, exact, inputs_of
-from serving.v2.decode_named import check_one_way, matched
+from sensai_serve.tensors import Array, agree, exact
+from sensai_serve.text_spec import TokenizerSpec
+from serving.v2.decode_named import check_one_way, matched_or_texts
 from serving.v2.encode import describe, reply_parameters
 from serving.v2.request import InferRequest, parse_options, parse_outputs, region_part
 from serving.v2.shared_memory import Regions
 from serving.v2.tensors import check_input, from_array, from_bytes
-from serving.v2.values import shaped, values_from_bytes
+from serving.v2.texts import Values, Wanted, check_tensor, decode_bytes, texts_of, together
+from serving.v2.values import shaped
 
 
 def decode(request: pb.ModelInferRequest, spec: InputSpec, max_batch: int, regions: Regions) -> InferRequest:
@@ -46,15 +48,20 @@ def decode(request: pb.ModelInferRequest, spec: InputSpec, max_batch: int, regio
 
 
 def decode_named(
-    request: pb.ModelInferRequest, specs: Sequence[InputSpec], max_batch: int, regions: Regions
+    request: pb.ModelInferRequest,
+    specs: Sequence[InputSpec],
+    max_batch: int,
+    regions: Regions,
+    tokenizer: TokenizerSpec | None = None,
 ) -> InferRequest:
-    """Decode a ModelInferRequest for a model of several inputs, of other datatypes than FP32, or of dynamic axes.
+    """Decode a ModelInferRequest for a model of several inputs, other datatypes than FP32, dynamic axes, or texts.
 
     Args:
         request: the message.
         specs: the model's inputs.
         max_batch: the largest N.
         regions: the registered shared memory.
+        tokenizer: makes some of the inputs of texts, which may be sent in place of these; None: it takes no texts.
 
     Raises:
         RequestError: the request does not fit the model.
@@ -63,29 +70,30 @@ def decode_named(
     wait, timeout_s = parse_options(_scalars(request.parameters))
     outputs = [(output.name, _scalars(output.parameters)) for output in request.outputs]
     raws, used = request.raw_input_contents, 0
-    arrays, shapes = dict[str, Array](), dict[str, tuple[int, ...]]()
-    for spec, tensor in matched(specs, ((tensor.name, tensor) for tensor in request.inputs)):
+    values, shapes = dict[str, Values](), dict[str, tuple[int, ...]]()
+    tensors = matched_or_texts(specs, tokenizer, [(tensor.name, tensor) for tensor in request.inputs])
+    for spec, tensor in tensors:
         where = f"input {spec.name!r}"
-        shape = check_input(tensor.name, tensor.datatype, list(tensor.shape), spec, max_batch)
+        shape = check_tensor(tensor.name, tensor.datatype, list(tensor.shape), spec, max_batch)
         region = region_part(_scalars(tensor.parameters), regions, where)
         own = tensor.HasField("contents")
         raw = bool(raws) and not own and region is None
         check_one_way(where, contents=own, raw_input_contents=raw, shared_memory_region=region is not None)
         if region is not None:
-            arrays[spec.name] = values_from_bytes(region.read(), shape, spec)
+            values[spec.name] = decode_bytes(region.read(), shape, spec)
         elif raw:
             if used == len(raws):
                 raise RequestError(f"{len(raws)} raw_input_contents, expected one for each input")
-            arrays[spec.name] = values_from_bytes(raws[used], shape, spec)
+            values[spec.name] = decode_bytes(raws[used], shape, spec)
             used += 1
         else:
-            arrays[spec.name] = shaped(_contents(tensor, spec), shape, spec)
+            values[spec.name] = _contents(tensor, shape, spec)
         shapes[spec.name] = shape
     if used != len(raws):
         raise RequestError(f"{len(raws)} raw_input_contents, expected {used}, as many as inputs that have no others")
-    agree(shapes, specs)
+    agree(shapes, [spec for spec, _ in tensors if isinstance(spec, InputSpec)])
     return InferRequest(
-        inputs=inputs_of(arrays, specs),
+        inputs=together(values, specs),
         outputs=parse_outputs(outputs, regions, binary=True),
         id=request.id,
         wait=wait,
@@ -103,7 +111,13 @@ _CONTENTS = {
 """The field of InferTensorContents that holds the values of a datatype; those of FP16 are always raw."""
 
 
-def _contents(tensor: pb.ModelInferRequest.InferInputTensor, spec: InputSpec) -> Array:
+def _contents(tensor: pb.ModelInferRequest.InferInputTensor, shape: tuple[int, ...], spec: Wanted) -> Values:
+    if isinstance(spec, TokenizerSpec):
+        return texts_of(tensor.contents.bytes_contents, shape[0], spec)
+    return shaped(_numbers(tensor, spec), shape, spec)
+
+
+def _numbers(tensor: pb.ModelInferRequest.InferInputTensor, spec: InputSpec) -> Array:
     field = _CONTENTS.get(spec.dtype)
     if field is None:
         raise RequestError(f"input {spec.name!r}: has contents, expected raw_input_contents, as {spec.dtype} needs")

@@ -128,14 +128,14 @@ class InferenceServicer:
     async def ModelMetadata(self, request: pb.ModelMetadataRequest) -> Message:
         """A model's inputs and outputs."""
         gateway = self._models.get(request.name, request.version)
-        described = metadata.model_metadata(gateway.manifest, gateway.version)
+        described = metadata.model_metadata(gateway.manifest, gateway.version, texts=gateway.takes_texts)
         return ParseDict(described, pb.ModelMetadataResponse(), ignore_unknown_fields=True)
 
     @_call
     async def ModelConfig(self, request: pb.ModelConfigRequest) -> Message:
         """A model's configuration in Triton's form."""
         gateway = self._models.get(request.name, request.version)
-        config = metadata.model_config(gateway.manifest, gateway.options.max_batch)
+        config = metadata.model_config(gateway.manifest, gateway.options.max_batch, texts=gateway.takes_texts)
         return ParseDict({"config": config}, pb.ModelConfigResponse())
 
     @_call
@@ -271,7 +271,7 @@ class InferenceServicer:
 
         def read() -> InferRequest:
             if plain is None:
-                return decode_named(request, manifest.inputs, most, plane.regions)
+                return decode_named(request, manifest.inputs, most, plane.regions, manifest.tokenizer)
             return decode(request, plain, most, plane.regions)
 
         def write(asked: InferRequest, reply: Reply) -> pb.ModelInferResponse:

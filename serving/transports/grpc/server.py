@@ -62,7 +62,8 @@ async def listen(plane: DataPlane, settings: Settings, address: str) -> AsyncIte
     def largest() -> BodyBound:
         """A call names its model in its message: the bound is that of the largest model."""
         gateways = [plane.repository.get(name) for name in plane.repository.names()]
-        return as_protobuf([(g.manifest.inputs, g.options.max_batch) for g in gateways], limits.body_bytes)
+        texts = [(g.manifest.tokenizer, g.options.max_batch) for g in gateways if g.manifest.tokenizer is not None]
+        return as_protobuf([(g.manifest.inputs, g.options.max_batch) for g in gateways], limits.body_bytes, texts)
 
     requests = requests_of(service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"])
     bounded = BoundedServer(server, requests, bounds={requests["ModelInfer"]: largest})

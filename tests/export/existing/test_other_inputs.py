@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from input_fixtures import KINDS, Pooled, drawn
 from onnx import TensorProto, helper, numpy_helper
 from onnx_fixtures import finished, linear
+from text_fixtures import TEXT_KINDS, word_tokenizer
 
 import sensai_serve
 from export.existing.assemble import make_bundle
@@ -18,7 +20,7 @@ from export.existing.options import BundleOptions
 from sensai_serve.cli.main import main
 from sensai_serve.errors import InputError
 from sensai_serve.input_spec import DYNAMIC, InputSpec
-from sensai_serve.tensors import Inputs
+from sensai_serve.tensors import Inputs, NamedInputs
 
 LABELS = ("cat", "dog", "owl")
 
@@ -38,9 +40,9 @@ def files(tmp_path: Path):
     return write
 
 
-def made(paths: list[Path], out: Path, **options) -> sensai_serve.Bundle:
+def made(paths: list[Path], out: Path, tokenizer: bytes | None = None, **options) -> sensai_serve.Bundle:
     members = [parse_member(str(path)) for path in paths]
-    bundle = make_bundle(members, out, labels=LABELS, options=BundleOptions(**options))
+    bundle = make_bundle(members, out, labels=LABELS, options=BundleOptions(**options), tokenizer=tokenizer)
     bundle.verify()
     return bundle
 
@@ -109,6 +111,47 @@ def test_what_cannot_be_taken_is_refused(tmp_path, capsys, model, arguments, sai
     line = capsys.readouterr().err
     assert (ended.value.code, line.count("\n")) == (2, 1), line
     assert said in line
+
+
+def test_a_tokenizer_makes_the_inputs_of_files(files, tmp_path, capsys) -> None:
+    specs, spec = TEXT_KINDS["text"]
+    paths, networks = files(specs)
+    (tmp_path / "labels.txt").write_text("\n".join(LABELS))
+    (tmp_path / "words.json").write_bytes(word_tokenizer())
+    given = ["bundle", str(paths[0]), "--labels", str(tmp_path / "labels.txt"), "--maximum", "12", "--quiet"]
+    given += ["--tokenizer", str(tmp_path / "words.json"), "--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit) as ended:
+        main([*given, "--long-texts", "cut"])
+    said = capsys.readouterr()
+    assert ended.value.code == 0, said.err
+    assert "texts: of at most 12 tokens, longer ones are cut; made input_ids, attention_mask" in said.out
+    bundle = sensai_serve.Bundle.open(tmp_path / "out")
+    assert bundle.manifest.tokenizer == dataclasses.replace(spec, too_long="cut")
+    bundle.verify()
+    scores = sensai_serve.load(bundle).predict("Guten Tag").scores
+    ids = np.array([[2, 4, 5, 3]])
+    expected = networks[0](NamedInputs({"input_ids": ids, "attention_mask": np.ones_like(ids)}))
+    assert list(scores.values()) == pytest.approx(expected[0].tolist(), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("specs", "tokenizer", "said"),
+    [
+        (TEXT_KINDS["text"][0], b"{}", "the tokenizer has no model"),
+        (
+            TEXT_KINDS["text"][0],
+            word_tokenizer(added_tokens=[{"id": 10, "content": "x"}]),
+            "tokens up to 10, expected at most 9, the vocabulary of 'input_ids'",
+        ),
+        (KINDS["series"], word_tokenizer(), "the files take series FP32 .*, expected one input for tokens"),
+    ],
+)
+def test_a_tokenizer_that_does_not_fit_is_refused(files, tmp_path, specs, tokenizer, said) -> None:
+    paths, _ = files(specs)
+    maximum = next(spec.maximum for spec in specs if spec.maximum)
+    with pytest.raises(InputError, match=said):
+        made(paths, tmp_path / "bundle", maximum=maximum, tokenizer=tokenizer)
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_files_that_take_different_inputs_are_refused(files, tmp_path) -> None:

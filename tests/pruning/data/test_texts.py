@@ -7,8 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from text_fixtures import word_tokenizer
 
 from pruning import data
+from pruning.data import Tokenizer
+from pruning.data._texts import byte_tokenizer, tokenise
 from sensai_serve.errors import DataError
 from sensai_serve.preprocess import normalise
 
@@ -41,6 +46,25 @@ def test_other_keys_a_test_part_and_no_labels(tmp_path):
     assert (bare.labels, bare.labelled) == (("a", "b"), False)
 
 
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
+def test_the_tokenizer_of_bytes_makes_what_training_has(text: str) -> None:
+    trained = tokenise([text], None, 40)
+    served = tokenise([text], Tokenizer(byte_tokenizer()), 40)
+    np.testing.assert_array_equal(trained.values, served.values)
+    assert trained.cut == served.cut
+
+
+def test_a_tokenizer_makes_tokens_as_a_bundle_does(tmp_path, caplog):
+    (tmp_path / "words.json").write_bytes(word_tokenizer())
+    lines = [{"text": "Guten Tag " * (1 + n % 3), "label": n % 2} for n in range(20)]
+    dataset = data.load(f"jsonl:{written(tmp_path, lines)}?tokens={tmp_path / 'words.json'}&length=6&long=cut")
+    rows = {tuple(row) for row in np.concatenate([dataset.x, dataset.x_test]).astype(int).tolist()}
+    assert rows == {(2, 4, 5, 3, 0, 0), (2, 4, 5, 4, 5, 3)}  # the end that the tokenizer adds stays
+    assert "6 texts have more than 6 tokens" in caplog.text
+    assert dataset.vocabulary == 10
+    assert dataset.tokenizer == Tokenizer(word_tokenizer(), 0, "cut")
+
+
 @pytest.mark.parametrize(
     ("lines", "options", "line"),
     [
@@ -51,6 +75,7 @@ def test_other_keys_a_test_part_and_no_labels(tmp_path):
         ("", "", "has no lines"),
         (LINES, "?length=0", "length is '0', expected 1 to 8192 tokens"),
         (LINES, "?tokens=nowhere.json", "tokens: 'nowhere.json' is not there"),
+        (LINES, "?long=x", "long is 'x', expected refuse or cut"),
         (LINES, "?flip=1", "unknown option 'flip'"),
     ],
 )
@@ -58,6 +83,12 @@ def test_what_does_not_fit_is_one_line(tmp_path, lines, options, line):
     with pytest.raises(DataError, match=line) as caught:
         data.load(f"jsonl:{written(tmp_path, lines)}{options}")
     assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_tokenizer_is_one_line(tmp_path):
+    (tmp_path / "words.json").write_text("{}")
+    with pytest.raises(DataError, match=r"words.json: the tokenizer cannot be read \(.*\), expected a tokenizer.json"):
+        data.load(f"jsonl:{written(tmp_path)}?tokens={tmp_path / 'words.json'}")
 
 
 def test_what_is_no_utf8(tmp_path):

@@ -18,7 +18,7 @@ from sensai_serve.images.decode import Check, open_image
 from sensai_serve.images.formats import ImageLimits
 from sensai_serve.preprocess import ImageSpec, InputSpec, from_image
 from serving.engine.admission import CLIENT
-from serving.engine.decoding import LARGE, ImageDecoder, Lane
+from serving.engine.decoding import IMAGES, LARGE, ImageDecoder, Lane
 
 SPEC = InputSpec((3, 8, 8), image=ImageSpec("RGB", resize=(8, 8)))
 
@@ -89,7 +89,7 @@ def blocked(started: list[str], name: str, go: threading.Event) -> Callable[[Che
 
 def test_clients_take_turns_and_the_queue_has_an_end() -> None:
     async def test() -> None:
-        lane, go, started = Lane("test", 1, 4), threading.Event(), []
+        lane, go, started = Lane("test", 1, 4, IMAGES), threading.Event(), []
         tasks = []
         for client, name in (("a", "a1"), ("a", "a2"), ("a", "a3"), ("b", "b1")):
             CLIENT.set(client)
@@ -111,7 +111,7 @@ def test_clients_take_turns_and_the_queue_has_an_end() -> None:
 
 def test_who_leaves_ends_the_work_and_its_thread_is_free_only_then() -> None:
     async def test() -> None:
-        lane, running, ended = Lane("test", 1, 4), threading.Event(), threading.Event()
+        lane, running, ended = Lane("test", 1, 4, IMAGES), threading.Event(), threading.Event()
 
         def endless(check: Check) -> None:
             running.set()
@@ -135,7 +135,7 @@ def test_who_leaves_ends_the_work_and_its_thread_is_free_only_then() -> None:
 
 def test_the_deadline_ends_the_work_and_the_wait() -> None:
     async def test() -> None:
-        lane, running = Lane("test", 1, 4), threading.Event()
+        lane, running = Lane("test", 1, 4, IMAGES), threading.Event()
 
         def endless(check: Check) -> None:
             running.set()

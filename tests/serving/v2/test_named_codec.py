@@ -11,9 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from input_fixtures import KINDS, drawn
+from text_fixtures import TEXT_KINDS
 
 from sensai_serve.errors import RequestError
-from sensai_serve.tensors import Inputs, arrays_of
+from sensai_serve.tensors import Inputs, NamedInputs, arrays_of
+from sensai_serve.tokenizer import Texts
 from serving.v2.decode_named import NamedDecoder
 from serving.v2.shared_memory import Regions
 
@@ -58,6 +60,7 @@ def test_what_is_sent_is_decoded(kind: str, n: int, length: int, seed: int, bina
     header = json.dumps(request).encode()
     for _ in range(2):  # the second finds a known header
         found = decodes.decode(header + tail, len(header) if binary else None).inputs
+        assert isinstance(found, np.ndarray | NamedInputs)
         for name, array in arrays_of(inputs, KINDS[kind]).items():
             decoded = arrays_of(found, KINDS[kind])[name]
             assert decoded.dtype == array.dtype
@@ -82,6 +85,50 @@ def test_what_is_damaged_is_refused_in_one_line_or_decoded(kind: str, data: st.D
     tail = tail[: data.draw(st.integers(0, len(tail)))] + data.draw(st.binary(max_size=4)) if binary else tail
     try:
         found = decoder(kind).decode(header + tail, len(header) if binary else None)
+    except RequestError as error:
+        assert "\n" not in str(error)
+        assert len(str(error)) < 1000
+    else:
+        assert 1 <= len(found.inputs) <= 4
+
+
+def text_body(texts: list[str], *, binary: bool) -> tuple[dict[str, Any], bytes]:
+    tail = b"".join(len(text.encode()).to_bytes(4, "little") + text.encode() for text in texts) if binary else b""
+    more = {"parameters": {"binary_data_size": len(tail)}} if binary else {"data": texts}
+    age = {"name": "age", "datatype": "FP32", "shape": [len(texts), 2], "data": [0] * 2 * len(texts)}
+    return {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [len(texts), 1], **more}, age]}, tail
+
+
+def text_decoder() -> NamedDecoder:
+    specs, tokenizer = TEXT_KINDS["fixed"]
+    return NamedDecoder(specs, 4, REGIONS, tokenizer)
+
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
+
+
+@given(texts=st.lists(TEXTS, min_size=1, max_size=4), binary=st.booleans())
+def test_texts_are_decoded_as_sent(texts: list[str], binary: bool) -> None:
+    request, tail = text_body(texts, binary=binary)
+    header = json.dumps(request).encode()
+    found = text_decoder().decode(header + tail, len(header) if binary else None).inputs
+    assert isinstance(found, Texts)
+    assert found.texts == tuple(texts)
+    assert found.others["age"].shape == (len(texts), 2)
+
+
+@given(texts=st.lists(TEXTS, min_size=1, max_size=4), data=st.data(), binary=st.booleans())
+def test_damaged_texts_are_refused_in_one_line_or_decoded(texts: list[str], data: st.DataObject, binary: bool) -> None:
+    changed, tail = text_body(texts, binary=binary)
+    path, inside = data.draw(st.sampled_from(places(changed))), changed
+    for key in path[:-1]:
+        inside = inside[key]
+    inside[path[-1]] = data.draw(VALUES)
+    header = json.dumps(changed).encode()
+    at = data.draw(st.integers(0, len(tail)))
+    tail = tail[:at] + data.draw(st.binary(max_size=4)) + tail[at + data.draw(st.integers(0, 4)) :] if binary else tail
+    try:
+        found = text_decoder().decode(header + tail, len(header) if binary else None)
     except RequestError as error:
         assert "\n" not in str(error)
         assert len(str(error)) < 1000

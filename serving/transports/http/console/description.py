@@ -50,6 +50,7 @@ class ModelDescription:
     shape: tuple[int, ...]
     """Shape of one input."""
     takes_images: bool
+    takes_texts: bool
     allows_faults: bool
 
 
@@ -144,6 +145,7 @@ def describe_model(gateway: Gateway, models: Sequence[str], columns: Columns) ->
         threshold=manifest.merge.threshold,
         shape=manifest.inputs[0].shape,
         takes_images=manifest.inputs[0].image is not None,
+        takes_texts=gateway.takes_texts,
         allows_faults=options.allow_faults,
     )
 

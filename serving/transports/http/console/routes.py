@@ -12,6 +12,8 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, StreamingResponse
 
+from sensai_serve.tensors import Inputs
+from sensai_serve.tokenizer import Texts
 from serving.dataplane import FORWARDED, DataPlane
 from serving.engine.reply import Reply
 from serving.transports.http.asgi.requests import read_body, until_disconnected
@@ -67,7 +69,7 @@ def router(plane: DataPlane, feeds: Feeds, *, proxied: bool) -> APIRouter:
         """Answer one input as ``/v1/predict`` does, with the copies that the answer was made of."""
         started = time.perf_counter()
         gateway = chosen(repository, model)
-        bound = body_bound(request, gateway.manifest.inputs, plane.limits.body_bytes)
+        bound = body_bound(request, gateway.manifest, plane.limits.body_bytes)
         body = await read_body(request.scope, request.receive, bound)
 
         def describe(_: InferRequest, reply: Reply) -> dict[str, Any]:
@@ -75,11 +77,12 @@ def router(plane: DataPlane, feeds: Feeds, *, proxied: bool) -> APIRouter:
             return asdict(describe_request(gateway, reply, time.perf_counter() - started, columns))
 
         async def work() -> dict[str, Any]:
+            inputs: Inputs | Texts
             expected = None
             if sample is not None:
                 inputs, expected = await samples.one(gateway, sample)
             else:
-                inputs = await from_body(request, body, gateway.manifest.inputs, plane.images)
+                inputs = await from_body(request, body, gateway.manifest, plane.images)
             timeout_s = None if timeout_ms is None else timeout_ms / 1000
             asked = InferRequest(inputs, (), wait=wait, timeout_s=timeout_s)
             described = await plane.infer(gateway, lambda: asked, describe)

@@ -1,4 +1,4 @@
-"""``/v1``: an image or raw numbers in, a label out; needs no inference client."""
+"""``/v1``: an image, a text or raw numbers in, a label out; needs no inference client."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from fastapi import APIRouter, Query, Request, Response
 from sensai_serve.errors import RequestError
 from sensai_serve.merge import Wait
 from sensai_serve.tensors import Inputs
+from sensai_serve.tokenizer import Texts
 from serving.dataplane import DataPlane
 from serving.engine.gateway import Gateway
 from serving.engine.repository import Repository
 from serving.transports.http.asgi.errors import ERROR_RESPONSE
 from serving.transports.http.asgi.requests import read_body, until_disconnected
-from serving.transports.http.v1.inputs import FP32, body_bound, from_body
+from serving.transports.http.v1.inputs import FP32, TEXT, body_bound, from_body
 from serving.transports.http.v1.schema import (
     ModelSummary,
     ModelWorkers,
@@ -44,20 +45,29 @@ _BODY = {
                     "properties": {"file": {"type": "string", "format": "binary"}},
                 }
             },
+            TEXT: {"schema": {"type": "string", "description": "One text in UTF-8, where the model takes texts"}},
             FP32: {"schema": {"type": "string", "format": "binary", "description": "One input, little-endian FP32"}},
             "application/json": {
                 "schema": {
                     "type": "object",
-                    "required": ["inputs"],
+                    "anyOf": [{"required": ["inputs"]}, {"required": ["text"]}],
                     "properties": {
                         "inputs": {
                             "type": ["array", "object"],
                             "description": "One input, not normalised; by name where the model takes several tensors",
                             "items": {},
-                        }
+                        },
+                        "text": {
+                            "type": "string",
+                            "description": "One text, where the model takes texts; inputs that are not made of it "
+                            "stand beside it",
+                        },
                     },
                 },
-                "examples": {"sensor readings": {"value": {"inputs": [13.2, 1.78, 2.14, 11.2]}}},
+                "examples": {
+                    "sensor readings": {"value": {"inputs": [13.2, 1.78, 2.14, 11.2]}},
+                    "a text": {"value": {"text": "Guten Tag!"}},
+                },
             },
         },
     }
@@ -79,7 +89,7 @@ def router(plane: DataPlane) -> APIRouter:
 
     @routes.post(
         PREDICT,
-        summary="Classify one image, or one input of raw numbers",
+        summary="Classify one image, one text, or one input of raw numbers",
         response_model=PredictionResponse,
         openapi_extra=_BODY,
     )
@@ -91,11 +101,11 @@ def router(plane: DataPlane) -> APIRouter:
     ) -> Response:
         started = time.perf_counter()
         gateway = chosen(repository, model)
-        bound = body_bound(request, gateway.manifest.inputs, limits.body_bytes)
+        bound = body_bound(request, gateway.manifest, limits.body_bytes)
         body = await read_body(request.scope, request.receive, bound)
 
         async def work() -> PredictionResponse:
-            inputs = await from_body(request, body, gateway.manifest.inputs, plane.images)
+            inputs = await from_body(request, body, gateway.manifest, plane.images)
             return await answer(plane, gateway, inputs, wait, timeout_ms, started)
 
         prediction = await until_disconnected(work(), request.receive)
@@ -105,14 +115,19 @@ def router(plane: DataPlane) -> APIRouter:
 
 
 async def answer(
-    plane: DataPlane, gateway: Gateway, inputs: Inputs, wait: Wait | None, timeout_ms: float | None, started: float
+    plane: DataPlane,
+    gateway: Gateway,
+    inputs: Inputs | Texts,
+    wait: Wait | None,
+    timeout_ms: float | None,
+    started: float,
 ) -> PredictionResponse:
     """Answer one input.
 
     Args:
         plane: the data plane.
         gateway: the model.
-        inputs: one, as the network takes it.
+        inputs: one, as the network takes it, or the text that it is made of.
         wait: which copies to wait for; the server's setting where None.
         timeout_ms: deadline in milliseconds; the server's setting where None.
         started: `time.perf_counter` when the request came.

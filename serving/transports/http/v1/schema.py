@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict
 from pydantic.config import JsonDict
 
 from sensai_serve.input_spec import InputSpec
+from sensai_serve.text_spec import TooLong
 from serving.backends import Execution
 from serving.engine.gateway import Gateway
 from serving.engine.health import State
@@ -108,6 +109,19 @@ class InputSummary(_Described):
     normalisation: NormalisationSummary
 
 
+class TextSummary(_Described):
+    """What a model makes of texts."""
+
+    name: str
+    """What v2 requests call the tensor of texts; beside it, they have the inputs that are not made of it."""
+    maximum: int
+    """The most tokens of a text."""
+    too_long: TooLong
+    """What becomes of longer texts: they are refused, or their first tokens are taken."""
+    made: list[str]
+    """The inputs that are made of a text, which may be sent in its place."""
+
+
 class ModelSummary(_Described):
     """One served model."""
 
@@ -124,6 +138,8 @@ class ModelSummary(_Described):
     """Every tensor that the model takes."""
     takes_images: bool
     """Whether an input may be an image file."""
+    text: TextSummary | None
+    """What is made of texts; null where the model takes none."""
     workers: int
     """Number of workers."""
     redundancy: int
@@ -220,8 +236,18 @@ def summary_of(gateway: Gateway) -> ModelSummary:
             for spec in manifest.inputs
         ],
         takes_images=manifest.inputs[0].image is not None,
+        text=_text(gateway),
         workers=assignment.n_workers,
         redundancy=assignment.redundancy,
+    )
+
+
+def _text(gateway: Gateway) -> TextSummary | None:
+    tokenizer = gateway.manifest.tokenizer
+    if tokenizer is None or not gateway.takes_texts:
+        return None
+    return TextSummary(
+        name=tokenizer.name, maximum=tokenizer.maximum, too_long=tokenizer.too_long, made=list(tokenizer.made)
     )
 
 

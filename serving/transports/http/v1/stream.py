@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
 
 import orjson
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 
 from sensai_serve.errors import SensaiError
-from sensai_serve.preprocess import InputSpec
+from sensai_serve.manifest import Manifest
 from sensai_serve.tensors import Inputs
+from sensai_serve.tokenizer import Texts
 from serving.dataplane import DataPlane
 from serving.engine.decoding import ImageDecoder
 from serving.telemetry.logs import begin_request
@@ -90,7 +90,7 @@ async def _answer(
             plane.otlp.arrived(traceparent)
         try:
             gateway = chosen(plane.repository, model)  # looked up for each frame: a model may be replaced in between
-            inputs = await _inputs(frame, gateway.manifest.inputs, plane.images)
+            inputs = await _inputs(frame, gateway.manifest, plane.images)
             prediction = await answer(plane, gateway, inputs, wait, timeout_ms, started)
             reply, status = {"frame": number, **prediction.model_dump(mode="json")}, "200"
         except Exception as error:
@@ -103,7 +103,8 @@ async def _answer(
             return  # the client disconnected, as the reader sees too
 
 
-async def _inputs(frame: bytes | str, specs: Sequence[InputSpec], decoder: ImageDecoder) -> Inputs:
+async def _inputs(frame: bytes | str, manifest: Manifest, decoder: ImageDecoder) -> Inputs | Texts:
     if isinstance(frame, str):
-        return from_json(frame, specs)
+        return from_json(frame, manifest)
+    specs = manifest.inputs
     return from_numbers(frame, specs) if specs[0].image is None else await from_picture(frame, specs, decoder)

@@ -27,6 +27,7 @@ from serving.v2.body_bound import BodyBound, as_json
 from serving.v2.decode_named import NamedDecoder
 from serving.v2.shared_memory import Regions
 from serving.v2.tensors import OUTPUTS
+from serving.v2.texts import BYTES
 
 # Null stands for a member that is not given, except where a value is required.
 _PARAMETERS = {"type": ["object", "null"], "additionalProperties": {"type": ["string", "number", "boolean", "null"]}}
@@ -35,7 +36,7 @@ _INPUT = {
     "required": ["name", "datatype", "shape"],
     "properties": {
         "name": {"type": "string"},
-        "datatype": {"enum": list(DATATYPES)},
+        "datatype": {"enum": [*DATATYPES, BYTES]},
         "shape": {"type": "array", "items": {"type": "integer", "minimum": 1}},
         "data": {"type": ["array", "null"], "description": "Values, flat or nested", "items": {}},
         "parameters": _PARAMETERS,
@@ -63,8 +64,9 @@ _OPERATION = {
     "tags": ["Open Inference Protocol"],
     "summary": "Infer, for inference clients",
     "description": (
-        "The inputs that the model's metadata names, [N, ...] each, normalised as the bundle says; outputs `scores`, "
-        "`votes`, `copies`, `margin` and `class_id`. With the binary tensor and classification extensions. "
+        "The inputs that the model's metadata names, [N, ...] each, normalised as the bundle says; texts are BYTES [N] "
+        "or [N, 1] in UTF-8; outputs `scores`, `votes`, `copies`, `margin` and `class_id`. With the binary tensor and "
+        "classification extensions. "
         "Parameters: `wait`, `timeout` in microseconds."
     ),
     "requestBody": {
@@ -135,7 +137,8 @@ class InferRoute:
             RequestError: the length of the JSON before binary tensors is no number.
         """
         gateway = self._plane.repository.get(*model)
-        bound = as_json(gateway.manifest.inputs, gateway.options.max_batch, _header_length(given))
+        manifest = gateway.manifest
+        bound = as_json(manifest.inputs, gateway.options.max_batch, _header_length(given), manifest.tokenizer)
         return bound.within(self._plane.limits.body_bytes)
 
     async def __call__(self, model: tuple[str, str], scope: Scope, receive: Receive, send: Send) -> None:
@@ -251,7 +254,7 @@ def _decoder(gateway: Gateway, regions: Regions) -> Decoder | NamedDecoder:
     manifest, most = gateway.manifest, gateway.options.max_batch
     if (plain := manifest.plain_input) is not None:
         return Decoder(plain, most, regions)
-    return NamedDecoder(manifest.inputs, most, regions)
+    return NamedDecoder(manifest.inputs, most, regions, manifest.tokenizer)
 
 
 def _header_length(headers: Mapping[bytes, bytes]) -> int | None:

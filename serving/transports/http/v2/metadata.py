@@ -47,11 +47,12 @@ def router(plane: DataPlane) -> APIRouter:
 
     def model(name: str, version: str = "") -> Response:
         gateway = repository.get(name, version)
-        return reply(metadata.model_metadata(gateway.manifest, gateway.version))
+        return reply(metadata.model_metadata(gateway.manifest, gateway.version, texts=gateway.takes_texts))
 
     def config(name: str, version: str = "") -> Response:
         gateway = repository.get(name, version)
-        return reply(metadata.model_config(gateway.manifest, gateway.options.max_batch))
+        most = gateway.options.max_batch
+        return reply(metadata.model_config(gateway.manifest, most, texts=gateway.takes_texts))
 
     for path in _MODEL:
         routes.get(path, summary="Model metadata")(model)

@@ -1,4 +1,4 @@
-// Asks the model: about golden samples, a picture, the webcam's pictures, or numbers; and keeps count of right answers.
+// Asks the model: about golden samples, a picture, the webcam's pictures, a text, or numbers; and counts right answers.
 const SAMPLE_MS = 100; // from one sample of the steady stream to the next
 const FRAME_MS = 120;
 
@@ -18,7 +18,8 @@ const asking = {
     say($("ask-note"), "");
     $("file-label").hidden = $("webcam").hidden = !model.takes_images;
     $("numbers").hidden = model.takes_images;
-    $("numbers-text").value = JSON.stringify(nested(model.shape));
+    $("numbers-text").value = model.takes_texts ? "" : JSON.stringify(nested(model.shape));
+    say($("numbers-label"), model.takes_texts ? "A text" : "Numbers of one input, as JSON");
     $("samples").replaceChildren();
     this.samples = await (await request(`console/samples?${query({ model: model.model })}`)).json();
     $("samples").replaceChildren(...this.samples.map((sample, number) => sampleButton(sample, number)));
@@ -55,7 +56,7 @@ const asking = {
 };
 
 function nested(shape) {
-  return shape.length ? Array.from({ length: Math.min(shape[0], 64) }, () => nested(shape.slice(1))) : 0;
+  return shape.length ? Array.from({ length: Math.min(Math.abs(shape[0]), 64) }, () => nested(shape.slice(1))) : 0;
 }
 
 function pixels(sample) {
@@ -140,7 +141,8 @@ function startAsking() {
   $("numbers").addEventListener("submit", (event) => {
     event.preventDefault();
     attempt(() => {
-      const body = JSON.stringify({ inputs: JSON.parse($("numbers-text").value) });
+      const given = $("numbers-text").value;
+      const body = JSON.stringify(asking.model.takes_texts ? { text: given } : { inputs: JSON.parse(given) });
       return asking.ask({}, { body, headers: { "content-type": "application/json" } }, null);
     });
   });

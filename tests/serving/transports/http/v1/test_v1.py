@@ -175,6 +175,7 @@ def test_the_openapi_document_describes_every_way_in(client) -> None:
         "image/*",
         "multipart/form-data",
         "application/json",
+        "text/plain",
         "application/x-fp32",
     }
     assert PredictionResponse.model_validate(EXAMPLE).label == "cat"
