@@ -26,6 +26,7 @@ from sensai_serve.errors import InputError
 from sensai_serve.manifest import Manifest
 from sensai_serve.merge import Collector, MergePlan, Wait
 from serving.engine.health import FLOOR_S
+from serving.placement.network import Network
 from serving.placement.place import place
 from serving.placement.waves import Waves, make_waves
 
@@ -141,6 +142,7 @@ class Simulation:
         patience: float = 4.0,
         wait: Wait = "decided",
         wave: Sequence[int] = (),
+        network: Network | None = None,
         seed: int = 0,
     ) -> None:
         """Run the subnets on the golden samples, once.
@@ -153,6 +155,7 @@ class Simulation:
             patience: the server's setting; 0 waits for ever.
             wait: what requests wait for.
             wave: the server's setting: workers asked at a time; all at once where empty.
+            network: links to as many hosts, whose time comes on top of the latency; None where the latency has it.
             seed: the seed of all random draws.
 
         Raises:
@@ -169,7 +172,8 @@ class Simulation:
         self._latency = latency
         self._n_hosts = hosts
         self._loss = loss
-        self._patience_s = patience * latency.mean + FLOOR_S if patience else math.inf
+        self._patience = patience
+        self._network = network
         self._wait: Wait = wait
         self._wave = wave
         self._seed = seed
@@ -221,12 +225,21 @@ class Simulation:
         seconds = self._latency.draw(random, (requests, n_workers))
         if assignment == own:
             seconds *= shares_of_time(manifest)
-        down = (random.random((requests, n_hosts)) < self._loss)[:, list(host_of)]
+        lost = random.random((requests, n_hosts)) < self._loss
+        down = lost[:, list(host_of)]
+        patience_s = self._patience * self._latency.mean + FLOOR_S if self._patience else math.inf
+        if self._network is not None:
+            patience_s += self._patience * max(self._network.seconds(n_hosts))
+            for at, its in enumerate(lost):
+                there = self._network.seconds(n_hosts, frozenset(np.flatnonzero(its).tolist()))
+                seconds[at] += np.array(there)[list(host_of)]
         samples = random.integers(self._copies[0].shape[1], size=requests)
         took, early, asked = [], 0, 0
         for at in range(requests):
             collector = plan.collect(1, self._wait)
-            outcome = self._request(collector, assignment, waves, seconds[at], down[at], int(samples[at]), random)
+            outcome = self._request(
+                collector, assignment, waves, seconds[at], down[at], int(samples[at]), random, patience_s
+            )
             if outcome is not None:
                 took.append(outcome[0] + self._latency.own)
                 early += bool(collector.awaited)
@@ -256,6 +269,7 @@ class Simulation:
         down: npt.NDArray[np.bool_],
         sample: int,
         random: np.random.Generator,
+        patience_s: float,
     ) -> tuple[float, int] | None:
         """Return the seconds until the answer, and the workers that were asked; None if a class has no copy."""
         for worker in np.flatnonzero(down).tolist():
@@ -270,7 +284,7 @@ class Simulation:
             if left and (not running or impatient):
                 for worker in left[0]:
                     heapq.heappush(running, (now + float(seconds[worker]), worker))
-                asked, impatient_at = asked + len(left.pop(0)), now + self._patience_s
+                asked, impatient_at = asked + len(left.pop(0)), now + patience_s
             elif impatient and collector.can_spare_the_rest:
                 break
             elif now < impatient_at < running[0][0]:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from sensai_serve import __version__, user_code
-from sensai_serve.cli import bench, bundle, cluster, compare, inspect, offline, online, replay, report
+from sensai_serve.cli import bench, bundle, cluster, compare, inspect, offline, online, placing, replay, report
 from sensai_serve.cli.options import Commands
 from sensai_serve.errors import InputError, SensaiError
 
@@ -28,7 +28,7 @@ app = typer.Typer(
     add_completion=True,
     cls=Commands,
 )
-for part in (offline, bundle, report, compare, inspect, online, replay, cluster, bench):
+for part in (offline, bundle, report, compare, inspect, online, replay, cluster, placing, bench):
     app.registered_commands.extend(part.app.registered_commands)
     app.registered_groups.extend(part.app.registered_groups)
 

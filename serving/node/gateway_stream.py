@@ -5,17 +5,35 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 from tritonclient.grpc import service_pb2 as pb
 
-from sensai_serve.errors import RequestError
+from sensai_serve.errors import RequestError, SensaiError
 from sensai_serve.tensors import Array, Inputs, agree, inputs_of
 from serving.backends import Cause, Scores
-from serving.backends.remote.message import CLOSED, DOWN, FAILED, RUN_US, TIMEOUT, UP, WORKERS, output_name
+from serving.backends.remote.measure import LATENCY, RATE, measure
+from serving.backends.remote.message import (
+    CLOSED,
+    DOWN,
+    FAILED,
+    MEASURE,
+    PIECES,
+    RELAY,
+    RUN_US,
+    SUBNETS,
+    TIMEOUT,
+    UP,
+    WORKERS,
+    output_name,
+)
+from serving.backends.remote.pieces import MOST_PIECES, PiecedInput
 from serving.node.node import Node, Version
+from serving.node.relaying import NodesBelow, endpoint_below
 from serving.runtime.trace_context import TRACEPARENT, TraceContext, continued
+from serving.transports.grpc.bounds import bounded_parser
 from serving.v2.decode_named import matched
 from serving.v2.tensors import check_input, from_bytes
 from serving.v2.values import values_from_bytes
@@ -23,6 +41,19 @@ from serving.v2.values import values_from_bytes
 if TYPE_CHECKING:
     from serving.telemetry.otlp.spans import WorkerRun
     from serving.telemetry.otlp.telemetry import OtlpTelemetry
+
+
+_PARSE = bounded_parser(pb.ModelInferRequest)
+_NOT_YET = np.empty(0, np.float32)
+"""Stands for an input that has not come yet, all of it."""
+
+
+class _Coming(NamedTuple):
+    """An open input of which pieces are missing."""
+
+    pieces: PiecedInput
+    own: list[int]
+    """The workers of this node that run it once it is complete."""
 
 
 class StreamTask:
@@ -35,7 +66,7 @@ class StreamTask:
         """Constructed on the event loop's thread.
 
         Args:
-            inputs: as the networks take them.
+            inputs: as the networks take them; set later where they come in pieces.
             tell: called on the event loop with a worker, its scores FP32 [N, k] or why there are none, and the
                 seconds inside its subnet.
         """
@@ -87,6 +118,8 @@ class GatewayStream:
         self._loop = asyncio.get_running_loop()
         self._open: dict[str, tuple[Version, StreamTask, asyncio.TimerHandle | None, _Runs | None]] = {}
         self._done: list[tuple[str, int, Scores | Cause, float]] = []
+        self._coming: dict[str, _Coming] = {}
+        self._below: NodesBelow | None = None
         self._messages: list[pb.ModelStreamInferResponse | None] = []
         self._wake = asyncio.Event()
         self.idle = asyncio.Event()
@@ -99,41 +132,16 @@ class GatewayStream:
 
         Args:
             version: the version whose workers run it.
-            request: as the gateway sent it.
+            request: as the gateway sent it: an input, a piece of one, or the nodes below this one.
 
         Raises:
             RequestError: the input or a parameter is not valid.
         """
-        parameters = request.parameters
-        for earlier in filter(None, parameters[CLOSED].string_param.split(",") if CLOSED in parameters else ()):
-            self._close(earlier)
-        if request.id in self._open:
-            raise RequestError(f"id is {request.id!r}, expected one that no open request has")
-        try:
-            workers = [int(w) for w in parameters[WORKERS].string_param.split(",")]
-        except ValueError:
-            workers = []
-        if not workers or not set(workers) <= set(version.workers):
-            raise RequestError(f"{WORKERS}: expected some of {', '.join(map(str, version.workers))}")
+        if not request.inputs and self._of_a_tree(version, request):
+            return
+        workers = self._asked(request, version.workers)
         inputs = read_input(version, request, self._node.options.max_batch)
-        ticket, left, runs = request.id, set(workers), self._traced(version, parameters)
-
-        def tell(worker: int, outcome: Scores | Cause, seconds: float) -> None:
-            if runs is not None:
-                runs.add(worker, outcome, seconds)
-            self._done.append((ticket, worker, outcome, seconds))
-            left.discard(worker)
-            version.ended(task, worker)
-            if not left:
-                self._close(ticket)
-            self._wake.set()
-
-        self.idle.clear()
-        task = StreamTask(inputs, tell)
-        timeout = parameters[TIMEOUT].int64_param if TIMEOUT in parameters else 0
-        timer = self._loop.call_later(timeout / 1e6, self._close, ticket) if timeout > 0 else None
-        self._open[ticket] = version, task, timer, runs
-        version.submit(task, workers)
+        version.submit(self._started(version, request, workers, inputs), workers)
 
     def send(self, message: pb.ModelStreamInferResponse | None) -> None:
         """Send a message; None ends the stream."""
@@ -167,7 +175,132 @@ class GatewayStream:
         self._node.watchers.discard(self._changed)
         for ticket in list(self._open):
             self._close(ticket)
+        if self._below is not None:
+            self._node.close_later(self._below.close())
         self.idle.set()  # a node that stops need not wait for a stream that has ended
+
+    def _asked(self, request: pb.ModelInferRequest, known: Collection[int]) -> list[int]:
+        """Close the requests that are no longer wanted; the workers that a new one asks, some of those known."""
+        parameters = request.parameters
+        for earlier in filter(None, parameters[CLOSED].string_param.split(",") if CLOSED in parameters else ()):
+            self._close(earlier)
+        if request.id in self._open:
+            raise RequestError(f"id is {request.id!r}, expected one that no open request has")
+        try:
+            workers = [int(w) for w in parameters[WORKERS].string_param.split(",")]
+        except ValueError:
+            workers = []
+        if not workers or not set(workers) <= set(known):
+            raise RequestError(f"{WORKERS}: expected some of {', '.join(map(str, sorted(known)))}")
+        return workers
+
+    def _started(
+        self, version: Version, request: pb.ModelInferRequest, workers: Sequence[int], inputs: Inputs
+    ) -> StreamTask:
+        """Open a task for these workers, which are this node's or below it."""
+        parameters = request.parameters
+        ticket, left, runs = request.id, set(workers), self._traced(version, parameters)
+        own = version.own
+
+        def tell(worker: int, outcome: Scores | Cause, seconds: float) -> None:
+            if runs is not None and worker in own:
+                runs.add(worker, outcome, seconds)
+            self._done.append((ticket, worker, outcome, seconds))
+            left.discard(worker)
+            if worker in own:
+                version.ended(task, worker)
+            if not left:
+                self._close(ticket)
+            self._wake.set()
+
+        self.idle.clear()
+        task = StreamTask(inputs, tell)
+        timeout = parameters[TIMEOUT].int64_param if TIMEOUT in parameters else 0
+        timer = self._loop.call_later(timeout / 1e6, self._close, ticket) if timeout > 0 else None
+        self._open[ticket] = version, task, timer, runs
+        return task
+
+    def _of_a_tree(self, version: Version, request: pb.ModelInferRequest) -> bool:
+        """Take a message of a broadcast tree; False where it is none."""
+        parameters = request.parameters
+        if RELAY in parameters:
+            security = self._node.options.relay
+            if security is None or self._below is not None:
+                raise RequestError(f"{RELAY}: expected once, to a node with --relay")
+            tree, subnets = parameters[RELAY].string_param, parameters[SUBNETS].string_param
+            self._below = NodesBelow(version, tree, subnets, security, self._node.options.max_batch)
+            return True
+        if MEASURE in parameters:
+            self._measure(request.id, parameters[MEASURE].string_param)
+            return True
+        if PIECES not in parameters:
+            return False
+        if (count := parameters[PIECES].int64_param) != 0:
+            self._begin(version, request, count)
+        coming = self._coming.get(request.id)
+        if coming is not None:  # else it is closed: the gateway does not want it any more
+            try:
+                self._add(version, request, coming)
+            except RequestError:
+                self._close(request.id)
+                raise
+        return True
+
+    def _measure(self, ticket: str, to: str) -> None:
+        """Answer at once, or once the link to another node is measured."""
+        if not to:
+            self._answer(ticket, None)
+        elif (security := self._node.options.relay) is None:
+            raise RequestError(f"{MEASURE}: expected a node with --relay to measure its link to {to}")
+        else:
+            link = measure(endpoint_below(to, security), self._node.name)
+            self._node.close_later(self._measured(ticket, link))
+
+    async def _measured(self, ticket: str, link: Coroutine[Any, Any, tuple[float, float]]) -> None:
+        try:
+            self._answer(ticket, await link)
+        except SensaiError as error:
+            reply = pb.ModelInferResponse(id=ticket)
+            self.send(pb.ModelStreamInferResponse(error_message=str(error), infer_response=reply))
+
+    def _answer(self, ticket: str, link: tuple[float, float] | None) -> None:
+        reply = pb.ModelInferResponse(model_name=self._node.name, id=ticket)
+        if link is not None:
+            reply.parameters[LATENCY].double_param, reply.parameters[RATE].double_param = link
+        self.send(pb.ModelStreamInferResponse(infer_response=reply))
+
+    def _begin(self, version: Version, request: pb.ModelInferRequest, count: int) -> None:
+        """Open an input that comes in pieces, and hand it on to the nodes below whose workers it asks."""
+        below = frozenset[int]() if self._below is None else self._below.workers
+        workers = self._asked(request, version.own | below)
+        if not 0 < count <= MOST_PIECES:
+            raise RequestError(f"{PIECES} is {count}, expected 1 to {MOST_PIECES}")
+        parameters = request.parameters
+        timeout_s = parameters[TIMEOUT].int64_param / 1e6 if TIMEOUT in parameters else None
+        trace = parameters[TRACEPARENT].string_param if TRACEPARENT in parameters else None
+        pieces = PiecedInput(count, timeout_s, trace)
+        self._coming[request.id] = _Coming(pieces, [worker for worker in workers if worker in version.own])
+        task = self._started(version, request, workers, _NOT_YET)
+        if self._below is not None and (its := [worker for worker in workers if worker in below]):
+            self._below.relay(task, pieces, its)
+
+    def _add(self, version: Version, request: pb.ModelInferRequest, coming: _Coming) -> None:
+        """Take a piece; with the last the workers of this node run the input."""
+        if len(request.raw_input_contents) != 1:
+            raise RequestError(f"expected one piece in raw_input_contents, not {len(request.raw_input_contents)}")
+        pieces = coming.pieces
+        pieces.add(request.raw_input_contents[0])
+        if pieces.bytes > (most := self._node.largest_message_bytes):
+            raise RequestError(f"the pieces have {pieces.bytes} bytes, expected at most {most}")
+        if not pieces.complete:
+            return
+        del self._coming[request.id]
+        whole = _PARSE(pieces.joined())
+        if isinstance(whole, RequestError):
+            raise whole
+        _, task, _, _ = self._open[request.id]
+        task.inputs = read_input(version, whole, self._node.options.max_batch)
+        version.submit(task, coming.own)
 
     def _next(self) -> pb.ModelInferResponse:
         """Make one reply of all the scores and failures of the oldest input that has any."""
@@ -193,6 +326,7 @@ class GatewayStream:
         if ticket not in self._open:
             return
         version, task, timer, runs = self._open.pop(ticket)
+        self._coming.pop(ticket, None)
         task.closed = True
         version.ended(task)
         if runs is not None:

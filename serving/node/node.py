@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sensai_serve.bundles import Bundle
 from sensai_serve.errors import BundleError, InputError, SensaiError, UnknownModelError
@@ -22,6 +22,7 @@ from sensai_serve.remote import model_name
 from serving.backends import HOLDS, Backend, BackendPlan, Task
 from serving.placement.place import place_part
 from serving.runtime.devices import Device, default_devices
+from serving.runtime.endpoint import Security
 from serving.runtime.faults import Fault
 from serving.runtime.trial import try_out
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+LEAST_MESSAGE_BYTES = 4 * 1024 * 1024
+"""Bytes that a message may always have: gRPC's own default. A bundle with larger inputs raises it."""
 KEPT = 2
 """The most versions that answer side by side."""
 OnChange = Callable[[str, int, bool], None]
@@ -58,6 +61,8 @@ class NodeOptions:
     """Seconds that the bundle may take to load."""
     load_bytes: int = 2 * 1024**3
     """Bytes of memory that a trial may take beside eight times the size of the networks' files."""
+    relay: Security | None = None
+    """How other nodes are reached that gateways have this one hand inputs on to; None: it hands nothing on."""
 
 
 class Version:
@@ -76,6 +81,7 @@ class Version:
         self.workers = tuple(range(n_workers)) if options.workers is None else options.workers
         if beyond := [w for w in self.workers if w >= n_workers]:
             raise InputError(f"worker {beyond[0]} is not in {bundle.path}, expected 0 to {n_workers - 1}")
+        self.own = frozenset(self.workers)
         self.worker_of = {model_name(self.manifest, w): w for w in self.workers}
         """Workers by the names of their models."""
         self.up: set[int] = set()
@@ -200,6 +206,7 @@ class Node:
         self._versions: dict[str, Version] = {}
         self._lock = asyncio.Lock()
         self._reloading: set[asyncio.Task[None]] = set()
+        self._closing: set[asyncio.Task[None]] = set()
 
     @property
     def ready(self) -> bool:
@@ -210,6 +217,11 @@ class Node:
     def largest_input_bytes(self) -> int:
         """Bytes of the largest input of a request, a full batch."""
         return self.options.max_batch * sum(spec.bytes for spec in self.newest.manifest.inputs)
+
+    @property
+    def largest_message_bytes(self) -> int:
+        """Bytes of the longest message with an input of a request."""
+        return max(LEAST_MESSAGE_BYTES, 2 * self.largest_input_bytes)
 
     @property
     def newest(self) -> Version:
@@ -257,11 +269,17 @@ class Node:
         except SensaiError as error:
             log.error("%s stays at version %s: %s", self.name, self.newest.number, error)
 
+    def close_later(self, closing: Coroutine[Any, Any, None]) -> None:
+        """Close something while requests are answered; `stop` waits for it."""
+        task = asyncio.create_task(closing)
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
     async def stop(self) -> None:
         """End every worker, and whatever is being loaded."""
         for task in self._reloading:
             task.cancel()
-        await asyncio.gather(*self._reloading, return_exceptions=True)
+        await asyncio.gather(*self._reloading, *self._closing, return_exceptions=True)
         async with self._lock:
             await asyncio.gather(*(version.stop() for version in self._versions.values()))
             self._versions.clear()

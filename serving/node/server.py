@@ -27,8 +27,6 @@ from serving.security.tls import ServerTls
 from serving.transports.grpc.bounds import BoundedServer, requests_of
 from serving.transports.grpc.credentials import server_credentials
 
-LEAST_MESSAGE_BYTES = 4 * 1024 * 1024
-"""Bytes that a message may always have: gRPC's own default. A bundle with larger inputs raises it."""
 METADATA_BYTES = 32 * 1024
 """Bytes of a call's metadata."""
 DRAIN_S = 5.0
@@ -106,7 +104,7 @@ async def serving(
             interceptors=[_Tokens(tokens)] if tokens.files else [],
             options=[
                 ("grpc.so_reuseport", 0),  # a port in use must be an error, and not shared
-                ("grpc.max_receive_message_length", max(LEAST_MESSAGE_BYTES, 2 * node.largest_input_bytes)),
+                ("grpc.max_receive_message_length", node.largest_message_bytes),
                 ("grpc.max_metadata_size", METADATA_BYTES),
                 ("grpc.max_send_message_length", -1),
                 # Gateways ping to notice a cut network early.

@@ -22,7 +22,7 @@ import sensai_serve
 from sensai_serve.errors import OverloadedError, RequestError, UnknownModelError, WorkerError
 from sensai_serve.remote import BUNDLE, SCORES, WORKER, checksum_key, model_name
 from serving.backends import Cause, Scores
-from serving.backends.remote.message import WORKERS, output_name
+from serving.backends.remote.message import RELAYS, TAKES_PIECES, TREE_VERSION, WORKERS, output_name
 from serving.node.gateway_stream import GatewayStream, StreamTask, read_input
 from serving.node.node import Node, Version
 from serving.v2.metadata import data_type
@@ -85,6 +85,9 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
         parameters = {BUNDLE: version.manifest.name}
         if worker is None:
             parameters[WORKERS] = ",".join(map(str, version.workers))
+            parameters[TAKES_PIECES] = TREE_VERSION
+            if self._node.options.relay is not None:
+                parameters[RELAYS] = TREE_VERSION
         else:
             parameters[WORKER] = str(worker)
             for each in self._node.versions:

@@ -1,23 +1,28 @@
 """Which worker runs where, as a user writes it: ``0,3,7=grpc://node1:8001``, one per line or per option.
 
 The left side has ids, ranges (``0-4``), or ``*`` for all workers that no other line names; the right side has a server
-(`serving.runtime.endpoint`) or a device of this machine (``cpu:0``, ``cuda:1``).
+(`serving.runtime.endpoint`) or a device of this machine (``cpu:0``, ``cuda:1``). A node that gets large inputs from
+another one, in a broadcast tree, names it: ``1,4=grpc://node2:8001 via grpc://node1:8001``. The line
+``relay inputs from 65536 bytes in pieces of 32768`` says what is large.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sensai_serve.errors import InputError
 from serving.runtime.devices import Device, parse_device
-from serving.runtime.endpoint import Security, parse_endpoint, read
+from serving.runtime.endpoint import Relaying, Security, WorkerEndpoint, parse_endpoint, read
 from serving.runtime.keepalive import NO_PINGS, Keepalive
 
 _IDS = re.compile(r"\d{1,6}(-\d{1,6})?(,\d{1,6}(-\d{1,6})?)*")
+_SIZES = re.compile(r"relay inputs from (\d{1,12}) bytes in pieces of (\d{1,9})")
 MAX_WORKERS = 100_000
+LEAST_PIECE_BYTES = 1024
+"""Bytes of the smallest piece that an input may be handed on in."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,16 @@ def parse_workers(
         named += [(f"{file}:{number}: ", line) for number, line in enumerate(lines, 1) if line]
         if not named:
             raise InputError(f"{file} lists no workers, expected lines such as 0,3,7=grpc://HOST:PORT")
-    return WorkerMap(tuple(_parse(where, spec, security, keepalive) for where, spec in named))
+    sizes: Relaying | None = None
+    found: list[tuple[tuple[int, ...] | None, Device]] = []
+    for where, spec in named:
+        if spec.strip().startswith("relay "):
+            if sizes is not None:
+                raise InputError(f"{where}{spec!r} is the second such line, expected one")
+            sizes = _parse_sizes(where, spec.strip())
+        else:
+            found.append(_parse(where, spec, security, keepalive))
+    return WorkerMap(tuple(_in_a_tree(found, sizes or Relaying(""))))
 
 
 def workers_on(workers: WorkerMap, host: str) -> tuple[int, ...]:
@@ -128,13 +142,67 @@ def _parse(where: str, spec: str, security: Security, keepalive: Keepalive) -> t
     workers, equals, target = (part.strip() for part in spec.partition("="))
     if not equals:
         raise InputError(f"{where}worker is {spec!r}, expected WORKERS=grpc://HOST:PORT or WORKERS=cpu:CORE")
+    target, *via = target.split(" via ")
     try:
         ids = None if workers == "*" else parse_ids(workers)
-        if "://" not in target:
+        if "://" not in target and not via:
             return ids, parse_device(target)
-        endpoint = parse_endpoint(target, security, keepalive)
+        endpoint = parse_endpoint(target.strip(), security, keepalive)
+        if via:
+            parent = parse_endpoint(" via ".join(via).strip(), security, keepalive)
+            _check_relay(endpoint, parent)
+            endpoint = replace(endpoint, relaying=Relaying(parent.server))
     except InputError as error:
         raise type(error)(f"{where}{error}") from None
     if endpoint.model and (ids is None or len(ids) > 1):
         raise InputError(f"{where}{endpoint} is one model, expected one worker for it, not {workers}")
     return ids, Device("remote", endpoint=endpoint)
+
+
+def _parse_sizes(where: str, spec: str) -> Relaying:
+    match = _SIZES.fullmatch(spec)
+    if match is None or int(match[2]) < LEAST_PIECE_BYTES:
+        expected = f"relay inputs from BYTES bytes in pieces of BYTES, the latter at least {LEAST_PIECE_BYTES}"
+        raise InputError(f"{where}line is {spec!r}, expected {expected}")
+    return Relaying("", int(match[1]), int(match[2]))
+
+
+def _check_relay(endpoint: WorkerEndpoint, parent: WorkerEndpoint) -> None:
+    for each in (endpoint, parent):
+        if each.scheme not in ("grpc", "grpcs") or each.model:
+            raise InputError(f"{endpoint} via {parent}: expected two nodes, grpc://HOST:PORT or grpcs://HOST:PORT")
+
+
+def _in_a_tree(
+    lines: Sequence[tuple[tuple[int, ...] | None, Device]], sizes: Relaying
+) -> Sequence[tuple[tuple[int, ...] | None, Device]]:
+    """The lines, with what is large in each of them, if their nodes hand inputs on as a tree.
+
+    Raises:
+        InputError: a node hands inputs on that no line names, a node is reached in two ways, or there is a loop.
+    """
+    ways: dict[str, str | None] = {}  # the parent of each server; None for the gateway
+    for _, device in lines:
+        if (endpoint := device.endpoint) is not None:
+            way = None if endpoint.relaying is None else endpoint.relaying.server
+            if ways.setdefault(endpoint.server, way) != way:
+                both = f"{ways[endpoint.server] or 'directly'} and {way or 'directly'}"
+                raise InputError(f"{endpoint.server} is reached in two ways, expected one: {both}")
+    for server, way in ways.items():
+        if way is not None and way not in ways:
+            raise InputError(f"{server} via {way}: no worker is there, expected one of the nodes that are listed")
+    for server, way in ways.items():
+        passed, at = [server], way
+        while at is not None:
+            if at in passed:
+                raise InputError(f"the tree has a loop: {' via '.join([*passed, at])}")
+            passed.append(at)
+            at = ways[at]
+
+    def sized(device: Device) -> Device:
+        endpoint = device.endpoint
+        if endpoint is None or endpoint.relaying is None:
+            return device
+        return replace(device, endpoint=replace(endpoint, relaying=replace(sizes, server=endpoint.relaying.server)))
+
+    return [(workers, sized(device)) for workers, device in lines]

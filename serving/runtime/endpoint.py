@@ -57,6 +57,18 @@ class Security:
 
 
 @dataclass(frozen=True)
+class Relaying:
+    """How inputs reach a server through another one, its parent in a broadcast tree."""
+
+    server: str
+    """The URL of the node that hands inputs on, as `WorkerEndpoint.server` says it."""
+    least_bytes: int = 64 * 1024
+    """Bytes of the smallest input that goes this way; smaller ones are sent to the server itself."""
+    piece_bytes: int = 64 * 1024
+    """Bytes of the pieces that inputs are handed on in."""
+
+
+@dataclass(frozen=True)
 class WorkerEndpoint:
     """A server that runs workers, and the name of the model if it is not the usual one."""
 
@@ -69,6 +81,8 @@ class WorkerEndpoint:
     security: Security = Security()
     keepalive: Keepalive = NO_PINGS
     """When a gRPC connection is pinged."""
+    relaying: Relaying | None = None
+    """The node that hands inputs on to this server; None where the gateway sends them itself."""
 
     @property
     def address(self) -> str:

@@ -21,6 +21,7 @@ from serving.backends.remote.grpc import RemoteGrpcConnection
 from serving.backends.remote.http import RemoteHttpConnection
 from serving.backends.remote.message import EncodedInput
 from serving.backends.remote.server import RemoteConnection, RemoteServer, WorkerReports
+from serving.backends.remote.tree import BroadcastTree, branches_below
 from serving.runtime.endpoint import WorkerEndpoint
 from serving.runtime.trace_context import current
 
@@ -52,7 +53,13 @@ class Backend:
                 here.append(worker)
         if not servers:
             raise InputError("no worker is on a server, expected --worker 0=grpc://HOST:PORT or --workers FILE")
-        self._servers = [self._server(name, workers) for name, workers in servers.items()]
+        self._ways = {
+            name: way for name, its in servers.items() if (way := next(iter(its.values())).relaying) is not None
+        }
+        self._servers = [self._server(name, workers, servers) for name, workers in servers.items()]
+        self._tree: BroadcastTree | None = None
+        if self._ways:
+            self._tree = BroadcastTree({server.name: server for server in self._servers}, self._ways)
         self._server_of = {worker: server for server in self._servers for worker in server.workers}
         for fault in plan.faults:
             if elsewhere := [w for w in self._server_of if fault.concerns(w)]:
@@ -92,8 +99,11 @@ class Backend:
             left_s = None if task.expires is None else task.expires - self._loop.time()
             trace = current.get()
             message = EncodedInput(task.inputs, self._specs, left_s, None if trace is None else trace.header)
-            for server, its in there.items():
-                server.submit(task, message, its)
+            if self._tree is not None and self._tree.takes(message, there):
+                self._tree.submit(task, message, there)
+            else:
+                for server, its in there.items():
+                    server.submit(task, message, its)
         if here and self._here is not None:
             self._here.submit(task, here)
 
@@ -103,16 +113,23 @@ class Backend:
         if self._here is not None:
             self._here.stop()
 
-    def _server(self, name: str, workers: dict[int, WorkerEndpoint]) -> RemoteServer:
+    def _server(
+        self, name: str, workers: dict[int, WorkerEndpoint], servers: dict[str, dict[int, WorkerEndpoint]]
+    ) -> RemoteServer:
         plan, endpoint = self._plan, next(iter(workers.values()))
         models = {worker: each.model for worker, each in workers.items()}
-
-        connection = RemoteGrpcConnection if endpoint.scheme in ("grpc", "grpcs") else RemoteHttpConnection
+        manifest = plan.bundle.manifest
+        below = branches_below(name, self._ways, {server: tuple(its) for server, its in servers.items()})
 
         def connect(reports: WorkerReports) -> RemoteConnection:
-            return connection(endpoint, models, plan.bundle.manifest, plan.max_batch, reports)
+            if endpoint.scheme in ("grpc", "grpcs"):
+                return RemoteGrpcConnection(endpoint, models, manifest, plan.max_batch, reports, below)
+            return RemoteHttpConnection(endpoint, models, manifest, plan.max_batch, reports)
 
-        return RemoteServer(name, tuple(workers), connect, plan.on_up, plan.on_down)
+        return RemoteServer(
+            name, tuple(workers), connect, plan.on_up, plan.on_down,
+            must_relay=bool(below), must_take_pieces=name in self._ways,
+        )  # fmt: skip
 
     async def _connect(self) -> None:
         starting = [asyncio.create_task(server.start()) for server in self._servers]

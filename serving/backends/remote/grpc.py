@@ -18,14 +18,16 @@ from sensai_serve.input_spec import DATATYPES
 from sensai_serve.manifest import Manifest
 from sensai_serve.remote import BUNDLE, model_name
 from serving.backends import Cause, Task
+from serving.backends.remote.branch import Branch, digest_of, encode
 from serving.backends.remote.identity import ModelDescription, version_for
-from serving.backends.remote.message import WORKERS, EncodedInput
+from serving.backends.remote.message import RELAYS, TAKES_PIECES, TREE_VERSION, WORKERS, EncodedInput, below
+from serving.backends.remote.pieces import PiecedInput
 from serving.backends.remote.server import CONNECT_S, QUIET_S, SILENT_S, WorkerReports
 from serving.backends.remote.stream import NodeStream, WorkerStream
 from serving.runtime.endpoint import WorkerEndpoint, read
 from serving.security.tls import client_context
 
-_STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
+STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
 _OPTIONS = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
@@ -33,6 +35,23 @@ _OPTIONS = [
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_retries", 0),
 ]
+
+
+def open_channel(endpoint: WorkerEndpoint) -> tuple[Any, tuple[tuple[str, str], ...]]:
+    """A channel to a server, not connected yet, and the metadata that every call shows.
+
+    Raises:
+        InputError: a file of its security cannot be used.
+    """
+    security = endpoint.security
+    token = security.token()
+    metadata = () if token is None else (("authorization", f"Bearer {token}"),)
+    options = [*_OPTIONS, *endpoint.keepalive.arguments()]
+    if not endpoint.encrypted:
+        return grpc.aio.insecure_channel(endpoint.address, options=options), metadata
+    client_context(security)  # says what is wrong with the files; gRPC's library would not
+    pem = [None if path is None else read(path) for path in (security.ca, security.key, security.cert)]
+    return grpc.aio.secure_channel(endpoint.address, grpc.ssl_channel_credentials(*pem), options=options), metadata
 
 
 class RemoteGrpcConnection:
@@ -45,6 +64,7 @@ class RemoteGrpcConnection:
         manifest: Manifest,
         max_batch: int,
         reports: WorkerReports,
+        branches: Sequence[Branch] = (),
     ) -> None:
         """Nothing is connected before `open`.
 
@@ -54,7 +74,10 @@ class RemoteGrpcConnection:
             manifest: the manifest of the bundle that the workers belong to.
             max_batch: the most inputs in one task.
             reports: told of changes of single workers.
+            branches: the nodes that the server is to hand inputs on to.
         """
+        self.takes_pieces = self.relays = False
+        self._branches = branches
         self.broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._endpoint = endpoint
         self._models = models
@@ -72,18 +95,7 @@ class RemoteGrpcConnection:
 
     async def open(self) -> None:
         """Connect, and find out whether the server is a node. See `RemoteConnection`."""
-        security = self._endpoint.security
-        if (token := security.token()) is not None:
-            self._metadata = (("authorization", f"Bearer {token}"),)
-        options = [*_OPTIONS, *self._endpoint.keepalive.arguments()]
-        if self._endpoint.encrypted:
-            client_context(security)  # says what is wrong with the files; gRPC's library would not
-            pem = [None if path is None else read(path) for path in (security.ca, security.key, security.cert)]
-            self._channel = grpc.aio.secure_channel(
-                self._endpoint.address, grpc.ssl_channel_credentials(*pem), options=options
-            )
-        else:
-            self._channel = grpc.aio.insecure_channel(self._endpoint.address, options=options)
+        self._channel, self._metadata = open_channel(self._endpoint)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         try:
             await self._stub.ServerLive(pb.ServerLiveRequest(), timeout=CONNECT_S, metadata=self._metadata)
@@ -97,6 +109,10 @@ class RemoteGrpcConnection:
         try:
             whole = await self._config(self._manifest.name)
             self._is_node = WORKERS in whole.parameters and BUNDLE in whole.parameters
+            self.takes_pieces, self.relays = (
+                key in whole.parameters and whole.parameters[key].string_value == TREE_VERSION
+                for key in (TAKES_PIECES, RELAYS)
+            )
         except grpc.aio.AioRpcError:
             self._is_node = False  # no model of the bundle's name: not a node
         self._watching = asyncio.create_task(self._watch())
@@ -120,7 +136,7 @@ class RemoteGrpcConnection:
         if self._is_node and not named:
             if version not in self._nodes:
                 self._nodes[version] = NodeStream(
-                    self._call(), self._manifest.name, version, self._reports, self._break
+                    self._call(), self._manifest.name, version, self._reports, self._break, self._below()
                 )
             self._stream_of[worker] = self._nodes[version]
             return
@@ -141,6 +157,14 @@ class RemoteGrpcConnection:
         for stream, its in together.values():
             stream.submit(task, message, its)
 
+    def relay(self, task: Task, message: PiecedInput, workers: Sequence[int]) -> None:
+        """See `RemoteConnection`."""
+        if len(self._nodes) == 1:
+            next(iter(self._nodes.values())).relay(task, message, workers)
+        else:  # its workers are of two versions of the bundle: no one stream reaches all that are below
+            for worker in workers:
+                task.fail(worker, Cause.DEAD)
+
     async def close(self) -> None:
         """See `RemoteConnection`."""
         if self._watching is not None:
@@ -150,8 +174,14 @@ class RemoteGrpcConnection:
         if self._channel is not None:
             await self._channel.close()
 
+    def _below(self) -> bytes:
+        """What a new stream tells the server first."""
+        if not self._branches or not self.relays:
+            return b""
+        return below(encode(self._branches), digest_of(self._manifest))
+
     def _call(self) -> Any:
-        return self._channel.stream_stream(_STREAM)(metadata=self._metadata)
+        return self._channel.stream_stream(STREAM)(metadata=self._metadata)
 
     def _break(self, reason: str) -> None:
         if not self.broken.done():

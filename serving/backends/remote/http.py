@@ -24,6 +24,7 @@ from serving.backends import HOLDS, Cause, Scores, Task
 from serving.backends.remote.http_client import HEADER_LENGTH, HttpClientProtocol
 from serving.backends.remote.identity import ModelDescription, version_for
 from serving.backends.remote.message import EncodedInput
+from serving.backends.remote.pieces import PiecedInput
 from serving.backends.remote.server import CONNECT_S, QUIET_S, SILENT_S, WorkerReports
 from serving.runtime.endpoint import WorkerEndpoint
 from serving.runtime.trace_context import TRACEPARENT
@@ -42,6 +43,7 @@ class RemoteHttpConnection:
         reports: WorkerReports,
     ) -> None:
         """Nothing is connected before `open`. See `serving.backends.remote.grpc.RemoteGrpcConnection`."""
+        self.takes_pieces = self.relays = False  # inputs are handed on over gRPC alone
         self.broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._endpoint = endpoint
         self._models = models
@@ -86,6 +88,11 @@ class RemoteHttpConnection:
                 self._workers[worker].submit(task, message)
             else:
                 task.fail(worker, Cause.DEAD)
+
+    def relay(self, task: Task, message: PiecedInput, workers: Sequence[int]) -> None:
+        """See `RemoteConnection`; never called, because `relays` is not set."""
+        for worker in workers:
+            task.fail(worker, Cause.DEAD)
 
     async def close(self) -> None:
         """See `RemoteConnection`."""

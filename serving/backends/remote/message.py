@@ -31,6 +31,22 @@ RUN_US = "run_us"
 """Reply parameter of a node's stream: microseconds inside the subnet of each output, ``120,95``."""
 FAILED = "failed"
 """Reply parameter of a node's stream: workers whose scores will not come, and why: ``3:failed,5:dead``."""
+RELAY = "relay"
+"""Parameter of a message without an id on a node's stream: the branches below the node, see `branch.encode`."""
+SUBNETS = "subnets"
+"""Parameter beside `RELAY`: the gateway's `branch.digest_of`."""
+MEASURE = "measure"
+"""Parameter of a message that is only answered, so that a link is measured: empty, or the URL of another node that this
+one is to measure its link to."""
+PIECES = "pieces"
+"""Request parameter of a node's stream: the number of pieces that the input comes in, the first of which is in this
+message; 0 in those of the others. The pieces are the raw contents."""
+TAKES_PIECES = "sensai_pieces"
+"""Parameter of a node's configuration: the `TREE_VERSION` of inputs in pieces that it takes."""
+RELAYS = "sensai_relay"
+"""Parameter of a node's configuration where it hands inputs on: its `TREE_VERSION`."""
+TREE_VERSION = "1"
+"""What nodes and gateways of one broadcast tree agree on: changed with every change of these messages."""
 UP, DOWN = "up", "down"
 """Parameters of a message without an id on a node's stream: a worker that came up or went down."""
 _PREFIX = f"{SCORES}-"
@@ -106,7 +122,11 @@ def head(model: str, version: str, workers: tuple[int, ...] = ()) -> bytes:
 
 
 def particulars(
-    ticket: int, closed: Iterable[int] = (), timeout_s: float | None = None, traceparent: str | None = None
+    ticket: int,
+    closed: Iterable[int] = (),
+    timeout_s: float | None = None,
+    traceparent: str | None = None,
+    pieces: int | None = None,
 ) -> bytes:
     """Encode the fields of a ModelInferRequest that belong to one request.
 
@@ -115,6 +135,7 @@ def particulars(
         closed: ids of earlier requests whose answers are no longer wanted.
         timeout_s: seconds after which the answer is no longer wanted; None for never.
         traceparent: the trace that the request belongs to; None for none.
+        pieces: the value of `PIECES`; None for an input in one message.
     """
     request = pb.ModelInferRequest(id=str(ticket))
     if told := ",".join(map(str, closed)):
@@ -123,6 +144,21 @@ def particulars(
         request.parameters[TIMEOUT].int64_param = _microseconds(timeout_s)
     if traceparent is not None:
         request.parameters[TRACEPARENT].string_param = traceparent
+    if pieces is not None:
+        request.parameters[PIECES].int64_param = pieces
+    return bytes(request.SerializeToString())
+
+
+def raw_contents(data: bytes) -> bytes:
+    """Encode the field of a ModelInferRequest that holds one piece of an input."""
+    return b"".join((varint(_RAW_INPUT_CONTENTS), varint(len(data)), data))
+
+
+def below(branches: str, subnets: str) -> bytes:
+    """Encode the fields of a ModelInferRequest that tell a node the branches below it."""
+    request = pb.ModelInferRequest()
+    request.parameters[RELAY].string_param = branches
+    request.parameters[SUBNETS].string_param = subnets
     return bytes(request.SerializeToString())
 
 

@@ -14,9 +14,10 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from sensai_serve.errors import SensaiError, ServingError
+from sensai_serve.errors import InputError, SensaiError, ServingError
 from serving.backends import Cause, Task
 from serving.backends.remote.message import EncodedInput
+from serving.backends.remote.pieces import PiecedInput
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,10 @@ class RemoteConnection(Protocol):
 
     broken: asyncio.Future[str]
     """Resolves to the reason when the connection can no longer be used."""
+    takes_pieces: bool
+    """Whether inputs may come in pieces, from another node; known once it is open."""
+    relays: bool
+    """Whether the server hands inputs on to the nodes below it; known once it is open."""
 
     async def open(self) -> None:
         """Connect.
@@ -57,6 +62,9 @@ class RemoteConnection(Protocol):
     def submit(self, task: Task, message: EncodedInput, workers: Sequence[int]) -> None:
         """Give a task to workers that have been checked; never blocks or raises."""
 
+    def relay(self, task: Task, message: PiecedInput, workers: Sequence[int]) -> None:
+        """Give a task, in pieces, to workers that have been checked and to workers below; never blocks or raises."""
+
     async def close(self) -> None:
         """Close the connection; open tasks fail."""
 
@@ -70,6 +78,9 @@ class WorkerReports(Protocol):
     def changed(self, worker: int, *, up: bool) -> None:
         """Learn from its server that a worker came up or went down."""
 
+    def relays_nothing(self, reason: str) -> None:
+        """Learn from the server why it does not hand inputs on, though it was told to whom."""
+
 
 class RemoteServer:
     """A server and its workers, kept connected. All calls on the event loop's thread."""
@@ -81,6 +92,9 @@ class RemoteServer:
         connect: Callable[[WorkerReports], RemoteConnection],
         on_up: Callable[[int], None],
         on_down: Callable[[int], None],
+        *,
+        must_relay: bool = False,
+        must_take_pieces: bool = False,
     ) -> None:
         """Nothing is connected before `start`.
 
@@ -90,6 +104,8 @@ class RemoteServer:
             connect: makes a connection that reports to its argument.
             on_up: called with each worker that can run.
             on_down: called with each worker that is gone.
+            must_relay: whether it is to hand inputs on to others.
+            must_take_pieces: whether it gets inputs from another node.
         """
         self.name = name
         self.workers = tuple(workers)
@@ -102,6 +118,25 @@ class RemoteServer:
         self._said: dict[int, str] = {}  # why each worker is down, as the log says
         self._look = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._must_relay = must_relay
+        self._must_take_pieces = must_take_pieces
+        self._relays_nothing = False
+        self._known = True
+
+    @property
+    def relays(self) -> bool:
+        """Whether it is there and hands inputs on."""
+        return self._connection is not None and self._connection.relays and bool(self._up) and not self._relays_nothing
+
+    @property
+    def takes_pieces(self) -> bool:
+        """Whether it is there and may get inputs from another node."""
+        return self._connection is not None and self._connection.takes_pieces
+
+    def start_later(self) -> None:
+        """Look for the server from now on; its workers come up once it is there."""
+        self._known = False
+        self._task = asyncio.create_task(self._keep_connected(None))
 
     async def start(self) -> dict[int, str]:
         """Connect and check every worker. What is not there is looked for from then on.
@@ -110,9 +145,13 @@ class RemoteServer:
             Why each worker is down that is, in a phrase.
 
         Raises:
-            InputError: the server refuses the connection, or a worker is not the bundle's.
+            InputError: the server refuses the connection, a worker is not the bundle's, or the server is to hand inputs
+                on or to get them from another, and cannot.
         """
         connection = await self._first_connection()
+        if connection is not None and (reason := self._unfit(connection)):
+            await connection.close()
+            raise InputError(f"{self.name} {reason}")
         self._connection = connection
         self._mark_up([worker for worker in self.workers if worker not in self._said])
         self._mark_down(sorted(self._said))
@@ -129,6 +168,17 @@ class RemoteServer:
                 task.fail(worker, Cause.DEAD)
         if there and self._connection is not None:
             self._connection.submit(task, message, there)
+
+    def relay(self, task: Task, message: PiecedInput, workers: Sequence[int]) -> None:
+        """Give a task, in pieces, to some of the workers and to some below the server; those that are down fail it."""
+        there = []
+        for worker in workers:
+            if self._connection is not None and (worker in self._up or worker not in self.workers):
+                there.append(worker)
+            else:
+                task.fail(worker, Cause.DEAD)
+        if there and self._connection is not None:
+            self._connection.relay(task, message, there)
 
     async def stop(self) -> None:
         """Disconnect."""
@@ -153,6 +203,19 @@ class RemoteServer:
             self._mark_up([worker])
         else:
             self._mark_down([worker])
+
+    def relays_nothing(self, reason: str) -> None:
+        """See `WorkerReports`."""
+        self._relays_nothing = True
+        log.warning("%s hands nothing on: %s", self.name, reason)
+
+    def _unfit(self, connection: RemoteConnection) -> str:
+        """Why the server cannot do its part in the tree, in a phrase; empty where it can."""
+        if self._must_relay and not connection.relays:
+            return "hands nothing on, expected sensai node --relay of this version"
+        if self._must_take_pieces and not connection.takes_pieces:
+            return "takes no inputs from other nodes, expected sensai node of this version"
+        return ""
 
     def _mark_up(self, workers: Sequence[int]) -> None:
         for worker in workers:
@@ -192,8 +255,11 @@ class RemoteServer:
                 self._connection = None
                 await connection.close()
             connection = await self._reconnect()
-            self._connection = connection
-            log.warning("%s: connected again", self.name)
+            self._connection, self._relays_nothing = connection, False
+            log.warning("%s: connected%s", self.name, " again" if self._known else "")
+            self._known = True
+            if reason := self._unfit(connection):
+                log.warning("%s %s", self.name, reason)
             await self._check(connection, self.workers)
 
     async def _until_broken(self, connection: RemoteConnection) -> str:
@@ -230,7 +296,8 @@ class RemoteServer:
     async def _reconnect(self) -> RemoteConnection:
         said, (pause, last) = "", PAUSE_S
         while True:
-            await asyncio.sleep(pause)
+            if self._known or said:  # else it has not been tried yet
+                await asyncio.sleep(pause)
             connection = self._connect(self)
             try:
                 await connection.open()

@@ -26,9 +26,11 @@ from serving.backends.remote.message import (
     EncodedInput,
     head,
     particulars,
+    raw_contents,
     scores_of,
     worker_of,
 )
+from serving.backends.remote.pieces import PiecedInput
 from serving.backends.remote.server import WorkerReports
 
 WINDOW = 2
@@ -112,7 +114,13 @@ class NodeStream:
     """The stream to all workers of one version at one node; `serving.node.gateway_stream` is its other end."""
 
     def __init__(
-        self, call: Any, model: str, version: str, reports: WorkerReports, on_end: Callable[[str], None]
+        self,
+        call: Any,
+        model: str,
+        version: str,
+        reports: WorkerReports,
+        on_end: Callable[[str], None],
+        below: bytes = b"",
     ) -> None:
         """Start to read and write.
 
@@ -122,6 +130,7 @@ class NodeStream:
             version: the version of the bundle.
             reports: told of changes of single workers.
             on_end: called once, with the reason why the call has ended.
+            below: tells the node whom it hands inputs on to, see `message.below`; empty where it does not.
         """
         self.pipe = Pipe(call, self._received, on_end)
         self._model = model
@@ -129,10 +138,35 @@ class NodeStream:
         self._reports = reports
         self._ticket = 0
         self._sent: dict[int, _Sent] = {}
+        if below:
+            self.pipe.send(_ALWAYS, head(model, version) + below)
 
     def submit(self, task: Task, message: EncodedInput, workers: Sequence[int]) -> None:
         """Send an input once for these workers, and with it which answers are no longer wanted."""
-        closed = []
+        there, closed = self._take(task, workers)
+        if there:
+            start = head(self._model, self._version, tuple(there))
+            own = particulars(self._ticket, closed, message.timeout_s, message.traceparent)
+            self.pipe.send(task, b"".join((start, own, message.grpc)))
+
+    def relay(self, task: Task, message: PiecedInput, workers: Sequence[int]) -> None:
+        """Send an input piece by piece, as they come, for workers of this node and of nodes below it."""
+        there, closed = self._take(task, workers)
+        if not there:
+            return
+        start = head(self._model, self._version, tuple(there))
+        own = particulars(self._ticket, closed, message.timeout_s, message.traceparent, message.count)
+        before = [start + own]
+        after = head(self._model, self._version) + particulars(self._ticket, pieces=0)
+
+        def send(piece: bytes) -> None:
+            self.pipe.send(task, (before.pop() if before else after) + raw_contents(piece))
+
+        message.follow(send)
+
+    def _take(self, task: Task, workers: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Give a task the next ticket; the workers that take it, none where all are full, and the tickets to close."""
+        closed: list[int] = []
         busy: dict[int, int] = {}
         for ticket, sent in self._sent.items():
             if not sent.task.closed:
@@ -147,15 +181,12 @@ class NodeStream:
                 task.fail(worker, Cause.FULL)
             else:
                 there.append(worker)
-        if not there:
-            return
-        self._ticket += 1
-        self._sent[self._ticket] = _Sent(task, there)
-        if len(self._sent) > KEPT:
-            self._forget()
-        start = head(self._model, self._version, tuple(there))
-        own = particulars(self._ticket, closed, message.timeout_s, message.traceparent)
-        self.pipe.send(task, b"".join((start, own, message.grpc)))
+        if there:
+            self._ticket += 1
+            self._sent[self._ticket] = _Sent(task, there)
+            if len(self._sent) > KEPT:
+                self._forget()
+        return there, closed
 
     async def close(self) -> None:
         """Cancel the call; open tasks fail."""
@@ -168,6 +199,8 @@ class NodeStream:
     def _received(self, message: pb.ModelStreamInferResponse) -> None:
         reply, parameters = message.infer_response, message.infer_response.parameters
         if not reply.id:
+            if message.error_message:
+                self._reports.relays_nothing(message.error_message)
             for key, up in ((UP, True), (DOWN, False)):
                 if key in parameters and reply.model_version == self._version:
                     self._reports.changed(int(parameters[key].string_param), up=up)
