@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 
 import sensai_serve
+from export import lengths
 from export.evaluate import evaluate, merged_accuracy, scores_of
 from export.networks import FP32, Exporter, choose_golden
 from export.parity import Difference
 from export.speed import latency, microseconds
+from export.vocabulary import with_vocabularies
 from pruning.data import Tokenizer
 from pruning.merging import merge_plan
 from pruning.run import RECOVERED, REFERENCE, Run
@@ -23,11 +25,13 @@ from sensai_serve.bundles import GOLDEN, MANIFEST, Bundle, atomic_directory, sha
 from sensai_serve.bundles import REFERENCE as REFERENCE_FILE
 from sensai_serve.evaluation import EVALUATION
 from sensai_serve.fit_confidence import fit_confidence
+from sensai_serve.golden import golden_names
 from sensai_serve.local import load
 from sensai_serve.lost_workers import ScoredInputs
 from sensai_serve.manifest import Manifest, MergeSpec, SubnetSpec
 from sensai_serve.merge import MergePlan
 from sensai_serve.preprocess import Floats, InputSpec
+from sensai_serve.tensors import arrays_of
 from sensai_serve.text_spec import TOKENIZER, TokenizerSpec
 
 GOLDEN_SAMPLES = 8
@@ -47,6 +51,8 @@ def export(
     with_monolith: bool = False,
     with_evaluation: bool = True,
     replace: bool = False,
+    dynamic: Mapping[str, int] | None = None,
+    maximum: int | None = None,
     on_progress: OnProgress = lambda stage, done, total: None,
 ) -> Bundle:
     """Make the bundle of a finished run.
@@ -62,6 +68,9 @@ def export(
         with_monolith: add the run's compact network for all classes, where the run has one.
         with_evaluation: label the whole test part with the bundle. Nothing else looks at the test part.
         replace: `out` may be a bundle, which is replaced in one step when the new one is whole.
+        dynamic: the axis, counted without the batch's, of each input of that name whose length requests choose; all of
+            them have one length.
+        maximum: that length's maximum; the data's where None.
         on_progress: called with the name of a stage, steps done and steps in all.
 
     Raises:
@@ -70,20 +79,20 @@ def export(
         PluginError: there is no such precision or merge rule.
         ModelError: a network cannot be exported, or its ONNX file gives other scores than torch.
     """
-    exporter = Exporter(run, precision, padding)
+    exporter = Exporter(run, precision, padding, dynamic or {}, maximum)
     _ = exporter.precision, exporter.samples  # refuses an unknown precision and missing data before any work
     for worker in range(run.assignment.n_workers):
         run.network(run.folder(worker))  # refuses an unfinished run
     merge = merge_plan(run)
     with atomic_directory(out, replace=replace) as folder:
         files = _write_networks(exporter, folder, with_monolith, on_progress)
-        tokenizer = write_tokenizer(run.dataset.tokenizer, exporter.spec, folder)
+        tokenizer = write_tokenizer(run.dataset.tokenizer, files.inputs[0], folder)
         if tokenizer is not None:
             files.checksums[tokenizer.file] = sha256_of(folder / tokenizer.file)
         manifest = Manifest(
             name=name or re.sub(r"[^A-Za-z0-9._-]", "-", run.dataset.name).lstrip("._-")[:128] or "model",
             labels=run.labels,
-            inputs=(exporter.spec,),
+            inputs=files.inputs,
             subnets=tuple(files.subnets),
             kind=run.assignment.kind,
             offsets=run.assignment.offsets,
@@ -101,10 +110,16 @@ def export(
         )
         manifest = dataclasses.replace(manifest, merge=dataclasses.replace(manifest.merge, confident=confident))
         classifier = load(bundle)
+        if exporter.dynamic:
+            found = lengths.compare(classifier, exporter.specs, exporter.samples)
+            manifest = dataclasses.replace(manifest, provenance={**manifest.provenance, "length": found})
         chosen = choose_golden(files.differences, classifier.predict_tensor(exporter.samples).class_id, GOLDEN_SAMPLES)
         inputs = exporter.samples[chosen]
         answer = classifier.predict_tensor(inputs)
-        np.savez(folder / GOLDEN, inputs=inputs, scores=answer.scores, class_id=answer.class_id)
+        arrays: dict[str, Any] = {
+            key: arrays_of(inputs, files.inputs)[spec.name] for key, spec in golden_names(files.inputs).items()
+        }
+        np.savez(folder / GOLDEN, scores=answer.scores, class_id=answer.class_id, **arrays)
         checksums = {**files.checksums, GOLDEN: sha256_of(folder / GOLDEN)}
         accuracy: dict[str, Any] = {}
         if with_evaluation:
@@ -112,6 +127,7 @@ def export(
                 bundle,
                 run.dataset.x_test,
                 run.dataset.y_test,
+                run.dataset.prepared,
                 monolith=files.monolith,
                 on_step=lambda done, total: on_progress("evaluate", done, total),
             )
@@ -147,6 +163,8 @@ class _Files:
     checksums: dict[str, str] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     monolith: bytes | None = None
+    inputs: tuple[InputSpec, ...] = ()
+    """What the networks take, with the vocabularies that the reference's tables have."""
 
 
 def _write_networks(exporter: Exporter, folder: Path, with_monolith: bool, on_progress: OnProgress) -> _Files:
@@ -156,6 +174,7 @@ def _write_networks(exporter: Exporter, folder: Path, with_monolith: bool, on_pr
     (folder / "subnets").mkdir()
     reference = exporter.export(REFERENCE, as_it_is=True)
     (folder / REFERENCE_FILE).write_bytes(reference.data)
+    files.inputs = with_vocabularies(exporter.specs, reference.data)
     files.checksums[REFERENCE_FILE] = sha256_of(folder / REFERENCE_FILE)
     on_progress("export", 1, len(names) + 1)
     exact, speed = [reference.difference.worst], {}
@@ -190,7 +209,7 @@ def _validation_scores(run: Run, bundle: Bundle, precision: str) -> list[Floats]
         return []
     if precision == FP32:
         return [run.validation_scores(worker) for worker in range(run.assignment.n_workers)]
-    return scores_of(bundle, run.dataset.x[validation])
+    return scores_of(bundle, run.dataset.x[validation], run.dataset.prepared)
 
 
 def _validated(run: Run, plan: MergePlan, scores: list[Floats], precision: str) -> dict[str, float]:

@@ -99,13 +99,13 @@ def finish(run: Run, folder: Path) -> PointResult:
     bundle, dataset, (_, validation) = Bundle.open(place), run.dataset, run.split
     subnets = bundle.manifest.subnets
     plan = bundle.merge_plan
-    scores = scores_of(bundle, dataset.x_test)
+    scores = scores_of(bundle, dataset.x_test, dataset.prepared)
     scored = ScoredInputs(plan, scores)
     curve = accuracy_curve(scored, dataset.y_test, up_to=min(2, len(subnets) - 1))
     early, asked = answer_in_turn(scored) if plan.confidence is not None else (None, None)
     result = PointResult(
         run.digests,
-        merged_accuracy(plan, scores_of(bundle, dataset.x[validation]), dataset.y[validation]),
+        merged_accuracy(plan, scores_of(bundle, dataset.x[validation], dataset.prepared), dataset.y[validation]),
         merged_accuracy(plan, scores, dataset.y_test),
         tuple(subnet.macs for subnet in subnets),
         tuple(subnet.parameters for subnet in subnets),
@@ -181,11 +181,11 @@ def from_weights(name: str, model: str, path: Path, dataset: Dataset, spec: Inpu
     Raises:
         ModelError: the weights do not fit the model, or it cannot be exported.
     """
-    network = models.create(model, dataset.n_classes, spec.shape)
+    network = models.create(model, dataset.n_classes, spec.shape, dataset.inputs)
     models.load_weights(network, path)
     subnet = Subnet(network, heads.find("softmax")).eval()
     size = measure(subnet, spec.shape)
-    data = to_onnx(subnet, spec.name, spec.shape)
+    data = to_onnx(subnet, [spec])  # several inputs side by side, as measure_external gives them
     check_parity(subnet, data, normalise(dataset.x[:16], spec), name)
     return ExternalNetwork(name, spec, sha256_of(path), data, size.macs, size.parameters)
 

@@ -11,14 +11,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from export.sessions import session
+from export.sessions import scores_by, session
 from sensai_serve.bundles import Bundle
 from sensai_serve.cpus import usable_cores
 from sensai_serve.local import load
 from sensai_serve.merge import MergePlan
-from sensai_serve.preprocess import Floats, InputSpec, normalise
+from sensai_serve.preprocess import Floats
+from sensai_serve.tensors import Inputs
 
 Labels = npt.NDArray[np.int64]
+Prepare = Callable[[npt.NDArray[Any]], Inputs]
+"""Makes inputs that are ready for the network of raw ones [N, *shape], as `pruning.data.Dataset.prepared` does."""
 _BATCH = 64
 
 
@@ -66,8 +69,9 @@ class Evaluation:
 
 def evaluate(
     bundle: Bundle,
-    x: npt.NDArray[np.generic],
+    x: npt.NDArray[Any],
     y: Labels,
+    prepare: Prepare,
     *,
     monolith: bytes | None = None,
     on_step: Callable[[int, int], None] = lambda done, total: None,
@@ -78,30 +82,31 @@ def evaluate(
         bundle: a bundle that has a reference.
         x: [N, *shape] raw inputs.
         y: [N] true labels.
+        prepare: makes inputs of them.
         monolith: ONNX file of the monolith; None where there is none.
         on_step: called with inputs done and N.
 
     Raises:
         BundleError: the bundle is damaged or has no reference.
     """
-    classifier, spec = load(bundle), bundle.manifest.input
+    classifier = load(bundle)
     reference = session(bundle.reference() or b"")
     pruned = None if monolith is None else session(monolith)
     class_id, by_reference, by_monolith = (np.empty(len(x), np.int64) for _ in range(3))
     elected = np.empty(len(x), np.bool_)
     for i in range(len(x)):
-        one = normalise(x[i : i + 1], spec)
+        one = prepare(x[i : i + 1])
         answer = classifier.predict_tensor(one)
         class_id[i], elected[i] = answer.class_id[0], answer.elected
-        by_reference[i] = _label(reference, spec, one)
+        by_reference[i] = _label(reference, one)
         if pruned is not None:
-            by_monolith[i] = _label(pruned, spec, one)
+            by_monolith[i] = _label(pruned, one)
         on_step(i + 1, len(x))
     return Evaluation(class_id, np.asarray(y, np.int64), by_reference, elected, None if pruned is None else by_monolith)
 
 
-def _label(network: Any, spec: InputSpec, one: Floats) -> int:
-    return int(network.run(None, {spec.name: one})[0].argmax())
+def _label(network: Any, one: Inputs) -> int:
+    return int(scores_by(network, one).argmax())
 
 
 def merged_accuracy(plan: MergePlan, scores: list[Floats], y: Labels) -> float:
@@ -118,14 +123,14 @@ def merged_accuracy(plan: MergePlan, scores: list[Floats], y: Labels) -> float:
     return float((collector.answer().class_id == y).mean())
 
 
-def scores_of(bundle: Bundle, x: npt.NDArray[np.generic]) -> list[Floats]:
-    """Every worker's scores [N, k] of raw inputs [N, *shape], several at a time.
+def scores_of(bundle: Bundle, x: npt.NDArray[Any], prepare: Prepare) -> list[Floats]:
+    """Every worker's scores [N, k] of raw inputs [N, *shape], of which `prepare` makes inputs, several at a time.
 
     Raises:
         BundleError: the bundle is damaged.
     """
-    classifier, spec = load(bundle), bundle.manifest.input
+    classifier = load(bundle)
     with ThreadPoolExecutor(len(usable_cores())) as pool:  # sessions of one thread each, and they hold no lock
-        parts = pool.map(lambda at: classifier.scores(normalise(x[at : at + _BATCH], spec)), range(0, len(x), _BATCH))
+        parts = pool.map(lambda at: classifier.scores(prepare(x[at : at + _BATCH])), range(0, len(x), _BATCH))
         batches = list(parts)
     return [np.concatenate(parts) for parts in zip(*batches, strict=True)]

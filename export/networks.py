@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from export import precisions
+from export import lengths, precisions
 from export.padding import padded
 from export.parity import Difference, check_parity
 from export.precisions import Precision
@@ -18,7 +18,8 @@ from export.to_onnx import to_onnx
 from pruning.heads import Subnet
 from pruning.run import Run
 from sensai_serve.errors import ModelError
-from sensai_serve.preprocess import Floats, InputSpec, normalise
+from sensai_serve.preprocess import InputSpec
+from sensai_serve.tensors import Inputs
 
 FP32 = "fp32"
 SAMPLES = 64
@@ -52,6 +53,10 @@ class Exporter:
     """Name of the precision."""
     padding: int | None = None
     """Fill every layer up to a multiple of so many channels, 1 for none; the fastest on this machine where None."""
+    dynamic: Mapping[str, int] = field(default_factory=dict)
+    """The axis of each input of that name whose length requests choose."""
+    maximum: int | None = None
+    """That length's maximum; the data's where None."""
 
     @cached_property
     def precision(self) -> Precision:
@@ -63,28 +68,31 @@ class Exporter:
         return precisions.find(self.name)
 
     @cached_property
-    def spec(self) -> InputSpec:
-        """The input as the bundle takes it: tokens are INT64, which networks are trained on in FP32.
+    def specs(self) -> tuple[InputSpec, ...]:
+        """The inputs as the bundle takes them.
+
+        Raises:
+            InputError: `dynamic` names what is no axis of them.
+        """
+        return lengths.with_free_axes(self.run.network_inputs, self.dynamic, self.maximum)
+
+    @cached_property
+    def samples(self) -> Inputs:
+        """Some inputs of the validation part, or of the training part where there is none.
 
         Raises:
             DataError: the run's data is missing.
         """
-        spec, vocabulary = self.run.spec, self.run.dataset.vocabulary
-        return spec if vocabulary is None else InputSpec(spec.shape, spec.name, "INT64", vocabulary=vocabulary)
-
-    @cached_property
-    def samples(self) -> Floats:
-        """Inputs [S, *shape] of the validation part, or of the training part where there is none."""
         dataset, (_, validation) = self.run.dataset, self.run.split
         chosen = validation if len(validation) else np.arange(len(dataset.x))
-        return normalise(dataset.x[chosen[:SAMPLES]], self.spec)
+        return dataset.prepared(dataset.x[chosen[:SAMPLES]])
 
     @cached_property
-    def calibration(self) -> Floats:
-        """Inputs [N, *shape] that were trained on, as many as the precision needs for calibration."""
+    def calibration(self) -> Inputs:
+        """Inputs that were trained on, as many as the precision needs for calibration."""
         dataset, (train, _) = self.run.dataset, self.run.split
         drawn = np.random.default_rng(self.run.recipe.seed).permutation(train)[: self.precision.calibration]
-        return normalise(dataset.x[drawn], self.spec)
+        return dataset.prepared(dataset.x[drawn])
 
     @cached_property
     def largest(self) -> str:
@@ -134,6 +142,8 @@ class Exporter:
         else:
             fp32, data = self._files(name)
         exact = check_parity(trained, fp32, self.samples, name)
+        for length in lengths.tried(self.specs):
+            check_parity(trained, fp32, lengths.cut(self.samples, self.specs, length), f"{name} at length {length}")
         if data is fp32:
             return Exported(fp32, fp32, exact, exact)
         off = check_parity(trained, data, self.samples, f"{name} in {self.name}", self.precision.tolerance)
@@ -152,12 +162,10 @@ class Exporter:
 
     def _to_onnx(self, name: str, network: Subnet) -> bytes:
         """Export the network of that name, padded or not."""
-        spec = self.spec
-        tokens = spec.dtype == "INT64"
         try:
-            return to_onnx(network, spec.name, spec.shape, tokens=tokens)
+            return to_onnx(network, self.specs)
         except ModelError:  # what cannot be exported with padding is exported without
-            return to_onnx(self.run.load(name), spec.name, spec.shape, tokens=tokens)
+            return to_onnx(self.run.load(name), self.specs)
 
     def _convert(self, data: bytes) -> bytes:
         return data if self.name == FP32 else self.precision.convert(data, self.calibration)

@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from export.to_onnx import tensors
 from pruning import heads, models
 from pruning.cutting.blocks import remove_blocks
 from pruning.cutting.channels import Cut, apply_cut, output_layer
 from pruning.cutting.layers import count_outputs
 from pruning.heads import Subnet, replace_output
 from pruning.run import Run
-from sensai_serve.preprocess import Floats
+from sensai_serve.tensors import Inputs
 
 EXACT = 1 << 24
 """FP32 represents every whole number up to this."""
@@ -26,7 +27,7 @@ TOLERANCE = 1e-5
 """The largest difference of a score at which padding is accepted."""
 
 
-def padded(run: Run, name: str, multiple: int, samples: Floats) -> Subnet:
+def padded(run: Run, name: str, multiple: int, samples: Inputs) -> Subnet:
     """A network of a run with its layers filled up.
 
     Args:
@@ -34,14 +35,14 @@ def padded(run: Run, name: str, multiple: int, samples: Floats) -> Subnet:
         name: name of the network in the run.
         multiple: each layer is filled up to a multiple of so many channels, as far as the unpruned layer had as many; 1
             for none.
-        samples: inputs [N, *shape] on which both networks must give the same scores.
+        samples: inputs of the networks, on which both must give the same scores.
 
     Returns:
         The filled up network; the network as it was where it cannot be filled up, because its channels are normalised
         together or come in groups.
     """
     trained = run.load(name)
-    inputs = torch.from_numpy(samples)
+    inputs = tensors(samples)
     with torch.inference_mode():
         expected = trained(inputs)
     try:
@@ -74,7 +75,7 @@ def _padded(run: Run, name: str, multiple: int, trained: Subnet) -> Subnet:
 
 def _create(run: Run, name: str) -> nn.Module:
     network, shape = run.network(name), run.spec.shape
-    model = models.create(run.recipe.model, len(run.labels), shape)
+    model = models.create(run.recipe.model, len(run.labels), shape, run.inputs)
     models.make_plain(model)
     return remove_blocks(model, network.removed, shape) if network.removed else model
 

@@ -10,9 +10,11 @@ from torch import nn
 
 from export.precisions import Tolerance
 from export.precisions.fp32 import precision as fp32
-from export.sessions import session
+from export.sessions import scores_by, session
+from export.to_onnx import tensors
 from sensai_serve.errors import ModelError
 from sensai_serve.preprocess import Floats
+from sensai_serve.tensors import Inputs, one_by_one
 
 
 @dataclass(frozen=True)
@@ -31,27 +33,31 @@ class Difference:
 
 
 def check_parity(
-    model: nn.Module, data: bytes, inputs: Floats, name: str, tolerance: Tolerance = fp32.tolerance
+    model: nn.Module, data: bytes, inputs: Inputs, name: str, tolerance: Tolerance = fp32.tolerance
 ) -> Difference:
     """Measure the difference between ONNX Runtime's scores and torch's, and refuse one that is too large.
 
     Args:
         model: gives scores for inputs, in FP32.
         data: the ONNX file made from it, in any precision.
-        inputs: [N, *shape], ready for the network. They are run as one batch and one by one.
+        inputs: some, ready for the network. They are run as one batch and one by one.
         name: name of the network, for the message.
         tolerance: the largest differences that are accepted.
 
     Raises:
         ModelError: a score, or all of them on average, differ by more, or the file does not run.
     """
-    with torch.inference_mode():
-        expected = model.eval()(torch.from_numpy(inputs)).numpy()
+    try:
+        with torch.inference_mode():
+            expected = model.eval()(tensors(inputs)).numpy()
+    except Exception as error:  # whatever the network's code raises for inputs of this length
+        raise ModelError(
+            f"export: {name} does not run ({' '.join(str(error).split())[:200]}), expected a network for such inputs"
+        ) from None
     try:
         ort = session(data)
-        feed = ort.get_inputs()[0].name
-        together = ort.run(None, {feed: inputs})[0]
-        single = np.concatenate([ort.run(None, {feed: inputs[i : i + 1]})[0] for i in range(len(inputs))])
+        together = scores_by(ort, inputs)
+        single = np.concatenate([scores_by(ort, one) for one in one_by_one(inputs)])
     except Exception as error:  # ONNX Runtime's own are of many kinds
         raise ModelError(
             f"export: {name} does not run as an ONNX file ({' '.join(str(error).split())[:200]}), expected operators "
@@ -64,5 +70,5 @@ def check_parity(
             raise ModelError(
                 f"export: {name} gives scores {found:.2g} away from torch's{how}, expected at most {most:g}"
             )
-    plain = session(data, fused=False).run(None, {feed: inputs})[0]
+    plain = scores_by(session(data, fused=False), inputs)
     return Difference(worst, mean, off.max(axis=1), np.abs(plain - together).max(axis=1))

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import onnx
+
+from sensai_serve.input_spec import InputSpec
 
 _PASSING = ("Cast", "Identity")
 
@@ -29,3 +34,19 @@ def vocabulary_of(model: onnx.ModelProto, name: str) -> int | None:
             if axis == 0:
                 sizes.append(int(tables[node.input[0]]))
     return min(sizes, default=None)
+
+
+def with_vocabularies(specs: Sequence[InputSpec], data: bytes) -> tuple[InputSpec, ...]:
+    """`specs` with the vocabulary of each input of whole numbers that has none and is looked up in a table.
+
+    Args:
+        specs: the inputs of a network.
+        data: the network as an ONNX file.
+    """
+    model = onnx.load_from_string(data)
+    return tuple(
+        replace(spec, vocabulary=vocabulary_of(model, spec.name))
+        if spec.dtype in ("INT32", "INT64") and spec.vocabulary is None
+        else spec
+        for spec in specs
+    )

@@ -51,7 +51,7 @@ class Recipe:
         str, Section("What is pruned"), Flag(metavar="SOURCE"), Plugins("pruning.data", "load", others=True)
     ]
     """Training data: ``digits``, ``wine``, ``breast_cancer``, ``cifar10:DIR``, ``cifar100:DIR``,
-    ``folder:DIR[?size=64]``, ``npz:FILE``, ``table:FILE``, ``wav:DIR``, ``jsonl:FILE`` or
+    ``folder:DIR[?size=64]``, ``npz:FILE``, ``table:FILE``, ``wav:DIR``, ``jsonl:FILE``, ``datasets:DIR`` or
     ``package.module:callable``."""
     model: Annotated[str, Plugins("pruning.models", "build", others=True)]
     """The reference's network: ``cnn``, ``mlp``, ``resnet20``, ``vgg16`` and the like, or

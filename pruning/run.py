@@ -83,6 +83,13 @@ class Run:
     assignment: Assignment
     budget: Budget
     """The recipe's budget; one in microseconds as the fraction of channels that it came to when the run was begun."""
+    inputs: tuple[InputSpec, ...] = ()
+    """What the networks take, where that is not the FP32 tensor of `spec`; see `pruning.data.Dataset`."""
+
+    @property
+    def network_inputs(self) -> tuple[InputSpec, ...]:
+        """What the networks take: `inputs`, or the one of `spec`."""
+        return self.inputs or (self.spec,)
 
     def create(self, reference: nn.Module, size: Size, dataset: Dataset) -> None:
         """Make the directory, with the recipe, the task and the reference in it.
@@ -105,6 +112,7 @@ class Run:
         task = {
             "labels": self.labels,
             "input": self.spec.to_json(),
+            **({"inputs": [spec.to_json() for spec in self.inputs]} if self.inputs else {}),
             "assignment": assignment,
             "budget": vars(self.budget),
         }
@@ -146,6 +154,7 @@ class Run:
                     tuple(map(tuple, assignment["symbols"])),
                 ),
                 Budget(**task["budget"]) if "budget" in task else asked.budget,
+                tuple(map(InputSpec.from_json, task.get("inputs", ()))),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path}: {RECIPE} or {TASK} is damaged ({error})") from None
@@ -241,7 +250,7 @@ class Run:
         """
         network = self.network(name)
         shape = self.spec.shape
-        model = models.create(self.recipe.model, len(self.labels), shape)
+        model = models.create(self.recipe.model, len(self.labels), shape, self.inputs)
         models.make_plain(model)
         output = output_layer(model, shape)
         if network.removed:

@@ -1,4 +1,4 @@
-"""Precisions that the networks of a bundle are exported in; input and scores are FP32 in all of them.
+"""Precisions that the networks of a bundle are exported in; inputs and scores are the same in all of them.
 
 A new one is one new file here with an object ``precision`` that is a `Precision`.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import onnx
 
 from sensai_serve import plugins
-from sensai_serve.preprocess import Floats
+from sensai_serve.tensors import Inputs
 
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -30,8 +30,8 @@ class Tolerance:
 class Precision:
     """A numeric format that networks are exported in."""
 
-    convert: Callable[[bytes, Floats], bytes]
-    """Converts an FP32 ONNX file to this precision; the second argument is inputs [calibration, *shape]."""
+    convert: Callable[[bytes, Inputs], bytes]
+    """Converts an FP32 ONNX file to this precision; the second argument is `calibration` inputs."""
     tolerance: Tolerance
     calibration: int = 0
     """Number of training inputs that the conversion looks at."""

@@ -13,10 +13,10 @@ from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_floa
 
 from export.onnx_files import finish, quiet
 from export.precisions import Precision, Tolerance, output_nodes
-from sensai_serve.preprocess import Floats
+from sensai_serve.tensors import Inputs
 
 
-def convert(data: bytes, inputs: Floats) -> bytes:
+def convert(data: bytes, inputs: Inputs) -> bytes:
     """Convert an FP32 ONNX file to this precision; see `export.precisions.Precision`."""
     model = onnx.load_from_string(data)
     with quiet():

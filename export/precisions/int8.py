@@ -20,22 +20,24 @@ from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
 from export.onnx_files import finish, quiet
 from export.precisions import Precision, Tolerance, output_nodes
-from sensai_serve.preprocess import Floats
+from sensai_serve.tensors import Array, Inputs, NamedInputs
 
 BATCH = 32
 
 
 class _Batches(CalibrationDataReader):  # type: ignore[misc]
-    def __init__(self, name: str, inputs: Floats) -> None:
-        self._batches: Iterator[dict[str, Floats]] = (
-            {name: inputs[start : start + BATCH]} for start in range(0, len(inputs), BATCH)
+    def __init__(self, name: str, inputs: Inputs) -> None:
+        arrays = inputs.arrays if isinstance(inputs, NamedInputs) else {name: inputs}
+        self._batches: Iterator[dict[str, Array]] = (
+            {key: array[start : start + BATCH] for key, array in arrays.items()}
+            for start in range(0, len(inputs), BATCH)
         )
 
-    def get_next(self) -> dict[str, Floats] | None:
+    def get_next(self) -> dict[str, Array] | None:
         return next(self._batches, None)
 
 
-def convert(data: bytes, inputs: Floats) -> bytes:
+def convert(data: bytes, inputs: Inputs) -> bytes:
     """Convert an FP32 ONNX file to this precision; see `export.precisions.Precision`."""
     model = onnx.load_from_string(data)
     add_pre_process_metadata(model)  # what that stands for, folding batch normalisation, torch's exporter has done

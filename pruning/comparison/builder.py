@@ -135,8 +135,9 @@ class PointBuilder:
         plan, path = self.plan_of(point), self.run_of(point)
         run = Run.resume(path, plan.recipe, plan.digests)
         if run is None:
-            spec, labels = plan.dataset.spec, plan.dataset.labels
-            run = Run(path, plan.recipe, plan.digests, labels, spec, plan.assignment, plan.budget)
+            dataset = plan.dataset
+            task = (dataset.labels, dataset.spec, plan.assignment, plan.budget, dataset.inputs)
+            run = Run(path, plan.recipe, plan.digests, *task)
             run.create(plan.reference, plan.size, plan.dataset)
         for other in others:
             reuse_teacher_logits(self.run_of(other) / FOLDER, path / FOLDER)

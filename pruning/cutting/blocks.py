@@ -23,6 +23,7 @@ from torch import Tensor, fx, nn
 from pruning.criteria import Floats
 from pruning.cutting.profile import backward_over
 from pruning.data import Dataset, Labels
+from pruning.models import Separate
 from sensai_serve.errors import ModelError
 
 ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
@@ -228,6 +229,10 @@ class _Tracer(fx.Tracer):
     """A tracer that remembers the innermost module that could not be followed."""
 
     failed = ""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether a module is one node: those of torch, and what takes inputs apart, which exported graphs do not."""
+        return isinstance(m, Separate) or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -50,7 +50,8 @@ class _Units(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        raise NotImplementedError
+        """Never run: the graph of operators is read, and no gradient is asked for. Zeros would be wrong ones."""
+        raise NotImplementedError("the stand-in of a recurrent layer has no gradients, expected none to be asked for")
 
 
 def _units_of(layer: nn.RNNBase) -> Any:

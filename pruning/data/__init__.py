@@ -19,6 +19,7 @@ from pruning.data._dataset import Augmentation, Dataset, Tokenizer
 from pruning.data._labels import Labels
 from pruning.data._order import read_labels, with_labels
 from pruning.data._paths import existing
+from pruning.data._several import from_several, padded_rows
 from pruning.data._texts import from_texts
 from sensai_serve import plugins
 from sensai_serve.errors import DataError, InputError, PluginError
@@ -31,9 +32,11 @@ __all__ = [
     "absolute",
     "existing",
     "from_arrays",
+    "from_several",
     "from_texts",
     "load",
     "moments_of",
+    "padded_rows",
     "read_labels",
     "split",
     "take_options",
@@ -43,6 +46,8 @@ __all__ = [
 
 COMMON = ("mean", "std", "labels")
 """Options that every source has."""
+INPUTS = "inputs"
+"""The key, or option, of the names of a network's inputs, where each has an array of its own."""
 FILES = ("labels", "test", "tokens")
 """Options of sources that may name a file."""
 
@@ -72,7 +77,12 @@ def load(source: str, *, seed: int = 0, unlabelled: bool = False) -> Dataset:
         else:
             dataset = call_source(place, plugins.find(__name__, place, "load"), options, seed)
         if isinstance(dataset, Mapping):
-            dataset = from_arrays(place, dataset, seed=seed)
+            several = dataset.get(INPUTS)
+            dataset = (
+                from_arrays(place, dataset, seed=seed)
+                if several is None
+                else from_several(place, dataset, [str(each) for each in several], seed=seed)
+            )
     except InputError as error:
         raise error if isinstance(error, DataError | PluginError) else DataError(f"{place}: {error}") from None
     if not isinstance(dataset, Dataset):
@@ -120,8 +130,12 @@ def take_options(name: str, options: Mapping[str, str], known: tuple[str, ...]) 
 
 
 def _with_moments(dataset: Dataset, moments: Mapping[str, str]) -> Dataset:
+    if len(dataset.inputs) > 1:
+        raise DataError(f"{dataset.name}: mean or std is given for several inputs, expected one input")
     try:
         values: dict[str, Any] = {key: tuple(map(float, text.split(","))) for key, text in moments.items()}
+        if dataset.inputs and values not in ({"mean": (0.0,)}, {"std": (1.0,)}, {"mean": (0.0,), "std": (1.0,)}):
+            raise InputError(f"{dataset.inputs[0].name} are whole numbers, which nothing normalises")
         norm = dataclasses.replace(dataset.spec.normalisation, **values)
         return dataclasses.replace(dataset, spec=dataclasses.replace(dataset.spec, normalisation=norm))
     except (ValueError, InputError) as error:

@@ -10,8 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pruning.data._labels import Labels, class_indices
+from pruning.data._packed import packed_spec, unpack
 from sensai_serve.errors import DataError
-from sensai_serve.preprocess import InputSpec
+from sensai_serve.preprocess import InputSpec, normalise
+from sensai_serve.tensors import Inputs
 from sensai_serve.text_spec import TooLong
 
 
@@ -52,8 +54,9 @@ class Dataset:
     x_test: npt.NDArray[Any]
     y_test: Labels
     augmentation: Augmentation = Augmentation()
-    vocabulary: int | None = None
-    """`x` holds tokens, 0 to `vocabulary` - 1, which clients send as INT64; None: it holds no tokens."""
+    inputs: tuple[InputSpec, ...] = ()
+    """What the network takes and clients send, where that is not the FP32 tensor of `spec`: inputs of other datatypes,
+    or several by name. `x` holds them side by side then; see `pruning.data._packed`."""
     tokenizer: Tokenizer | None = None
     """What made the tokens, of texts; None where nobody knows."""
     labelled: bool = True
@@ -62,6 +65,8 @@ class Dataset:
     def __post_init__(self) -> None:
         if len(set(self.labels)) != len(self.labels) or not self.labels:
             raise DataError(f"{self.name}: two classes have the same label, or there is none, expected all different")
+        if self.inputs and packed_spec(self.inputs).shape != self.spec.shape:
+            raise DataError(f"{self.name}: inputs are of {packed_spec(self.inputs).shape}, expected {self.spec.shape}")
         for x, y, part in ((self.x, "y", "training"), (self.x_test, "y_test", "test")):
             if len(x) == 0:
                 raise DataError(f"{self.name}: the {part} part has no examples, expected some")
@@ -75,6 +80,17 @@ class Dataset:
             raise DataError(
                 f"{self.name}: class {self.labels[empty[0]]!r} has no training examples, expected at least one of each"
             )
+
+    @property
+    def network_inputs(self) -> tuple[InputSpec, ...]:
+        """What the network takes and clients send: `inputs`, or the one of `spec`."""
+        return self.inputs or (self.spec,)
+
+    def prepared(self, raw: npt.NDArray[Any]) -> Inputs:
+        """Rows [N, *spec.shape] of `x` or `x_test` as the network takes them: normalised, and apart where `x` holds
+        several inputs."""
+        x = normalise(raw, self.spec)
+        return unpack(x, self.inputs) if self.inputs else x
 
     @property
     def n_classes(self) -> int:

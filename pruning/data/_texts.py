@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from pruning.data._arrays import from_arrays
 from pruning.data._dataset import Dataset, Tokenizer
+from pruning.data._packed import LARGEST, packed_spec
 from pruning.data._paths import existing
 from pruning.notices import say
 from sensai_serve.errors import DataError, InputError
@@ -24,8 +25,6 @@ BYTES = "bytes"
 """Name of the tokens that are the bytes of a text in UTF-8, each one higher than its byte: 0 follows the end."""
 LONGEST = 8192
 """The most tokens of a text."""
-LARGEST = 1 << 24
-"""FP32 has every whole number up to this."""
 
 
 @dataclass(frozen=True)
@@ -85,10 +84,9 @@ def from_texts(
             arrays["y_test"] = np.asarray(test[1])
     if cut:
         say(f"{name}: {cut} texts have more than {length} tokens, of which the first {length} are taken")
-    spec = InputSpec((int(length),), "tokens")
-    return dataclasses.replace(
-        from_arrays(name, arrays, seed=seed, picture="no"), spec=spec, vocabulary=vocabulary, tokenizer=made
-    )
+    inputs = (InputSpec((int(length),), "tokens", "INT64", vocabulary=vocabulary),)
+    dataset = from_arrays(name, arrays, seed=seed, picture="no")
+    return dataclasses.replace(dataset, spec=packed_spec(inputs), inputs=inputs, tokenizer=made)
 
 
 def tokenise(texts: Sequence[str], tokenizer: Tokenizer | None, length: int) -> Tokens:

@@ -7,7 +7,7 @@ the name is not of that family. Any ``package.module:callable`` is a model too.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +17,26 @@ from torch import Tensor, nn
 from pruning.models._adapted import Adapted, ClassLogits, direct_layers
 from pruning.models._outputs import first_line, refuse_cells, with_logits
 from pruning.models._plain import make_plain, with_shared_names
+from pruning.models._separate import Separate
 from pruning.models._weights import match, read_weights
 from pruning.notices import say
 from sensai_serve import plugins
 from sensai_serve.errors import ModelError
+from sensai_serve.preprocess import InputSpec
 
-__all__ = ["ClassLogits", "create", "direct_layers", "first_line", "load_weights", "make_plain"]
+__all__ = ["ClassLogits", "Separate", "create", "direct_layers", "first_line", "load_weights", "make_plain"]
 
 
-def create(name: str, n_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
+def create(name: str, n_classes: int, input_shape: tuple[int, ...], inputs: Sequence[InputSpec] = ()) -> nn.Module:
     """A freshly initialised network that gives logits [N, n_classes].
 
     Args:
         name: ``resnet20``, ``vgg16``, ... (each file of this package says which), or ``package.module:callable``,
             called with ``n_classes=`` (or ``num_classes=``) and ``input_shape=`` where it takes them.
         n_classes: C.
-        input_shape: of one input, without the batch axis.
+        input_shape: of one input, without the batch axis; of several, side by side.
+        inputs: what the network takes, where that is not one FP32 tensor. A callable that takes ``input_shape=`` is
+            given the shapes of several inputs by their names.
 
     Raises:
         ModelError: no family knows the name, a layer cannot be followed, or the network does not give C values for such
@@ -41,7 +45,8 @@ def create(name: str, n_classes: int, input_shape: tuple[int, ...]) -> nn.Module
     """
     model: nn.Module | None
     if ":" in name:
-        model = _call(plugins.find(__name__, name, "build"), name, n_classes, input_shape)
+        shapes = input_shape if len(inputs) < 2 else {spec.name: spec.shape for spec in inputs}
+        model = _call(plugins.find(__name__, name, "build"), name, n_classes, shapes)
     else:
         families = plugins.available(__name__)
         built = (plugins.find(__name__, family, "build")(name, n_classes, input_shape) for family in families)
@@ -52,7 +57,7 @@ def create(name: str, n_classes: int, input_shape: tuple[int, ...]) -> nn.Module
                 "(say resnet20 or vgg16), or package.module:callable"
             )
     refuse_cells(model)
-    return with_logits(model, name, n_classes, input_shape)
+    return with_logits(model, name, n_classes, input_shape, inputs)
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
@@ -104,7 +109,7 @@ def _check_finite(model: nn.Module, path: Path) -> None:
                 )
 
 
-def _call(factory: Any, name: str, n_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
+def _call(factory: Any, name: str, n_classes: int, input_shape: Any) -> nn.Module:
     given: Mapping[str, Any] = {"n_classes": n_classes, "num_classes": n_classes, "input_shape": input_shape}
     failure: Exception | None = None
     for names in _accepted(factory):

@@ -1,12 +1,15 @@
-"""Networks that give more than logits, or make them with no linear layer, as one that does neither."""
+"""Networks of several inputs, or that give more than logits, as one that takes one tensor and gives logits."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from pruning.models._separate import Separate
+from sensai_serve.preprocess import InputSpec
 
 OUTPUTS = (nn.Conv1d, nn.Conv2d, nn.Linear)
 """Layers that can make logits, each class by rows of its own."""
@@ -27,10 +30,17 @@ class ClassLogits(nn.Linear):
 
 
 class Adapted(nn.Module):
-    """A network that takes tokens, whose logits are one entry of what it returns, or are made by no linear layer."""
+    """A network that takes other inputs than one FP32 tensor, or whose logits are not simply what a layer gives."""
 
     def __init__(
-        self, network: nn.Module, entry: int | str | None, by_attribute: bool, n_classes: int | None, tokens: bool
+        self,
+        network: nn.Module,
+        *,
+        entry: int | str | None = None,
+        by_attribute: bool = False,
+        n_classes: int | None = None,
+        inputs: Sequence[InputSpec] = (),
+        keywords: tuple[str, ...] | None = None,
     ) -> None:
         """Take a network.
 
@@ -38,25 +48,43 @@ class Adapted(nn.Module):
             network: gives logits, or a tuple, dict or object that holds them.
             entry: where they are in it; None: it gives nothing else.
             by_attribute: whether that is the name of an attribute.
-            tokens: whether it takes whole numbers.
             n_classes: C, where the logits need an output layer to pick from; None where a linear layer makes them.
+            inputs: what it takes; none for one FP32 tensor.
+            keywords: by which names it takes them; None: in their order.
         """
         super().__init__()
         self.network = network
         self.entry = entry
         self.by_attribute = by_attribute
-        self.tokens = tokens
+        self.keywords = keywords
+        self.n_inputs = len(inputs)
+        self.inputs = Separate(inputs) if inputs else None
         self.output = None if n_classes is None else ClassLogits(n_classes, n_classes)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Inputs [N, *shape] to logits [N, C]."""
-        out = self.network(x.long() if self.tokens else x)
+    def forward(self, x: Tensor | tuple[Tensor, ...]) -> Tensor:
+        """Inputs [N, *shape], or several inputs side by side or as a tuple, to logits [N, C]."""
+        if self.inputs is None:
+            out = self.network(x)
+        else:
+            parts = self.inputs(x)  # indexed, not iterated: torch.fx does not know how many there are
+            if self.keywords is None:
+                out = self.network(*[parts[at] for at in range(self.n_inputs)])
+            else:
+                out = self.network(**{name: parts[at] for at, name in enumerate(self.keywords)})
         if self.entry is not None and not isinstance(out, Tensor):
             out = getattr(out, str(self.entry)) if self.by_attribute else out[self.entry]
         return out if self.output is None else self.output(out)  # type: ignore[no-any-return]
 
 
-def adapt(model: nn.Module, out: Any, n_classes: int, x: Tensor, *, tokens: bool) -> nn.Module:
+def adapt(
+    model: nn.Module,
+    out: Any,
+    n_classes: int,
+    x: Tensor,
+    *,
+    inputs: Sequence[InputSpec],
+    keywords: tuple[str, ...] | None,
+) -> nn.Module:
     """`model` itself if it gives logits that a linear layer or convolution makes; else one that does.
 
     Args:
@@ -64,17 +92,19 @@ def adapt(model: nn.Module, out: Any, n_classes: int, x: Tensor, *, tokens: bool
         out: what it gives for `x`.
         n_classes: C.
         x: inputs [2, *shape], FP32.
-        tokens: whether the network takes them as whole numbers.
+        inputs: what the network takes; none for `x` itself.
+        keywords: by which names it takes them; None: in their order.
     """
     found = None if isinstance(out, Tensor) else find_logits(out, n_classes)
     entry, by_attribute = found or (None, False)
-    adapted = Adapted(model, entry, by_attribute, None, tokens) if found or tokens else model
+    takes: dict[str, Any] = {"entry": entry, "by_attribute": by_attribute, "inputs": inputs, "keywords": keywords}
+    adapted = Adapted(model, **takes) if found or inputs else model
     names = direct_layers(adapted, x)
     layer = adapted.get_submodule(names[0]) if len(set(names)) == 1 else None
     plain = isinstance(layer, OUTPUTS) and getattr(layer, "groups", 1) == 1 and len(layer.weight) == n_classes
     if plain:
         return adapted.eval()
-    return Adapted(model, entry, by_attribute, n_classes, tokens).eval()
+    return Adapted(model, n_classes=n_classes, **takes).eval()
 
 
 def find_logits(out: Any, n_classes: int) -> tuple[int | str, bool] | None:

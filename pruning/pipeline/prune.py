@@ -58,7 +58,8 @@ def prune_reference(
         with enough_memory("profile", plan.device):
             check_cuts(reference)
         dataset = plan.dataset
-        run = Run(Path(out), plan.recipe, plan.digests, dataset.labels, dataset.spec, plan.assignment, plan.budget)
+        task = (dataset.labels, dataset.spec, plan.assignment, plan.budget, dataset.inputs)
+        run = Run(Path(out), plan.recipe, plan.digests, *task)
         run.create(plan.reference, plan.size, dataset)
     if run.recipe.joint_images:
         check_outputs(plan, run)

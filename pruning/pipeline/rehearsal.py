@@ -26,9 +26,10 @@ from pruning.selection.source import SourceNetwork, equal_importance
 from pruning.training.loop import Schedule, Trainer
 from sensai_serve.errors import ModelError, SensaiError
 from sensai_serve.preprocess import Floats, normalise
+from sensai_serve.tensors import Inputs
 
-TryExport = Callable[[Run, str, Floats], None]
-"""Exports the network of that name in a run and compares it with torch on inputs [N, *shape]; raises ModelError."""
+TryExport = Callable[[Run, str, Inputs], None]
+"""Exports the network of that name in a run and compares it with torch on inputs; raises ModelError."""
 
 STAGE = "try out"
 """Name of the progress stage."""
@@ -55,7 +56,8 @@ def rehearse(source: SourceNetwork, try_export: TryExport | None, on_progress: O
     """
     plan = source.plan
     steps = 3 if try_export is None else 5
-    inputs = normalise(plan.dataset.x[plan.train[:INPUTS]], plan.dataset.spec)
+    raw = plan.dataset.x[plan.train[:INPUTS]]
+    inputs = normalise(raw, plan.dataset.spec)
     on_progress(STAGE, 0, steps)
     with enough_memory(STAGE, plan.device), tempfile.TemporaryDirectory(prefix="sensai-") as folder:
         network, record = _cut(source)
@@ -68,6 +70,7 @@ def rehearse(source: SourceNetwork, try_export: TryExport | None, on_progress: O
             plan.dataset.spec,
             plan.assignment,
             plan.budget,
+            plan.dataset.inputs,
         )
         with _refused(plan.reference, "cannot be saved and read back", "a state dict of tensors"):
             run.create(plan.reference, plan.size, plan.dataset)
@@ -79,7 +82,7 @@ def rehearse(source: SourceNetwork, try_export: TryExport | None, on_progress: O
         on_progress(STAGE, 3, steps)
         if try_export is not None:
             for done, name in enumerate((REFERENCE, run.folder(0)), start=4):
-                try_export(run, name, inputs)
+                try_export(run, name, plan.dataset.prepared(raw))
                 on_progress(STAGE, done, steps)
 
 

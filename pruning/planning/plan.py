@@ -74,7 +74,7 @@ def make_plan(recipe: Recipe, weights: str | Path, *, device: str = "cpu", threa
     """
     dataset = data.load(recipe.data, seed=recipe.seed, unlabelled=recipe.labels == "reference")
     use_threads(threads, dataset.spec.shape)
-    model = models.create(recipe.model, dataset.n_classes, dataset.spec.shape)
+    model = models.create(recipe.model, dataset.n_classes, dataset.spec.shape, dataset.inputs)
     models.load_weights(model, weights)
     digests = {"data": dataset.digest(), "weights": sha256_of(Path(weights))}
     for note in models.make_plain(model):

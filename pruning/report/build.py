@@ -72,7 +72,13 @@ def _lead(run: Run, answers: GivenLabels) -> list[str]:
         f"{right:.2%} of the {answers.part}'s {len(answers.label):,} inputs are right when all workers are merged; the "
         f"reference gets {reference:.2%}."
     ]
-    if answers.part == facts.VALIDATION:
+    if answers.by_reference:
+        lines = [
+            f"{right:.2%} of the {answers.part}'s {len(answers.label):,} inputs are answered as the reference answers "
+            "them when all workers are merged. The labels are the reference's own answers: all figures here say how "
+            "often the two agree, not how often an answer is true."
+        ]
+    elif answers.part == facts.VALIDATION:
         lines.append(
             "Nothing was retrained on the validation part, but choices were made on it. Where the reference's own "
             "weights have seen it, as published weights have, its figures are too good."
@@ -94,7 +100,7 @@ def _pictures(
     reference = float((validated.reference == validated.label).mean())
     drawn = [
         accuracy_per_class(answers, run.labels),
-        pictures.lost_workers(curve, reference, facts.VALIDATION),
+        pictures.lost_workers(curve, None if answers.by_reference else reference, facts.VALIDATION),
         *confusions(answers, run.labels, symbols),
         pictures.kept_per_worker(kept),
         pictures.kept_by_how_many(kept),
@@ -110,10 +116,14 @@ def _mistakes(run: Run, answers: GivenLabels) -> list[Table]:
         (f"{run.labels[true]} \u2192 {run.labels[given]}", f"{after:.1%}", f"{before:.1%}")
         for true, given, before, after in mistakes(answers, len(run.labels))
     ]
+    if not rows:
+        return []
+    if answers.by_reference:
+        note = f"Of the inputs in the {answers.part} that the reference gives the first class, the most frequent first."
+        columns = ("reference's answer \u2192 merged answer", "of its inputs")
+        return [Table("Most frequent differences", columns, [row[:2] for row in rows], note)]
     note = f"Of the true class's inputs in the {answers.part}, the most frequent first."
-    return (
-        [Table("Most frequent mistakes", ("class \u2192 taken for", "merged", "reference"), rows, note)] if rows else []
-    )
+    return [Table("Most frequent mistakes", ("class \u2192 taken for", "merged", "reference"), rows, note)]
 
 
 def _summary(
@@ -123,7 +133,7 @@ def _summary(
     largest = max(made, key=lambda network: network.macs)
     right, before = (float((given == answers.label).mean()) for given in (answers.merged, answers.reference))
     rows: list[Row] = [
-        (f"right, {answers.part}", f"{right:.2%}", f"{before:.2%}"),
+        (f"{answers.right}, {answers.part}", f"{right:.2%}", f"{before:.2%}"),
         *_times(latency),
         ("MACs of the largest network", f"{largest.macs:,}", f"{reference.macs:,}"),
         ("its parameters", f"{largest.parameters:,}", f"{reference.parameters:,}"),
@@ -189,7 +199,7 @@ def _data(
     return {
         "labels": run.labels,
         "part": answers.part,
-        "accuracy": {
+        "agreement" if answers.by_reference else "accuracy": {
             "merged": float((answers.merged == answers.label).mean()),
             "reference": float((answers.reference == answers.label).mean()),
         },

@@ -109,7 +109,9 @@ def validation_answers(run: Run) -> GivenLabels:
     dataset, (_, validation) = run.dataset, run.split
     merged = scored_validation(run).labels()
     logits = infer(run.load(REFERENCE).network, dataset, dataset.x[validation])
-    return GivenLabels(VALIDATION, dataset.y[validation], logits.argmax(axis=1).astype(np.int64), merged)
+    given = logits.argmax(axis=1).astype(np.int64)
+    own = run.recipe.labels == "reference"
+    return GivenLabels(VALIDATION, dataset.y[validation], given, merged, by_reference=own)
 
 
 def kept_channels(run: Run) -> Kept:

@@ -107,12 +107,13 @@ def sizes(made: Sequence[Network], reference: Network) -> Picture:
     return Picture("sizes", "Size of each worker", draw, note + "its parameters.", (WIDTH, 1.5 + 0.28 * len(made)))
 
 
-def lost_workers(curve: Sequence[AccuracyAtLoss], reference: float, part: str) -> Picture:
+def lost_workers(curve: Sequence[AccuracyAtLoss], reference: float | None, part: str) -> Picture:
     """Accuracy against the number of lost workers: mean, worst and best, beside the reference's.
 
     Args:
         curve: accuracy for 0, 1, ... lost workers.
-        reference: the reference's accuracy on the same inputs, a fraction.
+        reference: the reference's accuracy on the same inputs, a fraction; None where the labels are its own answers,
+            and the figures are agreement with it.
         part: the part of the data that both are of.
     """
     x = [at.lost for at in curve]
@@ -125,11 +126,12 @@ def lost_workers(curve: Sequence[AccuracyAtLoss], reference: float, part: str) -
         axes.fill_between(x, worst, best, color=colour(0), alpha=0.2, linewidth=0, label="worst to best set")
         axes.plot(x, worst, color=colour(0), linewidth=1, linestyle=":")
         axes.plot(x, mean, color=colour(0), marker="o", markersize=4, label="mean")
-        axes.axhline(100 * reference, color=colour(1), linestyle="--", linewidth=1.4, label="reference")
+        if reference is not None:
+            axes.axhline(100 * reference, color=colour(1), linestyle="--", linewidth=1.4, label="reference")
         axes.set_ylim(0, 105)
         axes.set_xlim(-0.02 * max(x), 1.02 * max(x))
         axes.set_xlabel("workers lost")
-        axes.set_ylabel("right, %")
+        axes.set_ylabel("right, %" if reference is not None else "as the reference, %")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         finish(axes, legend=True)
 
@@ -138,7 +140,8 @@ def lost_workers(curve: Sequence[AccuracyAtLoss], reference: float, part: str) -
         f"All sets of lost workers, except {drawn[0].sets} drawn ones where there are more ({drawn[0].lost} to "
         f"{drawn[-1].lost} lost)." if drawn else "Over all sets of lost workers."
     )  # fmt: skip
-    return Picture("lost-workers", "Accuracy against the number of lost workers", draw, note, (WIDTH, 3.6))
+    what = "Agreement with the reference" if reference is None else "Accuracy"
+    return Picture("lost-workers", f"{what} against the number of lost workers", draw, note, (WIDTH, 3.6))
 
 
 def _names(kept: Kept) -> list[str]:

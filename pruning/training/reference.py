@@ -81,7 +81,7 @@ def train(
         "precision": precision,
     }
     torch.manual_seed(seed)
-    model = models.create(model_name, dataset.n_classes, dataset.spec.shape).to(device)
+    model = models.create(model_name, dataset.n_classes, dataset.spec.shape, dataset.inputs).to(device)
     batches = uniform.batches(dataset.y, indices, (), schedule.batch, np.random.default_rng(seed))
     y = torch.from_numpy(dataset.y).to(device)
     with enough_memory("train", device):

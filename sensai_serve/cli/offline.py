@@ -109,6 +109,16 @@ def export(
     monolith: Annotated[
         bool, typer.Option("--monolith", help="Add the run's compact network for all classes, to compare with.")
     ] = False,
+    dynamic: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[:AXIS]",
+            help="An input whose length requests choose, along this axis, 0 if not given; give it several times.",
+        ),
+    ] = None,
+    maximum: Annotated[
+        int | None, typer.Option(min=1, help="The longest that requests may choose; the data's length if not given.")
+    ] = None,
     evaluate: Annotated[bool, typer.Option(help="Label the whole test part, one input at a time.")] = True,
     triton: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Add the subnets to this Triton model repository.")
@@ -146,11 +156,22 @@ def export(
     elif out is None:
         raise InputError("--out is missing, expected a new directory for the bundle")
     else:
-        options = {"name": name, "precision": precision, "padding": pad_channels}
+        options: dict[str, Any] = {"name": name, "precision": precision, "padding": pad_channels}
         options |= {"with_monolith": monolith, "with_evaluation": evaluate, "replace": force}
+        options |= {"dynamic": dict(map(_axis, dynamic or ())), "maximum": maximum}
         bundle = _export(run, out, recipe | ({} if data is None else {"data": data}), options, quiet)
     if triton is not None:
         typer.echo(write_triton(bundle, triton, triton_backend, device or ["cpu"], site_packages))
+
+
+def _axis(text: str) -> tuple[str, int]:
+    """The name and the axis of ``NAME[:AXIS]``."""
+    name, colon, axis = text.rpartition(":")
+    if not colon:
+        return text, 0
+    if not (axis.isascii() and axis.isdigit() and len(axis) < 4):
+        raise InputError(f"--dynamic is {text!r}, expected the name of an input, or NAME:AXIS with an axis from 0")
+    return name, int(axis)
 
 
 def _export(run: Path, out: Path, recipe: dict[str, Any], options: dict[str, Any], quiet: bool) -> Bundle:
@@ -186,6 +207,10 @@ def _summary(bundle: Bundle, options: dict[str, Any]) -> Iterator[str]:
     if "agreement" in accuracy:
         right = f"; the reference's answer for {accuracy['agreement']:.2%} of the test part"
     yield f"{bundle.path}: {len(bundle.manifest.subnets)} subnets{right}"
+    if (length := provenance.get("length")) is not None:
+        less = f"; {length['padded']} of {length['samples']} samples end in padding"
+        same = f"{length['same_label']} of them get the same label without it"
+        yield f"requests choose a length of 1 to {length['maximum']}" + (f"{less}, {same}" if length["padded"] else "")
     precision, padding = options["precision"], provenance["precision"]["padding"]
     if (multiple := padding["multiple"]) > 1:
         us = padding["largest_subnet_us"]

@@ -112,13 +112,13 @@ def prune(
 
 def _latency(plan: RunPlan) -> Latency:
     """Measures a subnet as it will be served: an ONNX file, one input at a time, one core."""
-    import numpy as np
-
     from export.speed import microseconds
     from export.to_onnx import to_onnx
+    from sensai_serve.tensors import example
 
-    one = np.zeros((1, *plan.shape), np.float32)
-    return lambda subnet: microseconds({"subnet": to_onnx(subnet, plan.dataset.spec.name, plan.shape)}, one)["subnet"]
+    specs = plan.dataset.network_inputs
+    one = example(specs)
+    return lambda subnet: microseconds({"subnet": to_onnx(subnet, specs)}, one)["subnet"]
 
 
 def _print_plan(plan: RunPlan, found: Estimate, jobs: int) -> None:

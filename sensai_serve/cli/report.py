@@ -81,7 +81,7 @@ def _page_of_run(path: Path, bundle: Path | None, data: str | None, *, quiet: bo
     if data is not None:
         opened = replace(opened, recipe=replace(opened.recipe, data=absolute(data)))
     made = None if bundle is None else _bundle(opened, bundle)
-    answers = None if made is None else _answers(made)
+    answers = None if made is None else _answers(made, by_reference=opened.recipe.labels == "reference")
     latency = None if made is None else Latency.kept_by(made)
     with progress(quiet=quiet) as on_progress:
         return build(opened, answers, latency, on_progress)
@@ -96,7 +96,7 @@ def _bundle(run: Run, path: Path) -> Bundle:
     return bundle
 
 
-def _answers(bundle: Bundle) -> GivenLabels:
+def _answers(bundle: Bundle, *, by_reference: bool) -> GivenLabels:
     from pruning.report.facts import TEST
     from sensai_serve.evaluation import kept_labels
     from sensai_serve.report.answers import GivenLabels
@@ -104,4 +104,4 @@ def _answers(bundle: Bundle) -> GivenLabels:
     kept = kept_labels(bundle)
     if kept is None or "reference" not in kept:
         raise InputError(f"{bundle.path} has no answers to the test part, expected one exported with --evaluate")
-    return GivenLabels(TEST, kept["label"], kept["reference"], kept["class_id"])
+    return GivenLabels(TEST, kept["label"], kept["reference"], kept["class_id"], by_reference=by_reference)

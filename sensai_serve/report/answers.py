@@ -40,6 +40,18 @@ class GivenLabels:
     """Labels given by all workers merged."""
     one: str = "reference"
     """What the one network is, in words."""
+    by_reference: bool = False
+    """Whether `label` are the reference's own answers: then nothing is right or wrong, only the same or another."""
+
+    @property
+    def right(self) -> str:
+        """What an answer is that equals `label`, in a word or two."""
+        return "as the reference" if self.by_reference else "right"
+
+    @property
+    def true_class(self) -> str:
+        """What the class of `label` is called."""
+        return "the reference's class" if self.by_reference else "true class"
 
 
 def mistakes(answers: GivenLabels, n_classes: int, most: int = 12) -> list[tuple[int, int, float, float]]:
@@ -89,16 +101,19 @@ def accuracy_per_class(answers: GivenLabels, labels: Sequence[str]) -> Picture:
             axes.set_yticks(y, [shortened(labels[c]) for c in part], fontsize=9)
             axes.set_xlim(*_percents(before[shown], after[shown]))
             axes.set_ylim(height - 0.3, -0.7)
-            axes.set_xlabel("right, %")
+            axes.set_xlabel(f"{answers.right}, %")
             finish(axes)
         figure.legend(*every[0].get_legend_handles_labels(), ncols=2, frameon=False, fontsize=9,
                       loc="outside upper left" if columns > 1 else "outside upper right")  # fmt: skip
 
     note = f"On the {answers.part}, the worst classes last; a dot in a ring: as good as the {answers.one}."
+    if answers.by_reference:
+        note = f"On the {answers.part}: how often the workers answer as the reference does, by its answer."
     if len(labels) > len(shown):
         note += f" Of {len(labels)} classes the {len(shown)} that changed most."
     width = WIDTH if columns == 1 else WIDTH * columns * 0.8
-    return Picture("accuracy-per-class", "Accuracy per class", draw, note, (width, 1.4 + 0.26 * height))
+    title = "Agreement per class" if answers.by_reference else "Accuracy per class"
+    return Picture("accuracy-per-class", title, draw, note, (width, 1.4 + 0.26 * height))
 
 
 def _percents(*values: npt.NDArray[np.float64]) -> tuple[float, float]:
@@ -117,16 +132,20 @@ def confusions(answers: GivenLabels, labels: Sequence[str], symbols: Sequence[Se
     most = max(float(np.nanmax(matrix, initial=0.0)) for matrix in errors) or 1.0
     names = [labels[c] for c in order]
     pictures = []
-    both_names = (("before", f"the {answers.one}"), ("after", "all workers merged"))
+    both_names = [("before", f"the {answers.one}"), ("after", "all workers merged")]
+    if answers.by_reference:  # against itself it has nothing to show
+        both_names, errors = both_names[1:], errors[1:]
     for (name, who), matrix in zip(both_names, errors, strict=True):
         texts = None
         if len(labels) <= FEW:
             texts = [[f"{100 * v:.1f}" if v >= 0.0005 else "" for v in row] for row in np.nan_to_num(matrix)]
-        draw = heat_map(matrix, names, names, x_label=f"given by {who}", y_label="true class",
+        draw = heat_map(matrix, names, names, x_label=f"given by {who}", y_label=answers.true_class,
                         limits=(0, most), texts=texts, hue=1)  # fmt: skip
         note = f"Percent of each true class, {answers.part}; what is right is left out. Both pictures share one scale."
+        if answers.by_reference:
+            note = f"Percent of each of the reference's answers, {answers.part}; what agrees is left out."
         if not np.nansum(matrix):
-            note += " There are no mistakes."
+            note += " There are none." if answers.by_reference else " There are no mistakes."
         size = (WIDTH, square(len(labels)))
         if len(labels) > MANY:
             wanted = 2.4 + len(labels) / 7.5

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from sensai_serve.bundles import Bundle
 from sensai_serve.errors import InputError
@@ -39,7 +38,8 @@ def report_bundle(bundle: Bundle) -> str:
     if kept is None:
         raise InputError(f"{bundle.path} keeps no labels to draw, expected a bundle that was made with labelled data")
     names = _names(bundle)
-    answers = _beside(kept, names)
+    own = "agreement" in manifest.accuracy  # the labels are the reference's own answers
+    answers = _beside(kept, names, by_reference=own)
     parts: list[Table | Picture] = [_summary(bundle, kept, answers), _workers(bundle, kept, names)]
     if answers is not None:
         symbols = bundle.assignment.symbols
@@ -51,6 +51,11 @@ def report_bundle(bundle: Bundle) -> str:
         parts.append(_differing(kept, names))
     right = float((kept["class_id"] == kept["label"]).mean())
     lead = [f"{right:.2%} of {len(kept['label']):,} labelled inputs are right when all workers are merged."]
+    if own:
+        lead = [
+            f"{right:.2%} of {len(kept['label']):,} inputs are answered as the reference answers them when all workers "
+            "are merged. The labels are the reference's own answers, so that no figure here is an accuracy."
+        ]
     if "cascade" in kept:
         early = float((kept["cascade"] == kept["label"]).mean())
         lead.append(
@@ -77,11 +82,11 @@ def _names(bundle: Bundle) -> list[str]:
     return named if all(named) else own
 
 
-def _beside(kept: dict[str, npt.NDArray[np.int64]], names: list[str]) -> GivenLabels | None:
+def _beside(kept: dict[str, Labels], names: list[str], *, by_reference: bool) -> GivenLabels | None:
     """The merged labels beside the reference's, or else the best file's; None where there is neither."""
     label, merged = kept["label"], kept["class_id"]
     if "reference" in kept:
-        return GivenLabels(PART, label, kept["reference"], merged)
+        return GivenLabels(PART, label, kept["reference"], merged, by_reference=by_reference)
     if "files" not in kept:
         return None
     best = int((kept["files"] == label).mean(axis=1).argmax())
@@ -90,8 +95,9 @@ def _beside(kept: dict[str, npt.NDArray[np.int64]], names: list[str]) -> GivenLa
 
 def _summary(bundle: Bundle, kept: dict[str, Labels], answers: GivenLabels | None) -> Table:
     found, promises = bundle.manifest.accuracy, guarantees(bundle.assignment)
-    rows: list[Row] = [("right, all workers merged", _percent(found.get("test", _right(kept, "class_id"))))]
-    if answers is not None:
+    right = "right" if answers is None else answers.right
+    rows: list[Row] = [(f"{right}, all workers merged", _percent(found.get("test", _right(kept, "class_id"))))]
+    if answers is not None and not answers.by_reference:
         rows.append((f"right, {answers.one}", _percent((answers.reference == answers.label).mean())))
     for name, words in (("one_lost", "one worker"), ("two_lost", "two workers")):
         value = found.get(name)
@@ -127,7 +133,8 @@ def _workers(bundle: Bundle, kept: dict[str, Labels], names: list[str]) -> Table
                 f"{first.parameters:,}",
             )
         )
-    columns = ("file", "workers", "classes", "right alone", "microseconds", "MACs", "parameters")
+    alone = "alone as the reference" if "agreement" in bundle.manifest.accuracy else "right alone"
+    columns = ("file", "workers", "classes", alone, "microseconds", "MACs", "parameters")
     return Table("Files", columns, rows, note="Microseconds: one input, one core of the machine that made the bundle.")
 
 
@@ -151,7 +158,9 @@ def _data(bundle: Bundle, kept: dict[str, Labels]) -> dict[str, Any]:
     n_classes = len(bundle.manifest.labels)
     return {
         "labels": bundle.manifest.labels,
-        "accuracy": {name: _right(kept, name) for name in ("class_id", "reference", "cascade") if name in kept},
+        "agreement" if "agreement" in bundle.manifest.accuracy else "accuracy": {
+            name: _right(kept, name) for name in ("class_id", "reference", "cascade") if name in kept
+        },
         "files": (kept["files"] == kept["label"]).mean(axis=1).tolist() if "files" in kept else None,
         "confusion": confusion(kept["label"], kept["class_id"], n_classes).tolist(),
     }

@@ -7,18 +7,32 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from backend_fixtures import run, serving
-from input_fixtures import KINDS, drawn
+from backend_fixtures import BACKENDS, run, serving
+from input_fixtures import KINDS, drawn, write_pooled_bundle
 
 import sensai_serve
 from sensai_serve.errors import RequestError
+from sensai_serve.input_spec import DATATYPES, DYNAMIC, InputSpec
 from sensai_serve.tensors import NamedInputs
 from sensai_serve.tokenizer import Texts
 
+EVERY = tuple(
+    InputSpec((DYNAMIC, 3), name=dtype, dtype=dtype, maximum=(12,), vocabulary=9 if dtype == "INT64" else None)
+    for dtype in DATATYPES
+)
+"""An input of every datatype, all in one network."""
+CASES = [("ort", kind) for kind in KINDS]
+CASES += [(backend, kind) for backend in BACKENDS if backend != "ort" for kind in ("tokens", "every datatype")]
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_answers_are_those_of_the_bundle_in_process(pooled_bundles: dict[str, Path], backend: str, kind: str) -> None:
-    bundle, specs = pooled_bundles[kind], KINDS[kind]
+
+@pytest.mark.parametrize(("backend", "kind"), CASES)
+def test_answers_are_those_of_the_bundle_in_process(
+    pooled_bundles: dict[str, Path], tmp_path: Path, backend: str, kind: str
+) -> None:
+    if kind in KINDS:
+        bundle, specs = pooled_bundles[kind], KINDS[kind]
+    else:
+        bundle, specs = write_pooled_bundle(tmp_path / "every", EVERY), EVERY
     local = sensai_serve.load(bundle)
     lengths = (5, 1, 12, 2) if any(spec.maximum for spec in specs) else (1, 1)
 

@@ -21,7 +21,7 @@ from sensai_serve.bundles import GOLDEN, Bundle, sha256_of
 from sensai_serve.errors import InputError, ModelError, OutputExistsError
 from sensai_serve.evaluation import EVALUATION
 from sensai_serve.onnxfile import read_signature
-from sensai_serve.preprocess import normalise
+from sensai_serve.preprocess import InputSpec, normalise
 
 
 def test_the_bundle_verifies_and_is_as_good_as_the_reference(digits_bundle):
@@ -165,7 +165,7 @@ def test_every_family_and_head_agrees_with_torch_for_any_batch(name, shape, head
     output = {"mlp": "5", "vgg11": "classifier"}.get(name, "linear")
     replace_output(model, output, heads.find(head), (3, 1))
     subnet = Subnet(model, heads.find(head)).eval()
-    data = to_onnx(subnet, "readings", shape)
+    data = to_onnx(subnet, [InputSpec(shape, "readings")])
     signature = read_signature(data)
     assert signature.inputs[0].name == "readings"
     assert signature.inputs[0].accepts(shape)
@@ -180,7 +180,7 @@ def test_a_file_that_disagrees_with_torch_is_refused():
     other = Subnet(models.create("mlp", 3, (4,)), heads.find("softmax"))
     inputs = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
     with pytest.raises(ModelError, match=r"net gives scores .* away from torch's, expected at most 0.0001"):
-        check_parity(other, to_onnx(model, "input", (4,)), inputs, "net")
+        check_parity(other, to_onnx(model, [InputSpec((4,))]), inputs, "net")
 
 
 class Endless(torch.nn.Module):
@@ -192,7 +192,7 @@ class Endless(torch.nn.Module):
 
 def test_a_network_that_onnx_cannot_express_is_one_line(capfd):
     with pytest.raises(ModelError, match="ONNX export cannot express") as caught:
-        to_onnx(Endless(), "input", (3,))
+        to_onnx(Endless(), [InputSpec((3,))])
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
 

@@ -27,6 +27,7 @@ from pruning.heads import Subnet
 from sensai_serve.bundles import Bundle, sha256_of
 from sensai_serve.cli.main import main
 from sensai_serve.errors import ModelError, PluginError
+from sensai_serve.input_spec import InputSpec
 from sensai_serve.local import load
 from sensai_serve.onnxfile import read_signature
 from serving.engine.options import GatewayOptions
@@ -154,7 +155,7 @@ def test_every_family_and_head_is_written_quietly(name, shape, head, capfd):
     subnet = Subnet(model, heads.find(head)).eval()
     inputs = np.random.default_rng(0).normal(size=(20, *shape)).astype(np.float32)
     before = list(logging.root.handlers)
-    exact = to_onnx(subnet, "readings", shape)
+    exact = to_onnx(subnet, [InputSpec(shape, "readings")])
     for precision in SMALL:
         data = precisions.find(precision).convert(exact, inputs)
         assert check_parity(subnet, data, inputs, name, precisions.find(precision).tolerance).worst > 0
@@ -164,7 +165,7 @@ def test_every_family_and_head_is_written_quietly(name, shape, head, capfd):
 
 def test_a_network_of_one_layer_stays_as_it_is():
     subnet = Subnet(torch.nn.Linear(4, 3), heads.find("softmax"))
-    inputs, exact = np.ones((2, 4), np.float32), to_onnx(subnet, "input", (4,))
+    inputs, exact = np.ones((2, 4), np.float32), to_onnx(subnet, [InputSpec((4,))])
     for name in SMALL:
         data = precisions.find(name).convert(exact, inputs)
         assert check_parity(subnet, data, inputs, name, precisions.find(name).tolerance).worst < 1e-3

@@ -21,7 +21,7 @@ from pruning.pipeline.prune import prune_reference
 from pruning.planning.plan import make_plan
 from pruning.recipe import Recipe
 from sensai_serve.errors import ModelError
-from sensai_serve.preprocess import normalise
+from sensai_serve.preprocess import InputSpec, normalise
 
 SHAPE = (1, 8, 8)
 BLOCKS = {
@@ -73,7 +73,7 @@ def test_pruned_exported_and_the_same_in_onnx_runtime(name, tmp_path):
         assert len(network.removed) == min(BLOCKS[name], 1)
         with torch.no_grad():
             np.testing.assert_allclose(subnet(torch.from_numpy(inputs)), run.validation_scores(worker), atol=1e-5)
-    exported = to_onnx(subnet, "input", SHAPE)
+    exported = to_onnx(subnet, [InputSpec(SHAPE)])
     check_parity(subnet, exported, inputs[:8], name)
     operators = [node.op_type for node in onnx.load_from_string(exported).graph.node]
     layers = sum(isinstance(module, nn.Conv2d) for module in subnet.modules())

@@ -19,7 +19,7 @@ from pruning.pipeline.prune import prune_reference
 from pruning.planning.plan import make_plan
 from pruning.recipe import Recipe
 from sensai_serve.errors import ModelError
-from sensai_serve.preprocess import normalise
+from sensai_serve.preprocess import InputSpec, normalise
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +27,9 @@ def here(monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parent)
 
 
-@pytest.mark.parametrize(("name", "operators"), [("lstm", {"LSTM": 2}), ("convolutions", {"Conv": 3})])
+@pytest.mark.parametrize(
+    ("name", "operators"), [("lstm", {"LSTM": 2}), ("projected", {"LSTM": 2}), ("convolutions", {"Conv": 3})]
+)
 def test_pruned_exported_and_the_same_in_onnx_runtime(name, operators, tmp_path):
     torch.manual_seed(0)
     torch.save(models.create(f"sequences:{name}", 5, (12, 5)).state_dict(), tmp_path / "w.pt")
@@ -52,16 +54,15 @@ def test_pruned_exported_and_the_same_in_onnx_runtime(name, operators, tmp_path)
         assert network.macs <= 0.4 * plan.size.macs
         with torch.no_grad():
             np.testing.assert_allclose(subnet(torch.from_numpy(inputs)), run.validation_scores(worker), atol=1e-5)
-    exported = to_onnx(subnet, "input", plan.shape)
-    check_parity(subnet, exported, inputs[:8], name)
-    found = [node.op_type for node in onnx.load_from_string(exported).graph.node]
-    assert {kind: found.count(kind) for kind in operators} == operators
     larger = padded(run, run.folder(0), 16, inputs)
     widths = {
         name: count_outputs(m) for name, m in larger.network.named_modules() if isinstance(m, nn.RNNBase | nn.Conv1d)
     }
-    assert set(widths.values()) == {16}
-    check_parity(larger, to_onnx(larger, "input", plan.shape), inputs[:8], name)
+    assert set(widths.values()) == {12 if name == "projected" else 16}
+    exported = to_onnx(larger, run.network_inputs)
+    check_parity(larger, exported, inputs[:8], name)
+    found = [node.op_type for node in onnx.load_from_string(exported).graph.node]
+    assert {kind: found.count(kind) for kind in operators} == operators
 
 
 class OneBatch(nn.Module):
@@ -78,5 +79,5 @@ class OneBatch(nn.Module):
 def test_a_file_that_does_not_run_is_one_line():
     network = OneBatch(5).eval()
     with pytest.raises(ModelError, match=r"subnet does not run as an ONNX file .*x.shape\[0\], not len\(x\)") as caught:
-        check_parity(network, to_onnx(network, "input", (12, 5)), np.zeros((5, 12, 5), np.float32), "subnet")
+        check_parity(network, to_onnx(network, [InputSpec((12, 5))]), np.zeros((5, 12, 5), np.float32), "subnet")
     assert "\n" not in str(caught.value)

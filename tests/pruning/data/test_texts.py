@@ -61,7 +61,7 @@ def test_a_tokenizer_makes_tokens_as_a_bundle_does(tmp_path, caplog):
     rows = {tuple(row) for row in np.concatenate([dataset.x, dataset.x_test]).astype(int).tolist()}
     assert rows == {(2, 4, 5, 3, 0, 0), (2, 4, 5, 4, 5, 3)}  # the end that the tokenizer adds stays
     assert "6 texts have more than 6 tokens" in caplog.text
-    assert dataset.vocabulary == 10
+    assert dataset.inputs[0].vocabulary == 10
     assert dataset.tokenizer == Tokenizer(word_tokenizer(), 0, "cut")
 
 

@@ -55,6 +55,13 @@ def test_workers_learn_the_answers_and_the_bundle_says_how_often_they_agree(live
     assert "test" not in accuracy
     assert f"the reference's answer for {accuracy['agreement']:.2%} of the test part" in said
     assert "answered as the network before pruning does" in typed("inspect", "bundle")
+    for made in (["run", "--bundle", "bundle"], ["bundle"]):
+        typed("report", *made, "--out", "page.html", "--quiet")
+        page = (tmp_path / "page.html").read_text()
+        assert '"agreement": {' in page
+        assert "answered as the reference answers them" in page
+        for word in ("Accuracy per class", "true class", "mistakes", ">right", "accuracy against"):
+            assert word not in page, word
 
 
 @pytest.mark.parametrize(
