@@ -49,12 +49,15 @@ def open_bundle(path: Path) -> Bundle:
     """Open a bundle and verify its checksums.
 
     Raises:
-        BundleError: there is no bundle at `path`, or it is damaged.
+        BundleError: there is no bundle at `path`, it is damaged, or it gives sets of labels.
     """
     from sensai_serve.bundles import Bundle
+    from sensai_serve.errors import BundleError
 
     bundle = Bundle.open(path)
     bundle.verify()
+    if bundle.manifest.task != "single":
+        raise BundleError(f"{path} gives sets of labels, expected a bundle that gives one label: answers are compared")
     return bundle
 
 

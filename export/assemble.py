@@ -14,6 +14,7 @@ import numpy as np
 import sensai_serve
 from export import lengths
 from export.evaluate import evaluate, merged_accuracy, scores_of
+from export.evaluate_sets import evaluate_sets
 from export.networks import FP32, Exporter, choose_golden
 from export.parity import Difference
 from export.speed import latency, microseconds
@@ -25,7 +26,7 @@ from sensai_serve.bundles import GOLDEN, MANIFEST, Bundle, atomic_directory, sha
 from sensai_serve.bundles import REFERENCE as REFERENCE_FILE
 from sensai_serve.evaluation import EVALUATION
 from sensai_serve.fit_confidence import fit_confidence
-from sensai_serve.golden import golden_names
+from sensai_serve.golden import golden_answers, golden_names
 from sensai_serve.local import load
 from sensai_serve.lost_workers import ScoredInputs
 from sensai_serve.manifest import Manifest, MergeSpec, SubnetSpec
@@ -48,6 +49,7 @@ def export(
     name: str | None = None,
     precision: str = FP32,
     padding: int | None = None,
+    uint8: bool = False,
     with_monolith: bool = False,
     with_evaluation: bool = True,
     replace: bool = False,
@@ -65,6 +67,7 @@ def export(
             FP32.
         padding: fill layers up with channels of zeros to a multiple of this number, 1 for none; the fastest on this
             machine where None. Scores stay the same.
+        uint8: networks take pixels as UINT8 and normalise them themselves, so that clients send a quarter of the bytes.
         with_monolith: add the run's compact network for all classes, where the run has one.
         with_evaluation: label the whole test part with the bundle. Nothing else looks at the test part.
         replace: `out` may be a bundle, which is replaced in one step when the new one is whole.
@@ -75,12 +78,12 @@ def export(
 
     Raises:
         OutputExistsError: `out` is not empty; with `replace`, not empty and no bundle.
-        InputError: the run is not finished or its data is missing.
+        InputError: the run is not finished, its data is missing, or not of pixels where UINT8 is wanted.
         PluginError: there is no such precision or merge rule.
         ModelError: a network cannot be exported, or its ONNX file gives other scores than torch.
     """
-    exporter = Exporter(run, precision, padding, dynamic or {}, maximum)
-    _ = exporter.precision, exporter.samples  # refuses an unknown precision and missing data before any work
+    exporter = Exporter(run, precision, padding, dynamic or {}, maximum, uint8)
+    _ = exporter.precision, exporter.specs, exporter.samples  # refuses what cannot be made before any work
     for worker in range(run.assignment.n_workers):
         run.network(run.folder(worker))  # refuses an unfinished run
     merge = merge_plan(run)
@@ -97,41 +100,43 @@ def export(
             kind=run.assignment.kind,
             offsets=run.assignment.offsets,
             symbols=run.assignment.symbols,
-            merge=MergeSpec(merge.rule, merge.threshold),
+            task=merge.task,
+            merge=MergeSpec(merge.rule, merge.threshold, merge.of_classes),
             reference=REFERENCE_FILE,
             checksums=files.checksums,
             provenance=_provenance(run) | files.provenance,
             tokenizer=tokenizer,
         )
         bundle = _rewrite(folder, manifest)
-        validated = _validation_scores(run, bundle, precision)
-        confident = (
-            fit_confidence(ScoredInputs(merge, validated), agreement=run.recipe.agreement) if validated else None
-        )
+        validated = _validation_scores(exporter, bundle)
+        confident = None
+        if validated and merge.task == "single":
+            confident = fit_confidence(ScoredInputs(merge, validated), agreement=run.recipe.agreement)
         manifest = dataclasses.replace(manifest, merge=dataclasses.replace(manifest.merge, confident=confident))
         classifier = load(bundle)
         if exporter.dynamic:
             found = lengths.compare(classifier, exporter.specs, exporter.samples)
             manifest = dataclasses.replace(manifest, provenance={**manifest.provenance, "length": found})
-        chosen = choose_golden(files.differences, classifier.predict_tensor(exporter.samples).class_id, GOLDEN_SAMPLES)
-        inputs = exporter.samples[chosen]
-        answer = classifier.predict_tensor(inputs)
+        samples = exporter.given_samples
+        chosen = choose_golden(files.differences, classifier.predict_tensor(samples).class_id, GOLDEN_SAMPLES)
+        inputs = samples[chosen]
         arrays: dict[str, Any] = {
             key: arrays_of(inputs, files.inputs)[spec.name] for key, spec in golden_names(files.inputs).items()
         }
-        np.savez(folder / GOLDEN, scores=answer.scores, class_id=answer.class_id, **arrays)
+        arrays |= golden_answers(bundle.merge_plan, classifier.scores(inputs))
+        np.savez(folder / GOLDEN, **arrays)
         checksums = {**files.checksums, GOLDEN: sha256_of(folder / GOLDEN)}
         accuracy: dict[str, Any] = {}
         if with_evaluation:
-            result = evaluate(
+            result = (evaluate if merge.task == "single" else evaluate_sets)(
                 bundle,
                 run.dataset.x_test,
                 run.dataset.y_test,
-                run.dataset.prepared,
+                exporter.given,
                 monolith=files.monolith,
+                by_reference=run.recipe.labels == "reference",
                 on_step=lambda done, total: on_progress("evaluate", done, total),
             )
-            result = dataclasses.replace(result, by_reference=run.recipe.labels == "reference")
             result.save(folder / EVALUATION)
             checksums[EVALUATION] = sha256_of(folder / EVALUATION)
             accuracy = result.accuracy() | _validated(run, merge, validated, precision)
@@ -186,12 +191,14 @@ def _write_networks(exporter: Exporter, folder: Path, with_monolith: bool, on_pr
         files.differences.append(made.difference)
         exact.append(made.fp32_difference.worst)
         if name == exporter.largest:
-            speed = microseconds({FP32: made.fp32, exporter.name: made.data}, exporter.samples[:1])
+            speed = microseconds({FP32: made.fp32, exporter.name: made.data}, exporter.given_samples[:1])
         on_progress("export", worker + 2, len(names) + 1)
     files.provenance["torch_to_onnx_difference"] = max(exact)
     files.provenance["precision"] = exporter.describe(files.differences, speed)
     subnets = [folder / subnet.file for subnet in files.subnets]
-    files.provenance["latency_us"] = latency(reference.data, subnets, exporter.samples[:1])
+    if exporter.pixels:
+        files.provenance["normalisation"] = dataclasses.asdict(exporter.network_specs[0].normalisation)
+    files.provenance["latency_us"] = latency(reference.data, subnets, exporter.given_samples[:1])
     if with_monolith and run.has(RECOVERED):
         file, network = f"{MONOLITH}.onnx", run.network(RECOVERED)
         files.monolith = exporter.export(RECOVERED).data
@@ -202,14 +209,14 @@ def _write_networks(exporter: Exporter, folder: Path, with_monolith: bool, on_pr
     return files
 
 
-def _validation_scores(run: Run, bundle: Bundle, precision: str) -> list[Floats]:
+def _validation_scores(exporter: Exporter, bundle: Bundle) -> list[Floats]:
     """Every worker's scores [V, k] of the validation part in the bundle's precision; none where there is no part."""
-    _, validation = run.split
+    run, (_, validation) = exporter.run, exporter.run.split
     if not len(validation):
         return []
-    if precision == FP32:
+    if exporter.name == FP32:
         return [run.validation_scores(worker) for worker in range(run.assignment.n_workers)]
-    return scores_of(bundle, run.dataset.x[validation], run.dataset.prepared)
+    return scores_of(bundle, run.dataset.x[validation], exporter.given)
 
 
 def _validated(run: Run, plan: MergePlan, scores: list[Floats], precision: str) -> dict[str, float]:

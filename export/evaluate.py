@@ -15,7 +15,9 @@ from export.sessions import scores_by, session
 from sensai_serve.bundles import Bundle
 from sensai_serve.cpus import usable_cores
 from sensai_serve.local import load
+from sensai_serve.lost_workers import accuracy
 from sensai_serve.merge import MergePlan
+from sensai_serve.merge.collector import merge
 from sensai_serve.preprocess import Floats
 from sensai_serve.tensors import Inputs
 
@@ -74,6 +76,7 @@ def evaluate(
     prepare: Prepare,
     *,
     monolith: bytes | None = None,
+    by_reference: bool = False,
     on_step: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
     """Label inputs with a bundle, with its reference and with its monolith, each input alone.
@@ -84,6 +87,7 @@ def evaluate(
         y: [N] true labels.
         prepare: makes inputs of them.
         monolith: ONNX file of the monolith; None where there is none.
+        by_reference: the labels are the reference's answers.
         on_step: called with inputs done and N.
 
     Raises:
@@ -92,17 +96,18 @@ def evaluate(
     classifier = load(bundle)
     reference = session(bundle.reference() or b"")
     pruned = None if monolith is None else session(monolith)
-    class_id, by_reference, by_monolith = (np.empty(len(x), np.int64) for _ in range(3))
+    class_id, of_reference, of_monolith = (np.empty(len(x), np.int64) for _ in range(3))
     elected = np.empty(len(x), np.bool_)
     for i in range(len(x)):
         one = prepare(x[i : i + 1])
         answer = classifier.predict_tensor(one)
         class_id[i], elected[i] = answer.class_id[0], answer.elected
-        by_reference[i] = _label(reference, one)
+        of_reference[i] = _label(reference, one)
         if pruned is not None:
-            by_monolith[i] = _label(pruned, one)
+            of_monolith[i] = _label(pruned, one)
         on_step(i + 1, len(x))
-    return Evaluation(class_id, np.asarray(y, np.int64), by_reference, elected, None if pruned is None else by_monolith)
+    pruned_labels = None if pruned is None else of_monolith
+    return Evaluation(class_id, np.asarray(y, np.int64), of_reference, elected, pruned_labels, by_reference)
 
 
 def _label(network: Any, one: Inputs) -> int:
@@ -110,17 +115,15 @@ def _label(network: Any, one: Inputs) -> int:
 
 
 def merged_accuracy(plan: MergePlan, scores: list[Floats], y: Labels) -> float:
-    """Accuracy, in [0, 1], of the merged answers when all workers' scores have arrived.
+    """Accuracy, in [0, 1], of the merged answers when all workers' scores have arrived; see `accuracy`.
 
     Args:
         plan: assignment and merge rule.
         scores: scores [N, k] of every worker, in their order.
-        y: [N] true labels.
+        y: [N] true labels, or sets of them [N, C].
     """
-    collector = plan.collect(len(y), "all")
-    for worker, copies in enumerate(scores):
-        collector.add(worker, copies)
-    return float((collector.answer().class_id == y).mean())
+    answer = merge(plan, scores)
+    return accuracy(answer.class_id if plan.task == "single" else answer.labels, y)
 
 
 def scores_of(bundle: Bundle, x: npt.NDArray[Any], prepare: Prepare) -> list[Floats]:

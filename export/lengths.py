@@ -98,7 +98,8 @@ def compare(classifier: Classifier, specs: Sequence[InputSpec], samples: Inputs)
             continue
         whole, short = (classifier.predict_tensor(inputs) for inputs in (one, cut(one, specs, int(length))))
         padded += 1
-        same += int(whole.class_id[0] == short.class_id[0])
+        alike = whole.labels == short.labels if whole.sets_labels else whole.class_id == short.class_id
+        same += int(alike.all())
         worst = max(worst, float(np.abs(whole.scores - short.scores).max()))
     found: dict[str, Any] = {"maximum": tried(specs)[-1], "samples": len(samples), "padded": padded}
     return found | ({"same_label": same, "largest_difference": worst} if padded else {})

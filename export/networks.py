@@ -12,14 +12,15 @@ import numpy as np
 from export import lengths, precisions
 from export.padding import padded
 from export.parity import Difference, check_parity
+from export.pixels import takes_pixels
 from export.precisions import Precision
 from export.speed import microseconds
 from export.to_onnx import to_onnx
 from pruning.heads import Subnet
 from pruning.run import Run
-from sensai_serve.errors import ModelError
+from sensai_serve.errors import InputError, ModelError
 from sensai_serve.preprocess import InputSpec
-from sensai_serve.tensors import Inputs
+from sensai_serve.tensors import Array, Inputs
 
 FP32 = "fp32"
 SAMPLES = 64
@@ -57,6 +58,8 @@ class Exporter:
     """The axis of each input of that name whose length requests choose."""
     maximum: int | None = None
     """That length's maximum; the data's where None."""
+    pixels: bool = False
+    """Files take UINT8, and normalise it themselves."""
 
     @cached_property
     def precision(self) -> Precision:
@@ -72,20 +75,54 @@ class Exporter:
         """The inputs as the bundle takes them.
 
         Raises:
+            DataError: the run's data is missing.
+            InputError: `dynamic` names what is no axis of them; or files are to take UINT8, and the data holds other
+                numbers.
+        """
+        if not self.pixels:
+            return self.network_specs
+        dataset, (spec, *others) = self.run.dataset, self.network_specs
+        if self.dynamic or others or spec.dtype != "FP32" or dataset.x.dtype != np.uint8:
+            plain = not others and spec.dtype == "FP32"
+            held = dataset.x.dtype if plain else " and ".join(one.dtype for one in (spec, *others))
+            raise InputError(
+                f"--uint8: {dataset.name} holds {held}{', of lengths that requests choose' if self.dynamic else ''}, "
+                "expected pictures, of 0 to 255 (uint8)"
+            )
+        return (InputSpec(spec.shape, spec.name, "UINT8", image=spec.image),)
+
+    @cached_property
+    def network_specs(self) -> tuple[InputSpec, ...]:
+        """The inputs as the networks take them.
+
+        Raises:
             InputError: `dynamic` names what is no axis of them.
         """
         return lengths.with_free_axes(self.run.network_inputs, self.dynamic, self.maximum)
 
+    def given(self, raw: Array) -> Inputs:
+        """Raw inputs [N, *shape] of the data as the bundle's files take them."""
+        return np.ascontiguousarray(raw) if self.pixels else self.run.dataset.prepared(raw)
+
     @cached_property
     def samples(self) -> Inputs:
-        """Some inputs of the validation part, or of the training part where there is none.
+        """Some inputs of the validation part, or of the training part where there is none, for the networks.
 
         Raises:
             DataError: the run's data is missing.
         """
+        return self.run.dataset.prepared(self._raw_samples)
+
+    @cached_property
+    def given_samples(self) -> Inputs:
+        """The same as the bundle's files take them."""
+        return self.given(self._raw_samples)
+
+    @property
+    def _raw_samples(self) -> Array:
         dataset, (_, validation) = self.run.dataset, self.run.split
         chosen = validation if len(validation) else np.arange(len(dataset.x))
-        return dataset.prepared(dataset.x[chosen[:SAMPLES]])
+        return dataset.x[chosen[:SAMPLES]]
 
     @cached_property
     def calibration(self) -> Inputs:
@@ -141,12 +178,16 @@ class Exporter:
             fp32 = data = self._to_onnx(name, trained)
         else:
             fp32, data = self._files(name)
-        exact = check_parity(trained, fp32, self.samples, name)
+        same = data is fp32
+        if self.pixels:
+            fp32, data = (takes_pixels(one, self.network_specs[0]) for one in (fp32, data))
+        exact = check_parity(trained, fp32, self.samples, name, given=self.given_samples)
         for length in lengths.tried(self.specs):
             check_parity(trained, fp32, lengths.cut(self.samples, self.specs, length), f"{name} at length {length}")
-        if data is fp32:
+        if same:
             return Exported(fp32, fp32, exact, exact)
-        off = check_parity(trained, data, self.samples, f"{name} in {self.name}", self.precision.tolerance)
+        tolerance = self.precision.tolerance
+        off = check_parity(trained, data, self.samples, f"{name} in {self.name}", tolerance, given=self.given_samples)
         return Exported(fp32, data, exact, off)
 
     def _files(self, name: str) -> tuple[bytes, bytes]:
@@ -162,10 +203,11 @@ class Exporter:
 
     def _to_onnx(self, name: str, network: Subnet) -> bytes:
         """Export the network of that name, padded or not."""
+
         try:
-            return to_onnx(network, self.specs)
+            return to_onnx(network, self.network_specs)
         except ModelError:  # what cannot be exported with padding is exported without
-            return to_onnx(self.run.load(name), self.specs)
+            return to_onnx(self.run.load(name), self.network_specs)
 
     def _convert(self, data: bytes) -> bytes:
         return data if self.name == FP32 else self.precision.convert(data, self.calibration)

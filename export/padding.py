@@ -60,7 +60,7 @@ def _padded(run: Run, name: str, multiple: int, trained: Subnet) -> Subnet:
     cut = _filled(_create(run, name), network.cut, multiple)
     before, after = _numbered(run, name, network.cut), _numbered(run, name, cut)
     larger = apply_cut(_create(run, name), cut, shape)
-    replace_output(larger, output, heads.find(network.head), network.classes)
+    replace_output(larger, output, heads.find(network.head, run.recipe.task), network.classes)
     values = trained.network.state_dict()
     for key, value in larger.state_dict().items():
         if value.shape == values[key].shape:
@@ -70,7 +70,7 @@ def _padded(run: Run, name: str, multiple: int, trained: Subnet) -> Subnet:
             value.zero_().flatten(1)[:, at] = values[key].flatten(1)
         else:
             value.zero_().view(-1)[_places(before[key], after[key])] = values[key].flatten()
-    return Subnet(larger, heads.find(network.head)).eval()
+    return Subnet(larger, heads.find(network.head, run.recipe.task)).eval()
 
 
 def _create(run: Run, name: str) -> nn.Module:

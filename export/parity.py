@@ -33,7 +33,13 @@ class Difference:
 
 
 def check_parity(
-    model: nn.Module, data: bytes, inputs: Inputs, name: str, tolerance: Tolerance = fp32.tolerance
+    model: nn.Module,
+    data: bytes,
+    inputs: Inputs,
+    name: str,
+    tolerance: Tolerance = fp32.tolerance,
+    *,
+    given: Inputs | None = None,
 ) -> Difference:
     """Measure the difference between ONNX Runtime's scores and torch's, and refuse one that is too large.
 
@@ -43,6 +49,7 @@ def check_parity(
         inputs: some, ready for the network. They are run as one batch and one by one.
         name: name of the network, for the message.
         tolerance: the largest differences that are accepted.
+        given: the same inputs as the file takes them, where it normalises them itself; None for `inputs`.
 
     Raises:
         ModelError: a score, or all of them on average, differ by more, or the file does not run.
@@ -54,10 +61,11 @@ def check_parity(
         raise ModelError(
             f"export: {name} does not run ({' '.join(str(error).split())[:200]}), expected a network for such inputs"
         ) from None
+    given = inputs if given is None else given
     try:
         ort = session(data)
-        together = scores_by(ort, inputs)
-        single = np.concatenate([scores_by(ort, one) for one in one_by_one(inputs)])
+        together = scores_by(ort, given)
+        single = np.concatenate([scores_by(ort, one) for one in one_by_one(given)])
     except Exception as error:  # ONNX Runtime's own are of many kinds
         raise ModelError(
             f"export: {name} does not run as an ONNX file ({' '.join(str(error).split())[:200]}), expected operators "
@@ -70,5 +78,5 @@ def check_parity(
             raise ModelError(
                 f"export: {name} gives scores {found:.2g} away from torch's{how}, expected at most {most:g}"
             )
-    plain = scores_by(session(data, fused=False), inputs)
+    plain = scores_by(session(data, fused=False), given)
     return Difference(worst, mean, off.max(axis=1), np.abs(plain - together).max(axis=1))

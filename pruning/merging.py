@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from pruning.data import Labels
 from pruning.recipe import BEST_RULE
 from pruning.run import Run
 from sensai_serve import plugins
+from sensai_serve.fit_thresholds import fit_thresholds
 from sensai_serve.lost_workers import ScoredInputs, accuracy
 from sensai_serve.merge import MergePlan
 from sensai_serve.merge.rules import allow, check_heads, heads_of
@@ -17,6 +20,8 @@ MAJORITY = "majority"
 
 def merge_plan(run: Run, truth: Labels | None = None) -> MergePlan:
     """How the workers of a finished run are merged, in its report, in its summary and in the bundle made of it.
+
+    The thresholds of sets of labels are fitted on its validation part.
 
     Args:
         run: whose networks are all there.
@@ -33,7 +38,12 @@ def merge_plan(run: Run, truth: Labels | None = None) -> MergePlan:
     elif ":" in rule:
         allow(rule)  # the run's maker named it
     check_heads(rule, [run.recipe.head])
-    return MergePlan(run.assignment, rule)
+    plan = MergePlan(run.assignment, rule, task=run.recipe.task)
+    if plan.task == "single" or not len(validation := run.split[1]):
+        return plan
+    scores = [np.asarray(run.validation_scores(worker)) for worker in range(run.assignment.n_workers)]
+    known = run.dataset.y[validation] if truth is None else truth
+    return replace(plan, of_classes=fit_thresholds(ScoredInputs(plan, scores), known))
 
 
 def best_rule(run: Run, truth: Labels) -> str:
@@ -46,7 +56,7 @@ def best_rule(run: Run, truth: Labels) -> str:
     scores = [np.asarray(run.validation_scores(worker)) for worker in range(run.assignment.n_workers)]
     others = [rule for rule in plugins.available("sensai_serve.merge.rules") if rule != MAJORITY]
     right = {
-        rule: accuracy(ScoredInputs(MergePlan(run.assignment, rule), scores).labels(), truth)
+        rule: accuracy(ScoredInputs(MergePlan(run.assignment, rule, task=run.recipe.task), scores).labels(), truth)
         for rule in (MAJORITY, *others)
         if run.recipe.head in (heads_of(rule) or (run.recipe.head,))
     }

@@ -120,7 +120,7 @@ class Run:
         with enough_disk(self.path), atomic_directory(self.path) as temporary:
             _write_json(temporary / RECIPE, {"schema": 1, "recipe": self.recipe.to_json(), "digests": self.digests})
             _write_json(temporary / TASK, task)
-            network = Network(every, "softmax", {}, size.macs, size.parameters)
+            network = Network(every, heads.of_reference(self.recipe.task), {}, size.macs, size.parameters)
             _save(temporary / REFERENCE, network, reference, None)
             if self.recipe.labels == "reference":
                 buffer = io.BytesIO()
@@ -189,7 +189,8 @@ class Run:
             InputError: the answers are missing or damaged.
         """
         answered = self.recipe.labels == "reference"
-        dataset = data.load(self.recipe.data, seed=self.recipe.seed, unlabelled=answered)
+        recipe = self.recipe
+        dataset = data.load(recipe.data, seed=recipe.seed, unlabelled=answered, task=recipe.task)
         if dataset.digest() != self.digests["data"]:
             raise DataError(f"{self.recipe.data}: not the data that {self.path} was made with")
         if not answered:
@@ -256,7 +257,7 @@ class Run:
         if network.removed:
             model = remove_blocks(model, network.removed, shape)
         model = apply_cut(model, network.cut, shape)
-        head = heads.find(network.head)
+        head = heads.find(network.head, self.recipe.task)
         if name != REFERENCE:  # the reference keeps its own output layer
             replace_output(model, output, head, network.classes)
         models.load_weights(model, self.path / name / "weights.safetensors")

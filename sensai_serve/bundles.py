@@ -3,7 +3,8 @@
 NAME/manifest.json        what it holds (`sensai_serve.manifest`)
 NAME/subnets/00.onnx ...  one network per worker
 NAME/reference.onnx       the unpruned network, where it is wanted as a fall-back or a baseline
-NAME/golden.npz           inputs [G, ...], scores [G, C], class_id [G]: what the whole must answer
+NAME/golden.npz           inputs [G, ...], scores [G, C], class_id [G] (labels [G, C] of several labels at once): what
+                          the whole must answer
 NAME/tokenizer.json       the tokenizer of the library `tokenizers` that makes inputs of texts, where there is one
 """
 
@@ -106,7 +107,9 @@ class Bundle:
             raise
         except InputError as error:
             raise BundleError(f"{self.path}: {error}") from None
-        return MergePlan(self.assignment, merge.rule, merge.threshold, merge.confident)
+        return MergePlan(
+            self.assignment, merge.rule, merge.threshold, merge.confident, self.manifest.task, merge.thresholds
+        )
 
     def golden(self) -> Golden:
         """Read the golden samples.
@@ -116,7 +119,7 @@ class Bundle:
         """
         data = self._read(GOLDEN, self.manifest.checksums.get(GOLDEN), MAX_GOLDEN_BYTES)
         try:
-            return read_golden(data, self.manifest.inputs, self.assignment.n_classes)
+            return read_golden(data, self.manifest.inputs, self.assignment.n_classes, self.manifest.task)
         except BundleError as error:
             raise BundleError(f"{self.path / GOLDEN}: {error}") from None
 

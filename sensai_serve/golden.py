@@ -14,6 +14,9 @@ import numpy.typing as npt
 
 from sensai_serve.errors import BundleError, RequestError
 from sensai_serve.input_spec import DYNAMIC, InputSpec
+from sensai_serve.merge import Answer, MergePlan
+from sensai_serve.merge.collector import merge
+from sensai_serve.merge.rules import Task
 from sensai_serve.tensors import Array, Inputs, NamedInputs, agree, check_values, exact, inputs_of
 
 MAX_GOLDEN_BYTES = 512 * 1024 * 1024
@@ -30,7 +33,10 @@ class Golden:
     scores: npt.NDArray[np.float32]
     """[G, C], mean over the copies of each class."""
     class_id: npt.NDArray[np.int64]
-    """[G], the winning class."""
+    """[G], the winning class; of several labels at once that of the largest score."""
+    labels: npt.NDArray[np.int8] | None = None
+    """[G, C], where inputs have several labels at once: 1 for a label that carries, 0 for another, -1 where either will
+    do, because a copy is too near to its threshold. None where they have one."""
 
     @property
     def tensor(self) -> Array:
@@ -46,6 +52,18 @@ class Golden:
     SCORE_TOLERANCE = 1e-3
     MARGIN_TOLERANCE = 2e-3
 
+    def check_answer(self, answer: Answer) -> None:
+        """Check the merged answer to these inputs; see `check`. Of several labels at once each must be the same."""
+        if self.labels is None:
+            self.check(answer.scores, answer.class_id)
+            return
+        self._check_scores(answer.scores)
+        wrong = np.argwhere((self.labels >= 0) & (answer.labels != self.labels))
+        if len(wrong):
+            sample, c = map(int, wrong[0])
+            said = "carries" if answer.labels[sample, c] else "does not carry"
+            raise BundleError(f"golden sample {sample}: the label of class {c} {said}, expected the opposite")
+
     def check(self, scores: npt.NDArray[np.floating], class_id: npt.NDArray[np.integer]) -> None:
         """Check answers against these.
 
@@ -56,13 +74,7 @@ class Golden:
         Raises:
             BundleError: a score is off by more than 1e-3, or a class differs where the margin is 2e-3 or more.
         """
-        off = np.abs(np.asarray(scores, np.float64) - self.scores)
-        if not (off <= self.SCORE_TOLERANCE).all():
-            sample, c = divmod(int(np.argmax(np.where(np.isfinite(off), off, np.inf))), off.shape[1])
-            raise BundleError(
-                f"golden sample {sample}: the score of class {c} is {float(scores[sample, c]):.6f}, "
-                f"expected {float(self.scores[sample, c]):.6f} within {self.SCORE_TOLERANCE}"
-            )
+        self._check_scores(scores)
         top = np.sort(self.scores, axis=1)
         margin = top[:, -1] - (top[:, -2] if top.shape[1] > 1 else 0.0)
         wrong = (np.asarray(class_id) != self.class_id) & (margin >= self.MARGIN_TOLERANCE)
@@ -72,26 +84,37 @@ class Golden:
                 f"golden sample {first}: the class is {int(class_id[first])}, expected {int(self.class_id[first])}"
             )
 
+    def _check_scores(self, scores: npt.NDArray[np.floating]) -> None:
+        off = np.abs(np.asarray(scores, np.float64) - self.scores)
+        if not (off <= self.SCORE_TOLERANCE).all():
+            sample, c = divmod(int(np.argmax(np.where(np.isfinite(off), off, np.inf))), off.shape[1])
+            raise BundleError(
+                f"golden sample {sample}: the score of class {c} is {float(scores[sample, c]):.6f}, "
+                f"expected {float(self.scores[sample, c]):.6f} within {self.SCORE_TOLERANCE}"
+            )
 
-def read_golden(data: bytes, specs: Sequence[InputSpec], n_classes: int) -> Golden:
+
+def read_golden(data: bytes, specs: Sequence[InputSpec], n_classes: int, task: Task = "single") -> Golden:
     """Read golden samples from the bytes of an ``.npz`` file. Shapes are checked before any array is inflated.
 
     Args:
         data: the file: arrays `scores` [G, C], `class_id` [G], and `inputs` [G, ...] of the one input, or an array
-            ``inputs.NAME`` [G, ...] of each of several.
+            ``inputs.NAME`` [G, ...] of each of several. `labels` [G, C] in place of `class_id` where an input has
+            several labels at once.
         specs: the bundle's inputs.
         n_classes: C.
+        task: whether an input has one label or several at once.
 
     Raises:
         BundleError: the file is damaged, its arrays do not fit, or they are too large.
     """
     named = golden_names(specs)
     tails: dict[str, tuple[int, ...]] = {name: spec.shape for name, spec in named.items()}
-    tails |= {"scores": (n_classes,), "class_id": ()}
+    tails |= {"scores": (n_classes,)} | ({"class_id": ()} if task == "single" else {"labels": (n_classes,)})
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             headers = {name: _header(archive, name) for name in tails}
-            count = headers["class_id"][0][0]
+            count = headers["class_id" if task == "single" else "labels"][0][0]
             for name, tail in tails.items():
                 _check(name, *headers[name], (count, *tail), named.get(name))
             agree({spec.name: headers[name][0] for name, spec in named.items()}, specs)
@@ -108,9 +131,30 @@ def read_golden(data: bytes, specs: Sequence[InputSpec], n_classes: int) -> Gold
         raise BundleError(f"holds what is no input: {error}") from None
     except Exception as error:  # zip files, compression and array headers raise whatever they like over damage
         raise BundleError(f"is damaged ({error}), expected an .npz file of arrays") from None
-    return Golden(
-        inputs_of(inputs, specs), np.asarray(arrays["scores"], np.float32), np.asarray(arrays["class_id"], np.int64)
-    )
+    scores = np.asarray(arrays["scores"], np.float32)
+    if task == "single":
+        return Golden(inputs_of(inputs, specs), scores, np.asarray(arrays["class_id"], np.int64))
+    labels = np.asarray(arrays["labels"])
+    if not np.isin(labels, (-1, 0, 1)).all():
+        raise BundleError("labels holds other numbers than -1, 0 and 1")
+    return Golden(inputs_of(inputs, specs), scores, scores.argmax(axis=1), labels.astype(np.int8))
+
+
+def golden_answers(plan: MergePlan, scores: Sequence[npt.NDArray[np.float32]]) -> dict[str, npt.NDArray[Any]]:
+    """The answers that a file of golden samples holds beside their inputs; see `read_golden`.
+
+    Args:
+        plan: how the bundle merges.
+        scores: of every worker FP32 [G, k].
+    """
+    answer = merge(plan, scores)
+    if plan.task == "single":
+        return {"scores": answer.scores, "class_id": answer.class_id}
+    thresholds = np.array(plan.thresholds)
+    either = np.abs(answer.scores - thresholds) < Golden.MARGIN_TOLERANCE
+    for row, of_worker in zip(plan.assignment.rows, scores, strict=True):
+        either[:, list(row)] |= np.abs(of_worker - thresholds[list(row)]) < Golden.SCORE_TOLERANCE
+    return {"scores": answer.scores, "labels": np.where(either, -1, answer.labels).astype(np.int8)}
 
 
 def golden_names(specs: Sequence[InputSpec]) -> dict[str, InputSpec]:

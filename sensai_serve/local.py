@@ -47,6 +47,33 @@ class Prediction:
     """Whether more than half of the copies of the label's class voted for it."""
 
 
+@dataclass(frozen=True, slots=True)
+class ScoredLabel:
+    """One of the labels of an input."""
+
+    label: str
+    class_id: int
+    """Its index in the bundle's labels."""
+    score: float
+    """Its merged score."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelsPrediction:
+    """The answer to one input that may have several labels at once."""
+
+    labels: tuple[ScoredLabel, ...]
+    """The labels that carry, the highest score first."""
+    scores: dict[str, float]
+    """Merged score of each label, as the bundle's merge rule makes it of its copies."""
+    votes: dict[str, int]
+    """For each label the number of copies whose score is at least its threshold."""
+    margin: float
+    """The smallest distance of a score from its label's threshold."""
+    undecided: tuple[str, ...]
+    """The labels that copies without a usable score could have changed."""
+
+
 class Classifier:
     """The subnets of a bundle as ONNX Runtime sessions on the CPU, one after the other. Made by `load`."""
 
@@ -116,7 +143,7 @@ class Classifier:
         normalised: bool = False,
         wait: Wait = "all",
     ) -> Prediction:
-        """Classify one input.
+        """Classify one input. A bundle that gives sets of labels has `predict_labels` in its place.
 
         Args:
             x: an image (path, bytes of the file, or a Pillow image) where the model takes pictures; a text, or the path
@@ -133,7 +160,44 @@ class Classifier:
             UnsupportedError: a text, and the library `tokenizers` is not installed.
             DataError: no picture of that name comes with the package.
             WorkerError: every subnet's scores were NaN, infinite or out of range.
+            BundleError: the bundle gives sets of labels.
         """
+        if self.manifest.task != "single":
+            raise BundleError(f"{self.manifest.name} gives sets of labels, expected predict_labels in place of predict")
+        return self._name(self._answer(x, normalised=normalised, wait=wait))
+
+    def predict_labels(
+        self,
+        x: npt.ArrayLike | Mapping[str, npt.ArrayLike] | bytes | str | Path | Image,
+        *,
+        normalised: bool = False,
+        wait: Wait = "all",
+    ) -> LabelsPrediction:
+        """Find the labels of one input, of a bundle that gives sets of them. Takes and raises what `predict` does.
+
+        Raises:
+            BundleError: the bundle gives one label.
+        """
+        if self.manifest.task == "single":
+            raise BundleError(f"{self.manifest.name} gives one label, expected predict in place of predict_labels")
+        answer, names = self._answer(x, normalised=normalised, wait=wait), self.manifest.labels
+        scores = answer.scores[0].tolist()
+        found = sorted(np.flatnonzero(answer.labels[0]).tolist(), key=lambda c: -scores[c])
+        return LabelsPrediction(
+            labels=tuple(ScoredLabel(names[c], c, scores[c]) for c in found),
+            scores=dict(zip(names, scores, strict=True)),
+            votes=dict(zip(names, answer.votes[0].tolist(), strict=True)),
+            margin=float(answer.margin[0]),
+            undecided=tuple(names[c] for c in answer.undecided),
+        )
+
+    def _answer(
+        self,
+        x: npt.ArrayLike | Mapping[str, npt.ArrayLike] | bytes | str | Path | Image,
+        *,
+        normalised: bool,
+        wait: Wait,
+    ) -> Answer:
         specs, texts = self.manifest.inputs, self.manifest.tokenizer
         if texts is not None and (isinstance(x, bytes | str | Path) or (isinstance(x, Mapping) and texts.name in x)):
             inputs = self._of_text(x, texts, normalised=normalised)
@@ -144,7 +208,10 @@ class Classifier:
             inputs = from_image(image, specs[0])[None]  # type: ignore[arg-type]
         else:
             inputs = from_raw(x, _ready(specs) if normalised else specs)
-        return self._name(self.predict_tensor(inputs, wait=wait))
+        answer = self.predict_tensor(inputs, wait=wait)
+        if answer.class_id[0] < 0:
+            raise WorkerError("no subnet gave a usable score, expected numbers in [0, 1] from at least one")
+        return answer
 
     @cached_property
     def _tokenizer(self) -> TextTokenizer | None:
@@ -170,8 +237,6 @@ class Classifier:
     def _name(self, answer: Answer) -> Prediction:
         labels = self.manifest.labels
         class_id = int(answer.class_id[0])
-        if class_id < 0:
-            raise WorkerError("no subnet gave a usable score, expected numbers in [0, 1] from at least one")
         return Prediction(
             label=labels[class_id],
             class_id=class_id,

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import comb
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,13 +16,14 @@ from sensai_serve.merge import MergePlan
 from sensai_serve.merge.collector import merge
 
 Labels = npt.NDArray[np.int64]
+"""Classes [N]; where inputs have several labels at once, 0 and 1 [N, C]."""
 MOST_SETS = 252
 """Sets of lost workers that are tried for each number of them: all that there are, up to ten workers."""
 
 
 @dataclass(frozen=True)
 class AccuracyAtLoss:
-    """Accuracy of the merged answer, as fractions, when a number of workers is lost."""
+    """Accuracy of the merged answer, as fractions (see `accuracy`), when a number of workers is lost."""
 
     lost: int
     """Number of lost workers."""
@@ -57,18 +59,27 @@ class ScoredInputs:
         return copies
 
     def labels(self, lost: Collection[int] = ()) -> Labels:
-        """The merged classes [N] without the copies of the workers `lost`; -1 where no copy of any class is left."""
+        """The merged classes [N] without the copies of the workers `lost`; -1 where no copy of any class is left.
+
+        Of the task ``multilabel`` 1 for each label that carries, else 0 [N, C].
+        """
+        several = self.plan.task == "multilabel"
         vectorised = getattr(self.plan.rule_type, "merge_many", None)
         if vectorised is not None:
             left = np.delete(self.copies, list(lost), axis=1)
+            if several:
+                return np.asarray(vectorised(left, np.array(self.plan.thresholds)), np.int64)
             return np.asarray(vectorised(left, self.plan.threshold), np.int64)
         given = [None if w in lost else np.asarray(s, np.float32) for w, s in enumerate(self.scores)]
         if all(one is None for one in given):
-            return np.full(len(self.scores[0]), -1)
+            nothing = np.full(len(self.scores[0]), -1)
+            return np.zeros((len(nothing), self.plan.assignment.n_classes), np.int64) if several else nothing
         each = (
             merge(self.plan, [None if one is None else one[at : at + 1] for one in given])
             for at in range(len(self.scores[0]))
         )
+        if several:
+            return np.array([answer.labels[0] for answer in each], np.int64)
         return np.array([answer.class_id[0] for answer in each], np.int64)
 
 
@@ -89,9 +100,14 @@ def sets_of_workers(n_workers: int, size: int, most: int, seed: int = 0) -> Iter
         yield tuple(sorted(random.choice(n_workers, size, replace=False).tolist()))
 
 
-def accuracy(labels: Sequence[int] | Labels, truth: Labels) -> float:
-    """The fraction of `labels` [N] that equal `truth` [N]."""
-    return float(np.mean(np.asarray(labels) == truth))
+def accuracy(labels: Sequence[int] | npt.NDArray[Any], truth: npt.NDArray[Any]) -> float:
+    """The fraction of `labels` [N] that equal `truth` [N]; of sets of labels [N, C] the F1 over all of them (micro)."""
+    given = np.asarray(labels)
+    if given.ndim == 1:
+        return float(np.mean(given == truth))
+    said, there = np.asarray(given, np.bool_), np.asarray(truth, np.bool_)
+    both = int(said.sum()) + int(there.sum())
+    return 2 * int((said & there).sum()) / both if both else 1.0
 
 
 def accuracy_curve(
@@ -101,7 +117,7 @@ def accuracy_curve(
 
     Args:
         inputs: scores of all workers.
-        truth: true labels [N].
+        truth: true labels [N]; [N, C] where inputs have several at once.
         most: sets of each size that are tried; random ones where there are more.
         seed: seed of the random sets.
         up_to: the largest number of lost workers; None: W.

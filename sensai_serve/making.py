@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy.typing as npt
 
 from sensai_serve.bundles import Bundle, atomic_directory
-from sensai_serve.local import Classifier, Prediction, load
+from sensai_serve.local import Classifier, LabelsPrediction, Prediction, load
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -38,6 +38,12 @@ class MadeBundle:
     def predict(self, x: npt.ArrayLike | bytes | str | Path | Image, *, normalised: bool = False) -> Prediction:
         """Classify one input in this process, as `Classifier.predict` does."""
         return self._classifier.predict(x, normalised=normalised)
+
+    def predict_labels(
+        self, x: npt.ArrayLike | bytes | str | Path | Image, *, normalised: bool = False
+    ) -> LabelsPrediction:
+        """Find the labels of one input in this process, as `Classifier.predict_labels` does."""
+        return self._classifier.predict_labels(x, normalised=normalised)
 
     def save(self, path: str | Path) -> Bundle:
         """Write the bundle to a new or empty directory, whole or not at all.
@@ -88,9 +94,9 @@ def bundle(
     given = None if labels is None else tuple(labels)
     labelled = None
     if isinstance(data, str):
-        labelled = load_data(data, given, chosen.seed)
+        labelled = load_data(data, given, chosen.seed, chosen.task)
     elif data is not None:
-        labelled = data_of_arrays(*data, labels=given)
+        labelled = data_of_arrays(*data, labels=given, task=chosen.task)
     directory = Path(tempfile.mkdtemp(prefix="sensai-bundle-"))
     try:
         made = make_bundle(

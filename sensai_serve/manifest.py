@@ -16,6 +16,7 @@ from sensai_serve.errors import AssignmentError, BundleError, InputError, Reques
 from sensai_serve.input_spec import InputSpec
 from sensai_serve.merge import WAITS, Wait, parse_wait
 from sensai_serve.merge.confidence import Confidence
+from sensai_serve.merge.rules import TASKS, Task
 from sensai_serve.text_spec import TokenizerSpec
 
 SCHEMA = 2
@@ -54,6 +55,8 @@ class MergeSpec:
     rule: str = "majority"
     threshold: float = 0.5
     """A copy votes for its class when its score is at least this."""
+    thresholds: tuple[float, ...] = ()
+    """The same for each class by itself, of the task ``multilabel``; empty: `threshold` for all."""
     confident: Confidence | None = None
     """When an answer is so sure that it stands before all copies are there; None where no thresholds were fitted."""
     wait: Wait | None = None
@@ -75,6 +78,8 @@ class Manifest:
     kind: str = "custom"
     offsets: tuple[int, ...] = ()
     symbols: tuple[tuple[int, ...], ...] = ()
+    task: Task = "single"
+    """Whether an input is of one class, or of any number of them at once (``multilabel``)."""
     merge: MergeSpec = field(default_factory=MergeSpec)
     reference: str | None = None
     checksums: Mapping[str, str] = field(default_factory=dict)
@@ -109,6 +114,7 @@ class Manifest:
             raise BundleError("merge.wait is 'confident', expected thresholds for it in merge.confident")
         if any(size < 1 for size in self.merge.wave):
             raise BundleError(f"merge.wave is {list(self.merge.wave[:20])}, expected at least 1 worker in each wave")
+        self._check_task()
         n_workers, copies = self.assignment.n_workers, max(map(len, self.assignment.workers_of))
         if (confident := self.merge.confident) is not None:
             if len(confident.order) != n_workers:
@@ -118,6 +124,21 @@ class Manifest:
                     f"merge.confident.thresholds are {len(confident.thresholds)}, expected fewer than a class has "
                     f"copies, {copies}"
                 )
+
+    def _check_task(self) -> None:
+        thresholds = self.merge.thresholds
+        if self.task == "single":
+            if thresholds:
+                raise BundleError("merge.thresholds is given, expected none: they are of the task 'multilabel'")
+            return
+        if self.merge.confident is not None:
+            raise BundleError("merge.confident is given, expected none: it is of the task 'single'")
+        if thresholds and len(thresholds) != len(self.labels):
+            raise BundleError(
+                f"merge.thresholds are {len(thresholds)}, expected one for each of {len(self.labels)} labels"
+            )
+        if wrong := [threshold for threshold in thresholds if not 0 < threshold < 1]:
+            raise BundleError(f"merge.thresholds holds {wrong[0]}, expected numbers between 0 and 1")
 
     def _check_inputs(self) -> None:
         if not self.inputs or len({spec.name for spec in self.inputs}) != len(self.inputs):
@@ -194,8 +215,10 @@ class Manifest:
     def to_json(self) -> str:
         """The text of ``manifest.json``."""
         taken: dict[str, Any] = {"inputs": [spec.to_json() for spec in self.inputs]}
-        if first := self.plain_input is not None:
+        if first := self.plain_input is not None and self.task == "single":
             taken = {"input": self.input.to_json()}
+        elif self.task != "single":
+            taken = {"task": self.task, **taken}
         raw = {
             "schema": 1 if first else SCHEMA,
             "name": self.name,
@@ -245,10 +268,11 @@ class Manifest:
         if schema not in (1, SCHEMA) or isinstance(schema, bool):
             raise BundleError(f"manifest.json has schema version {_shown(schema)}, expected 1 or {SCHEMA}")
         try:
-            if schema == SCHEMA:
-                _refuse_unknown(raw, _KEYS, "")
             assignment = _get(raw, "assignment", _object, {})
             merge = _get(raw, "merge", _object, {})
+            if schema == SCHEMA:
+                _refuse_unknown(raw, _KEYS, "")
+                _refuse_unknown(merge, _MERGE_KEYS, "merge.")
             return cls(
                 name=_get(raw, "name", _string),
                 labels=_get(raw, "labels", _list_of(_string)),
@@ -259,9 +283,13 @@ class Manifest:
                 kind=_get(assignment, "kind", _string, "custom", where="assignment."),
                 offsets=_get(assignment, "offsets", _list_of(_integer), (), where="assignment."),
                 symbols=_get(assignment, "symbols", _list_of(_list_of(_integer)), (), where="assignment."),
+                task=_get(raw, "task", _task, "single") if schema == SCHEMA else "single",
                 merge=MergeSpec(
                     rule=_get(merge, "rule", _string, "majority", where="merge."),
                     threshold=_get(merge, "threshold", _number, 0.5, where="merge."),
+                    thresholds=(
+                        _get(merge, "thresholds", _list_of(_number), (), where="merge.") if schema == SCHEMA else ()
+                    ),
                     wait=_get(merge, "wait", _optional(_wait), None, where="merge."),
                     wave=_get(merge, "wave", _list_of(_integer), (), where="merge."),
                     confident=_confidence(_get(merge, "confident", _optional(_object), None, where="merge.")),
@@ -280,9 +308,10 @@ class Manifest:
             raise BundleError(f"manifest.json: a field is of the wrong type or range ({error})") from None
 
 
-_KEYS = ("schema", "name", "labels", "inputs", "subnets", "assignment", "merge", "reference", "checksums", "accuracy",
-         "provenance", "tokenizer")  # fmt: skip
+_KEYS = ("schema", "name", "labels", "task", "inputs", "subnets", "assignment", "merge", "reference", "checksums",
+         "accuracy", "provenance", "tokenizer")  # fmt: skip
 """The keys of the second schema."""
+_MERGE_KEYS = tuple(one.name for one in fields(MergeSpec))
 _INPUT_KEYS = tuple(one.name for one in fields(InputSpec))
 
 
@@ -334,6 +363,8 @@ def _confidence(raw: Mapping[str, Any] | None) -> Confidence | None:
 
 def _merge_to_json(merge: MergeSpec) -> dict[str, Any]:
     raw: dict[str, Any] = {"rule": merge.rule, "threshold": merge.threshold}
+    if merge.thresholds:
+        raw["thresholds"] = list(merge.thresholds)
     if merge.wait is not None:
         raw["wait"] = merge.wait
     if merge.wave:
@@ -376,6 +407,13 @@ def _wait(value: Any) -> Wait:
         return parse_wait(_string(value))
     except RequestError:
         raise TypeError(f"one of {', '.join(WAITS)}") from None
+
+
+def _task(value: Any) -> Task:
+    for task in TASKS:
+        if value == task:
+            return task
+    raise TypeError(f"one of {', '.join(TASKS)}")
 
 
 def _integer(value: Any) -> int:

@@ -32,7 +32,8 @@ class Recorded:
     answer: dict[str, Any]
     """What was answered, as JSON has it: ``model``, ``version``, ``time`` (UTC, ISO 8601), ``id``, ``why``,
     ``class_id``, ``label``, ``margin``, ``elected``, ``complete``, ``degraded``, ``decided_early``, ``scores``,
-    ``votes``, ``copies``, ``arrived`` and ``missing``, the cause by worker."""
+    ``votes``, ``copies``, ``arrived`` and ``missing``, the cause by worker. Of several labels at once ``labels`` in
+    place of ``class_id``; ``label`` then names all of them."""
 
     def to_bytes(self) -> bytes:
         """The file's content: an npz with the arrays ``input`` and ``answer``, the latter JSON text.

@@ -13,7 +13,7 @@ import heapq
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import numpy as np
@@ -24,7 +24,7 @@ from sensai_serve.assignment import Assignment, cyclic, full, search_offsets
 from sensai_serve.bundles import Bundle
 from sensai_serve.errors import InputError
 from sensai_serve.manifest import Manifest
-from sensai_serve.merge import Collector, MergePlan, Wait
+from sensai_serve.merge import Collector, Wait
 from serving.engine.health import FLOOR_S
 from serving.placement.network import Network
 from serving.placement.place import place
@@ -220,7 +220,7 @@ class Simulation:
         manifest = self._bundle.manifest
         own = self._bundle.assignment
         confident = manifest.merge.confident if assignment == own else None
-        plan = MergePlan(assignment, manifest.merge.rule, manifest.merge.threshold, confident)
+        plan = replace(self._bundle.merge_plan, assignment=assignment, confidence=confident)
         waves = make_waves(plan.order, host_of, [n_workers] * n_hosts, self._wave)
         seconds = self._latency.draw(random, (requests, n_workers))
         if assignment == own:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 import sensai_serve
+from export.evaluate_sets import measures
 from export.existing.cascade import Cascade, confidence_of
 from export.existing.choose import Chooser
 from export.existing.cost import macs, parameters
@@ -27,7 +28,7 @@ from sensai_serve.bundles import GOLDEN, MANIFEST, REFERENCE, Bundle, atomic_dir
 from sensai_serve.errors import InputError
 from sensai_serve.evaluation import EVALUATION
 from sensai_serve.fit_confidence import fit_confidence
-from sensai_serve.golden import golden_names
+from sensai_serve.golden import golden_answers, golden_names
 from sensai_serve.local import load
 from sensai_serve.lost_workers import ScoredInputs
 from sensai_serve.manifest import Manifest, MergeSpec, SubnetSpec
@@ -81,6 +82,8 @@ def make_bundle(
     if labelled is None and (options.cascade or options.merge == BEST_RULE):
         what = "a cascade is fitted" if options.cascade else "the best rule is found"
         raise InputError(f"{what} on labelled data, and there is none, expected --data SOURCE")
+    if labelled is not None and options.task == "multilabel":
+        import sklearn.metrics  # noqa: F401  # measures with it in the end: that it is missing is said before any work
     if options.cascade and len(members) < 2:
         raise InputError("a cascade of one file is none, expected two files or more")
     with atomic_directory(out) as folder:
@@ -138,8 +141,14 @@ class _Made:
         )
         measured = measure(chooser, options.seed)
         if len(scores) > self.n_files:
-            measured.labels["reference"] = scores[-1].argmax(axis=1)
-            measured.accuracy["reference"] = float((measured.labels["reference"] == data.y).mean())
+            if options.task == "multilabel":
+                given = np.ascontiguousarray(scores[-1][:, list(found.subnets[-1].gives.columns)])
+                measured.labels["reference"] = given
+                of_reference = measures(data.y, given >= 0.5, given)
+                measured.accuracy.update({f"reference_{key}": value for key, value in of_reference.items()})
+            else:
+                measured.labels["reference"] = scores[-1].argmax(axis=1)
+                measured.accuracy["reference"] = float((measured.labels["reference"] == data.y).mean())
         self.data, self.measured, self.rule = data, measured, measured.choices.rule
         self._calibrate(measured.choices.temperatures)
         if self.cascade is not None:
@@ -154,7 +163,7 @@ class _Made:
             np.ascontiguousarray(one[:, list(subnet.gives.columns)])
             for subnet, one in zip(self.found.subnets, self._scores(inputs), strict=True)
         ]
-        plan = MergePlan(self.assignment, self.rule)
+        plan = MergePlan(self.assignment, self.rule, task=self.options.task)
         self._fit_confidence(ScoredInputs(plan, [scores[file] for file in self.file_of]))
 
     def write(self, folder: Path, name: str, texts: TokenizerSpec | None, tokenizer: bytes | None) -> None:
@@ -176,7 +185,14 @@ class _Made:
             subnets=tuple(self._spec(folder, worker, file) for worker, file in enumerate(self.file_of)),
             kind=self.assignment.kind,
             symbols=self.assignment.symbols,
-            merge=MergeSpec(self.rule, confident=self.confident, wait=self._wait(), wave=(1,) if self.cascade else ()),
+            task=self.options.task,
+            merge=MergeSpec(
+                self.rule,
+                thresholds=() if self.measured is None else self.measured.choices.of_classes,
+                confident=self.confident,
+                wait=self._wait(),
+                wave=(1,) if self.cascade else (),
+            ),
             reference=REFERENCE if REFERENCE in checksums else None,
             checksums=checksums,
             accuracy={} if self.measured is None else self.measured.accuracy,
@@ -184,12 +200,13 @@ class _Made:
             tokenizer=texts,
         )
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-        classifier = load(Bundle.open(folder))
+        bundle = Bundle.open(folder)
+        classifier = load(bundle)
         inputs = found.samples[_golden(classifier.predict_tensor(found.samples).class_id)]
-        answer = classifier.predict_tensor(inputs)
+        answers = golden_answers(bundle.merge_plan, classifier.scores(inputs))
         arrays = arrays_of(inputs, found.specs)
         given = {name: arrays[spec.name] for name, spec in golden_names(found.specs).items()}
-        np.savez(folder / GOLDEN, scores=answer.scores, class_id=answer.class_id, **given)  # type: ignore[arg-type]
+        np.savez(folder / GOLDEN, **answers, **given)  # type: ignore[arg-type]
         checksums[GOLDEN] = sha256_of(folder / GOLDEN)
         if self.measured is not None and self.data is not None:
             kept: dict[str, Any] = {"label": self.data.y, **self.measured.labels}
@@ -220,7 +237,7 @@ class _Made:
         return scores
 
     def _fit_confidence(self, inputs: ScoredInputs) -> None:
-        if self.n_files > 1:  # replicas are always of one mind
+        if self.n_files > 1 and self.options.task == "single":  # replicas are always of one mind
             self.confident = fit_confidence(inputs, seed=self.options.seed)
 
     def _calibrate(self, temperatures: Sequence[float]) -> None:

@@ -23,12 +23,12 @@ def temperature_of(gives: Gives, classes: Sequence[int], scores: Floats, y: Labe
         gives: what the scores are.
         classes: of the columns that are classes.
         scores: [N, all numbers], at temperature 1.
-        y: [N] true labels.
+        y: [N] true labels, or sets of them, 0 and 1 [N, C].
     """
     if len(y) > FITTED:  # drawn: data may come class after class
         drawn = np.random.default_rng(0).choice(len(y), FITTED, replace=False)
         scores, y = scores[drawn], y[drawn]
-    hits = y[:, None] == np.asarray(classes)  # [N, k]
+    hits = y[:, classes] > 0 if y.ndim == 2 else y[:, None] == np.asarray(classes)  # [N, k]
     complete = gives.sums_to_one and len(gives.columns) == scores.shape[1]
 
     def loss(log_temperature: float) -> float:

@@ -14,8 +14,10 @@ from export.existing.options import BEST_RULE
 from export.existing.subnets import Subnet
 from sensai_serve import plugins
 from sensai_serve.assignment import Assignment
+from sensai_serve.fit_thresholds import fit_thresholds
 from sensai_serve.lost_workers import Labels, ScoredInputs, accuracy
 from sensai_serve.merge import MergePlan
+from sensai_serve.merge.rules import Task
 from sensai_serve.preprocess import Floats
 
 MAJORITY = "majority"
@@ -32,6 +34,8 @@ class Choices:
     rule: str
     thresholds: tuple[float, ...] = ()
     """Of a cascade; see `export.existing.cascade.fit_cascade`."""
+    of_classes: tuple[float, ...] = ()
+    """From which score each class is voted for, where inputs have sets of labels."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Chooser:
     scores: Sequence[Floats]
     """Of each file, [N, all of its numbers]: `Subnet.whole`."""
     y: Labels
-    """True labels [N]."""
+    """True labels [N], or sets of them, 0 and 1 [N, C]."""
     assignment: Assignment
     file_of: Sequence[int]
     """The file that each worker runs."""
@@ -57,7 +61,12 @@ class Chooser:
     @property
     def chooses(self) -> bool:
         """Whether there is anything to choose."""
-        return self._tempers or self.rule == BEST_RULE or self.cascade is not None
+        return self._tempers or self.rule == BEST_RULE or self.cascade is not None or self.task == "multilabel"
+
+    @property
+    def task(self) -> Task:
+        """Whether an input has one label or a set of them."""
+        return "single" if self.y.ndim == 1 else "multilabel"
 
     def choose(self, at: Labels) -> Choices:
         """Choose on the inputs with these indices."""
@@ -72,6 +81,8 @@ class Chooser:
                     choices = Choices(self._flattened(temperatures, factor, at), rule)
                     tried.append((accuracy(self.inputs(choices, at).labels(), self.y[at]), choices))
         chosen = max(tried, key=lambda one: one[0])[1]  # the first of equal ones
+        if self.task == "multilabel":
+            return replace(chosen, of_classes=fit_thresholds(self.inputs(chosen, at), self.y[at]))
         if self.cascade is None:
             return chosen
         return self.fit(chosen, at)
@@ -87,7 +98,8 @@ class Chooser:
         for subnet, given, temperature in zip(self.subnets, self.scores, choices.temperatures, strict=True):
             scores = tempered(given[at].astype(np.float64), temperature, sums_to_one=subnet.gives.sums_to_one)
             of_file.append(np.ascontiguousarray(scores[:, list(subnet.gives.columns)], np.float32))
-        return ScoredInputs(MergePlan(self.assignment, choices.rule), [of_file[file] for file in self.file_of])
+        plan = MergePlan(self.assignment, choices.rule, task=self.task, of_classes=choices.of_classes)
+        return ScoredInputs(plan, [of_file[file] for file in self.file_of])
 
     @property
     def _tempers(self) -> bool:
@@ -106,7 +118,8 @@ class Chooser:
 
 
 def alone(subnet: Subnet, scores: Floats, y: Labels) -> float:
-    """The fraction of inputs that a file is right about; of one for some classes, the fraction of its votes.
+    """The fraction of inputs that a file is right about; of one for some classes, and of sets of labels, the
+    fraction of its votes.
 
     Args:
         subnet: of the file.
@@ -114,6 +127,8 @@ def alone(subnet: Subnet, scores: Floats, y: Labels) -> float:
         y: true labels [N].
     """
     own, classes = scores[:, list(subnet.gives.columns)], np.asarray(subnet.classes)
+    if y.ndim == 2:
+        return float(((own >= 0.5) == (y[:, classes] > 0)).mean())
     if subnet.gives.sums_to_one and own.shape[1] == (2 if subnet.gives.both else subnet.gives.width):
         return accuracy(classes[own.argmax(axis=1)], y)
     return float(((own >= 0.5) == (y[:, None] == classes)).mean())

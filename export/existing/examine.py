@@ -194,7 +194,7 @@ class _Files:
         for member, given, takes, found in zip(self.members, self.given, self.takes, numbers, strict=True):
             expected = len(self.labels) if member.classes is None else len(member.classes)
             outputs = choose_output(member, given, found, expected, self.options.output)
-            made.append(decide(member, given, takes, found, self.labels, outputs, said))
+            made.append(decide(member, given, takes, found, self.labels, outputs, said, self.options.task))
         return made
 
 
@@ -234,9 +234,9 @@ def _normalise(
 @dataclass(frozen=True)
 class _Fit:
     right: float
-    """The fraction of merged answers that are right."""
+    """The fraction of merged answers that are right; of sets of labels the F1 over all of them."""
     likelihood: float
-    """Mean log score of the true class."""
+    """Mean log score of the true class; of sets of labels of what is true of each."""
 
 
 def _fit(files: _Files, spec: InputSpec, x: Array, y: Array) -> _Fit:
@@ -251,7 +251,12 @@ def _fit(files: _Files, spec: InputSpec, x: Array, y: Array) -> _Fit:
         for subnet, found in zip(subnets, numbers, strict=True)
     ]
     assignment = assignment_of([subnet.classes for subnet in subnets], len(files.labels))
-    inputs, truth = ScoredInputs(MergePlan(assignment, "mean"), scores), np.asarray(y, np.int64)
+    plan, truth = MergePlan(assignment, "mean", task=files.options.task), np.asarray(y, np.int64)
+    inputs = ScoredInputs(plan, scores)
+    if plan.task == "multilabel":
+        means = np.clip(np.nanmean(inputs.copies, axis=1), LEAST, 1 - LEAST)  # [N, C]
+        likelihood = float(np.log(np.where(truth > 0, means, 1 - means)).mean())
+        return _Fit(accuracy(inputs.labels(), truth), likelihood)
     sums = np.nansum(inputs.copies, axis=1)  # [N, C]
     of_true = sums[np.arange(len(truth)), truth] / np.maximum(sums.sum(axis=1), LEAST)
     return _Fit(accuracy(inputs.labels(), truth), float(np.log(np.clip(of_true, LEAST, 1)).mean()))

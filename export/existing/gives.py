@@ -17,6 +17,8 @@ Activation = Literal["softmax", "sigmoid", "none"]
 that are right or not each by itself. none: they are scores already."""
 LEAST = 1e-6
 """Scores are taken to be at least this, and at most one minus it, where their logarithm is needed."""
+_BOUNDS = float(np.float32(LEAST)), float(np.float32(1 - LEAST))
+"""The same as FP32 has it, in which the graph computes: what is left to 1 is 1.3% more than `LEAST`."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,14 @@ class Gives:
 
     def scores(self, numbers: Floats) -> Floats:
         """Scores FP32 [N, k] of the file's numbers [N, width]."""
-        values = numbers.astype(np.float64)
+        values = numbers.astype(np.float64) / (self.temperature if self._of_logits else 1)
         scores = _softmax(values) if self.activation == "softmax" else values
         if self.activation == "sigmoid":
             scores = 1 / (1 + np.exp(-np.clip(values, -500, 500)))
         if self.both:
             scores = np.concatenate([1 - scores, scores], axis=1)
-        scores = tempered(np.clip(scores, 0, 1), self.temperature, sums_to_one=self.sums_to_one)
+        if not self._of_logits:
+            scores = tempered(np.clip(scores, 0, 1), self.temperature, sums_to_one=self.sums_to_one)
         return np.ascontiguousarray(scores[:, list(self.columns)], np.float32)
 
     def nodes(self, numbers: str, wanted: str, prefix: str) -> tuple[list[onnx.NodeProto], list[TensorProto]]:
@@ -65,6 +68,8 @@ class Gives:
         if self.activation == "softmax":
             chain.then("Softmax", axis=1)
         elif self.activation == "sigmoid":
+            if self._of_logits and self.temperature != 1:
+                chain.then("Mul", chain.constant(np.float32(1 / self.temperature)))
             chain.then("Sigmoid")
         if self.both:
             one = chain.constant(np.float32(1))
@@ -73,12 +78,17 @@ class Gives:
         if self.activation == "none":  # rounding may have put them out of bounds
             chain.then("Max", chain.constant(np.float32(0)))
             chain.then("Min", chain.constant(np.float32(1)))
-        if self.temperature != 1:
+        if self.temperature != 1 and not self._of_logits:
             self._temper(chain)
         if self.columns != tuple(range(2 if self.both else self.width)):
             chain.then("Gather", chain.constant(np.asarray(self.columns, np.int64)), axis=1)
         chain.nodes.append(helper.make_node("Identity", [chain.value], [wanted], name=wanted))
         return chain.nodes, chain.constants
+
+    @property
+    def _of_logits(self) -> bool:
+        """Whether the temperature is of the file's own log odds: FP32 has too few digits for those of scores near 1."""
+        return self.activation == "sigmoid" and not self.both
 
     def _temper(self, chain: _Chain) -> None:
         sharper = np.float32(1 / self.temperature)
@@ -129,7 +139,7 @@ def tempered(
         return scores
     if sums_to_one:
         return _softmax(np.log(np.maximum(scores, LEAST)) / temperature)
-    clipped = np.clip(scores, LEAST, 1 - LEAST)
+    clipped = np.clip(scores, *_BOUNDS)
     return np.asarray(1 / (1 + (clipped / (1 - clipped)) ** (-1 / temperature)))
 
 

@@ -13,13 +13,15 @@ from typing import Any
 
 import numpy as np
 
+from export.evaluate_sets import measures
 from export.existing.as_is import SCORES
 from export.existing.cascade import Cascade, ask
 from export.existing.choose import Choices, Chooser, alone
 from export.sessions import session
 from sensai_serve.cpus import usable_cores
 from sensai_serve.input_spec import InputSpec
-from sensai_serve.lost_workers import MOST_SETS, Labels, ScoredInputs, sets_of_workers
+from sensai_serve.lost_workers import MOST_SETS, Labels, ScoredInputs, accuracy, sets_of_workers
+from sensai_serve.merge.collector import merge
 from sensai_serve.preprocess import Floats
 from sensai_serve.tensors import Inputs, arrays_of
 
@@ -42,7 +44,7 @@ class Measured:
     """All of them, scored with those choices."""
     accuracy: dict[str, Any]
     """As a manifest has it, from choices that had no part in what they were measured on."""
-    labels: dict[str, Labels]
+    labels: dict[str, Any]
     """What all of them were given with those choices, as `sensai_serve.evaluation` names it."""
 
 
@@ -135,6 +137,8 @@ def _lost(chooser: Chooser, parts: _Parts) -> float:
 def _accuracy(chooser: Chooser, parts: Sequence[tuple[Choices, ScoredInputs, Labels]], seed: int) -> dict[str, Any]:
     """Accuracy as a manifest has it, of inputs that had no part in the choices that they are answered with."""
     y, n_workers = chooser.y, len(chooser.file_of)
+    if chooser.task == "multilabel":
+        return _accuracy_of_sets(chooser, parts, seed)
     found: dict[str, Any] = {}
     for lost, name in enumerate(_NAMES[:n_workers]):
         values = [
@@ -153,9 +157,37 @@ def _accuracy(chooser: Chooser, parts: Sequence[tuple[Choices, ScoredInputs, Lab
     return found
 
 
-def _labels(chooser: Chooser, choices: Choices, inputs: ScoredInputs) -> dict[str, Labels]:
+def _accuracy_of_sets(
+    chooser: Chooser, parts: Sequence[tuple[Choices, ScoredInputs, Labels]], seed: int
+) -> dict[str, Any]:
+    """The same where inputs have sets of labels: mean average precision, and F1."""
+    y, n_workers = chooser.y, len(chooser.file_of)
+    labels, scores = np.empty(y.shape, np.bool_), np.empty(y.shape, np.float32)
+    for _, inputs, held in parts:
+        labels[held], scores[held] = inputs.labels(), _merged_scores(inputs)
+    found: dict[str, Any] = dict(measures(y, labels, scores))
+    for lost, name in enumerate(_NAMES[1:n_workers], start=1):
+        values = list[float]()
+        for chosen in sets_of_workers(n_workers, lost, MOST_SETS, seed):
+            for _, inputs, held in parts:
+                labels[held] = inputs.labels(chosen)
+            values.append(accuracy(labels, y))
+        found[f"f1_{name}"] = {"mean": float(np.mean(values)), "worst": min(values)}
+    found["test_inputs"] = len(y)
+    if len(chooser.subnets) > 1:
+        found["members"] = [alone(s, given, y) for s, given in zip(chooser.subnets, chooser.scores, strict=True)]
+    return found
+
+
+def _merged_scores(inputs: ScoredInputs) -> Floats:
+    return merge(inputs.plan, [np.asarray(one, np.float32) for one in inputs.scores]).scores
+
+
+def _labels(chooser: Chooser, choices: Choices, inputs: ScoredInputs) -> dict[str, Any]:
     """The labels of all inputs: merged, by each file alone, and when files are asked in turn."""
-    labels = {"class_id": inputs.labels()}
+    if chooser.task == "multilabel":
+        return {"labels": inputs.labels(), "scores": _merged_scores(inputs)}
+    labels: dict[str, Any] = {"class_id": inputs.labels()}
     if len(chooser.subnets) > 1 and chooser.assignment.kind == "full":
         first = [chooser.file_of.index(file) for file in range(len(chooser.subnets))]
         rows = chooser.assignment.rows

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
 from sensai_serve.errors import InputError
+from sensai_serve.merge.rules import Task
 from sensai_serve.options import Flag, Option, Plugins, Range, Section, check_ranges, options_of
 from sensai_serve.text_spec import TooLong
 
@@ -30,6 +31,9 @@ class BundleOptions:
     """How the copies of a class become one answer. ``auto`` is the rule that is right most often, for which labelled
     data is needed; where not given: ``auto`` for different files with labelled data, ``mean`` for them without, and
     ``majority`` for replicas and for files of some classes each."""
+    task: Task = "single"
+    """What the files give: ``single``, one label of an input; ``multilabel``, scores of each label by itself, any
+    number of which may be right."""
     wait: Literal["first", "decided", "quorum", "all"] | None = None
     """What requests wait for where neither they nor the server say otherwise: ``first`` for replicas of one file,
     ``confident`` for a cascade, ``decided`` for everything else, where not given."""
@@ -80,6 +84,9 @@ class BundleOptions:
             raise InputError(
                 "a cascade asks one worker after the other, expected neither --replicas nor --wait with it"
             )
+        if self.task == "multilabel" and (self.cascade or self.activation == "softmax"):
+            what = "a cascade asks" if self.cascade else "softmax is for files that say"
+            raise InputError(f"{what} which one class is right, expected none for sets of labels (--task multilabel)")
         if self.maximum is not None and (self.shape is not None or any(size < 1 for size in self.maximum)):
             raise InputError(f"maximum is {list(self.maximum)}, expected sizes of 1 or more, and no --shape beside it")
         if self.resize is not None and len(self.resize) not in (1, 2):

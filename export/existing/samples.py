@@ -11,9 +11,10 @@ import numpy.typing as npt
 from onnx import TensorProto
 
 from export.existing.given import FLOATS, Array
-from pruning.data import from_arrays, load, with_labels
+from pruning.data import check_task, from_arrays, load, with_labels
 from sensai_serve.errors import DataError, RequestError
 from sensai_serve.lost_workers import Labels
+from sensai_serve.merge.rules import Task
 from sensai_serve.preprocess import InputSpec, normalise
 from sensai_serve.tensors import Inputs, NamedInputs, agree, arrays_of, inputs_of
 
@@ -31,7 +32,7 @@ class Data:
     x: Array
     """Raw [N, *spec.shape]: pixels or readings."""
     y: Labels
-    """[N]."""
+    """[N]; of sets of labels 0 and 1 [N, C]."""
     labels: tuple[str, ...]
     spec: InputSpec
     """How the source makes network inputs of them."""
@@ -46,38 +47,41 @@ class Data:
         return replace(self, x=self.x[drawn], y=self.y[drawn])
 
 
-def load_data(source: str, labels: Sequence[str] | None, seed: int) -> Data:
+def load_data(source: str, labels: Sequence[str] | None, seed: int, task: Task = "single") -> Data:
     """The test part of a data source.
 
     Args:
         source: as ``sensai prune --data`` takes it.
         labels: of the classes, in the order of the files' outputs; the source's own where None.
         seed: draws the test part of a source that has none of its own.
+        task: whether an input has one label or a set of them.
 
     Raises:
         DataError: there is no such data, or its classes are others than `labels`.
         PluginError: there is no source of that name.
     """
-    dataset = load(source, seed=seed)
+    dataset = load(source, seed=seed, task=task)
     if labels is not None:
         dataset = with_labels(dataset, tuple(labels))
     said = re.search(r"[?&](mean|std)=", source) is not None
     return Data(dataset.name, dataset.x_test, dataset.y_test, dataset.labels, dataset.spec, said)
 
 
-def data_of_arrays(x: npt.ArrayLike, y: npt.ArrayLike, labels: Sequence[str] | None) -> Data:
+def data_of_arrays(x: npt.ArrayLike, y: npt.ArrayLike, labels: Sequence[str] | None, task: Task = "single") -> Data:
     """All of some labelled inputs.
 
     Args:
         x: raw inputs [N, ...].
-        y: [N] their classes.
+        y: [N] their classes, or sets of them, 0 and 1 [N, C].
         labels: of the classes; those that `y` names, or numbers, where None.
+        task: whether an input has one label or a set of them.
 
     Raises:
         DataError: they do not fit each other.
     """
     given = {"x": x, "y": y} if labels is None else {"x": x, "y": y, "labels": list(labels)}
     dataset = from_arrays("data", given, seed=0, hold_out=False)
+    check_task("data", dataset, task)
     return Data(dataset.name, dataset.x, dataset.y, dataset.labels, dataset.spec, said=False)
 
 

@@ -18,6 +18,7 @@ from export.existing.wrap import wrap
 from export.sessions import session
 from sensai_serve.errors import ModelError
 from sensai_serve.input_spec import InputSpec
+from sensai_serve.merge.rules import Task
 from sensai_serve.preprocess import Floats
 from sensai_serve.tensors import Inputs, arrays_of, one_by_one
 
@@ -95,6 +96,7 @@ def decide(
     labels: Sequence[str],
     outputs: tuple[str, ...],
     said: Activation | None,
+    task: Task = "single",
 ) -> Subnet:
     """Decide how a file's numbers become scores.
 
@@ -106,6 +108,7 @@ def decide(
         labels: of all classes.
         outputs: which outputs scores are made of.
         said: what makes scores of numbers, where the user says it for all files.
+        task: whether one class is right, or any number of them.
 
     Raises:
         InputError: the user names classes that there are not.
@@ -117,7 +120,7 @@ def decide(
             f"{given.name} gives numbers that are not finite, expected scores or logits: see what it is fed"
         )
     width, named = joined.shape[1], class_indices(member, labels)
-    both = named is None and width == 1 and len(labels) == 2
+    both = named is None and width == 1 and len(labels) == 2 and task == "single"
     places = named or _by_label(given, outputs, labels) or tuple(range(len(labels)))
     if len(places) != (2 if both else width):
         raise ModelError(
@@ -131,6 +134,13 @@ def decide(
     if found == "softmax" and len(classes) < len(labels) and len(columns) == width:
         found, sums = "sigmoid", False  # of some classes alone: an input may be of none of them
     chosen = member.activation or said
+    if task == "multilabel":
+        if chosen == "softmax" or (chosen is None and found == "none" and sums):
+            raise ModelError(
+                f"{given.name} gives scores that add up to 1, one class of which is right, expected a score of each "
+                "label by itself for --task multilabel"
+            )
+        found, sums = ("sigmoid" if found == "softmax" else found), False
     if chosen == "none" and (joined.min() < -1e-3 or joined.max() > 1 + 1e-3):
         raise ModelError(
             f"{given.name} gives numbers of {joined.min():.3g} to {joined.max():.3g}, "

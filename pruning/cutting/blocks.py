@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from pruning.criteria import Floats
-from pruning.cutting.profile import backward_over
-from pruning.data import Dataset, Labels
+from pruning.cutting.profile import add_by_label, backward_over
+from pruning.data import Dataset, Labels, examples_of_each
 from pruning.models import Separate
 from sensai_serve.errors import ModelError
 
@@ -154,11 +154,11 @@ def block_importance(
 
     def accumulate(label: Tensor) -> None:
         for name, change in changes.items():
-            sums[name].index_add_(0, label, change.double())
+            add_by_label(sums[name], 0, label, change.double())
         changes.clear()
 
     backward_over(Watch(network).run, dataset, indices, device, accumulate, on_step)
-    counts = np.maximum(np.bincount(dataset.y[indices], minlength=dataset.n_classes), 1)
+    counts = np.maximum(examples_of_each(dataset.y[indices], dataset.n_classes), 1)
     return {name: total.cpu().numpy() / counts for name, total in sums.items()}
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pruning.criteria import Floats, Statistics
 from pruning.cutting.layers import PRUNABLE, RECURRENT, channel_axis
-from pruning.data import Dataset, Labels
+from pruning.data import Dataset, Labels, examples_of_each, has_label
 from sensai_serve.errors import ModelError
 from sensai_serve.preprocess import normalise
 
@@ -131,7 +131,7 @@ def profile(
     finally:
         for hook in hooks:
             hook.remove()
-    counts = np.maximum(np.bincount(dataset.y[indices], minlength=dataset.n_classes), 1)
+    counts = np.maximum(examples_of_each(dataset.y[indices], dataset.n_classes), 1)
     return Profile({name: (total.cpu().numpy() / counts[None, :, None]) for name, total in sums.items()})
 
 
@@ -150,14 +150,18 @@ def backward_over(
         dataset: where the images come from.
         indices: [N] images of the training part.
         device: where to compute.
-        after: called with the labels [B] of a batch once its gradients are there.
+        after: called with the labels [B], or sets of them [B, C], of a batch once its gradients are there.
         on_step: called with images done and N.
     """
     for start in range(0, len(indices), BATCH):
         chosen = indices[start : start + BATCH]
         label = torch.from_numpy(dataset.y[chosen]).to(device)
         x = torch.from_numpy(normalise(dataset.x[chosen], dataset.spec)).to(device).requires_grad_()
-        torch.autograd.backward(F.cross_entropy(run(x), label, reduction="sum"))
+        if label.ndim == 1:
+            loss = F.cross_entropy(run(x), label, reduction="sum")
+        else:
+            loss = F.binary_cross_entropy_with_logits(run(x), label.float(), reduction="sum")
+        torch.autograd.backward(loss)
         after(label)
         on_step(min(start + BATCH, len(indices)), len(indices))
 
@@ -165,6 +169,9 @@ def backward_over(
 def some_of_each_class(y: Labels, indices: Labels, count: int, seed: int) -> Labels:
     """At most `count` of `indices` of every class, drawn with `seed`, ascending."""
     generator = np.random.default_rng(seed)
+    if y.ndim == 2:  # an example may be drawn for several of its labels
+        of_each = [generator.permutation(indices[has_label(y[indices], c)])[:count] for c in range(y.shape[1])]
+        return np.unique(np.concatenate(of_each))
     drawn = [generator.permutation(indices[y[indices] == label])[:count] for label in np.unique(y[indices])]
     return np.sort(np.concatenate(drawn))
 
@@ -202,4 +209,20 @@ def _batch_axes(network: nn.Module, input_shape: Sequence[int]) -> dict[str, int
 def _accumulate(sums: dict[str, Tensor], name: str, rows: Tensor, label: Tensor, n_classes: int) -> None:
     if name not in sums:
         sums[name] = torch.zeros(4, n_classes, rows.shape[2], dtype=torch.float64, device=rows.device)
-    sums[name].index_add_(1, label, rows.double())
+    add_by_label(sums[name], 1, label, rows.double())
+
+
+def add_by_label(total: Tensor, axis: int, label: Tensor, values: Tensor) -> None:
+    """Add the values of each example to the rows of its label, or labels.
+
+    Args:
+        total: changed in place; its `axis` is of length C.
+        axis: of the examples in `values`, and of the classes in `total`.
+        label: [B], or 0 and 1 [B, C].
+        values: of B examples.
+    """
+    if label.ndim == 1:
+        total.index_add_(axis, label, values)
+        return
+    examples, classes = label.nonzero(as_tuple=True)
+    total.index_add_(axis, classes, values.index_select(axis, examples))

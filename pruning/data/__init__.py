@@ -16,6 +16,7 @@ from urllib.parse import parse_qsl, quote
 from pruning.data._arrays import UNNAMED, from_arrays, moments_of, split
 from pruning.data._callables import call_source
 from pruning.data._dataset import Augmentation, Dataset, Tokenizer
+from pruning.data._label_sets import examples_of_each, has_label
 from pruning.data._labels import Labels
 from pruning.data._order import read_labels, with_labels
 from pruning.data._paths import existing
@@ -23,6 +24,7 @@ from pruning.data._several import from_several, padded_rows
 from pruning.data._texts import from_texts
 from sensai_serve import plugins
 from sensai_serve.errors import DataError, InputError, PluginError
+from sensai_serve.merge.rules import Task
 
 __all__ = [
     "Augmentation",
@@ -30,10 +32,13 @@ __all__ = [
     "Labels",
     "Tokenizer",
     "absolute",
+    "check_task",
+    "examples_of_each",
     "existing",
     "from_arrays",
     "from_several",
     "from_texts",
+    "has_label",
     "load",
     "moments_of",
     "padded_rows",
@@ -52,7 +57,7 @@ FILES = ("labels", "test", "tokens")
 """Options of sources that may name a file."""
 
 
-def load(source: str, *, seed: int = 0, unlabelled: bool = False) -> Dataset:
+def load(source: str, *, seed: int = 0, unlabelled: bool = False, task: Task = "single") -> Dataset:
     """The data that `source` names.
 
     Args:
@@ -61,9 +66,10 @@ def load(source: str, *, seed: int = 0, unlabelled: bool = False) -> Dataset:
             labels, one a line, in the order of the network's outputs.
         seed: draws the held-out test part where a source has none.
         unlabelled: examples without labels are taken too.
+        task: whether examples are to have one label each, or sets of them.
 
     Raises:
-        DataError: nothing there, damaged, or without labels.
+        DataError: nothing there, damaged, without labels, or with labels for the other task.
         PluginError: no source of that name.
     """
     place, _, query = source.partition("?")
@@ -89,6 +95,7 @@ def load(source: str, *, seed: int = 0, unlabelled: bool = False) -> Dataset:
         raise DataError(f"{place}: gave {type(dataset).__name__}, expected a Dataset or a mapping with x and y")
     if not dataset.labelled and not unlabelled:
         raise DataError(f"{place}: y is missing, expected labels (or --labels reference, for `sensai prune`)")
+    check_task(place, dataset, task)
     if order is not None:
         dataset = with_labels(dataset, order)
     if dataset.labels == UNNAMED and not dataset.labelled:
@@ -96,6 +103,22 @@ def load(source: str, *, seed: int = 0, unlabelled: bool = False) -> Dataset:
             f"{place}: nothing names the classes, expected an array labels, or ?labels=FILE with a label a line"
         )
     return _with_moments(dataset, common) if common else dataset
+
+
+def check_task(place: str, dataset: Dataset, task: Task) -> None:
+    """Check that examples have one label each, or sets of them, as the task says.
+
+    Raises:
+        DataError: they have not.
+    """
+    if not dataset.labelled or dataset.task == task:
+        return
+    if task == "single":
+        raise DataError(
+            f"{place}: examples have several labels or none, expected one each, or --task multilabel, which train, "
+            "prune and bundle take"
+        )
+    raise DataError(f"{place}: every example has exactly one label, expected sets of labels, or --task single")
 
 
 def absolute(source: str) -> str:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from pruning.data._dataset import Augmentation, Dataset
 from pruning.data._duplicates import warn_of_duplicates
+from pruning.data._label_sets import are_sets, label_sets, names_in, split_sets
 from pruning.data._labels import Labels, class_indices, names_of
 from pruning.notices import say
 from sensai_serve.errors import DataError
@@ -43,9 +44,9 @@ def from_arrays(
 
     Args:
         name: what to call it.
-        arrays: ``x`` [N, ...], ``y`` as `class_indices` takes it and, where there are, ``x_test``, ``y_test``,
-            ``labels``; other names for them are in `NAMES`. Without a test part a stratified fifth of x is held out;
-            without any y the dataset is not labelled.
+        arrays: ``x`` [N, ...], ``y`` as `class_indices` takes it, or sets of labels as `label_sets` does, and, where
+            there are, ``x_test``, ``y_test``, ``labels``; other names for them are in `NAMES`. Without a test part a
+            stratified fifth of x is held out; without any y the dataset is not labelled.
         seed: of that draw.
         picture: whether x holds pictures, ``RGB`` or grey, [N, C, H, W], [N, H, W, C] or, grey ones, [N, H, W] of 0 to
             255 or 0 to 1; ``guess``: where it is of type uint8 and the first two shapes.
@@ -65,7 +66,11 @@ def from_arrays(
         if test is not None:
             given["y_test"] = np.zeros(len(test), np.int64)
         labels = labels or UNNAMED
-    y = class_indices(name, "training", given["y"], len(x), labels)
+    if several := are_sets(given["y"]):
+        labels = labels or names_in(given["y"]) or tuple(map(str, range(_width(given["y"]) or 1)))
+        y = label_sets(name, "training", given["y"], len(x), labels)
+    else:
+        y = class_indices(name, "training", given["y"], len(x), labels)
     if labels is None:
         labels = names_of(given["y"]) or tuple(map(str, range(_width(given["y"]) or int(y.max()) + 1)))
     mode = _mode(name, x, picture)
@@ -78,6 +83,8 @@ def from_arrays(
         )
     if test is not None:
         x_test, y_test = test, given["y_test"]
+        if several:
+            y_test = label_sets(name, "test", y_test, len(x_test), labels)
         if x_test.shape[1:] != x.shape[1:]:
             raise DataError(f"{name}: test examples have shape {list(x_test.shape[1:])}, expected {list(x.shape[1:])}")
     elif not hold_out:
@@ -97,13 +104,15 @@ def split(y: npt.NDArray[Any], fraction: float, seed: int) -> tuple[Labels, Labe
     """Hold out `fraction` of each class.
 
     Args:
-        y: [N] labels.
+        y: [N] labels; sets of them as rows of 0 and 1 [N, C] are split as `split_sets` says.
         fraction: of each class, rounded, at least one example where the class has two or more.
         seed: of the draw.
 
     Returns:
         Indices that stay and indices held out, both ascending.
     """
+    if y.ndim == 2:
+        return split_sets(y, fraction, seed)
     generator = np.random.default_rng(seed)
     held_out = []
     for label in np.unique(y):

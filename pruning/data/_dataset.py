@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pruning.data._label_sets import are_sets, check_occurrence, label_sets
 from pruning.data._labels import Labels, class_indices
 from pruning.data._packed import packed_spec, unpack
 from sensai_serve.errors import DataError
+from sensai_serve.merge.rules import Task
 from sensai_serve.preprocess import InputSpec, normalise
 from sensai_serve.tensors import Inputs
 from sensai_serve.text_spec import TooLong
@@ -50,7 +52,7 @@ class Dataset:
     x: npt.NDArray[Any]
     """[N, *spec.shape], pixels or readings before normalisation."""
     y: Labels
-    """[N]; given as `class_indices` takes it."""
+    """[N]; given as `class_indices` takes it. Of sets of labels 0 and 1 [N, C]; given as `label_sets` takes them."""
     x_test: npt.NDArray[Any]
     y_test: Labels
     augmentation: Augmentation = Augmentation()
@@ -67,6 +69,7 @@ class Dataset:
             raise DataError(f"{self.name}: two classes have the same label, or there is none, expected all different")
         if self.inputs and packed_spec(self.inputs).shape != self.spec.shape:
             raise DataError(f"{self.name}: inputs are of {packed_spec(self.inputs).shape}, expected {self.spec.shape}")
+        several = are_sets(self.y)
         for x, y, part in ((self.x, "y", "training"), (self.x_test, "y_test", "test")):
             if len(x) == 0:
                 raise DataError(f"{self.name}: the {part} part has no examples, expected some")
@@ -74,12 +77,21 @@ class Dataset:
                 raise DataError(
                     f"{self.name}: {part} examples have shape {list(x.shape[1:])}, expected {list(self.spec.shape)}"
                 )
-            object.__setattr__(self, y, class_indices(self.name, part, getattr(self, y), len(x), self.labels))
+            read = label_sets if several else class_indices
+            object.__setattr__(self, y, read(self.name, part, getattr(self, y), len(x), self.labels))
+        if several:
+            check_occurrence(self.name, self.y, self.labels)
+            return
         empty = np.flatnonzero(np.bincount(self.y, minlength=self.n_classes) == 0)
         if len(empty) and self.labelled:
             raise DataError(
                 f"{self.name}: class {self.labels[empty[0]]!r} has no training examples, expected at least one of each"
             )
+
+    @property
+    def task(self) -> Task:
+        """Whether an example has one label or a set of them."""
+        return "single" if self.y.ndim == 1 else "multilabel"
 
     @property
     def network_inputs(self) -> tuple[InputSpec, ...]:
@@ -98,12 +110,13 @@ class Dataset:
         return len(self.labels)
 
     def answered(self, y: Labels, y_test: Labels) -> Dataset:
-        """The same examples with a network's answers [N] to both parts as their labels.
+        """The same examples with a network's answers [N], or sets of labels [N, C], to both parts as their labels.
 
         Raises:
             DataError: some class is the answer to none of the training part.
         """
-        missing = sorted(set(range(self.n_classes)) - set(y.tolist()))
+        given = y.tolist() if y.ndim == 1 else np.flatnonzero(y.any(axis=0)).tolist()
+        missing = sorted(set(range(self.n_classes)) - set(given))
         if missing:
             more = f" and {len(missing) - 1} more classes" if len(missing) > 1 else ""
             raise DataError(

@@ -110,7 +110,8 @@ def _named(what: str, array: npt.NDArray[Any], labels: Sequence[str] | None) -> 
 def _hot(what: str, array: npt.NDArray[Any]) -> Labels:
     if not (((array == 0) | (array == 1)).all() and (array.sum(axis=1, dtype=np.float64) == 1).all()):
         raise DataError(
-            f"{what} are {array.dtype} {list(array.shape)} and not one-hot, expected one class for each example"
+            f"{what} are {array.dtype} {list(array.shape)} and not one-hot, expected one class for each example, or "
+            "0 and 1 alone for sets of labels"
         )
     return np.asarray(array.argmax(axis=1), np.int64)
 

@@ -45,4 +45,7 @@ def with_labels(dataset: Dataset, order: tuple[str, ...]) -> Dataset:
             f"labels: {odd!r} is {where}, expected the {dataset.n_classes} classes of {dataset.name} in another order"
         )
     place = np.asarray([order.index(label) for label in dataset.labels], np.int64)
+    if dataset.task == "multilabel":
+        columns = np.argsort(place)
+        return dataclasses.replace(dataset, labels=order, y=dataset.y[:, columns], y_test=dataset.y_test[:, columns])
     return dataclasses.replace(dataset, labels=order, y=place[dataset.y], y_test=place[dataset.y_test])

@@ -53,7 +53,7 @@ def from_texts(
     Args:
         name: what to call it.
         texts: N texts.
-        labels: [N], as `class_indices` takes them; None: not labelled.
+        labels: [N], as `class_indices` takes them, or lists of names; None: not labelled.
         test: texts and labels of the test part; None: one is held out.
         tokens: ``bytes``, or the path of a ``tokenizer.json``.
         length: tokens of each text.
@@ -75,13 +75,13 @@ def from_texts(
     found = tokenise(texts, None if tokens == BYTES else made, int(length))
     arrays: dict[str, Any] = {"x": found.values.astype(np.float32)}
     if labels is not None:
-        arrays["y"] = np.asarray(labels)
+        arrays["y"] = _plain(labels)
     cut = found.cut
     if test is not None:
         others = tokenise(test[0], None if tokens == BYTES else made, int(length))
         arrays["x_test"], cut = others.values.astype(np.float32), cut + others.cut
         if test[1] is not None:
-            arrays["y_test"] = np.asarray(test[1])
+            arrays["y_test"] = _plain(test[1])
     if cut:
         say(f"{name}: {cut} texts have more than {length} tokens, of which the first {length} are taken")
     inputs = (InputSpec((int(length),), "tokens", "INT64", vocabulary=vocabulary),)
@@ -110,6 +110,10 @@ def tokenise(texts: Sequence[str], tokenizer: Tokenizer | None, length: int) -> 
     values = padded([one.ids for one in found], length, tokenizer.padding)
     cut = [bool(one.overflowing) or len(text) > most for one, text in zip(found, texts, strict=True)]
     return Tokens(values, sum(cut))
+
+
+def _plain(labels: Sequence[Any]) -> Any:
+    return list(labels) if any(isinstance(one, list) for one in labels) else np.asarray(labels)
 
 
 def byte_tokenizer() -> bytes:

@@ -1,4 +1,4 @@
-"""``jsonl:FILE``: texts and their labels, a JSON object a line."""
+"""``jsonl:FILE``: texts and their labels, or lists of labels, a JSON object a line."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def load(argument: str, options: Mapping[str, str], seed: int) -> Dataset:
 
 
 def _read(path: Path, text: str, label: str) -> tuple[list[str], list[Any] | None]:
-    texts, labels = [], []
+    texts, labels = list[str](), list[Any]()
     try:
         with path.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, start=1):
@@ -48,12 +48,20 @@ def _read(path: Path, text: str, label: str) -> tuple[list[str], list[Any] | Non
                 row = json.loads(line)
                 if not isinstance(row, dict):
                     raise DataError(f"{path}: line {number} holds {type(row).__name__}, expected an object")
-                for key, kinds in ((text, str), *([(label, str | int)] if label else [])):
-                    if not isinstance(row.get(key), kinds) or isinstance(row[key], bool):
+                for key, fits in ((text, _is_text), *([(label, _is_label)] if label else [])):
+                    if not fits(row.get(key)):
                         has = f"{row[key]!r:.40}" if key in row else f"no {key!r}, only {', '.join(row)[:80]}"
-                        raise DataError(f"{path}: line {number} has {has}, expected a text, and a label, by {key!r}")
+                        raise DataError(
+                            f"{path}: line {number} has {has}, expected a text, and a label or a list of labels, by "
+                            f"{key!r}"
+                        )
+                if label and labels and isinstance(row[label], list) != isinstance(labels[0], list):
+                    raise DataError(
+                        f"{path}: line {number} has {row[label]!r:.40}, expected a "
+                        f"{'list of labels' if isinstance(labels[0], list) else 'label'} as in the lines before"
+                    )
                 texts.append(row[text])
-                labels.append(row[label] if label else None)
+                labels.append(_named(row[label]) if label else None)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({error}), expected JSON lines in UTF-8") from None
     except (ValueError, RecursionError) as error:
@@ -62,3 +70,17 @@ def _read(path: Path, text: str, label: str) -> tuple[list[str], list[Any] | Non
         raise DataError(f"{path}: has no lines, expected an object with a text and a label in each")
     names = labels if len({type(value) for value in labels}) == 1 else list(map(str, labels))
     return texts, names if label else None
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_label(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(_is_label(one) and not isinstance(one, list) for one in value)
+    return isinstance(value, str | int) and not isinstance(value, bool)
+
+
+def _named(label: Any) -> Any:
+    return list(map(str, label)) if isinstance(label, list) else label

@@ -1,4 +1,4 @@
-"""``npz:FILE``: arrays x [N, ...], or one for each input, y [N] and, where there are, x_test, y_test, labels."""
+"""``npz:FILE``: arrays x [N, ...], or one for each input, y ([N], or [N, C] for sets), x_test, y_test, labels."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from pruning.cutting.channels import output_layer
-from pruning.data import Dataset, Labels
+from pruning.data import Dataset, Labels, examples_of_each, has_label
 from pruning.training.loop import infer
 from sensai_serve.errors import AssignmentError
 from sensai_serve.preprocess import normalise
@@ -83,13 +83,15 @@ def class_features(model: nn.Module, dataset: Dataset, indices: Labels, *, batch
     finally:
         hook.remove()
     features, y = np.concatenate(seen).astype(np.float64), dataset.y[indices]
-    return np.stack([features[y == c].mean(axis=0) for c in range(dataset.n_classes)])
+    return np.stack([features[has_label(y, c)].mean(axis=0) for c in range(dataset.n_classes)])
 
 
 def class_confusion(
     model: nn.Module, dataset: Dataset, indices: Labels, *, temperature: float = TEMPERATURE
 ) -> Features:
     """Confusion of classes: the mean probability [C, C] that the model gives class j over images of class i.
+
+    Of sets of labels that includes the images that are of both.
 
     Probabilities rather than counted mistakes: a good reference makes too few of these to tell classes apart by.
 
@@ -100,6 +102,9 @@ def class_confusion(
         temperature: divides the logits.
     """
     logits = infer(model, dataset, dataset.x[indices]).astype(np.float64) / temperature
+    if dataset.task == "multilabel":
+        together = dataset.y[indices].T @ (1 / (1 + np.exp(-logits)))
+        return np.asarray(together / np.maximum(examples_of_each(dataset.y[indices], dataset.n_classes), 1)[:, None])
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     total = np.zeros((dataset.n_classes, dataset.n_classes))
     np.add.at(total, dataset.y[indices], powers / powers.sum(axis=1, keepdims=True))

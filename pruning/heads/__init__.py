@@ -2,6 +2,8 @@
 
 A new head is one new file here with an object ``head`` that does what `Head` says. One whose scores compare the
 classes of a worker with each other, and so mean nothing unless these are all classes, has ``of_all_classes = True``.
+One that judges each class for itself has ``of_sets``, the same head for examples with sets of labels, where the logits
+of a network for all C classes are not under a softmax: each is the log odds of its label.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from pruning.models import ClassLogits
 from sensai_serve import plugins
 from sensai_serve.assignment import Assignment
 from sensai_serve.errors import InputError, ModelError
+from sensai_serve.merge.rules import Task
 
 
 class Head(Protocol):
@@ -52,7 +55,7 @@ class Head(Protocol):
         ...
 
 
-def check_head(name: str, assignment: Assignment) -> None:
+def check_head(name: str, assignment: Assignment, task: Task = "single") -> None:
     """Check that workers of this assignment can have a head.
 
     Raises:
@@ -60,7 +63,7 @@ def check_head(name: str, assignment: Assignment) -> None:
         InputError: workers cover some of the classes, and the head is for all.
     """
     fewest = min(map(len, assignment.rows))
-    if getattr(find(name), "of_all_classes", False) and fewest < assignment.n_classes:
+    if getattr(find(name, task), "of_all_classes", False) and fewest < assignment.n_classes:
         raise InputError(
             f"head is {name!r}, which says which of all classes it is, and a worker covers {fewest} of "
             f"{assignment.n_classes}, expected --assignment full, or another head"
@@ -80,14 +83,29 @@ class Subnet(nn.Module):
         return self.head.scores(self.network(x))
 
 
-def find(name: str) -> Head:
+def find(name: str, task: Task = "single") -> Head:
     """The head of that name.
+
+    Args:
+        name: of the plugin.
+        task: whether examples have one label or sets of them.
 
     Raises:
         PluginError: there is none.
+        InputError: it compares classes with each other, and examples have sets of labels.
     """
     head: Head = plugins.find(__name__, name, "head")
-    return head
+    if task == "single":
+        return head
+    of_sets: Head | None = getattr(head, "of_sets", None)
+    if of_sets is None:
+        raise InputError(f"head is {name!r}, which says which one of several classes it is, expected sigmoid for sets")
+    return of_sets
+
+
+def of_reference(task: Task) -> str:
+    """The head of a reference, or of one network for all classes."""
+    return "softmax" if task == "single" else "sigmoid"
 
 
 def log_odds(head: Head, logits: Tensor) -> Tensor:

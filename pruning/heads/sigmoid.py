@@ -15,6 +15,11 @@ from pruning.heads import against_others, columns
 class Sigmoid:
     """A binary classifier for each class, trained with binary cross-entropy."""
 
+    @property
+    def of_sets(self) -> Sigmoid:
+        """The head for examples with sets of labels."""
+        return SigmoidOfSets()
+
     def own_logits(self, logits: Tensor, classes: Sequence[int]) -> Tensor:
         """Log odds of each class against all others."""
         return columns(against_others(logits), classes)
@@ -44,6 +49,18 @@ class Sigmoid:
     def scores(self, logits: Tensor) -> Tensor:
         """Probability of each class, [N, k]."""
         return self.probabilities(logits)
+
+
+class SigmoidOfSets(Sigmoid):
+    """The same where examples have sets of labels: the logits of all classes are log odds already."""
+
+    def own_logits(self, logits: Tensor, classes: Sequence[int]) -> Tensor:
+        """The logits of the classes."""
+        return columns(logits, classes)
+
+    def rows(self, weight: Tensor, bias: Tensor, classes: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The reference's own rows."""
+        return weight[list(classes)], bias[list(classes)]
 
 
 head = Sigmoid()

@@ -118,7 +118,7 @@ def _seconds_for_teacher(plan: RunPlan, views: Views) -> float:
 
 
 def _seconds(source: SourceNetwork, stage: Stage, slot: Slot) -> float:
-    plan, head = source.plan, heads.find(stage.head)
+    plan, head = source.plan, heads.find(stage.head, source.plan.recipe.task)
     teacher_logits = _no_logits(plan)
     network = cut_network(source, stage)[0]
     replace_output(network, output_layer(source.network, plan.shape), head, stage.classes)

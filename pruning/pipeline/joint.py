@@ -111,15 +111,15 @@ def forget_joint(run: Run) -> None:
 def joint_loss(plan: RunPlan, teacher_logits: TeacherLogits | None) -> JointLoss:
     """The loss of the merged answer, plus `Recipe.joint_own` times the loss of each worker by itself.
 
-    The merged answer is a softmax over each class's mean log odds, over the copies that are not lost; it is held
-    against the reference's logits and the labels, as `distillation` does for one network. It is weighted by the number
-    of copies, so that a network's step is as long as it is when it is trained alone.
+    The merged answer is a softmax (of sets of labels a sigmoid) over each class's mean log odds, over the copies that
+    are not lost; it is held against the reference's logits and the labels, as `distillation` does for one network. It
+    is weighted by the number of copies, so that a network's step is as long as it is when it is trained alone.
     """
     recipe, assignment = plan.recipe, plan.assignment
-    head = heads.find(recipe.head)
+    head = heads.find(recipe.head, recipe.task)
     own = [distillation(plan, head, row, teacher_logits) for row in assignment.rows] if recipe.joint_own > 0 else []
     every = tuple(range(plan.dataset.n_classes))
-    merged_loss = distillation(plan, heads.find("softmax"), every, teacher_logits)
+    merged_loss = distillation(plan, heads.find(heads.of_reference(recipe.task), recipe.task), every, teacher_logits)
     copies = float(np.mean([len(workers) for workers in assignment.workers_of]))
 
     def loss(batch: Batch, logits: Mapping[int, Tensor], lost: frozenset[int]) -> Tensor:

@@ -105,21 +105,25 @@ def check_cuts(source: SourceNetwork) -> None:
         # The reference is cut because there is nothing else yet: what cannot be met now cannot be met later.
         choose_cut(source, plan.budget.amount, plan.recipe.depth, workers[0].classes)
     for stage in workers:
-        heads.find(stage.head)
+        heads.find(stage.head, plan.recipe.task)
         plugins.find("pruning.sampling", stage.sampling, "batches")
 
 
 def validation_accuracy(plan: RunPlan, run: Run) -> float:
-    """Accuracy of the merged answer on the validation part, in [0, 1], from the scores that each worker kept."""
+    """Accuracy of the merged answer on the validation part, in [0, 1], from the scores that each worker kept.
+
+    Of sets of labels it is the F1 over all of them.
+    """
     truth = plan.dataset.y[plan.validation]
     scores = [run.validation_scores(worker) for worker in range(run.assignment.n_workers)]
     return accuracy(ScoredInputs(merge_plan(run, truth), scores).labels(), truth)
 
 
 def reference_accuracy(plan: RunPlan) -> float:
-    """Accuracy of the reference on the validation part, in [0, 1].
+    """Accuracy of the reference on the validation part, in [0, 1]; of sets of labels the F1 over all of them.
 
     It is optimistic where the weights have seen all training images, as published weights have.
     """
     logits = infer(plan.reference, plan.dataset, plan.dataset.x[plan.validation])
-    return float((logits.argmax(axis=1) == plan.dataset.y[plan.validation]).mean())
+    answers = logits >= 0 if plan.recipe.task == "multilabel" else logits.argmax(axis=1)
+    return accuracy(answers, plan.dataset.y[plan.validation])

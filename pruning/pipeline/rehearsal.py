@@ -94,7 +94,7 @@ def _cut(source: SourceNetwork) -> tuple[nn.Module, Network]:
     groups = source.without(()).groups
     cut = cut_to_ratio(groups, equal_importance(groups), RATIO)
     network = apply_cut(whole, cut, plan.shape)
-    replace_output(network, output, heads.find(stage.head), stage.classes)
+    replace_output(network, output, heads.find(stage.head, plan.recipe.task), stage.classes)
     outputs = len(network.get_submodule(output).weight)  # type: ignore[arg-type]
     with watching(network) as running, _refused(network, "does not run once it is cut", "sizes that follow", running):
         with torch.no_grad():
@@ -110,7 +110,7 @@ def _cut(source: SourceNetwork) -> tuple[nn.Module, Network]:
 
 def _train(plan: RunPlan, network: nn.Module, record: Network, inputs: Floats) -> None:
     """Train a copy for one step and let it answer afterwards."""
-    head, trained = heads.find(record.head), copy.deepcopy(network).requires_grad_(True)
+    head, trained = heads.find(record.head, plan.recipe.task), copy.deepcopy(network).requires_grad_(True)
     targets = labels_as(head, plan, record.classes)[plan.train[: len(inputs)]].to(plan.device)
     x = torch.from_numpy(inputs).to(plan.device)
     with (

@@ -49,7 +49,7 @@ def make_network(
     Returns:
         How to rebuild it, the network, and its scores [V, k] of the validation part.
     """
-    plan, dataset, head = source.plan, source.plan.dataset, heads.find(stage.head)
+    plan, dataset, head = source.plan, source.plan.dataset, heads.find(stage.head, source.plan.recipe.task)
     network, trimmed, cut = cut_network(source, stage)
     batches = plugins.find("pruning.sampling", stage.sampling, "batches")(
         dataset.y, plan.train, stage.classes, stage.schedule.batch, np.random.default_rng(stage.seed)
@@ -112,7 +112,10 @@ def cut_network(source: SourceNetwork, stage: Stage) -> tuple[nn.Module, Trimmed
 
 def labels_as(head: Head, plan: RunPlan, classes: Sequence[int]) -> Tensor:
     """The training part's labels as a head's probabilities [N, outputs]."""
-    one_hot = F.one_hot(torch.from_numpy(plan.dataset.y), plan.dataset.n_classes).float()
+    y = torch.from_numpy(plan.dataset.y)
+    if plan.recipe.task == "multilabel":
+        return head.probabilities(head.own_logits(CERTAIN * (2 * y - 1).float(), classes))
+    one_hot = F.one_hot(y, plan.dataset.n_classes).float()
     return head.probabilities(head.own_logits(CERTAIN * one_hot, classes))
 
 

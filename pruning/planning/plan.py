@@ -23,7 +23,7 @@ from sensai_serve import assignment, plugins
 from sensai_serve.assignment import Assignment
 from sensai_serve.bundles import sha256_of
 from sensai_serve.errors import InputError
-from sensai_serve.merge.rules import allow, check_heads
+from sensai_serve.merge.rules import allow, check_heads, find_label_rule
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def make_plan(recipe: Recipe, weights: str | Path, *, device: str = "cpu", threa
     Raises:
         InputError: the data, the model, the weights or the assignment is wrong, or classes do not divide into groups.
     """
-    dataset = data.load(recipe.data, seed=recipe.seed, unlabelled=recipe.labels == "reference")
+    dataset = data.load(recipe.data, seed=recipe.seed, unlabelled=recipe.labels == "reference", task=recipe.task)
     use_threads(threads, dataset.spec.shape)
     model = models.create(recipe.model, dataset.n_classes, dataset.spec.shape, dataset.inputs)
     models.load_weights(model, weights)
@@ -81,7 +81,8 @@ def make_plan(recipe: Recipe, weights: str | Path, *, device: str = "cpu", threa
         say(f"model: {note}")
     model.to(device).eval()
     if recipe.labels == "reference":
-        dataset = labelled_by(model, dataset)
+        dataset = labelled_by(model, dataset, recipe.task)
+        data.check_task(recipe.data, dataset, recipe.task)
     train, validation = data.split(dataset.y, recipe.validation, recipe.seed)
     check = check_reference(model, dataset, validation, recipe.seed, own=recipe.labels == "reference")
     groups = groups_of(recipe, dataset, model)
@@ -108,11 +109,13 @@ def check_scores(recipe: Recipe, matrix: Assignment) -> None:
         PluginError: there is no such head or rule.
         InputError: they do not fit.
     """
-    check_head(recipe.head, matrix)
+    check_head(recipe.head, matrix, recipe.task)
     if recipe.merge != BEST_RULE:
         if ":" in recipe.merge:
             allow(recipe.merge)  # who gives the recipe trusts it
         check_heads(recipe.merge, [recipe.head])
+        if recipe.task == "multilabel":
+            find_label_rule(recipe.merge)
 
 
 def plan_of(run: Run, *, device: str = "cpu", threads: int | None = None) -> RunPlan:

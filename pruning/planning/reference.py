@@ -13,6 +13,8 @@ from pruning.data import Dataset, Labels
 from pruning.notices import say
 from pruning.training.loop import infer
 from sensai_serve.errors import ModelError
+from sensai_serve.lost_workers import accuracy
+from sensai_serve.merge.rules import Task
 
 SAMPLE = 1000
 """Examples that are looked at, at most."""
@@ -28,25 +30,33 @@ class ReferenceCheck:
     count: int
     own: bool = False
     """Whether the labels are its own answers."""
+    f1: float | None = None
+    """F1 over all labels, in [0, 1], where an example has a set of them; None where it has one."""
 
     @property
     def accuracy(self) -> float:
-        """In [0, 1]."""
-        return self.right / self.count
+        """In [0, 1]; of sets of labels the F1 over all of them."""
+        return self.right / self.count if self.f1 is None else self.f1
 
     def __str__(self) -> str:
         if self.own:
             return "reference: its own answers are the labels"
+        if self.f1 is not None:
+            sets = f"{self.right / self.count:.2%} of {self.count:,} validation examples with exactly their labels"
+            return f"reference: F1 {self.f1:.2%} over all labels, {sets}"
         return f"reference: {self.accuracy:.2%} of {self.count:,} validation examples right"
 
 
-def labelled_by(model: nn.Module, dataset: Dataset) -> Dataset:
+def labelled_by(model: nn.Module, dataset: Dataset, task: Task) -> Dataset:
     """`dataset` with the network's answers to both of its parts as their labels.
+
+    Of sets of labels those are the answer whose log odds are at least 0.
 
     Raises:
         DataError: some class is the answer to nothing in the training part.
     """
-    y, y_test = (infer(model, dataset, x).argmax(axis=1).astype(np.int64) for x in (dataset.x, dataset.x_test))
+    logits = [infer(model, dataset, x) for x in (dataset.x, dataset.x_test)]
+    y, y_test = ((of >= 0 if task == "multilabel" else of.argmax(axis=1)).astype(np.int64) for of in logits)
     return dataset.answered(y, y_test)
 
 
@@ -76,11 +86,29 @@ def check_reference(
             f"reference: {bad} of {len(chosen)} answers hold NaN or infinity, expected finite numbers: weights of a "
             "training that diverged, or inputs normalised otherwise (?mean=...&std=...)"
         )
-    answers, truth = logits.argmax(axis=1), dataset.y[chosen]
+    truth = dataset.y[chosen]
+    if dataset.task == "multilabel":
+        sets = logits >= 0
+        check = ReferenceCheck(int((sets == truth).all(axis=1).sum()), len(chosen), own, accuracy(sets, truth))
+        if not own:
+            _say_if_no_better(check, truth)
+        return check
+    answers = logits.argmax(axis=1)
     check = ReferenceCheck(int((answers == truth).sum()), len(chosen), own)
     if not own:
         _say_what_is_odd(check, _confusion(truth, answers, dataset.n_classes))
     return check
+
+
+def _say_if_no_better(check: ReferenceCheck, truth: Labels) -> None:
+    """Say when sets of labels are no better than those of a network that always answers with every label."""
+    every = accuracy(np.ones(truth.shape, np.bool_), truth)
+    if check.accuracy <= every:
+        say(
+            f"{check}, no better than every label at once ({every:.2%}): check that the weights are of a network whose "
+            "logits are log odds of its labels, how inputs are normalised (?mean=...&std=... on --data) and the order "
+            "of the labels (--labels FILE)"
+        )
 
 
 def _confusion(truth: Labels, answers: npt.NDArray[np.intp], n_classes: int) -> npt.NDArray[np.int64]:

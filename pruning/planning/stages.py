@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from pruning.heads import of_reference
 from pruning.planning.plan import RunPlan
 from pruning.run import RECOVERED
 from pruning.training.loop import Schedule
@@ -112,7 +113,7 @@ def recovery(plan: RunPlan, number: int = 0) -> Stage:
         tuple(range(plan.dataset.n_classes)),
         budget.amount if budget.recover_amount is None else budget.recover_amount,
         recipe.depth if recipe.recover_depth is None else recipe.recover_depth,
-        "softmax",
+        of_reference(recipe.task),
         "uniform",
         Schedule(recovery_images(plan), recipe.recover_rate, recipe.batch),
         recipe.seed + SEEDS * number,

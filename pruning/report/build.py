@@ -67,7 +67,7 @@ def report(run: Run, answers: GivenLabels | None, latency: Latency | None, on_pr
 
 
 def _lead(run: Run, answers: GivenLabels) -> list[str]:
-    right, reference = (float((given == answers.label).mean()) for given in (answers.merged, answers.reference))
+    right, reference = answers.accuracy_of(answers.merged), answers.accuracy_of(answers.reference)
     lines = [
         f"{right:.2%} of the {answers.part}'s {len(answers.label):,} inputs are right when all workers are merged; the "
         f"reference gets {reference:.2%}."
@@ -78,7 +78,19 @@ def _lead(run: Run, answers: GivenLabels) -> list[str]:
             "them when all workers are merged. The labels are the reference's own answers: all figures here say how "
             "often the two agree, not how often an answer is true."
         ]
-    elif answers.part == facts.VALIDATION:
+        if answers.sets:
+            lines = [
+                f"The F1 over all labels of the {answers.part}'s {len(answers.label):,} inputs is {right:.2%} when all "
+                "workers are merged. The labels are the reference's own answers: all figures here say how often the "
+                "two agree, not how often an answer is true."
+            ]
+        return lines
+    if answers.sets:
+        lines = [
+            f"The F1 over all labels of the {answers.part}'s {len(answers.label):,} inputs is {right:.2%} when all "
+            f"workers are merged; the reference's is {reference:.2%}."
+        ]
+    if answers.part == facts.VALIDATION:
         lines.append(
             "Nothing was retrained on the validation part, but choices were made on it. Where the reference's own "
             "weights have seen it, as published weights have, its figures are too good."
@@ -97,11 +109,11 @@ def _pictures(
     alike: Copies,
 ) -> list[Picture]:
     symbols = run.assignment.symbols
-    reference = float((validated.reference == validated.label).mean())
+    reference = validated.accuracy_of(validated.reference)
     drawn = [
         accuracy_per_class(answers, run.labels),
-        pictures.lost_workers(curve, None if answers.by_reference else reference, facts.VALIDATION),
-        *confusions(answers, run.labels, symbols),
+        pictures.lost_workers(curve, None if answers.by_reference else reference, validated),
+        *([] if answers.sets else confusions(answers, run.labels, symbols)),
         pictures.kept_per_worker(kept),
         pictures.kept_by_how_many(kept),
         *copies.pictures(alike),
@@ -112,6 +124,8 @@ def _pictures(
 
 
 def _mistakes(run: Run, answers: GivenLabels) -> list[Table]:
+    if answers.sets:
+        return []
     rows: list[Row] = [
         (f"{run.labels[true]} \u2192 {run.labels[given]}", f"{after:.1%}", f"{before:.1%}")
         for true, given, before, after in mistakes(answers, len(run.labels))
@@ -131,7 +145,7 @@ def _summary(
 ) -> Table:
     promises = guarantees(run.assignment)
     largest = max(made, key=lambda network: network.macs)
-    right, before = (float((given == answers.label).mean()) for given in (answers.merged, answers.reference))
+    right, before = answers.accuracy_of(answers.merged), answers.accuracy_of(answers.reference)
     rows: list[Row] = [
         (f"{answers.right}, {answers.part}", f"{right:.2%}", f"{before:.2%}"),
         *_times(latency),
@@ -193,17 +207,20 @@ def _data(
     latency: Latency | None,
 ) -> dict[str, Any]:
     n_classes = len(run.labels)
-    before, after = (
-        confusion(answers.label, given, n_classes).tolist() for given in (answers.reference, answers.merged)
-    )
+    counted: dict[str, Any] = {}
+    if not answers.sets:
+        both = {"reference": answers.reference, "merged": answers.merged}
+        counted["confusion"] = {
+            name: confusion(answers.label, given, n_classes).tolist() for name, given in both.items()
+        }
     return {
         "labels": run.labels,
         "part": answers.part,
         "agreement" if answers.by_reference else "accuracy": {
-            "merged": float((answers.merged == answers.label).mean()),
-            "reference": float((answers.reference == answers.label).mean()),
+            "merged": answers.accuracy_of(answers.merged),
+            "reference": answers.accuracy_of(answers.reference),
         },
-        "confusion": {"reference": before, "merged": after},
+        **counted,
         "lost_workers": [asdict(at) for at in curve],
         "kept_channels": {
             "layers": kept.layers,

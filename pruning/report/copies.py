@@ -51,8 +51,9 @@ def copies(run: Run) -> Copies:
     Raises:
         InputError: the run is not finished, or the scores are not of this data.
     """
-    rows, threshold = run.assignment.rows, merge_plan(run).threshold
-    votes = [np.asarray(scores) >= threshold for scores in facts.validation_scores(run)]  # [V, k] each
+    rows, thresholds = run.assignment.rows, np.array(merge_plan(run).thresholds)
+    every = zip(facts.validation_scores(run), rows, strict=True)
+    votes = [np.asarray(scores) >= thresholds[list(row)] for scores, row in every]  # [V, k] each
     origins = assign_origins(rows, run.recipe.recoveries) if run.has(RECOVERED) else (0,) * len(rows)
     return Copies(*compare(rows, votes, run.dataset.y[run.split[1]]), tuple(origins))
 
@@ -65,7 +66,7 @@ def compare(
     Args:
         rows: the classes of each worker.
         votes: [N, k] of each worker, for its classes in their order.
-        truth: the class of each input, [N].
+        truth: the class of each input, [N]; sets of them [N, C].
     """
     disagreement = np.full((len(rows), len(rows)), np.nan)
     correlation = disagreement.copy()
@@ -76,7 +77,7 @@ def compare(
                 continue
             mine = votes[a][:, [first.index(c) for c in common]]
             other = votes[b][:, [second.index(c) for c in common]]
-            right = truth[:, None] == np.array(common)
+            right = truth[:, common] > 0 if truth.ndim == 2 else truth[:, None] == np.array(common)
             disagreement[a, b] = disagreement[b, a] = (mine != other).mean()
             correlation[a, b] = correlation[b, a] = _phi(mine != right, other != right)
     return disagreement, correlation

@@ -109,8 +109,8 @@ def validation_answers(run: Run) -> GivenLabels:
     dataset, (_, validation) = run.dataset, run.split
     merged = scored_validation(run).labels()
     logits = infer(run.load(REFERENCE).network, dataset, dataset.x[validation])
-    given = logits.argmax(axis=1).astype(np.int64)
-    own = run.recipe.labels == "reference"
+    answers = logits >= 0 if dataset.task == "multilabel" else logits.argmax(axis=1)
+    given, own = answers.astype(np.int64), run.recipe.labels == "reference"
     return GivenLabels(VALIDATION, dataset.y[validation], given, merged, by_reference=own)
 
 

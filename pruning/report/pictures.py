@@ -11,7 +11,7 @@ from pruning.report.facts import Kept
 from pruning.run import Network
 from sensai_serve.lost_workers import AccuracyAtLoss
 from sensai_serve.report import Picture
-from sensai_serve.report.answers import FEW, WIDTH, square
+from sensai_serve.report.answers import FEW, WIDTH, GivenLabels, square
 from sensai_serve.report.drawing import colour, finish, heat_map
 
 if TYPE_CHECKING:
@@ -107,14 +107,14 @@ def sizes(made: Sequence[Network], reference: Network) -> Picture:
     return Picture("sizes", "Size of each worker", draw, note + "its parameters.", (WIDTH, 1.5 + 0.28 * len(made)))
 
 
-def lost_workers(curve: Sequence[AccuracyAtLoss], reference: float | None, part: str) -> Picture:
+def lost_workers(curve: Sequence[AccuracyAtLoss], reference: float | None, answers: GivenLabels) -> Picture:
     """Accuracy against the number of lost workers: mean, worst and best, beside the reference's.
 
     Args:
         curve: accuracy for 0, 1, ... lost workers.
         reference: the reference's accuracy on the same inputs, a fraction; None where the labels are its own answers,
             and the figures are agreement with it.
-        part: the part of the data that both are of.
+        answers: of the part of the data that both are of.
     """
     x = [at.lost for at in curve]
     mean, worst, best = (100 * np.array([getattr(at, name) for at in curve]) for name in ("mean", "worst", "best"))
@@ -131,12 +131,12 @@ def lost_workers(curve: Sequence[AccuracyAtLoss], reference: float | None, part:
         axes.set_ylim(0, 105)
         axes.set_xlim(-0.02 * max(x), 1.02 * max(x))
         axes.set_xlabel("workers lost")
-        axes.set_ylabel("right, %" if reference is not None else "as the reference, %")
+        axes.set_ylabel(f"{answers.right}, %")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         finish(axes, legend=True)
 
     drawn = [at for at in curve if not at.every]
-    note = f"On the {part}. " + (
+    note = f"On the {answers.part}. " + (
         f"All sets of lost workers, except {drawn[0].sets} drawn ones where there are more ({drawn[0].lost} to "
         f"{drawn[-1].lost} lost)." if drawn else "Over all sets of lost workers."
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """Samplings decide which training images the next iteration sees.
 
 A new way is one new file here with a function ``batches(y, indices, classes, size, generator)`` that yields index
-arrays [size] for ever.
+arrays [size] for ever. ``y`` is [N], or [N, C] of 0 and 1 where examples have sets of labels.
 """
 
 from __future__ import annotations

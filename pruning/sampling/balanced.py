@@ -17,7 +17,8 @@ def batches(
     y: Labels, indices: Labels, classes: Sequence[int], size: int, generator: np.random.Generator
 ) -> Iterator[Labels]:
     """Half positives, half negatives; uniform where half of the images or more are positives anyway, or none is."""
-    positive = np.isin(y[indices], list(classes))
+    sets = y.ndim == 2
+    positive = y[indices][:, list(classes)].any(axis=1) if sets else np.isin(y[indices], list(classes))
     if positive.mean() >= 0.5 or not positive.any():
         yield from shuffled(indices, size, generator)
     ours = shuffled(indices[positive], size // 2, generator)

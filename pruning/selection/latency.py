@@ -109,7 +109,7 @@ def _cut_at(source: SourceNetwork, trimmed: Trimmed, ratio: float) -> Cut:
 
 
 def _subnet(source: SourceNetwork, trimmed: Trimmed, stage: Stage, cut: Cut) -> nn.Module:
-    shape, head = source.plan.shape, heads.find(stage.head)
+    shape, head = source.plan.shape, heads.find(stage.head, source.plan.recipe.task)
     network = apply_cut(trimmed.network, cut, shape)
     replace_output(network, output_layer(source.network, shape), head, stage.classes)
     return Subnet(network, head).eval()

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-from pruning import data, models
+from pruning import data, heads, models
 from pruning.cutting.channels import measure
 from pruning.data import Dataset
 from pruning.limits import enough_memory
@@ -18,6 +19,8 @@ from pruning.recipe import Precision
 from pruning.sampling import uniform
 from pruning.training.loop import OnStep, Schedule, fit, infer, threads_for, use_threads
 from pruning.training.snapshot import Snapshot
+from sensai_serve.lost_workers import accuracy
+from sensai_serve.merge.rules import Task
 
 
 @dataclass(frozen=True)
@@ -27,13 +30,14 @@ class Trained:
     model: nn.Module
     dataset: Dataset
     accuracy: float
-    """Accuracy on the validation part, in [0, 1]."""
+    """Accuracy on the validation part, in [0, 1]; of sets of labels the F1 over all of them."""
 
 
 def train(
     source: str,
     model_name: str,
     *,
+    task: Task = "single",
     epochs: int = 30,
     rate: float = 0.1,
     batch: int = 128,
@@ -50,6 +54,7 @@ def train(
     Args:
         source: source of the data.
         model_name: name of the network.
+        task: whether an example has one label or a set of them.
         epochs: passes over the training part.
         rate: peak of the one-cycle learning rate.
         batch: images per iteration.
@@ -66,7 +71,7 @@ def train(
         InputError: the data or the model is wrong, or the snapshot is of a training with other options.
         WorkError: memory ran out, or the disk is full.
     """
-    dataset = data.load(source, seed=seed)
+    dataset = data.load(source, seed=seed, task=task)
     indices, held_out = data.split(dataset.y, validation, seed)
     use_threads(threads, dataset.spec.shape)
     schedule = Schedule(epochs * len(indices), rate, batch)
@@ -80,16 +85,21 @@ def train(
         "seed": seed,
         "precision": precision,
     }
+    if task != "single":
+        recipe["task"] = task
     torch.manual_seed(seed)
     model = models.create(model_name, dataset.n_classes, dataset.spec.shape, dataset.inputs).to(device)
     batches = uniform.batches(dataset.y, indices, (), schedule.batch, np.random.default_rng(seed))
     y = torch.from_numpy(dataset.y).to(device)
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
+    if task == "multilabel":
+        y, loss = y.float(), heads.find(heads.of_reference(task), task).loss
     with enough_memory("train", device):
         fit(
             model,
             dataset,
             batches=batches,
-            loss=lambda batch, logits: F.cross_entropy(logits, y[batch.indices]),
+            loss=lambda batch, logits: loss(logits, y[batch.indices]),
             schedule=schedule,
             seed=seed,
             precision=precision,
@@ -97,5 +107,6 @@ def train(
             on_step=on_step,
             snapshot=None if snapshot is None else Snapshot(snapshot, recipe),
         )
-    right = infer(model, dataset, dataset.x[held_out]).argmax(axis=1) == dataset.y[held_out]
-    return Trained(model, dataset, float(right.mean()))
+    logits = infer(model, dataset, dataset.x[held_out])
+    answers = logits >= 0 if task == "multilabel" else logits.argmax(axis=1)
+    return Trained(model, dataset, accuracy(answers, dataset.y[held_out]))

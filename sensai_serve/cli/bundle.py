@@ -15,6 +15,7 @@ from sensai_serve.errors import DataError, InputError
 if TYPE_CHECKING:
     from export.existing.samples import Data, RawInputs
     from sensai_serve.bundles import Bundle
+    from sensai_serve.merge.rules import Task
     from sensai_serve.options import Option
     from sensai_serve.preprocess import InputSpec
     from sensai_serve.tensors import Inputs
@@ -89,7 +90,7 @@ def bundle(
             members,
             out,
             labels=given,
-            data=_data(data, given, chosen.seed),
+            data=_data(data, given, chosen.seed, chosen.task),
             options=chosen,
             name=name,
             reference=None if reference is None else parse_member(reference),
@@ -100,7 +101,7 @@ def bundle(
         typer.echo(line)
 
 
-def _data(data: str | None, labels: tuple[str, ...] | None, seed: int) -> Data | RawInputs | None:
+def _data(data: str | None, labels: tuple[str, ...] | None, seed: int, task: Task) -> Data | RawInputs | None:
     """Labelled data of a source; or a function that reads inputs alone, of a file or of a directory of files."""
     from export.existing.samples import load_data
 
@@ -108,7 +109,7 @@ def _data(data: str | None, labels: tuple[str, ...] | None, seed: int) -> Data |
         return None
     path = Path(data)
     if not path.exists():
-        return load_data(data, labels, seed)
+        return load_data(data, labels, seed, task)
     files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
     files = [file for file in files if not file.name.startswith(".")]
 
@@ -136,7 +137,7 @@ def _data(data: str | None, labels: tuple[str, ...] | None, seed: int) -> Data |
 
 
 def _summary(bundle: Bundle) -> Iterator[str]:
-    from sensai_serve.cli.inspect import accuracy_lines, confident_lines
+    from sensai_serve.cli.inspect import accuracy_lines, confident_lines, task_lines
 
     manifest = bundle.manifest
     yield (
@@ -159,5 +160,6 @@ def _summary(bundle: Bundle) -> Iterator[str]:
         yield f"texts: of at most {texts.maximum} tokens, {longer}; made {', '.join(texts.made)}"
     for words, share in made.get("normalisations_tried", {}).items():
         yield f"tried: {words}: {share:.1%} right"
+    yield from task_lines(manifest)
     yield from confident_lines(bundle, None)
     yield from accuracy_lines(manifest.accuracy)

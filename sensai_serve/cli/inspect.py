@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sensai_serve.bundles import Bundle
     from sensai_serve.guarantees import Guarantees
     from sensai_serve.input_spec import InputSpec
+    from sensai_serve.manifest import Manifest
     from sensai_serve.text_spec import TokenizerSpec
     from serving.placement.waves import Waves
 
@@ -49,7 +50,7 @@ def inspect(
     console.print(f"[bold]{manifest.name}[/bold]  {counts}, {manifest.kind} assignment{offsets}", highlight=False)
     precision = f", subnets in {manifest.precision}" if manifest.precision else ""
     *inputs, last = input_lines(manifest.inputs, manifest.tokenizer)
-    for line in [*inputs, f"{last}{precision}, merged by {manifest.merge.rule}"]:
+    for line in [*inputs, f"{last}{precision}, merged by {manifest.merge.rule}", *task_lines(manifest)]:
         console.print(line, highlight=False, markup=False)
     if manifest.merge.wait is not None:
         console.print(f"requests wait for {manifest.merge.wait} where neither they nor the server say otherwise")
@@ -77,6 +78,18 @@ def input_lines(specs: Sequence[InputSpec], tokenizer: TokenizerSpec | None = No
         of = f" of a vocabulary of {spec.vocabulary:,}" if spec.vocabulary is not None else ""
         name = f"{spec.name}, " if len(specs) > 1 else ""
         yield f"input  {name}{kind} {spec.dtype} {spec.batch_described}{of}"
+
+
+def task_lines(manifest: Manifest) -> Iterator[str]:
+    """What answers are where they are sets of labels, and from which scores a label is voted for."""
+    if manifest.task == "multilabel":
+        thresholds = manifest.merge.thresholds or (manifest.merge.threshold,) * len(manifest.labels)
+        if len(set(thresholds)) == 1:
+            votes = f"a vote from {thresholds[0]:g}"
+        else:
+            pairs = zip(manifest.labels, thresholds, strict=True)
+            votes = "votes from " + ", ".join(f"{label} {threshold:.3g}" for label, threshold in pairs)
+        yield f"answers are sets of labels, each class decided for itself; {votes}"
 
 
 def promise_lines(promises: Guarantees, n_workers: int, files: int | None = None) -> list[str]:
@@ -145,10 +158,11 @@ def _waves(bundle: Bundle, placed: Any) -> Waves:
 
 def accuracy_lines(accuracy: Mapping[str, Any]) -> Iterator[str]:
     """What a manifest says about accuracy, each figure with what it is, one a line."""
+    of = "is the F1 over all labels of" if "f1_micro" in accuracy else "right on"
     for key, value in accuracy.items():
         name, colon, precision = key.partition("validation_")
         if colon and not name:
-            meaning = f"right on the validation part, which choices are made on, with subnets in {precision}"
+            meaning = f"{of} the validation part, which choices are made on, with subnets in {precision}"
         else:
             meaning = _MEANINGS.get(key, "")
         yield f"{key.replace('_', ' ')}: {_figure(value)}{meaning and ' '}{meaning}"
@@ -156,6 +170,14 @@ def accuracy_lines(accuracy: Mapping[str, Any]) -> Iterator[str]:
 
 _MEANINGS = {
     "test": "of the test part right",
+    "f1_micro": "is the F1 over all labels of the test part",
+    "f1_macro": "is the mean F1 of the labels, on the test part",
+    "mean_average_precision": "is the mean, over the labels, of the average precision on the test part",
+    "f1_one_lost": "is the F1 over all labels of the test part with one worker lost",
+    "f1_two_lost": "is the F1 over all labels of the test part with two workers lost",
+    "reference_f1_macro": "is the mean F1 of the labels of the network before pruning",
+    "reference_f1_micro": "is the F1 over all labels of the network before pruning",
+    "reference_mean_average_precision": "is the mean average precision of the network before pruning",
     "agreement": "of the test part answered as the network before pruning does",
     "monolith_agreement": "of the test part answered so by one pruned network for all classes",
     "one_lost": "of the test part right with one worker lost",

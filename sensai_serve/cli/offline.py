@@ -24,7 +24,7 @@ app = typer.Typer()
 def _reference_options() -> tuple[Option, ...]:
     from pruning.recipe import recipe_options
 
-    return select(recipe_options(), "data", "model", "batch", "validation", "precision", "seed")
+    return select(recipe_options(), "data", "model", "task", "batch", "validation", "precision", "seed")
 
 
 @app.command()
@@ -57,6 +57,7 @@ def train(
         trained = train_reference(
             recipe.data,
             recipe.model,
+            task=recipe.task,
             epochs=epochs,
             rate=rate,
             batch=recipe.batch,
@@ -71,7 +72,10 @@ def train(
     with atomic_file(out) as temporary:
         save_file({name: value.contiguous().cpu() for name, value in trained.model.state_dict().items()}, temporary)
     snapshot.unlink(missing_ok=True)
-    typer.echo(f"{out}: {recipe.model} on {recipe.data}, {trained.accuracy:.2%} of the validation part right")
+    right = f"{trained.accuracy:.2%} of the validation part right"
+    if recipe.task == "multilabel":
+        right = f"F1 {trained.accuracy:.2%} over all labels of the validation part"
+    typer.echo(f"{out}: {recipe.model} on {recipe.data}, {right}")
 
 
 app.command()(prune)
@@ -106,6 +110,12 @@ def export(
             min=1, help="Pad layers with zeros to a multiple of this many channels; 1: not; the fastest if not given."
         ),
     ] = None,
+    uint8: Annotated[
+        bool,
+        typer.Option(
+            "--uint8", help="Networks take pixels as UINT8 and normalise them: clients send a quarter of the bytes."
+        ),
+    ] = False,
     monolith: Annotated[
         bool, typer.Option("--monolith", help="Add the run's compact network for all classes, to compare with.")
     ] = False,
@@ -148,15 +158,16 @@ def export(
 
     run = bundle_path(run)
     if (run / MANIFEST).is_file():
-        if triton is None or out is not None or recipe or force:
+        if triton is None or out is not None or recipe or force or uint8:
             raise InputError(
-                f"{run} is a bundle already, expected --triton, and none of --out, --merge, --agreement and --force"
+                f"{run} is a bundle already, expected --triton, and none of --out, --merge, --agreement, --uint8 and "
+                "--force"
             )
         bundle = Bundle.open(run)
     elif out is None:
         raise InputError("--out is missing, expected a new directory for the bundle")
     else:
-        options: dict[str, Any] = {"name": name, "precision": precision, "padding": pad_channels}
+        options: dict[str, Any] = {"name": name, "precision": precision, "padding": pad_channels, "uint8": uint8}
         options |= {"with_monolith": monolith, "with_evaluation": evaluate, "replace": force}
         options |= {"dynamic": dict(map(_axis, dynamic or ())), "maximum": maximum}
         bundle = _export(run, out, recipe | ({} if data is None else {"data": data}), options, quiet)
@@ -204,6 +215,13 @@ def _summary(bundle: Bundle, options: dict[str, Any]) -> Iterator[str]:
     accuracy, provenance = bundle.manifest.accuracy, bundle.manifest.provenance
     whole = ", ".join(f"{name} {accuracy[name]:.2%}" for name in ("reference", "monolith") if name in accuracy)
     right = f"; test part right: {accuracy['test']:.2%}, {whole}" if "test" in accuracy else ""
+    if "f1_micro" in accuracy:
+        own = f"{accuracy['mean_average_precision']:.2%}, F1 {accuracy['f1_micro']:.2%} over all labels"
+        whole = ""
+        if "reference_f1_micro" in accuracy:
+            whole = f" (reference {accuracy['reference_mean_average_precision']:.2%} and "
+            whole += f"{accuracy['reference_f1_micro']:.2%})"
+        right = f"; test part: mean average precision {own}{whole}"
     if "agreement" in accuracy:
         right = f"; the reference's answer for {accuracy['agreement']:.2%} of the test part"
     yield f"{bundle.path}: {len(bundle.manifest.subnets)} subnets{right}"

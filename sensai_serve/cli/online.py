@@ -230,7 +230,8 @@ def _local(path: str) -> Iterator[_Opened]:
 
     def classify(sample: Sample) -> dict[str, Any]:
         started = time.perf_counter()
-        prediction = classifier.predict(sample.raw)
+        of = classifier.predict if classifier.manifest.task == "single" else classifier.predict_labels
+        prediction = of(sample.raw)
         milliseconds = {"total": round((time.perf_counter() - started) * 1000, 3)}
         return {**asdict(prediction), "milliseconds": milliseconds}
 
@@ -244,16 +245,31 @@ def _table(predictions: Iterator[tuple[str, dict[str, Any]]]) -> Table:
     for heading in ("score", "votes", "margin", "ms", "slowest worker"):
         table.add_column(heading, justify="right")
     for name, prediction in predictions:
-        label = prediction["label"]
+        label, score, votes = _answered(prediction)
         workers: dict[str, float] = prediction["milliseconds"].get("workers", {})
         slowest = max(workers.items(), key=lambda item: item[1], default=None)
         table.add_row(
             name,
-            (label or "none") + ("" if prediction["elected"] else " (not elected)"),
-            f"{prediction['scores'].get(label, 0.0):.3f}",
-            str(prediction["votes"].get(label, 0)),
+            label,
+            score,
+            votes,
             f"{prediction['margin']:.3f}",
             f"{prediction['milliseconds']['total']:.2f}",
             "" if slowest is None else f"{slowest[0]}: {slowest[1]:.2f} ms",
         )
     return table
+
+
+def _answered(prediction: dict[str, Any]) -> tuple[str, str, str]:
+    """Label, score and votes of a prediction; of several labels at once all of them, side by side."""
+    found = prediction.get("labels")
+    if found is None:
+        label = prediction["label"]
+        elected = "" if prediction["elected"] else " (not elected)"
+        score, votes = prediction["scores"].get(label, 0.0), prediction["votes"].get(label, 0)
+        return f"{label or 'none'}{elected}", f"{score:.3f}", str(votes)
+    names = [one["label"] for one in found]
+    doubtful = ", ".join(prediction["undecided"])
+    shown = (", ".join(names) or "none") + (f" (undecided: {doubtful})" if doubtful else "")
+    scores, votes_of = (f"{one['score']:.3f}" for one in found), (str(prediction["votes"][name]) for name in names)
+    return shown, ", ".join(scores), ", ".join(votes_of)

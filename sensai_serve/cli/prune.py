@@ -103,7 +103,11 @@ def prune(
         _print_plan(plan, found, len(slots))
         return
     merged = validation_accuracy(plan, run)
-    if plan.recipe.labels == "reference":
+    if plan.recipe.task == "multilabel":
+        found_right = f"F1 {merged:.2%} over all labels of the validation part"
+        if plan.recipe.labels != "reference":
+            found_right += f", reference {reference_accuracy(plan):.2%}"
+    elif plan.recipe.labels == "reference":
         found_right = f"the reference's answer for {merged:.2%} of the validation part"
     else:
         found_right = f"validation part right: {merged:.2%}, reference {reference_accuracy(plan):.2%}"

@@ -61,7 +61,10 @@ def _answer_anew(path: Path, kept: list[Any], rows: list[dict[str, Any]], npz: P
             raise DataError(f"{row['file']} does not fit {path}: {error}") from None
         answer = classifier.predict_tensor(recorded.inputs)
         class_id = int(answer.class_id[0])
-        row["now"] = {"label": labels[class_id] if class_id >= 0 else None, "margin": float(answer.margin[0])}
+        label = labels[class_id] if class_id >= 0 else None
+        if answer.sets_labels:
+            label = ", ".join(name for name, carries in zip(labels, answer.labels[0], strict=True) if carries) or None
+        row["now"] = {"label": label, "margin": float(answer.margin[0])}
     if npz is not None:
         raw = raw_inputs([_only(recorded.inputs, path) for recorded in kept], specs[0])
         given = np.array([str(row["label"]) for row in rows])

@@ -97,10 +97,19 @@ def _bundle(run: Run, path: Path) -> Bundle:
 
 
 def _answers(bundle: Bundle, *, by_reference: bool) -> GivenLabels:
+    import numpy as np
+
     from pruning.report.facts import TEST
-    from sensai_serve.evaluation import kept_labels
+    from sensai_serve.evaluation import kept_labels, kept_sets
     from sensai_serve.report.answers import GivenLabels
 
+    if bundle.manifest.task == "multilabel":
+        sets = kept_sets(bundle)
+        if sets is None or "reference" not in sets:
+            raise InputError(f"{bundle.path} has no answers to the test part, expected one exported with --evaluate")
+        label, merged, reference = (np.asarray(array, np.int64) for array in (sets["label"], sets["labels"],
+                                                                              sets["reference"] >= 0.5))  # fmt: skip
+        return GivenLabels(TEST, label, reference, merged, by_reference=by_reference)
     kept = kept_labels(bundle)
     if kept is None or "reference" not in kept:
         raise InputError(f"{bundle.path} has no answers to the test part, expected one exported with --evaluate")

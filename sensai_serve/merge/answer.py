@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from sensai_serve.merge.rules import Verdict
+from sensai_serve.merge.rules import LabelVerdict, Verdict
 
 
 class Answer:
@@ -41,10 +41,10 @@ class Answer:
         self.decided_early = decided_early
         """Whether the answer was given while copies were awaited, because it was decided or sure without them."""
         self.exact = exact
-        """Whether no copy that was awaited then could have changed a class_id; else the answer was sure, or the wait
-        asked for no more."""
+        """Whether no copy that was awaited then could have changed a class_id, or a label; else the answer was sure, or
+        the wait asked for no more."""
         self.complete = complete
-        """Whether no missing copy, for whatever reason it is missing, could have changed a class_id."""
+        """Whether no missing copy, for whatever reason it is missing, could have changed a class_id, or a label."""
         self.degraded = degraded
         """Whether the answer was given, or came from the reference, although some class had no copy left."""
         self._arrays: dict[str, npt.NDArray[Any]] = {}
@@ -66,7 +66,7 @@ class Answer:
 
     @property
     def margin(self) -> npt.NDArray[np.float32]:
-        """Best score minus second best, [N]."""
+        """Best score minus second best, [N]; of a set of labels the smallest distance of a score from its threshold."""
         return self._array("margin", np.float32)
 
     @property
@@ -75,17 +75,43 @@ class Answer:
         return self._array("class_id", np.int64)
 
     @property
+    def sets_labels(self) -> bool:
+        """Whether the answer to an input is a set of labels, and not one class."""
+        return isinstance(self.rows[0], LabelVerdict)
+
+    @property
+    def labels(self) -> npt.NDArray[np.bool_]:
+        """Whether each label carries, BOOL [N, C], where an input has several at once."""
+        return self._array("labels", np.bool_)
+
+    @property
+    def undecided(self) -> tuple[int, ...]:
+        """The classes whose label a missing copy could have changed in some row; none where inputs have one label."""
+        return _in_any(row.undecided for row in self.rows if isinstance(row, LabelVerdict))
+
+    @property
+    def abstained(self) -> tuple[int, ...]:
+        """The classes too unsure to be answered in some row, see `abstaining`; none where inputs have one label."""
+        return _in_any(row.abstained for row in self.rows if isinstance(row, LabelVerdict))
+
+    @property
     def elected(self) -> bool:
-        """Whether in every row more than half of the arrived copies of the class_id voted for it."""
+        """Whether in every row more than half of the arrived copies of the class_id voted for it.
+
+        Of a set of labels, whether any label carries in every row.
+        """
         return all(row.elected for row in self.rows)
 
     def abstaining(self, *, unelected: bool, margin: float) -> Answer:
-        """The same answer, with class_id -1 in the rows that are too unsure.
+        """The same answer, with class_id -1 in the rows that are too unsure; a set of labels without the unsure ones.
 
         Args:
-            unelected: abstain where no class has more than half of its arrived copies' votes.
-            margin: abstain where the margin is smaller.
+            unelected: abstain where no class has more than half of its arrived copies' votes. Means nothing for sets of
+                labels, which may be empty.
+            margin: abstain where the margin is smaller; from a label where its score is nearer to its threshold.
         """
+        if self.sets_labels:
+            return self.with_rows([r.abstaining(margin) if isinstance(r, LabelVerdict) else r for r in self.rows])
 
         def unsure(row: Verdict) -> bool:
             return row.margin < margin or (unelected and 2 * row.votes[row.class_id] <= row.copies[row.class_id])
@@ -118,3 +144,7 @@ class Answer:
         if array is None:
             array = self._arrays[name] = np.array([getattr(row, name) for row in self.rows], dtype)
         return array
+
+
+def _in_any(rows: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
+    return tuple(sorted({c for row in rows for c in row}))

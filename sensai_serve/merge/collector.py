@@ -15,7 +15,7 @@ from sensai_serve.errors import RequestError
 from sensai_serve.merge.answer import Answer
 from sensai_serve.merge.confidence import Confidence, lead, least_copies
 from sensai_serve.merge.order import ask_order
-from sensai_serve.merge.rules import CopyLayout, Rule, find_rule, make_layout
+from sensai_serve.merge.rules import CopyLayout, LabelRule, Rule, Task, find_label_rule, find_rule, make_layout
 
 Wait = Literal["decided", "confident", "all", "quorum", "first"]
 """decided: until no awaited copy can change a class. confident: until every answer is sure, by the bundle's thresholds.
@@ -45,6 +45,10 @@ class MergePlan:
     threshold: float = 0.5
     confidence: Confidence | None = None
     """When answers are sure; None where the wait ``confident`` is not to be had."""
+    task: Task = "single"
+    """Whether an answer is one class or a set of labels."""
+    of_classes: tuple[float, ...] = ()
+    """The threshold of each class, where an answer is a set of labels; `threshold` for all where empty."""
 
     def check_wait(self, wait: Wait) -> Wait:
         """`wait`, if requests can have it.
@@ -54,6 +58,8 @@ class MergePlan:
         """
         if wait == "confident" and self.confidence is None:
             others = ", ".join(other for other in WAITS if other != wait)
+            if self.task == "multilabel":
+                raise RequestError(f"wait is 'confident', which no set of labels can have, expected one of {others}")
             raise RequestError(
                 f"wait is 'confident', and the bundle has no thresholds for it, expected one of {others}"
             )
@@ -65,9 +71,14 @@ class MergePlan:
         return ask_order(self.assignment) if self.confidence is None else self.confidence.order
 
     @cached_property
-    def rule_type(self) -> type[Rule]:
-        """The rule's class, a plugin of ``sensai_serve.merge.rules``."""
-        return find_rule(self.rule)
+    def rule_type(self) -> type[Rule] | type[LabelRule]:
+        """The rule's class for the task, a plugin of ``sensai_serve.merge.rules``."""
+        return find_rule(self.rule) if self.task == "single" else find_label_rule(self.rule)
+
+    @cached_property
+    def thresholds(self) -> tuple[float, ...]:
+        """The threshold of each class: a copy at or above it votes for the class."""
+        return self.of_classes or (self.threshold,) * self.assignment.n_classes
 
     @cached_property
     def copies(self) -> tuple[int, ...]:
@@ -87,7 +98,7 @@ class MergePlan:
     @cached_property
     def layout(self) -> CopyLayout:
         """Where each worker's copies go."""
-        return make_layout(self.assignment.rows, self.assignment.n_classes, self.threshold)
+        return make_layout(self.assignment.rows, self.assignment.n_classes, self.threshold, self.of_classes)
 
     def collect(self, n_inputs: int = 1, wait: Wait = "decided") -> Collector:
         """Start one request of `n_inputs` inputs.
@@ -108,7 +119,7 @@ class Collector:
         self._plan = plan
         self._wait = wait
         rule, layout = plan.rule_type, plan.layout
-        self._rows = [rule(layout) for _ in range(n_inputs)]
+        self._rows: list[Rule | LabelRule] = [rule(layout) for _ in range(n_inputs)]
         self._widths = plan.widths
         self._awaited = set(range(len(plan.widths)))
         self._arrived: set[int] = set()

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from sensai_serve.fit_thresholds import f1_of_classes
+from sensai_serve.lost_workers import accuracy
 from sensai_serve.report import Picture
 from sensai_serve.report.drawing import MANY, colour, finish, heat_map, shortened
 
@@ -33,7 +35,7 @@ class GivenLabels:
     part: str
     """The part of the data, in words."""
     label: Labels
-    """True labels."""
+    """True labels; 0 and 1 [N, C] where inputs have sets of labels, here and below."""
     reference: Labels
     """Labels given by the one network."""
     merged: Labels
@@ -45,13 +47,24 @@ class GivenLabels:
 
     @property
     def right(self) -> str:
-        """What an answer is that equals `label`, in a word or two."""
+        """What an answer is that equals `label`, in a word or two; what is measured of sets of labels."""
+        if self.sets:
+            return "F1 over all labels" + (", against the reference's" if self.by_reference else "")
         return "as the reference" if self.by_reference else "right"
 
     @property
     def true_class(self) -> str:
         """What the class of `label` is called."""
         return "the reference's class" if self.by_reference else "true class"
+
+    @property
+    def sets(self) -> bool:
+        """Whether inputs have sets of labels."""
+        return self.label.ndim == 2
+
+    def accuracy_of(self, given: Labels) -> float:
+        """How good one of the answers is: the fraction that is right, or the F1 over all labels."""
+        return accuracy(given, self.label)
 
 
 def mistakes(answers: GivenLabels, n_classes: int, most: int = 12) -> list[tuple[int, int, float, float]]:
@@ -82,8 +95,7 @@ def rates(label: Labels, given: Labels, n_classes: int) -> npt.NDArray[np.float6
 
 def accuracy_per_class(answers: GivenLabels, labels: Sequence[str]) -> Picture:
     """One row per class: the one network's accuracy and the merged one, joined; many classes in up to three columns."""
-    before, after = (np.diag(rates(answers.label, given, len(labels))) * 100
-                     for given in (answers.reference, answers.merged))  # fmt: skip
+    before, after = (_of_classes(answers, given, len(labels)) * 100 for given in (answers.reference, answers.merged))
     shown = np.argsort(-np.abs(after - before), kind="stable")[: COLUMNS * ROWS]
     shown = shown[np.argsort(-after[shown], kind="stable")]
     columns = -(-len(shown) // ROWS)
@@ -113,7 +125,15 @@ def accuracy_per_class(answers: GivenLabels, labels: Sequence[str]) -> Picture:
         note += f" Of {len(labels)} classes the {len(shown)} that changed most."
     width = WIDTH if columns == 1 else WIDTH * columns * 0.8
     title = "Agreement per class" if answers.by_reference else "Accuracy per class"
+    title = "F1 per label" if answers.sets else title
     return Picture("accuracy-per-class", title, draw, note, (width, 1.4 + 0.26 * height))
+
+
+def _of_classes(answers: GivenLabels, given: Labels, n_classes: int) -> npt.NDArray[np.float64]:
+    """For each class [C] the fraction of its inputs that is right, or the F1 of its label."""
+    if answers.sets:
+        return f1_of_classes(given, answers.label > 0)
+    return np.diag(rates(answers.label, given, n_classes))
 
 
 def _percents(*values: npt.NDArray[np.float64]) -> tuple[float, float]:

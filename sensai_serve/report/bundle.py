@@ -23,6 +23,7 @@ from sensai_serve.report.answers import (
 )
 from sensai_serve.report.drawing import heat_map
 from sensai_serve.report.page import page
+from sensai_serve.report.sets import report_sets
 
 PART = "test part"
 
@@ -34,6 +35,8 @@ def report_bundle(bundle: Bundle) -> str:
         InputError: the bundle keeps no labels: it was made without labelled data.
         DataError: the file of its labels is damaged.
     """
+    if bundle.manifest.task == "multilabel":
+        return report_sets(bundle)
     kept, manifest = kept_labels(bundle), bundle.manifest
     if kept is None:
         raise InputError(f"{bundle.path} keeps no labels to draw, expected a bundle that was made with labelled data")

@@ -326,7 +326,7 @@ class Gateway:
         margin = self.options.abstain_margin
         if (unelected and not answer.elected) or margin:
             answer = answer.abstaining(unelected=unelected, margin=margin)
-            self._counters.abstained += bool((answer.class_id < 0).any())
+            self._counters.abstained += bool(answer.abstained) or bool((answer.class_id < 0).any())
         self._counters.succeeded += 1
         return Reply(answer, result, queued_s)
 

@@ -245,13 +245,13 @@ class Health:
 
 
 def disagreements(
-    assignment: Assignment, threshold: float, answer: Answer, scores: Sequence[tuple[int, Scores]]
+    assignment: Assignment, thresholds: Sequence[float], answer: Answer, scores: Sequence[tuple[int, Scores]]
 ) -> Iterator[tuple[int, tuple[int, int]]]:
     """Count how many of each worker's copies can be compared with the others of their class, and how many disagree.
 
     Args:
         assignment: who covers what.
-        threshold: a copy at or above it is a vote.
+        thresholds: of each class; a copy at or above it is a vote.
         answer: the merged answer, with or without these workers.
         scores: workers, and the scores FP32 [N, k] of each.
 
@@ -269,7 +269,7 @@ def disagreements(
         compared = disagreed = 0
         for (votes, copies), mine in zip(rows, given.tolist(), strict=True):
             for c, score in zip(row, mine, strict=True):
-                vote = score >= threshold
+                vote = score >= thresholds[c]
                 others = copies[c] - own
                 in_favour = votes[c] - (own and vote)
                 if 2 * in_favour == others:

@@ -63,6 +63,8 @@ def check_options(bundle: Bundle, options: GatewayOptions, wait: Wait) -> None:
         BundleError: the reference network is to answer for missing classes, and the bundle has none.
         BundleError: requests are to wait for ``confident``, and the bundle has no thresholds for it.
     """
+    if wait == "confident" and bundle.manifest.task == "multilabel":
+        raise BundleError(f"{bundle.path} gives sets of labels, which the wait confident is not for, expected another")
     if wait == "confident" and bundle.manifest.merge.confident is None:
         raise BundleError(
             f"{bundle.path} has no thresholds for the wait confident, expected another wait, or a bundle of which "

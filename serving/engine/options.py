@@ -74,7 +74,8 @@ class Inference(Group):
     abstain_unelected: bool = False
     """Give no class where none has more than half of its arrived copies' votes."""
     abstain_margin: float = Field(default=0.0, ge=0, le=1)
-    """Give no class where the best mean score leads by less than this."""
+    """Give no class where the best mean score leads by less than this; of a set of labels, none whose score is nearer
+    to its threshold than this."""
     threads: int = Field(default=1, ge=1)
     """Intra-op threads per CPU subnet; above 1 they are not pinned to a core."""
     spinning: bool = False

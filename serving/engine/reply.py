@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from sensai_serve.errors import UncoveredError
 from sensai_serve.merge import Answer
-from sensai_serve.merge.rules import Verdict
+from sensai_serve.merge.rules import LabelVerdict, Verdict
 from serving.backends import Cause
 from serving.engine.fanout import FanOutResult
 
@@ -95,10 +95,24 @@ def uncovered(result: FanOutResult, names: Sequence[str]) -> UncoveredError:
 
 
 def by_reference(answer: Answer, scores: npt.NDArray[np.float32]) -> Answer:
-    """Replace an answer's scores by the reference network's FP32 [N, C], and mark the answer degraded."""
-    rows = []
+    """Replace an answer's scores by the reference network's FP32 [N, C], and mark the answer degraded.
+
+    Of several labels at once those carry whose score reaches their threshold.
+    """
+    rows: list[Verdict] = []
     for row, given in zip(answer.rows, scores, strict=True):
+        if isinstance(row, LabelVerdict):
+            rows.append(_labels_by_reference(row, given.tolist()))
+            continue
         values = sorted(given.tolist(), reverse=True)
         margin = values[0] - values[1] if len(values) > 1 else values[0]
         rows.append(Verdict(given.tolist(), row.votes, row.copies, margin, int(given.argmax()), False))
     return answer.with_rows(rows, complete=False, degraded=True)
+
+
+def _labels_by_reference(row: LabelVerdict, scores: list[float]) -> LabelVerdict:
+    pairs = list(zip(scores, row.thresholds, strict=True))
+    labels = [score >= threshold for score, threshold in pairs]
+    margin = min(abs(score - threshold) for score, threshold in pairs)
+    best = max(range(len(scores)), key=scores.__getitem__)
+    return replace(row, scores=scores, labels=labels, margin=margin, class_id=best, elected=False)

@@ -131,7 +131,7 @@ class Supervisor:
                 "expected numbers in [0, 1]"
             )
         try:
-            golden.check(answer.scores, answer.class_id)
+            golden.check_answer(answer)
         except BundleError as error:
             raise BundleError(f"{self._bundle.path}: {error}") from None
         self._golden = golden
@@ -167,7 +167,7 @@ class Supervisor:
                 compared.append((fan_out.inputs, fan_out.answer, [(worker, arrival.scores)]))
         self.health.record_latencies([(w, s) for w, s in samples if self.health.workers[w].state is State.LIVE])
         for inputs, answer, scores in compared if self._redundant else ():
-            for worker, counts in disagreements(self._plan.assignment, self._plan.threshold, answer, scores):
+            for worker, counts in disagreements(self._plan.assignment, self._plan.thresholds, answer, scores):
                 if self.health.record_votes(worker, *counts):
                     self._spawn(self._judge(worker, inputs, dict(scores)[worker]), f"judge-{worker}")
         for worker in self.health.ejected():

@@ -9,12 +9,14 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from sensai_serve.bundles import atomic_file
 from sensai_serve.errors import InputError
 from sensai_serve.merge import Answer
+from sensai_serve.merge.rules import LabelVerdict, Verdict
 from sensai_serve.recording import SUFFIX, Recorded, recordings
 from sensai_serve.tensors import copy_of
 from serving.engine.gateway import Gateway
@@ -65,7 +67,8 @@ class Recorder:
         general = [] if answer.complete else ["incomplete"]
         general += ["degraded"] if answer.degraded else []
         for row, verdict in enumerate(answer.rows):
-            why = general if verdict.elected else [*general, "unelected"]
+            sure = verdict.elected or answer.sets_labels  # no label is an answer too
+            why = general if sure else [*general, "unelected"]
             if verdict.margin < self._margin:
                 why = [*why, "margin"]
             if why:
@@ -125,8 +128,7 @@ def _said(gateway: Gateway, request: InferRequest, reply: Reply, row: int, why: 
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
         "id": request.id,
         "why": why,
-        "class_id": verdict.class_id,
-        "label": gateway.manifest.labels[verdict.class_id] if verdict.class_id >= 0 else None,
+        **_labels(verdict, gateway.manifest.labels),
         "margin": verdict.margin,
         "elected": verdict.elected,
         "complete": answer.complete,
@@ -141,3 +143,10 @@ def _said(gateway: Gateway, request: InferRequest, reply: Reply, row: int, why: 
             for worker in answer.missing
         },
     }
+
+
+def _labels(verdict: Verdict, names: Sequence[str]) -> dict[str, object]:
+    if isinstance(verdict, LabelVerdict):
+        found = [name for name, carries in zip(names, verdict.labels, strict=True) if carries]
+        return {"labels": found, "label": ", ".join(found) or None}
+    return {"class_id": verdict.class_id, "label": names[verdict.class_id] if verdict.class_id >= 0 else None}

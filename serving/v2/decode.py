@@ -23,7 +23,7 @@ from serving.v2.request import (
     region_part,
 )
 from serving.v2.shared_memory import Regions
-from serving.v2.tensors import check_input, from_bytes, from_json, shown
+from serving.v2.tensors import OUTPUTS, OutputSpec, check_input, from_bytes, from_json, shown
 
 KNOWN_HEADERS, KNOWN_BYTES = 64, 2048
 """How many parsed JSON headers a `Decoder` caches, and the largest one in bytes."""
@@ -48,24 +48,27 @@ class Decoder:
     header is neither parsed nor checked again.
     """
 
-    def __init__(self, spec: InputSpec, max_batch: int, regions: Regions) -> None:
+    def __init__(
+        self, spec: InputSpec, max_batch: int, regions: Regions, outputs: Mapping[str, OutputSpec] = OUTPUTS
+    ) -> None:
         """Start with an empty cache; see `decode_request` for the arguments."""
         self._spec = spec
         self._max_batch = max_batch
         self._regions = regions
+        self._outputs = outputs
         self._known: dict[bytes, _Known] = {}
 
     def decode(self, body: bytes | memoryview, header_length: int | None) -> InferRequest:
         """Decode one request; see `decode_request`."""
         if not header_length or header_length > KNOWN_BYTES:
-            return decode_request(body, header_length, self._spec, self._max_batch, self._regions)
+            return decode_request(body, header_length, self._spec, self._max_batch, self._regions, self._outputs)
         view = memoryview(body)
         header, tensor = bytes(view[:header_length]), view[header_length:]
         known = self._known.get(header)
         if known is not None and len(tensor) == known.nbytes:
             inputs = from_bytes(tensor, known.shape, self._spec)
             return InferRequest(inputs, known.outputs, "", known.wait, known.timeout_s)
-        request = decode_request(body, header_length, self._spec, self._max_batch, self._regions)
+        request = decode_request(body, header_length, self._spec, self._max_batch, self._regions, self._outputs)
         if len(tensor) and not request.id and all(output.region is None for output in request.outputs):
             if len(self._known) >= KNOWN_HEADERS:
                 self._known.clear()
@@ -76,7 +79,12 @@ class Decoder:
 
 
 def decode_request(
-    body: bytes | memoryview, header_length: int | None, spec: InputSpec, max_batch: int, regions: Regions
+    body: bytes | memoryview,
+    header_length: int | None,
+    spec: InputSpec,
+    max_batch: int,
+    regions: Regions,
+    known: Mapping[str, OutputSpec] = OUTPUTS,
 ) -> InferRequest:
     """Decode the body of a v2 infer request.
 
@@ -88,6 +96,7 @@ def decode_request(
         spec: the model's input.
         max_batch: the largest N.
         regions: the registered shared memory.
+        known: the outputs of the model.
 
     Raises:
         RequestError: the request does not fit the model; the message says what was wrong and what was expected.
@@ -96,7 +105,7 @@ def decode_request(
     view = memoryview(body)
     header, tail = split(view, header_length)
     if header_length == 0:
-        return InferRequest(from_bytes(view, (1, *spec.shape), spec), every_output(binary=True))
+        return InferRequest(from_bytes(view, (1, *spec.shape), spec), every_output(binary=True, known=known))
     request = parse_object(header, numbers=0 if tail else max_batch * math.prod(spec.shape))
     parameters = optional_object(request, "parameters", "")
     wait, timeout_s = parse_options(parameters)
@@ -105,7 +114,7 @@ def decode_request(
         raise RequestError(f"id is {shown(request_id)}, expected text")
     return InferRequest(
         inputs=_input(request.get("inputs"), tail, spec, max_batch, regions),
-        outputs=requested_outputs(request.get("outputs"), regions, binary=binary_by_default(parameters)),
+        outputs=requested_outputs(request.get("outputs"), regions, binary=binary_by_default(parameters), known=known),
         id=request_id or "",
         wait=wait,
         timeout_s=timeout_s,
@@ -167,7 +176,9 @@ def _input(inputs: object, tail: memoryview | None, spec: InputSpec, max_batch: 
     return from_bytes(tail, shape, spec)
 
 
-def requested_outputs(outputs: object, regions: Regions, *, binary: bool) -> tuple[RequestedOutput, ...]:
+def requested_outputs(
+    outputs: object, regions: Regions, *, binary: bool, known: Mapping[str, OutputSpec] = OUTPUTS
+) -> tuple[RequestedOutput, ...]:
     """The outputs that the JSON of a request asks for; see `serving.v2.request.parse_outputs`."""
     outputs = [] if outputs is None else outputs
     if not isinstance(outputs, list) or not all(isinstance(output, dict) for output in outputs):
@@ -176,6 +187,7 @@ def requested_outputs(outputs: object, regions: Regions, *, binary: bool) -> tup
         [(output.get("name"), optional_object(output, "parameters", "outputs: ")) for output in outputs],
         regions,
         binary=binary,
+        known=known,
     )
 
 

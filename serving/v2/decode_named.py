@@ -22,7 +22,7 @@ from serving.v2.request import (
     region_part,
 )
 from serving.v2.shared_memory import Regions
-from serving.v2.tensors import shown
+from serving.v2.tensors import OUTPUTS, OutputSpec, shown
 from serving.v2.texts import (
     Values,
     Wanted,
@@ -71,7 +71,12 @@ class NamedDecoder:
     """Decodes infer requests for one model, and caches their JSON headers; see `serving.v2.decode.Decoder`."""
 
     def __init__(
-        self, specs: Sequence[InputSpec], max_batch: int, regions: Regions, tokenizer: TokenizerSpec | None = None
+        self,
+        specs: Sequence[InputSpec],
+        max_batch: int,
+        regions: Regions,
+        tokenizer: TokenizerSpec | None = None,
+        outputs: Mapping[str, OutputSpec] = OUTPUTS,
     ) -> None:
         """Start with an empty cache.
 
@@ -80,7 +85,9 @@ class NamedDecoder:
             max_batch: the largest N.
             regions: the registered shared memory.
             tokenizer: makes some of the inputs of texts, which may be sent in place of these; None: it takes no texts.
+            outputs: the outputs of the model.
         """
+        self._outputs = outputs
         self._specs = tuple(specs)
         self._tokenizer = tokenizer
         self._max_batch = max_batch
@@ -117,7 +124,9 @@ class NamedDecoder:
                 "the request is raw, expected JSON: the model takes "
                 + (f"{len(self._specs)} inputs" if len(self._specs) > 1 else f"{spec.name} {spec.batch_described}")
             )
-        return InferRequest(values_from_bytes(body, (1, *spec.shape), spec), every_output(binary=True))
+        return InferRequest(
+            values_from_bytes(body, (1, *spec.shape), spec), every_output(binary=True, known=self._outputs)
+        )
 
     def _parse(self, header: memoryview, tail: memoryview | None) -> tuple[InferRequest, tuple[_Place, ...]]:
         """The request, and where its inputs lie if all of them are binary."""
@@ -147,7 +156,9 @@ class NamedDecoder:
         if tail is not None and at != len(tail):
             raise RequestError(f"{len(tail)} bytes after the JSON, expected {at}, the sum of every binary_data_size")
         values |= _from_tail(places, tail or memoryview(b""))
-        outputs = requested_outputs(request.get("outputs"), self._regions, binary=binary_by_default(parameters))
+        outputs = requested_outputs(
+            request.get("outputs"), self._regions, binary=binary_by_default(parameters), known=self._outputs
+        )
         made = InferRequest(together(values, self._specs), outputs, request_id or "", wait, timeout_s)
         return made, tuple(places) if len(places) == len(tensors) else ()
 

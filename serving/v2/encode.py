@@ -14,7 +14,7 @@ from sensai_serve.errors import RequestError
 from sensai_serve.merge import Answer
 from serving.v2.request import InferRequest, RequestedOutput
 from serving.v2.shared_memory import RegionPart
-from serving.v2.tensors import OUTPUTS
+from serving.v2.tensors import ALL_OUTPUTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ def encode_response(
 
 def reply_parameters(answer: Answer) -> dict[str, str | bool]:
     """The reply's parameters, which say how the copies were merged."""
-    return {
+    said: dict[str, str | bool] = {
         "arrived": ",".join(map(str, answer.arrived)),
         "missing": ",".join(map(str, answer.missing)),
         "decided_early": answer.decided_early,
@@ -98,6 +98,10 @@ def reply_parameters(answer: Answer) -> dict[str, str | bool]:
         "degraded": answer.degraded,
         "elected": answer.elected,
     }
+    if answer.sets_labels:
+        said["undecided"] = ",".join(map(str, answer.undecided))
+        said["abstained"] = ",".join(map(str, answer.abstained))
+    return said
 
 
 def classify(array: npt.NDArray[Any], count: int, labels: Sequence[str]) -> list[list[str]]:
@@ -112,6 +116,8 @@ def classify(array: npt.NDArray[Any], count: int, labels: Sequence[str]) -> list
         N rows of min(count, C) texts.
     """
     rows = array.reshape(len(array), -1)
+    if rows.dtype.kind == "b":
+        rows = rows.astype(np.int8)
     suffixes = [f":{c}:{label}" for c, label in enumerate(labels)] if array.ndim == 2 else [":0"]
     largest = np.argsort(-rows, axis=1, kind="stable")[:, :count]
     form = ".6f" if array.dtype.kind == "f" else "d"
@@ -129,7 +135,7 @@ def text_bytes(texts: Sequence[str]) -> bytes:
 
 def describe(output: RequestedOutput, answer: Answer, labels: Sequence[str]) -> OutputTensor:
     """The tensor that a requested output has in the reply."""
-    spec = OUTPUTS[output.name]
+    spec = ALL_OUTPUTS[output.name]
     array = spec.of(answer)
     if not output.class_count:
         return OutputTensor(spec.datatype, list(array.shape), array)

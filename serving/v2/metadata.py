@@ -9,7 +9,7 @@ from typing import Any
 import sensai_serve
 from sensai_serve.input_spec import InputSpec, Normalisation
 from sensai_serve.manifest import Manifest
-from serving.v2.tensors import OUTPUTS
+from serving.v2.tensors import outputs_of
 from serving.v2.texts import BYTES
 
 EXTENSIONS = (
@@ -46,7 +46,7 @@ def model_metadata(manifest: Manifest, version: str, *, texts: bool = False) -> 
         ],
         "outputs": [
             {"name": spec.name, "datatype": spec.datatype, "shape": spec.shape(len(manifest.labels))}
-            for spec in OUTPUTS.values()
+            for spec in outputs_of(manifest.task).values()
         ],
         "parameters": _of_inputs(manifest, texts=texts),
     }
@@ -61,6 +61,7 @@ def model_config(manifest: Manifest, max_batch: int, *, texts: bool = False) -> 
         "workers": assignment.n_workers,
         "merge_rule": manifest.merge.rule,
         "merge_threshold": manifest.merge.threshold,
+        **({"task": manifest.task} if manifest.task != "single" else {}),
         **_of_inputs(manifest, texts=texts),
     }
     return {
@@ -78,7 +79,7 @@ def model_config(manifest: Manifest, max_batch: int, *, texts: bool = False) -> 
                 "data_type": data_type(spec.datatype),
                 "dims": spec.shape(len(manifest.labels))[1:],
             }
-            for spec in OUTPUTS.values()
+            for spec in outputs_of(manifest.task).values()
         ],
         "parameters": {key: {"string_value": str(value)} for key, value in facts.items()},
     }

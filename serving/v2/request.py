@@ -11,7 +11,7 @@ from sensai_serve.merge import WAITS, Wait
 from sensai_serve.tensors import Inputs
 from sensai_serve.tokenizer import Texts
 from serving.v2.shared_memory import RegionPart, Regions
-from serving.v2.tensors import OUTPUTS, shown
+from serving.v2.tensors import OUTPUTS, OutputSpec, shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +43,17 @@ class InferRequest:
     """Deadline in seconds; the server's setting where None."""
 
 
-def every_output(*, binary: bool) -> tuple[RequestedOutput, ...]:
-    """All outputs, which a request gets that names none."""
-    return tuple(RequestedOutput(name, binary) for name in OUTPUTS)
+def every_output(*, binary: bool, known: Mapping[str, OutputSpec] = OUTPUTS) -> tuple[RequestedOutput, ...]:
+    """All outputs of a model, `known`, which a request gets that names none."""
+    return tuple(RequestedOutput(name, binary) for name in known)
 
 
 def parse_outputs(
-    outputs: Sequence[tuple[object, Mapping[str, Any]]], regions: Regions, *, binary: bool
+    outputs: Sequence[tuple[object, Mapping[str, Any]]],
+    regions: Regions,
+    *,
+    binary: bool,
+    known: Mapping[str, OutputSpec] = OUTPUTS,
 ) -> tuple[RequestedOutput, ...]:
     """The requested outputs, each once; all of them where the request names none.
 
@@ -58,17 +62,18 @@ def parse_outputs(
             ``shared_memory_...`` are used; others are ignored.
         regions: the registered shared memory.
         binary: whether an output is binary where its parameters do not say.
+        known: the outputs of the model.
 
     Raises:
         RequestError: an unknown output, parameters of wrong types, or a part that is not inside its region.
         UnknownRegionError: a shared memory region that is not registered.
     """
     if not outputs:
-        return every_output(binary=binary)
+        return every_output(binary=binary, known=known)
     chosen: dict[str, RequestedOutput] = {}
     for name, parameters in outputs:
-        if not isinstance(name, str) or name not in OUTPUTS:
-            raise RequestError(f"output name is {shown(name)}, expected one of {', '.join(OUTPUTS)}")
+        if not isinstance(name, str) or name not in known:
+            raise RequestError(f"output name is {shown(name)}, expected one of {', '.join(known)}")
         if name not in chosen:
             chosen[name] = _output(name, parameters, regions, binary=binary)
     return tuple(chosen.values())

@@ -1,4 +1,4 @@
-"""Tensors of the protocol: the outputs of every model, and inputs checked and decoded from bytes or JSON."""
+"""Tensors of the protocol: the outputs of models, and inputs checked and decoded from bytes or JSON."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from sensai_serve.errors import RequestError
 from sensai_serve.merge import Answer
+from sensai_serve.merge.rules import Task
 from sensai_serve.preprocess import Floats, InputSpec
 
 _LITTLE_ENDIAN_FP32 = np.dtype("<f4")
@@ -25,7 +26,7 @@ _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlist, _SHORT.maxdict, _SHORT.maxlev
 
 @dataclass(frozen=True, slots=True)
 class OutputSpec:
-    """One output of every model, of shape [N, C] where it is per class, else [N]."""
+    """One output of models, of shape [N, C] where it is per class, else [N]."""
 
     name: str
     datatype: str
@@ -41,7 +42,7 @@ class OutputSpec:
         return array
 
 
-OUTPUTS: Mapping[str, OutputSpec] = {
+ALL_OUTPUTS: Mapping[str, OutputSpec] = {
     spec.name: spec
     for spec in (
         OutputSpec("scores", "FP32", per_class=True),
@@ -49,8 +50,19 @@ OUTPUTS: Mapping[str, OutputSpec] = {
         OutputSpec("copies", "INT32", per_class=True),
         OutputSpec("margin", "FP32", per_class=False),
         OutputSpec("class_id", "INT64", per_class=False),
+        OutputSpec("labels", "BOOL", per_class=True),
     )
 }
+"""The outputs of models of any task."""
+OUTPUTS: Mapping[str, OutputSpec] = {name: spec for name, spec in ALL_OUTPUTS.items() if name != "labels"}
+"""The outputs of models that give one class."""
+LABEL_OUTPUTS: Mapping[str, OutputSpec] = {name: spec for name, spec in ALL_OUTPUTS.items() if name != "class_id"}
+"""The outputs of models that give a set of labels."""
+
+
+def outputs_of(task: Task) -> Mapping[str, OutputSpec]:
+    """The outputs of a model."""
+    return OUTPUTS if task == "single" else LABEL_OUTPUTS
 
 
 def check_input(name: object, datatype: object, shape: object, spec: InputSpec, max_batch: int) -> tuple[int, ...]:

@@ -12,7 +12,14 @@ from code_blocks import ROOT, Reader, blocks
 from pruning.data import Dataset, load
 
 PAGE = ROOT / "docs/data.md"
-SOURCES = re.findall(r"^\| `((?:npz|table|folder|wav|jsonl|mine):[^`]*)` \|", PAGE.read_text(), re.MULTILINE)
+TEXT = PAGE.read_text()
+SETS = TEXT[TEXT.index("## Sets of labels") : TEXT.index("## A function of your own")]
+
+
+def sources(text: str) -> list[str]:
+    """The sources that tables are about."""
+    found = re.findall(r"^\| `((?:npz|table|folder|wav|jsonl|mine):[^`]*)` \|", text, re.MULTILINE)
+    return [name.replace("\\|", "|") for name in found]
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +41,16 @@ def source(made: Path, monkeypatch: pytest.MonkeyPatch):
     return load
 
 
-@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("name", sources(TEXT.replace(SETS, "")))
 def test_every_source_on_the_page_loads(source, name: str) -> None:
     assert isinstance(source(name), Dataset)
+
+
+@pytest.mark.parametrize("name", sources(SETS))
+def test_every_source_of_sets_of_labels_loads(source, name: str) -> None:
+    dataset = source(name, task="multilabel")
+    assert dataset.task == "multilabel"
+    assert set(dataset.labels) <= {"beach", "forest", "sunset"}
 
 
 def test_every_source_in_a_command_loads(source) -> None:

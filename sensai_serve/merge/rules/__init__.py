@@ -6,6 +6,10 @@ class that the rule gives each input alone [N], -1 where an input has no copy at
 of each input's verdict [N, C]. Offline evaluation over many sets of workers uses them, and merges one input after the
 other where one of them is missing. A rule that cannot merge the scores of every head names in ``heads`` those that it
 can.
+
+Where an input has several labels at once, the class that ``Rule.Labels`` names merges it, as `LabelRule` says; a rule
+without one merges single labels only. Its static ``merge_many`` takes the threshold of every class [C] and gives
+whether each label carries, BOOL [N, C].
 """
 
 from __future__ import annotations
@@ -13,12 +17,15 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Protocol, cast
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol, cast, get_args
 
 from sensai_serve import plugins
 from sensai_serve.errors import InputError, PluginError
 
+Task = Literal["single", "multilabel"]
+"""single: every input is of one class. multilabel: any number of classes at once, each with a vote of its own."""
+TASKS: tuple[Task, ...] = get_args(Task)
 ALLOWED = "SENSAI_MERGE_RULES"
 """The variable of the environment that lists the callables that a bundle may name, with spaces between them."""
 _allowed: set[str] = set()
@@ -36,6 +43,8 @@ class CopyLayout:
     """Number of copies of each class."""
     threshold: float
     """A copy of at least this votes for its class."""
+    thresholds: Sequence[float]
+    """The same for each class by itself, where an input has several labels at once; else all are `threshold`."""
 
 
 @dataclass(slots=True)
@@ -49,6 +58,34 @@ class Verdict:
     margin: float
     class_id: int
     elected: bool
+
+
+@dataclass(slots=True)
+class LabelVerdict(Verdict):
+    """The outcome for one input that may have several labels at once.
+
+    Of what every verdict has, `class_id` is the class of the largest score, -1 where no copy of any class arrived,
+    `margin` the smallest distance of a class's score from its threshold, 0 where a class has no copy, and `elected`
+    says whether any label carries.
+    """
+
+    labels: list[bool]
+    """Of each class, whether its label carries."""
+    undecided: tuple[int, ...]
+    """The classes whose label a missing copy could have changed, ascending."""
+    abstained: tuple[int, ...]
+    """The classes that were too unsure to be answered, ascending; their labels are False."""
+    thresholds: Sequence[float]
+    """Of each class."""
+
+    def abstaining(self, margin: float) -> LabelVerdict:
+        """The same verdict without the labels of classes whose score is nearer to its threshold than `margin`."""
+        near = tuple(
+            c for c, (score, threshold) in enumerate(zip(self.scores, self.thresholds, strict=True))
+            if abs(score - threshold) < margin
+        )  # fmt: skip
+        labels = [carries and c not in near for c, carries in enumerate(self.labels)]
+        return replace(self, labels=labels, abstained=near, elected=any(labels))
 
 
 class Rule(Protocol):
@@ -69,6 +106,27 @@ class Rule(Protocol):
         """Whether no missing copy, awaited or erased, could have changed the class."""
 
     def verdict(self) -> Verdict:
+        """Return the outcome over the copies that have arrived."""
+
+
+class LabelRule(Protocol):
+    """Merges the copies of one input that may have several labels at once: one vote for each class."""
+
+    def __init__(self, layout: CopyLayout) -> None: ...
+
+    def add(self, worker: int, scores: Sequence[float]) -> None:
+        """Take the copies of one worker, each in [0, 1]."""
+
+    def erase(self, worker: int) -> None:
+        """Stop awaiting the copies of one worker, which will not come."""
+
+    def decided(self) -> bool:
+        """Whether no awaited copy can change a label, whatever it says and whether it comes or not."""
+
+    def certain(self) -> bool:
+        """Whether no missing copy, awaited or erased, could have changed a label."""
+
+    def verdict(self) -> LabelVerdict:
         """Return the outcome over the copies that have arrived."""
 
 
@@ -95,6 +153,21 @@ def find_rule(name: str) -> type[Rule]:
     return cast("type[Rule]", plugins.find(__name__, name, "Rule"))
 
 
+def find_label_rule(name: str) -> type[LabelRule]:
+    """What a rule merges inputs of several labels with.
+
+    Args:
+        name: as for `find_rule`.
+
+    Raises:
+        PluginError: there is no such rule, it was not allowed, or it merges single labels only.
+    """
+    found: type[LabelRule] | None = getattr(find_rule(name), "Labels", None)
+    if found is None:
+        raise PluginError(f"merge rule {name!r} merges single labels only, expected one with a class Rule.Labels")
+    return found
+
+
 def heads_of(name: str) -> Sequence[str] | None:
     """The heads whose scores a rule can merge; None for any. Raises as `find_rule`."""
     heads: Sequence[str] | None = getattr(find_rule(name), "heads", None)
@@ -116,13 +189,16 @@ def check_heads(name: str, heads: Iterable[str]) -> None:
             )
 
 
-def make_layout(rows: Sequence[Sequence[int]], n_classes: int, threshold: float) -> CopyLayout:
+def make_layout(
+    rows: Sequence[Sequence[int]], n_classes: int, threshold: float, thresholds: Sequence[float] = ()
+) -> CopyLayout:
     """Where the copies of workers go that cover these classes.
 
     Args:
         rows: for each worker, its classes, in the order of its scores.
         n_classes: C.
         threshold: a copy at or above it is a vote.
+        thresholds: of each class; `threshold` for all where empty.
     """
     copies = [0] * n_classes
     for row in rows:
@@ -135,4 +211,5 @@ def make_layout(rows: Sequence[Sequence[int]], n_classes: int, threshold: float)
         places.append(tuple((c, following[c]) for c in row))
         for c in row:
             following[c] += 1
-    return CopyLayout(tuple(places), tuple(starts), tuple(copies), threshold)
+    of_classes = tuple(thresholds) or (threshold,) * n_classes
+    return CopyLayout(tuple(places), tuple(starts), tuple(copies), threshold, of_classes)

@@ -8,11 +8,13 @@ the probabilities that the mean log odds stand for.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from sensai_serve.merge.rules import CopyLayout
+from sensai_serve.merge.rules._labels import LabelMath, LabelVotes
 from sensai_serve.merge.rules._means import MeanValue, largest_mean, mean_values
 
 CLIP = 1e-4
@@ -21,9 +23,25 @@ _GRID = 2.0**20
 """Log odds are rounded to multiples of its inverse, a millionth."""
 
 
+class Labels(LabelVotes):
+    """One input's vote on every class: a label carries if the mean log odds of its copies reach its threshold's."""
+
+    __slots__ = ()
+
+    def __init__(self, layout: CopyLayout) -> None:
+        super().__init__(layout, _LABELS)
+
+    @staticmethod
+    def merge_many(copies: npt.NDArray[np.float64], thresholds: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+        """Whether each label carries, BOOL [N, C], of many inputs at once. See `sensai_serve.merge.rules`."""
+        cuts = np.array([log_odds(threshold) for threshold in thresholds.tolist()])
+        return np.asarray(mean_values(_log_odds_many(copies), copies) >= cuts, np.bool_)  # NaN compares false
+
+
 class Rule(MeanValue):
     """One input's merge. See `sensai_serve.merge.rules.Rule`."""
 
+    Labels = Labels
     __slots__ = ()
 
     def __init__(self, layout: CopyLayout) -> None:
@@ -55,3 +73,10 @@ def _log_odds_many(copies: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 def _probability(mean: float) -> float:
     return 1 / (1 + math.exp(-mean))
+
+
+def _pool(scores: Sequence[float]) -> float:
+    return _probability(sum(map(log_odds, scores)) / len(scores))
+
+
+_LABELS = LabelMath(value=lambda score, _: log_odds(score), cut=log_odds, pool=_pool)

@@ -19,19 +19,49 @@ is awaited. Rounding is monotone in every term, so with FP32 scores the bounds h
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from sensai_serve.merge.rules import CopyLayout, Verdict
+from sensai_serve.merge.rules._labels import LabelMath, LabelVotes
 
 _Key = tuple[bool, float, int]
+_MORE_THAN_HALF = math.nextafter(0.5, 1)
+
+
+class Labels(LabelVotes):
+    """One input's vote on every class: a label carries if more than half of its arrived copies vote for it."""
+
+    __slots__ = ()
+
+    def __init__(self, layout: CopyLayout) -> None:
+        super().__init__(layout, _LABELS)
+
+    @staticmethod
+    def merge_many(copies: npt.NDArray[np.float64], thresholds: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+        """Whether each label carries, BOOL [N, C], of many inputs at once. See `sensai_serve.merge.rules`."""
+        present = ~np.isnan(copies)
+        votes = present & (copies >= thresholds)
+        return np.asarray(2 * votes.sum(axis=1) > present.sum(axis=1), np.bool_)
+
+
+def _mean(scores: Sequence[float]) -> float:
+    total = 0.0
+    for score in scores:  # as `Rule.verdict` sums
+        total += score
+    return total / len(scores)
+
+
+_LABELS = LabelMath(value=lambda score, threshold: float(score >= threshold), cut=lambda _: _MORE_THAN_HALF, pool=_mean)
 
 
 class Rule:
     """One input's vote. See `sensai_serve.merge.rules.Rule`."""
 
+    Labels = Labels
     __slots__ = ("_arrived", "_best", "_elected", "_high", "_layout", "_low", "_ones", "_open", "_rivals",
                  "_untouched", "_votes")  # fmt: skip
 

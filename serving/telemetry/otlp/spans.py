@@ -192,12 +192,23 @@ def _asked_ns(reply: Reply, worker: int) -> int:
 def _vote(answer: Answer, labels: Sequence[str]) -> dict[str, _Value]:
     """What the workers voted, of each input: the class, how many of its copies were for it, and what that is worth."""
     rows = answer.rows
+    if answer.sets_labels:
+        of_task: dict[str, _Value] = {
+            "sensai.vote.labels": [
+                ",".join(name for name, carries in zip(labels, row, strict=True) if carries) for row in answer.labels
+            ],
+            "sensai.vote.undecided": [labels[c] for c in answer.undecided],
+        }
+    else:
+        of_task = {
+            "sensai.vote.class_id": [int(row.class_id) for row in rows],
+            "sensai.vote.label": [labels[row.class_id] if row.class_id >= 0 else "" for row in rows],
+            "sensai.vote.votes": [int(row.votes[row.class_id]) if row.class_id >= 0 else 0 for row in rows],
+            "sensai.vote.copies": [int(row.copies[row.class_id]) if row.class_id >= 0 else 0 for row in rows],
+        }
     return {
-        "sensai.vote.class_id": [int(row.class_id) for row in rows],
-        "sensai.vote.label": [labels[row.class_id] if row.class_id >= 0 else "" for row in rows],
+        **of_task,
         "sensai.vote.margin": [float(row.margin) for row in rows],
-        "sensai.vote.votes": [int(row.votes[row.class_id]) if row.class_id >= 0 else 0 for row in rows],
-        "sensai.vote.copies": [int(row.copies[row.class_id]) if row.class_id >= 0 else 0 for row in rows],
         "sensai.vote.elected": [bool(row.elected) for row in rows],
         "sensai.vote.complete": answer.complete,
         "sensai.vote.exact": answer.exact,

@@ -18,12 +18,18 @@ from serving.v2.decode_named import check_one_way, matched_or_texts
 from serving.v2.encode import describe, reply_parameters
 from serving.v2.request import InferRequest, parse_options, parse_outputs, region_part
 from serving.v2.shared_memory import Regions
-from serving.v2.tensors import check_input, from_array, from_bytes
+from serving.v2.tensors import OUTPUTS, OutputSpec, check_input, from_array, from_bytes
 from serving.v2.texts import Values, Wanted, check_tensor, decode_bytes, texts_of, together
 from serving.v2.values import shaped
 
 
-def decode(request: pb.ModelInferRequest, spec: InputSpec, max_batch: int, regions: Regions) -> InferRequest:
+def decode(
+    request: pb.ModelInferRequest,
+    spec: InputSpec,
+    max_batch: int,
+    regions: Regions,
+    known: Mapping[str, OutputSpec] = OUTPUTS,
+) -> InferRequest:
     """Decode a ModelInferRequest.
 
     Args:
@@ -31,6 +37,7 @@ def decode(request: pb.ModelInferRequest, spec: InputSpec, max_batch: int, regio
         spec: the model's input.
         max_batch: the largest N.
         regions: the registered shared memory.
+        known: the outputs of the model.
 
     Raises:
         RequestError: the request does not fit the model.
@@ -40,7 +47,7 @@ def decode(request: pb.ModelInferRequest, spec: InputSpec, max_batch: int, regio
     outputs = [(output.name, _scalars(output.parameters)) for output in request.outputs]
     return InferRequest(
         inputs=_input(request, spec, max_batch, regions),
-        outputs=parse_outputs(outputs, regions, binary=True),
+        outputs=parse_outputs(outputs, regions, binary=True, known=known),
         id=request.id,
         wait=wait,
         timeout_s=timeout_s,
@@ -53,6 +60,7 @@ def decode_named(
     max_batch: int,
     regions: Regions,
     tokenizer: TokenizerSpec | None = None,
+    known: Mapping[str, OutputSpec] = OUTPUTS,
 ) -> InferRequest:
     """Decode a ModelInferRequest for a model of several inputs, other datatypes than FP32, dynamic axes, or texts.
 
@@ -62,6 +70,7 @@ def decode_named(
         max_batch: the largest N.
         regions: the registered shared memory.
         tokenizer: makes some of the inputs of texts, which may be sent in place of these; None: it takes no texts.
+        known: the outputs of the model.
 
     Raises:
         RequestError: the request does not fit the model.
@@ -94,7 +103,7 @@ def decode_named(
     agree(shapes, [spec for spec, _ in tensors if isinstance(spec, InputSpec)])
     return InferRequest(
         inputs=together(values, specs),
-        outputs=parse_outputs(outputs, regions, binary=True),
+        outputs=parse_outputs(outputs, regions, binary=True, known=known),
         id=request.id,
         wait=wait,
         timeout_s=timeout_s,

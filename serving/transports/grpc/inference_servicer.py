@@ -26,6 +26,7 @@ from serving.transports.grpc.codec import decode, decode_named, encode, scalar
 from serving.transports.grpc.turns import Turns
 from serving.v2 import InferRequest, metadata
 from serving.v2.status import describe
+from serving.v2.tensors import outputs_of
 
 STREAM_DEPTH = 8
 """Number of requests of one stream that are answered at a time; further ones are not read yet."""
@@ -267,12 +268,12 @@ class InferenceServicer:
         plane = self._plane
         gateway: Gateway = self._models.get(request.model_name, request.model_version)
         manifest, most = gateway.manifest, gateway.options.max_batch
-        plain = manifest.plain_input
+        plain, outputs = manifest.plain_input, outputs_of(manifest.task)
 
         def read() -> InferRequest:
             if plain is None:
-                return decode_named(request, manifest.inputs, most, plane.regions, manifest.tokenizer)
-            return decode(request, plain, most, plane.regions)
+                return decode_named(request, manifest.inputs, most, plane.regions, manifest.tokenizer, outputs)
+            return decode(request, plain, most, plane.regions, outputs)
 
         def write(asked: InferRequest, reply: Reply) -> pb.ModelInferResponse:
             return encode(asked, reply.answer, name=gateway.name, version=gateway.version, labels=manifest.labels)

@@ -55,7 +55,7 @@ def test_parquet(tmp_path):
         (None, "", "column 'name' holds 's0', expected numbers; .drop=name leaves it out"),
         (None, "?label=weather", "has no column 'weather', expected one of heat, wind, label, name"),
         (None, "?drop=name,cold", "has no column 'cold'"),
-        (None, "?columns=heat", "unknown option 'columns', expected label, drop, test"),
+        (None, "?columns=heat", "unknown option 'columns', expected label, separator, drop, test"),
         ("heat,wind\n1,2\n3,4\n", "", "has no column called label, class, target, y, expected .label= and one of heat"),
         ("heat,label\n1,a\n,b\n3,a\n", "", "column 'heat' lacks 1 of 3 numbers, row 2 for one"),
         ("heat,label\n1,a\n2,\n3,a\n", "", "column 'label' lacks 1 of 3 labels"),

@@ -85,11 +85,11 @@ def test_disagreement_is_counted_against_the_others_and_only_where_they_agree() 
         scores[worker] = np.array([[0.9 if c == 0 else 0.1 for c in row]], np.float32)
     scores[2] = 1 - scores[2]
     answer = merge(plan, scores)
-    assert dict(disagreements(plan.assignment, 0.5, answer, [(2, scores[2])])) == {2: (3, 3)}
+    assert dict(disagreements(plan.assignment, plan.thresholds, answer, [(2, scores[2])])) == {2: (3, 3)}
     # The others of worker 0 are one that agrees with it and one that does not: nobody to believe.
-    assert dict(disagreements(plan.assignment, 0.5, answer, [(0, scores[0])])) == {0: (0, 0)}
+    assert dict(disagreements(plan.assignment, plan.thresholds, answer, [(0, scores[0])])) == {0: (0, 0)}
     late = merge(plan, [scores[0], scores[1], None])
-    assert dict(disagreements(plan.assignment, 0.5, late, [(2, scores[2])])) == {2: (3, 3)}
+    assert dict(disagreements(plan.assignment, plan.thresholds, late, [(2, scores[2])])) == {2: (3, 3)}
 
 
 def test_a_worker_may_take_as_long_as_its_runs_cost() -> None:

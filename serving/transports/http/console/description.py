@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from sensai_serve.assignment import Assignment
 from sensai_serve.guarantees import guarantees, tolerates
+from sensai_serve.manifest import MergeSpec
+from sensai_serve.merge.rules import LabelVerdict, Verdict
 from serving.engine.gateway import Gateway
 from serving.engine.reply import Reply
 
@@ -45,8 +47,8 @@ class ModelDescription:
     """Sizes, assignment, merge rule and how it is served, in words."""
     guarantees: tuple[tuple[str, int], ...]
     """What is guaranteed when workers are lost, in words, and how many may be lost."""
-    threshold: float
-    """A copy with this score or more is a vote."""
+    thresholds: tuple[float, ...]
+    """Of each column: a copy with this score or more is a vote; the lowest where a column has several classes."""
     shape: tuple[int, ...]
     """Shape of one input."""
     takes_images: bool
@@ -81,7 +83,9 @@ class RequestDescription:
     """The first input of one answered request: its answer, and the copies that it was made of."""
 
     label: str | None
-    class_id: int
+    """The label; all that carry, with commas between them, where an input has several; null where there is none."""
+    winners: tuple[int, ...]
+    """The classes that the answer is made of."""
     score: float
     margin: float
     votes: int
@@ -137,12 +141,13 @@ def describe_model(gateway: Gateway, models: Sequence[str], columns: Columns) ->
         facts=(
             f"{assignment.n_classes} classes, {assignment.n_workers} workers",
             f"{manifest.kind}{offsets}, redundancy {assignment.redundancy}",
-            f"{manifest.merge.rule}, a vote from {manifest.merge.threshold:g}",
+            f"{manifest.merge.rule}, a vote from {_from(manifest.merge)}",
+            *(["several labels at once"] if manifest.task == "multilabel" else []),
             f"backend {options.backend}",
             f"wait {gateway.wait}",
         ),
         guarantees=_promises(assignment),
-        threshold=manifest.merge.threshold,
+        thresholds=tuple(min(gateway.plan.thresholds[c] for c in classes) for classes in columns),
         shape=manifest.inputs[0].shape,
         takes_images=manifest.inputs[0].image is not None,
         takes_texts=gateway.takes_texts,
@@ -161,7 +166,7 @@ def describe_request(gateway: Gateway, reply: Reply, seconds: float, columns: Co
     """
     answer, labels, rows = reply.answer, gateway.manifest.labels, gateway.manifest.assignment.rows
     row = answer.rows[0]
-    class_id = int(row.class_id)
+    class_id, winners = int(row.class_id), winners_of(row)
     best = sorted(range(len(labels)), key=lambda c: (-row.scores[c], c))[:TOP]
     column_of = {c: at for at, classes in enumerate(columns) for c in classes}
     arrived = []
@@ -169,8 +174,8 @@ def describe_request(gateway: Gateway, reply: Reply, seconds: float, columns: Co
         scores = _by_column(rows[worker], arrival.scores[0].tolist(), column_of)
         arrived.append(ArrivedCopies(worker, _ms(arrival.elapsed_s), _ms(arrival.run_s), scores))
     return RequestDescription(
-        label=labels[class_id] if class_id >= 0 else None,
-        class_id=class_id,
+        label=", ".join(labels[c] for c in winners) or None,
+        winners=winners,
         score=round(row.scores[class_id], 4) if class_id >= 0 else 0.0,
         margin=round(row.margin, 4),
         votes=row.votes[class_id] if class_id >= 0 else 0,
@@ -188,6 +193,19 @@ def describe_request(gateway: Gateway, reply: Reply, seconds: float, columns: Co
         decided_ms=_ms(reply.elapsed_s),
         total_ms=_ms(seconds),
     )
+
+
+def winners_of(row: Verdict) -> tuple[int, ...]:
+    """The classes that the answer to one input is made of: one, none, or every one whose label carries."""
+    if isinstance(row, LabelVerdict):
+        return tuple(c for c, carries in enumerate(row.labels) if carries)
+    return (row.class_id,) if row.class_id >= 0 else ()
+
+
+def _from(merge: MergeSpec) -> str:
+    thresholds = merge.thresholds or (merge.threshold,)
+    least, most = min(thresholds), max(thresholds)
+    return f"{least:g}" if least == most else f"{least:.2f} to {most:.2f}"
 
 
 def _promises(assignment: Assignment) -> tuple[tuple[str, int], ...]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from base64 import b64encode
+from collections.abc import Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import numpy as np
-import numpy.typing as npt
 
 from sensai_serve.errors import RequestError
+from sensai_serve.golden import Golden
 from sensai_serve.preprocess import InputSpec
 from sensai_serve.tensors import Array, Inputs, NamedInputs, copy_of
 from serving.engine.gateway import Gateway
@@ -26,7 +27,7 @@ class Thumbnail:
     """One sample as the page shows it."""
 
     label: str
-    """The class that all workers together give it."""
+    """The class that all workers together give it; all labels where an input has several."""
     width: int
     height: int
     rgba: str
@@ -37,7 +38,8 @@ class Thumbnail:
 class _Samples:
     inputs: Inputs
     """n inputs, as the network takes them."""
-    class_id: npt.NDArray[np.int64]
+    labels: tuple[str, ...]
+    """The label of each, as `Thumbnail` has it."""
 
 
 class Samples:
@@ -48,10 +50,10 @@ class Samples:
 
     async def thumbnails(self, gateway: Gateway) -> list[Thumbnail]:
         """The samples of a model, as they are shown."""
-        samples, specs, labels = await self._of(gateway), gateway.manifest.inputs, gateway.manifest.labels
+        samples, specs = await self._of(gateway), gateway.manifest.inputs
         if isinstance(samples.inputs, NamedInputs) or specs[0].image is None:
-            return [Thumbnail(labels[c], 0, 0, "") for c in samples.class_id]
-        return [_thumbnail(x, labels[c], specs[0]) for x, c in zip(samples.inputs, samples.class_id, strict=True)]
+            return [Thumbnail(label, 0, 0, "") for label in samples.labels]
+        return [_thumbnail(x, label, specs[0]) for x, label in zip(samples.inputs, samples.labels, strict=True)]
 
     async def one(self, gateway: Gateway, number: int) -> tuple[Inputs, str]:
         """One sample, N = 1, as the network takes it, and the label that all workers together give it.
@@ -62,13 +64,20 @@ class Samples:
         samples = await self._of(gateway)
         if not 0 <= number < len(samples.inputs):
             raise RequestError(f"sample is {number}, expected 0 to {len(samples.inputs) - 1}")
-        return samples.inputs[number : number + 1], gateway.manifest.labels[samples.class_id[number]]
+        return samples.inputs[number : number + 1], samples.labels[number]
 
     async def _of(self, gateway: Gateway) -> _Samples:
         if (samples := self._read.get(gateway)) is None:
             golden = await asyncio.to_thread(gateway.bundle.golden)
-            samples = self._read[gateway] = _Samples(copy_of(golden.inputs[:MOST]), golden.class_id[:MOST].copy())
+            names = _names(golden, gateway.manifest.labels)
+            samples = self._read[gateway] = _Samples(copy_of(golden.inputs[:MOST]), names)
         return samples
+
+
+def _names(golden: Golden, labels: Sequence[str]) -> tuple[str, ...]:
+    if golden.labels is None:
+        return tuple(labels[c] for c in golden.class_id[:MOST])
+    return tuple(", ".join(labels[c] for c in np.flatnonzero(row == 1).tolist()) for row in golden.labels[:MOST])
 
 
 def _thumbnail(normalised: Array, label: str, spec: InputSpec) -> Thumbnail:

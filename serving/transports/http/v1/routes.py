@@ -13,14 +13,17 @@ from sensai_serve.tensors import Inputs
 from sensai_serve.tokenizer import Texts
 from serving.dataplane import DataPlane
 from serving.engine.gateway import Gateway
+from serving.engine.reply import Reply
 from serving.engine.repository import Repository
 from serving.transports.http.asgi.errors import ERROR_RESPONSE
 from serving.transports.http.asgi.requests import read_body, until_disconnected
 from serving.transports.http.v1.inputs import FP32, TEXT, body_bound, from_body
 from serving.transports.http.v1.schema import (
+    LabelsResponse,
     ModelSummary,
     ModelWorkers,
     PredictionResponse,
+    labels_of,
     prediction_of,
     summary_of,
     workers_of,
@@ -90,7 +93,7 @@ def router(plane: DataPlane) -> APIRouter:
     @routes.post(
         PREDICT,
         summary="Classify one image, one text, or one input of raw numbers",
-        response_model=PredictionResponse,
+        response_model=PredictionResponse | LabelsResponse,
         openapi_extra=_BODY,
     )
     async def predict(
@@ -104,7 +107,7 @@ def router(plane: DataPlane) -> APIRouter:
         bound = body_bound(request, gateway.manifest, limits.body_bytes)
         body = await read_body(request.scope, request.receive, bound)
 
-        async def work() -> PredictionResponse:
+        async def work() -> PredictionResponse | LabelsResponse:
             inputs = await from_body(request, body, gateway.manifest, plane.images)
             return await answer(plane, gateway, inputs, wait, timeout_ms, started)
 
@@ -121,7 +124,7 @@ async def answer(
     wait: Wait | None,
     timeout_ms: float | None,
     started: float,
-) -> PredictionResponse:
+) -> PredictionResponse | LabelsResponse:
     """Answer one input.
 
     Args:
@@ -135,9 +138,12 @@ async def answer(
     Raises as `Gateway.infer`.
     """
     request = InferRequest(inputs, (), wait=wait, timeout_s=None if timeout_ms is None else timeout_ms / 1000)
-    return await plane.infer(
-        gateway, lambda: request, lambda _, reply: prediction_of(gateway, reply, time.perf_counter() - started)
-    )
+
+    def describe(_: InferRequest, reply: Reply) -> PredictionResponse | LabelsResponse:
+        of = labels_of if reply.answer.sets_labels else prediction_of
+        return of(gateway, reply, time.perf_counter() - started)
+
+    return await plane.infer(gateway, lambda: request, describe)
 
 
 def chosen(repository: Repository, model: str) -> Gateway:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict
 from pydantic.config import JsonDict
 
 from sensai_serve.input_spec import InputSpec
+from sensai_serve.merge.rules import Task
 from sensai_serve.text_spec import TooLong
 from serving.backends import Execution
 from serving.engine.gateway import Gateway
@@ -84,6 +85,74 @@ class PredictionResponse(_Described):
     milliseconds: Milliseconds
 
 
+LABELS_EXAMPLE: JsonDict = {
+    "model": "scenes",
+    "labels": [{"label": "beach", "class_id": 0, "score": 0.97}, {"label": "sunset", "class_id": 2, "score": 0.81}],
+    "scores": {"beach": 0.97, "forest": 0.04, "sunset": 0.81},
+    "votes": {"beach": 3, "forest": 0, "sunset": 2},
+    "copies": {"beach": 3, "forest": 2, "sunset": 3},
+    "margin": 0.31,
+    "undecided": [],
+    "abstained": [],
+    "arrived": [0, 1, 2, 3, 5],
+    "missing": [4],
+    "complete": True,
+    "elected": True,
+    "decided_early": True,
+    "exact": True,
+    "degraded": False,
+    "milliseconds": {"total": 1.9, "workers": {"0": 0.9, "1": 0.8, "2": 1.1, "3": 0.9, "5": 1.0}},
+}
+
+
+class ScoredLabel(_Described):
+    """One of the labels of an input."""
+
+    label: str
+    class_id: int
+    """Index of the class."""
+    score: float
+    """Merged score of the class, in [0, 1]."""
+
+
+class LabelsResponse(_Described):
+    """The answer to one input that may have several labels at once."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [LABELS_EXAMPLE]})
+
+    model: str
+    """Name of the model that answered."""
+    labels: list[ScoredLabel]
+    """The labels that carry, the highest score first; empty where none does."""
+    scores: dict[str, float]
+    """Merged score of each label in [0, 1]; 0 where no copy arrived."""
+    votes: dict[str, int]
+    """Number of arrived copies of each label that vote for it."""
+    copies: dict[str, int]
+    """Number of arrived copies of each label."""
+    margin: float
+    """The smallest distance of a score from its class's threshold; 0 where a class has no copy."""
+    undecided: list[str]
+    """The labels that missing copies could have changed."""
+    abstained: list[str]
+    """The labels that the server does not answer because they are too near to their thresholds."""
+    arrived: list[int]
+    """Workers whose copies are in."""
+    missing: list[int]
+    """The other workers."""
+    complete: bool
+    """Whether no missing copy could have changed a label."""
+    elected: bool
+    """Whether any label carries."""
+    decided_early: bool
+    """Whether the answer was given while copies were awaited, because none of them could change it."""
+    exact: bool
+    """Whether no copy that was awaited then could have changed a label."""
+    degraded: bool
+    """Whether some label had no copy left, or the answer came from the reference network."""
+    milliseconds: Milliseconds
+
+
 class NormalisationSummary(_Described):
     """How raw values become the network's input: ``(x * scale - mean) / std``, along the first axis of an input."""
 
@@ -130,6 +199,8 @@ class ModelSummary(_Described):
     ready: bool
     """Whether every class has a live, checked worker."""
     labels: list[str]
+    task: Task
+    """``single``: the answer is one label. ``multilabel``: any number of them at once."""
     shape: list[int]
     """Shape of one input, of the first tensor where the model takes several; -1 for an axis that requests choose."""
     normalisation: NormalisationSummary
@@ -206,10 +277,40 @@ def prediction_of(gateway: Gateway, reply: Reply, seconds: float) -> PredictionR
         decided_early=answer.decided_early,
         exact=answer.exact,
         degraded=answer.degraded,
-        milliseconds=Milliseconds(
-            total=round(seconds * 1000, 3),
-            workers={worker: round(s * 1000, 3) for worker, s in sorted(reply.worker_seconds.items())},
-        ),
+        milliseconds=_milliseconds(reply, seconds),
+    )
+
+
+def labels_of(gateway: Gateway, reply: Reply, seconds: float) -> LabelsResponse:
+    """Describe the answer to the first input of a request, which may have several labels, that took `seconds`."""
+    answer, names = reply.answer, gateway.manifest.labels
+    scores, found = answer.scores[0].tolist(), answer.labels[0].nonzero()[0].tolist()
+    return LabelsResponse(
+        model=gateway.name,
+        labels=[
+            ScoredLabel(label=names[c], class_id=c, score=scores[c]) for c in sorted(found, key=lambda c: -scores[c])
+        ],
+        scores=dict(zip(names, scores, strict=True)),
+        votes=dict(zip(names, answer.votes[0].tolist(), strict=True)),
+        copies=dict(zip(names, answer.copies[0].tolist(), strict=True)),
+        margin=float(answer.margin[0]),
+        undecided=[names[c] for c in answer.undecided],
+        abstained=[names[c] for c in answer.abstained],
+        arrived=list(answer.arrived),
+        missing=list(answer.missing),
+        complete=answer.complete,
+        elected=answer.elected,
+        decided_early=answer.decided_early,
+        exact=answer.exact,
+        degraded=answer.degraded,
+        milliseconds=_milliseconds(reply, seconds),
+    )
+
+
+def _milliseconds(reply: Reply, seconds: float) -> Milliseconds:
+    return Milliseconds(
+        total=round(seconds * 1000, 3),
+        workers={worker: round(s * 1000, 3) for worker, s in sorted(reply.worker_seconds.items())},
     )
 
 
@@ -222,6 +323,7 @@ def summary_of(gateway: Gateway) -> ModelSummary:
         version=gateway.version,
         ready=gateway.ready,
         labels=list(manifest.labels),
+        task=manifest.task,
         shape=list(manifest.inputs[0].shape),
         normalisation=_normalisation(manifest.inputs[0]),
         inputs=[

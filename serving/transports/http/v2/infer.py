@@ -26,7 +26,7 @@ from serving.v2 import Decoder, InferRequest, encode_response
 from serving.v2.body_bound import BodyBound, as_json
 from serving.v2.decode_named import NamedDecoder
 from serving.v2.shared_memory import Regions
-from serving.v2.tensors import OUTPUTS
+from serving.v2.tensors import ALL_OUTPUTS, outputs_of
 from serving.v2.texts import BYTES
 
 # Null stands for a member that is not given, except where a value is required.
@@ -45,7 +45,7 @@ _INPUT = {
 _OUTPUT = {
     "type": "object",
     "required": ["name"],
-    "properties": {"name": {"enum": list(OUTPUTS)}, "parameters": _PARAMETERS},
+    "properties": {"name": {"enum": list(ALL_OUTPUTS)}, "parameters": _PARAMETERS},
 }
 _REQUEST = {
     "type": "object",
@@ -65,8 +65,8 @@ _OPERATION = {
     "summary": "Infer, for inference clients",
     "description": (
         "The inputs that the model's metadata names, [N, ...] each, normalised as the bundle says; texts are BYTES [N] "
-        "or [N, 1] in UTF-8; outputs `scores`, `votes`, `copies`, `margin` and `class_id`. With the binary tensor and "
-        "classification extensions. "
+        "or [N, 1] in UTF-8; outputs `scores`, `votes`, `copies`, `margin` and `class_id`, or BOOL `labels` in its "
+        "place where inputs have several labels. With the binary tensor and classification extensions. "
         "Parameters: `wait`, `timeout` in microseconds."
     ),
     "requestBody": {
@@ -251,10 +251,10 @@ async def _compressed(answer: MaybePending[HttpReply], accepted: bytes | None) -
 
 
 def _decoder(gateway: Gateway, regions: Regions) -> Decoder | NamedDecoder:
-    manifest, most = gateway.manifest, gateway.options.max_batch
+    manifest, most, outputs = gateway.manifest, gateway.options.max_batch, outputs_of(gateway.manifest.task)
     if (plain := manifest.plain_input) is not None:
-        return Decoder(plain, most, regions)
-    return NamedDecoder(manifest.inputs, most, regions, manifest.tokenizer)
+        return Decoder(plain, most, regions, outputs)
+    return NamedDecoder(manifest.inputs, most, regions, manifest.tokenizer, outputs)
 
 
 def _header_length(headers: Mapping[bytes, bytes]) -> int | None:

@@ -44,7 +44,7 @@ const asking = {
     const sample = this.samples[number];
     const answer = await this.ask({ sample: number }, {}, pixels(sample), force);
     this.asked += 1;
-    this.right += answer.label === answer.expected;
+    this.right += (answer.label ?? "") === answer.expected;
     say($("tally"), `${count(this.right)} of ${count(this.asked)}`);
     $("tally").dataset.level = this.right === this.asked ? "good" : "bad";
   },

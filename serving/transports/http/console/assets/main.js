@@ -15,7 +15,7 @@ function showRequest(request, picture = null) {
   say($("label"), request.label ?? "no class");
   $("label").dataset.level = request.expected && request.expected !== request.label ? "bad" : "good";
   const chips = [
-    `${request.votes} of ${request.copies} votes`,
+    request.winners.length > 1 ? "" : `${request.votes} of ${request.copies} votes`,
     `margin ${request.margin.toFixed(2)}`,
     request.elected ? "" : "not elected",
     request.complete ? "" : "incomplete",

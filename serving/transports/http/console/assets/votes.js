@@ -41,10 +41,10 @@ const votes = {
   },
 
   decide(request, last) {
-    const winner = grid.model.columns.findIndex((classes) => classes.includes(request.class_id));
-    grid.labels[winner]?.classList.add("winner");
-    $("workers").classList.toggle("decided", winner >= 0);
-    $("workers").style.setProperty("--winner", winner + 1);
+    const winners = grid.model.columns.flatMap((classes, at) => (classes.some((c) => request.winners.includes(c)) ? [at] : []));
+    for (const winner of winners) grid.labels[winner]?.classList.add("winner");
+    $("workers").classList.toggle("decided", winners.length === 1);
+    $("workers").style.setProperty("--winner", winners[0] + 1);
     for (const { worker, why } of request.missing) showMissing(worker, why);
     for (const { track } of grid.rows) {
       track.decided.hidden = false;
@@ -78,7 +78,7 @@ function showArrival(copies, last) {
   row.track.note.textContent = `${milliseconds(copies.arrived_ms)} ms`;
   [...row.cells].forEach(([at, cell], number) => {
     const score = copies.scores[number] ?? 0;
-    cell.dataset.vote = score >= grid.model.threshold ? "yes" : "no";
+    cell.dataset.vote = score >= grid.model.thresholds[at] ? "yes" : "no";
     cell.style.setProperty("--score", score);
     cell.title = `worker ${copies.worker}, ${columnName(grid.model, at)}: ${score.toFixed(3)}`;
   });

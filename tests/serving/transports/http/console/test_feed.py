@@ -63,7 +63,7 @@ def test_the_model_is_described_and_then_its_state_again_and_again(server) -> No
         assert model["columns"] == [[c] for c in range(10)]
         assert model["workers"][9]["columns"] == [0, 2, 9]
         assert model["guarantees"][0] == ["tolerates the loss of any 2 of 10 workers", 2]
-        assert (model["threshold"], model["takes_images"], model["allows_faults"]) == (0.5, True, False)
+        assert (set(model["thresholds"]), model["takes_images"], model["allows_faults"]) == ({0.5}, True, False)
         snapshots = [first(feed, "snapshot") for _ in range(3)]
     assert all(snapshot["ready"] for snapshot in snapshots)
     assert {worker["state"] for worker in snapshots[0]["workers"]} == {"live"}
