@@ -104,11 +104,14 @@ def _open(pa: Any, file: Path) -> Any:
 
 def _class_names(features: Any) -> dict[str, tuple[str, ...]]:
     described = features.items() if isinstance(features, dict) else ()
-    return {
-        column: tuple(map(str, feature["names"]))
-        for column, feature in described
-        if isinstance(feature, dict) and isinstance(feature.get("names"), Sequence)
-    }
+    found = {}
+    for column, feature in described:
+        one = (
+            feature.get("feature", feature) if isinstance(feature, dict) else None
+        )  # a list's, of what it is a list of
+        if isinstance(one, dict) and isinstance(one.get("names"), Sequence):
+            found[column] = tuple(map(str, one["names"]))
+    return found
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -87,13 +87,19 @@ def _chosen(train: Table, options: Mapping[str, str]) -> tuple[str, list[str]]:
 
 
 def _labels(part: Table, label: str, names: Sequence[str] | None) -> list[Any]:
-    """The labels of a part; names where the data set says what its numbers stand for."""
+    """The labels of a part, or lists of them; names where the data set says what its numbers stand for."""
     found = part.rows(label)
+    if any(isinstance(value, list) for value in found):
+        return [_named(part, value, names) if isinstance(value, list) else value for value in found]
+    return found if names is None else _named(part, found, names)
+
+
+def _named(part: Table, labels: Sequence[Any], names: Sequence[str] | None) -> list[str]:
     if names is None:
-        return found
-    if bad := [value for value in found if not (isinstance(value, int) and 0 <= value < len(names))]:
+        return list(map(str, labels))
+    if bad := [value for value in labels if not (isinstance(value, int) and 0 <= value < len(names))]:
         raise DataError(f"{part.where}: label {bad[0]!r} is no class, expected 0 to {len(names) - 1}")
-    return [names[value] for value in found]
+    return [names[value] for value in labels]
 
 
 def _texts(part: Table, column: str) -> list[str]:

@@ -92,6 +92,22 @@ def test_pictures(tmp_path):
     assert set(dataset.x[:, 0, 0, 0].tolist()) <= {n * 20 for n in range(10)}
 
 
+def test_lists_of_labels_are_sets(tmp_path):
+    names = ["sad", "glad", "calm"]
+    rows = [[0, 2], [], [1], [2]] * 3
+    path = save(tmp_path / "felt", {"text": [f"text {n}" for n in range(12)], "labels": rows}, names=None)
+    kinds = {"labels": {"feature": {"names": names, "_type": "ClassLabel"}, "_type": "List"}}
+    (path / "dataset_info.json").write_text(json.dumps({"features": kinds}))
+    source = f"datasets:{path}?text=text&label=labels"
+    dataset = data.load(source, task="multilabel")
+    assert (dataset.labels, dataset.y.shape[1]) == (tuple(names), 3)
+    assert dataset.y.sum() + dataset.y_test.sum() == 12
+    (path / "dataset_info.json").write_text("{}")
+    assert data.load(source, task="multilabel").labels == ("0", "1", "2")
+    with pytest.raises(DataError, match="examples have several labels or none"):
+        data.load(source)
+
+
 @pytest.mark.parametrize(
     ("change", "options", "line"),
     [

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc
 import tritonclient.http
+from backend_fixtures import run, serving
 from tritonclient.utils import InferenceServerException
 
 import sensai_serve
@@ -198,3 +199,17 @@ def test_a_reference_answers_where_workers_are_lost(run_server, bundle, expected
     for label, threshold in zip(LABELS, THRESHOLDS, strict=True):
         carries = label in {one["label"] for one in answer["labels"]}
         assert carries == (answer["scores"][label] >= threshold)
+
+
+@pytest.mark.parametrize("backend", ["ort, on threads", "process", "remote"])
+def test_labels_are_the_same_wherever_workers_run(bundle, expected, backend: str) -> None:
+    x, labels = expected
+
+    async def ask() -> None:
+        async with serving(bundle, backend=backend) as gateway:
+            for wait in ("decided", "all"):
+                answer = (await gateway.infer(x, wait=wait)).answer
+                assert (answer.labels == labels).all()
+                assert (answer.complete, answer.undecided) == (True, ())
+
+    run(ask)
