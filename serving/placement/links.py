@@ -16,9 +16,9 @@ from serving.runtime.endpoint import WorkerEndpoint, read
 
 GATEWAY = "gateway"
 """Name of the gateway in a file of links."""
-SEND_S = 60e-6
+SEND_S = 100e-6
 """Seconds that a message keeps its sender from sending another, beside its bytes, where a file does not say."""
-RECEIVE_S = 400e-6
+RECEIVE_S = 1000e-6
 """Seconds from a message's last byte until its receiver can use it or hand it on, where a file does not say."""
 _KEYS = {"between", "mbit", "ms"}
 

@@ -26,7 +26,7 @@ DEGREES = 1, 2, 3, 4, 8
 """The most children of a machine, in the trees that are tried."""
 PIECES = 1, 2, 4, 8, 16, 32
 """The numbers of pieces of an input that are tried."""
-LEAST_PIECE = 16 * 1024
+LEAST_PIECE = 32 * 1024
 """Bytes of the smallest piece."""
 MOVED = 32
 """Largest number of hosts for which the best tree is improved by moving one host at a time."""

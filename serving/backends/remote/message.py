@@ -149,9 +149,9 @@ def particulars(
     return bytes(request.SerializeToString())
 
 
-def raw_contents(data: bytes) -> bytes:
-    """Encode the field of a ModelInferRequest that holds one piece of an input."""
-    return b"".join((varint(_RAW_INPUT_CONTENTS), varint(len(data)), data))
+def raw_contents(length: int) -> bytes:
+    """Encode what precedes one piece of an input, of so many bytes, in a ModelInferRequest."""
+    return varint(_RAW_INPUT_CONTENTS) + varint(length)
 
 
 def below(branches: str, subnets: str) -> bytes:

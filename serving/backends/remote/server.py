@@ -256,7 +256,10 @@ class RemoteServer:
                 await connection.close()
             connection = await self._reconnect()
             self._connection, self._relays_nothing = connection, False
-            log.warning("%s: connected%s", self.name, " again" if self._known else "")
+            if self._known:
+                log.warning("%s: connected again", self.name)
+            else:
+                log.info("%s: connected", self.name)
             self._known = True
             if reason := self._unfit(connection):
                 log.warning("%s %s", self.name, reason)

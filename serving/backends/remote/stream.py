@@ -160,7 +160,7 @@ class NodeStream:
         after = head(self._model, self._version) + particulars(self._ticket, pieces=0)
 
         def send(piece: bytes) -> None:
-            self.pipe.send(task, (before.pop() if before else after) + raw_contents(piece))
+            self.pipe.send(task, b"".join((before.pop() if before else after, raw_contents(len(piece)), piece)))
 
         message.follow(send)
 

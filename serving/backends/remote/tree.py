@@ -29,7 +29,7 @@ LATE = 2.0
 """A node is asked directly after this many times what the slowest node of the request usually takes."""
 FLOOR_S = 0.002
 """Seconds that this allows beside for the noise of the scheduler."""
-FIRST_S = 0.25
+FIRST_S = 1.0
 """Seconds until nodes are asked directly where it is not known yet what any of them takes."""
 SMOOTHING = 0.2
 """Weight of the newest sample in what a node usually takes."""
@@ -138,6 +138,7 @@ class BroadcastTree:
         for host in groups:
             if not host.attached and host.server in asked and self.loop.time() >= host.try_at:
                 self._try(host, asked[host.server], task, pieces or cut(message, self._piece_bytes), request)
+                break  # one at a time: a trial is one more input on the gateway's link
 
     def _try(self, host: TreeHost, workers: Sequence[int], task: Task, pieces: PiecedInput, request: _Request) -> None:
         """Send an input to a detached node through those above it too; its scores show whether it can be attached."""
@@ -163,6 +164,7 @@ class _Request:
         self._left = {host: set(workers) for host, workers in asked.items()}
         self._through: set[TreeHost] = set()  # nodes whose inputs come through others, until they are late
         self._again: dict[TreeHost, list[int]] = {}  # to be asked directly, at the end of this turn of the loop
+        self._unreached: set[TreeHost] = set()  # by the nodes above them, as these say; part of `_again`
         self._asked_twice: set[int] = set()  # workers that were, and that another node's failure does not matter for
         self._timer: asyncio.TimerHandle | None = None
 
@@ -214,7 +216,7 @@ class _Request:
             self.task.fail(worker, cause)
             return
         if way.server.relays:  # else all below it are sent to directly until it is back
-            host.was_late(self._loop.time(), times=TWICE)
+            self._unreached.add(host)
         if not self._again:
             self._loop.call_soon(self._ask_again)
         self._again.setdefault(host, []).append(worker)
@@ -234,6 +236,10 @@ class _Request:
         self._ask_again()
 
     def _ask_again(self) -> None:
+        for host in self._unreached:
+            if host.parent not in self._unreached:  # else it is the one above that is not reached
+                host.was_late(self._loop.time(), times=TWICE)
+        self._unreached.clear()
         again, self._again = self._again, {}
         for host, workers in again.items():
             self._through.discard(host)

@@ -420,9 +420,13 @@ def test_wrong_pieces_are_one_line(tiny_bundle: Path, count: int, pieces: tuple[
             if count == 2:
                 for at, piece in enumerate(pieces):
                     before = start if not at else head("tiny", "1") + particulars(1, pieces=0)
-                    await call.write(pb.ModelInferRequest.FromString(before + raw_contents(piece)))
+                    await call.write(pb.ModelInferRequest.FromString(before + raw_contents(len(piece)) + piece))
             else:
-                await call.write(pb.ModelInferRequest.FromString(start + b"".join(map(raw_contents, pieces))))
+                await call.write(
+                    pb.ModelInferRequest.FromString(
+                        start + b"".join(raw_contents(len(piece)) + piece for piece in pieces)
+                    )
+                )
             return str((await call.read()).error_message)
 
     assert message in asyncio.run(test())
@@ -464,7 +468,7 @@ def in_pieces(
     cut(EncodedInput(inputs(ticket, 2), Bundle.open(bundle).manifest.inputs, timeout_s), 500).follow(pieces.append)
     start = head("tiny", "1", workers) + particulars(ticket, closed, timeout_s, pieces=len(pieces))
     after = head("tiny", "1") + particulars(ticket, pieces=0)
-    messages = [(after if at else start) + raw_contents(piece) for at, piece in enumerate(pieces)]
+    messages = [(after if at else start) + raw_contents(len(piece)) + piece for at, piece in enumerate(pieces)]
     return [pb.ModelInferRequest.FromString(message) for message in messages]
 
 
