@@ -16,28 +16,46 @@ from sensai_serve.errors import ServingError
 class NodeProcess:
     """One node, which can be killed and started again on the same port."""
 
-    def __init__(self, bundle: Path, workers: Sequence[int], port: int = 0) -> None:
+    def __init__(
+        self,
+        bundle: Path,
+        workers: Sequence[int],
+        port: int = 0,
+        *,
+        host: str = HOST,
+        options: Sequence[str] = (),
+        within: Sequence[str] = (),
+    ) -> None:
         """Start nothing yet.
 
         Args:
             bundle: directory of the bundle.
             workers: ids of the workers that the node runs.
             port: where it listens for gRPC; the system chooses one where 0.
+            host: the address that it listens on.
+            options: more options of ``sensai node``.
+            within: a command that runs it, such as one that enters a namespace.
         """
         ids = ",".join(map(str, workers))
-        self._command = [sys.executable, "-m", "sensai_serve", "node", str(bundle), "--workers", ids,
-                         "--grpc", f"{HOST}:{port}"]  # fmt: skip
+        self._command = [*within, sys.executable, "-m", "sensai_serve", "node", str(bundle), "--workers", ids,
+                         "--grpc", f"{host}:{port}", *options]  # fmt: skip
         self._process: subprocess.Popen[str] | None = None
         self.url = ""
         """``grpc://HOST:PORT`` once the node is ready."""
 
+    def begin(self) -> None:
+        """Start the node; `start` waits until it is ready."""
+        self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE, text=True)
+
     def start(self) -> None:
-        """Start the node and wait until it is ready.
+        """Start the node, if `begin` has not, and wait until it is ready.
 
         Raises:
             ServingError: it ended instead.
         """
-        self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE, text=True)
+        if self._process is None or self._process.poll() is not None:
+            self.begin()
+        assert self._process is not None
         assert self._process.stdout is not None
         said = self._process.stdout.readline().split()
         if said[:1] != ["ready:"]:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sensai_serve import load
-from sensai_serve.assignment import Assignment, grouped
+from sensai_serve.assignment import Assignment, cyclic, grouped, search_offsets
 from sensai_serve.bundles import GOLDEN, MANIFEST, REFERENCE, Bundle
 from sensai_serve.manifest import Manifest, SubnetSpec
 from sensai_serve.preprocess import InputSpec
@@ -25,10 +25,16 @@ _OPSET, _IR_VERSION = 17, 8
 _GOLDEN_SAMPLES = 2
 
 
-def noop_network(shape: Sequence[int], n_outputs: int, *, seed: int = 0) -> bytes:
+def noop_network(shape: Sequence[int], n_outputs: int, *, seed: int = 0, columns: Sequence[int] | None = None) -> bytes:
     """An ONNX file from ``input`` FP32 [N, *shape] to ``scores`` FP32 [N, n_outputs] that looks at one number.
 
     Slice, Flatten, Gemm, Sigmoid: its time does not depend on the input's size.
+
+    Args:
+        shape: shape of one input.
+        n_outputs: number of scores.
+        seed: seed of the weights.
+        columns: the scores to keep, in their order; all where not given.
     """
     random = np.random.default_rng(seed)
     constants: dict[str, npt.NDArray[np.generic]] = {
@@ -38,6 +44,10 @@ def noop_network(shape: Sequence[int], n_outputs: int, *, seed: int = 0) -> byte
         "weight": random.normal(size=(1, n_outputs)).astype(np.float32),
         "bias": random.normal(size=n_outputs).astype(np.float32),
     }
+    if columns is not None:
+        n_outputs = len(columns)
+        kept = list(columns)
+        constants |= {"weight": constants["weight"][:, kept], "bias": constants["bias"][kept]}
     nodes = (
         ("Slice", ("input", "starts", "ends", "axes"), "one"),
         ("Flatten", ("one",), "flat"),
@@ -57,7 +67,13 @@ def noop_network(shape: Sequence[int], n_outputs: int, *, seed: int = 0) -> byte
 
 
 def noop_bundle(
-    folder: Path, *, n_workers: int = 10, n_classes: int = 10, shape: Sequence[int] = (3, 32, 32), name: str = "noop"
+    folder: Path,
+    *,
+    n_workers: int = 10,
+    n_classes: int = 10,
+    shape: Sequence[int] = (3, 32, 32),
+    name: str = "noop",
+    redundancy: int = 1,
 ) -> Bundle:
     """A bundle of no-op subnets: the classes in as many equal groups as there are workers, and a no-op reference.
 
@@ -67,13 +83,22 @@ def noop_bundle(
         n_classes: number of classes.
         shape: shape of one input.
         name: the model's name.
+        redundancy: the copies of each class; all give the same scores.
     """
-    assignment: Assignment = grouped([part.tolist() for part in np.array_split(np.arange(n_classes), n_workers)])
+    groups = [part.tolist() for part in np.array_split(np.arange(n_classes), n_workers)]
+    copied = redundancy > 1
+    assignment: Assignment = (
+        cyclic(groups, search_offsets(n_workers, redundancy).offsets) if copied else grouped(groups)
+    )
     (folder / "subnets").mkdir(parents=True)
     subnets = []
     for worker, classes in enumerate(assignment.rows):
         file = f"subnets/{worker:02}.onnx"
-        digest = _write(folder / file, noop_network(shape, len(classes), seed=worker))
+        network = (
+            noop_network(shape, n_classes, columns=classes) if copied
+            else noop_network(shape, len(classes), seed=worker)
+        )  # fmt: skip
+        digest = _write(folder / file, network)
         subnets.append(SubnetSpec(worker, file, digest, classes))
     checksums = {REFERENCE: _write(folder / REFERENCE, noop_network(shape, n_classes, seed=n_workers))}
     manifest = Manifest(
@@ -83,6 +108,7 @@ def noop_bundle(
         subnets=tuple(subnets),
         kind=assignment.kind,
         symbols=assignment.symbols,
+        offsets=assignment.offsets,
         reference=REFERENCE,
         checksums=checksums,
     )
