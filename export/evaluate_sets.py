@@ -40,10 +40,13 @@ class SetsEvaluation:
     def accuracy(self) -> dict[str, Any]:
         """Figures in [0, 1], as the manifest has them, of merged answers, reference and monolith.
 
-        The reference and the monolith answer with the labels whose scores are at least a half.
+        The reference and the monolith answer with the labels whose scores are at least a half. Where the labels are the
+        reference's answers, the figures of the merged answers are called ``agreement``.
         """
         found: dict[str, Any] = measures(self.label, self.labels, self.scores)
-        if not self.by_reference:
+        if self.by_reference:
+            found = _prefixed("agreement", found)
+        else:
             found |= _prefixed("reference", measures(self.label, self.reference >= 0.5, self.reference))
         if self.monolith is not None:
             found |= _prefixed("monolith", measures(self.label, self.monolith >= 0.5, self.monolith))

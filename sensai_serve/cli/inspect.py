@@ -158,7 +158,7 @@ def _waves(bundle: Bundle, placed: Any) -> Waves:
 
 def accuracy_lines(accuracy: Mapping[str, Any]) -> Iterator[str]:
     """What a manifest says about accuracy, each figure with what it is, one a line."""
-    of = "is the F1 over all labels of" if "f1_micro" in accuracy else "right on"
+    of = "is the F1 over all labels of" if any("f1_micro" in key for key in accuracy) else "right on"
     for key, value in accuracy.items():
         name, colon, precision = key.partition("validation_")
         if colon and not name:
@@ -173,6 +173,9 @@ _MEANINGS = {
     "f1_micro": "is the F1 over all labels of the test part",
     "f1_macro": "is the mean F1 of the labels, on the test part",
     "mean_average_precision": "is the mean, over the labels, of the average precision on the test part",
+    "agreement_f1_micro": "is the F1 over all labels of the test part, those that the network before pruning gives",
+    "agreement_f1_macro": "is the mean F1 of these labels",
+    "agreement_mean_average_precision": "is the mean average precision of these labels",
     "f1_one_lost": "is the F1 over all labels of the test part with one worker lost",
     "f1_two_lost": "is the F1 over all labels of the test part with two workers lost",
     "reference_f1_macro": "is the mean F1 of the labels of the network before pruning",

@@ -222,6 +222,8 @@ def _summary(bundle: Bundle, options: dict[str, Any]) -> Iterator[str]:
             whole = f" (reference {accuracy['reference_mean_average_precision']:.2%} and "
             whole += f"{accuracy['reference_f1_micro']:.2%})"
         right = f"; test part: mean average precision {own}{whole}"
+    if "agreement_f1_micro" in accuracy:
+        right = f"; F1 {accuracy['agreement_f1_micro']:.2%} against the reference's answers to the test part"
     if "agreement" in accuracy:
         right = f"; the reference's answer for {accuracy['agreement']:.2%} of the test part"
     yield f"{bundle.path}: {len(bundle.manifest.subnets)} subnets{right}"
@@ -239,6 +241,7 @@ def _summary(bundle: Bundle, options: dict[str, Any]) -> Iterator[str]:
         speed = ", ".join(f"{value:,.0f} us in {name}" for name, value in us.items())
         validated = [(name, accuracy.get(f"validation_{name}")) for name in ("fp32", precision)]
         share = ", ".join(f"{value:.2%} in {name}" for name, value in validated if value is not None)
-        yield f"the largest subnet takes {speed}" + (f"; validation part right: {share}" if share else "")
+        what = "right" if bundle.manifest.task == "single" else "F1"
+        yield f"the largest subnet takes {speed}" + (f"; validation part {what}: {share}" if share else "")
     if options["with_monolith"] and "monolith" not in provenance:
         yield "no monolith: the run has no network for all classes (--recover-images 0)"
