@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from sensai_serve.errors import BundleError, ControlOffError, RequestError, UnknownModelError, UnsupportedError
 from serving.engine.admission import client_address
+from serving.engine.at_once import AnsweredAtOnce
 from serving.engine.body_budget import BodyBudget
 from serving.engine.decoding import ImageDecoder
 from serving.engine.deferred import DeferredWrites
@@ -38,8 +39,10 @@ if TYPE_CHECKING:
 FORWARDED = frozenset((b"forwarded", b"x-forwarded-for", b"x-real-ip", b"via"))
 """Headers by which a proxy says that it passes a request on."""
 _T = TypeVar("_T")
-_Entry = tuple[Gateway, InferRequest, Reply, tuple[int, int, int, int]]
-"""An answered request, and when it was begun, decoded, answered and encoded (`time.perf_counter_ns`)."""
+_Times = tuple[int, int, int, int]
+"""When a request was begun, decoded, answered and encoded (`time.perf_counter_ns`)."""
+_Replied = tuple[Gateway, InferRequest, Reply, _Times]
+_Entry = _Replied | tuple[Gateway, InferRequest, AnsweredAtOnce, _Times]
 _access = logging.getLogger("serving.access")
 
 
@@ -81,7 +84,7 @@ class DataPlane:
         self.otlp = settings.otlp.open("sensai-serve")
         """Traces requests and sends metrics to a collector; None where none is given."""
         self._metrics_s = settings.otlp.metrics_s
-        self._note = self._deferred.add
+        self._note: Callable[[_Replied], None] = self._deferred.add
         if self._recorder is not None or self.otlp is not None:
             self._note = self._note_for_all
         self._access_log = settings.access_log
@@ -190,7 +193,7 @@ class DataPlane:
         self._note((gateway, request, reply, (*times, answered, perf_counter_ns())))
         return encoded
 
-    def _note_for_all(self, entry: _Entry) -> None:
+    def _note_for_all(self, entry: _Replied) -> None:
         """Note an entry for the recorder and the collector too, where there are any."""
         gateway, request, reply, times = entry
         if self._recorder is not None:  # now: the memory of its inputs may be another request's in a moment
@@ -198,6 +201,24 @@ class DataPlane:
         if self.otlp is not None:
             self.otlp.answered(gateway, request.id, reply, times)
         self._deferred.add(entry)
+
+    @property
+    def looks_at_each(self) -> bool:
+        """Whether every request is looked at as it is answered: it is logged, or may be recorded or traced."""
+        return self._access_log or self._recorder is not None or self.otlp is not None
+
+    def count(self, gateway: Gateway, request: InferRequest, answered: AnsweredAtOnce, times: _Times) -> None:
+        """Count a request over HTTP that `Gateway.at_once` has answered, everywhere that a request is counted.
+
+        Args:
+            gateway: the model.
+            request: the request, which may be without its values.
+            answered: what the answer is made of.
+            times: when it was begun, decoded, answered and encoded (`time.perf_counter_ns`).
+        """
+        gateway.count(answered)
+        self._deferred.add((gateway, request, answered, times))
+        self._metrics.observe("http", "infer", "200", (times[3] - times[0]) / 1e9)
 
     def _failed(self, gateway: Gateway, started: int, error: BaseException) -> None:
         self._statistics[gateway.name, gateway.version].fail.add(perf_counter_ns() - started)
@@ -229,7 +250,8 @@ class DataPlane:
             await asyncio.to_thread(self.otlp.close)
 
     def _record(self, entries: list[_Entry]) -> None:
-        for gateway, request, reply, (started, decoded, answered, ended) in entries:
+        made = [(g, request, reply if isinstance(reply, Reply) else reply.reply, t) for g, request, reply, t in entries]
+        for gateway, request, reply, (started, decoded, answered, ended) in made:
             queue = min(int(reply.queue_s * 1e9), answered - decoded)  # the two clocks differ by nanoseconds
             stages = Stages(decoded - started, queue, answered - decoded - queue, ended - answered)
             self._statistics[gateway.name, gateway.version].succeeded(len(request.inputs), stages)
@@ -238,7 +260,7 @@ class DataPlane:
                 usual = max(gateway.workers[worker].latency_s or 0.0 for worker in reply.answer.missing)
                 self._metrics.decided_early(gateway.name, max(0.0, usual - reply.elapsed_s))
         for name, recent in self._watched:
-            for gateway, _, reply, (started, *_, ended) in entries:
+            for gateway, _, reply, (started, *_, ended) in made:
                 if gateway.name == name:
                     recent.add(gateway, reply, (ended - started) / 1e9)
 

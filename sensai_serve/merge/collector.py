@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -81,6 +82,12 @@ class MergePlan:
         return self.of_classes or (self.threshold,) * self.assignment.n_classes
 
     @cached_property
+    def for_many_classes(self) -> type[Rule] | None:
+        """The rule's class for inputs of many classes, which takes arrays; None where these are few, or it has none."""
+        least, rule = getattr(self.rule_type, "for_many_classes", (math.inf, None))
+        return rule if self.assignment.n_classes >= least else None
+
+    @cached_property
     def copies(self) -> tuple[int, ...]:
         """Number of copies of each class."""
         return tuple(map(len, self.assignment.workers_of))
@@ -112,13 +119,14 @@ class MergePlan:
 class Collector:
     """Collects the copies of one request. Not thread-safe: call it from one thread, or under a lock."""
 
-    __slots__ = ("_arrived", "_awaited", "_confidence", "_decided", "_erased", "_needs", "_plan", "_rows", "_sure",
-                 "_unmet", "_wait", "_widths", "done")  # fmt: skip
+    __slots__ = ("_arrived", "_awaited", "_confidence", "_decided", "_erased", "_many", "_needs", "_plan", "_rows",
+                 "_sure", "_unmet", "_wait", "_widths", "done")  # fmt: skip
 
     def __init__(self, plan: MergePlan, n_inputs: int, wait: Wait) -> None:
         self._plan = plan
         self._wait = wait
-        rule, layout = plan.rule_type, plan.layout
+        self._many = plan.for_many_classes is not None
+        rule, layout = plan.for_many_classes or plan.rule_type, plan.layout
         self._rows: list[Rule | LabelRule] = [rule(layout) for _ in range(n_inputs)]
         self._widths = plan.widths
         self._awaited = set(range(len(plan.widths)))
@@ -181,12 +189,17 @@ class Collector:
         if scores.shape != (len(self._rows), self._widths[worker]):
             self.erase(worker)
             return False
-        rows: list[list[float]] = scores.tolist()
-        for row in rows:
-            for score in row:
-                if not 0.0 <= score <= 1.0:  # NaN compares false
-                    self.erase(worker)
-                    return False
+        rows: Sequence[Sequence[float]] = scores if self._many else scores.tolist()  # type: ignore[assignment]
+        if self._many:
+            if not (scores.min() >= 0.0 and scores.max() <= 1.0):  # NaN compares false
+                self.erase(worker)
+                return False
+        else:
+            for row in rows:
+                for score in row:
+                    if not 0.0 <= score <= 1.0:
+                        self.erase(worker)
+                        return False
         self._awaited.discard(worker)
         self._arrived.add(worker)
         for rule, row in zip(self._rows, rows, strict=True):

@@ -181,6 +181,24 @@ class Killable(Protocol):
 
 
 @runtime_checkable
+class RunsAtOnce(Protocol):
+    """A backend that can run every worker of a plan on the calling thread."""
+
+    def run_at_once(self, inputs: npt.NDArray[np.float32]) -> list[float] | None:
+        """Run every worker of the plan on one input, without a `Task`.
+
+        Called on the event loop's thread only.
+
+        Args:
+            inputs: FP32 [1, *shape].
+
+        Returns:
+            The scores of all workers side by side, in the order of their ids; None where some of them run elsewhere, or
+            a run fails: `submit` then finds out which.
+        """
+
+
+@runtime_checkable
 class SaysWhere(Protocol):
     """A backend that says where its workers run."""
 

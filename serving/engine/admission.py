@@ -74,6 +74,11 @@ class Admission:
         """Wait until no admitted request is left."""
         await self._idle.wait()
 
+    @property
+    def has_turn_now(self) -> bool:
+        """Whether a request would be admitted and have its place at the workers without waiting."""
+        return self.in_flight < self.max_in_flight and self._at_workers < self._places
+
     def turn_now(self) -> bool:
         """Take a place at the workers, which must be released; False if none is free."""
         if self._at_workers >= self._places:

@@ -18,8 +18,10 @@ from sensai_serve.manifest import Manifest
 from sensai_serve.merge import Answer, Wait, parse_wait
 from sensai_serve.tensors import Inputs, check_batch
 from sensai_serve.tokenizer import Texts
-from serving.backends import Backend, Cause, Execution, SaysWhere
+from serving.backends import Backend, Cause, Execution, RunsAtOnce, SaysWhere
+from serving.engine import at_once
 from serving.engine.admission import Admission
+from serving.engine.at_once import AnsweredAtOnce, AtOnce
 from serving.engine.deferred import DeferredWrites
 from serving.engine.dispatch import Dispatcher
 from serving.engine.fanout import FanOut, FanOutResult
@@ -67,7 +69,9 @@ class Gateway:
             self.placement = describe(bundle.assignment, given, len(options.devices))
         self._waves = WavePlan(self.plan.order, self.placement, options, bundle.manifest.merge.wave)
         self.admission = Admission(options.max_in_flight)
-        self._deferred: DeferredWrites[FanOutResult] = DeferredWrites(self._record)
+        self._deferred: DeferredWrites[FanOutResult | AnsweredAtOnce] = DeferredWrites(self._record)
+        self.at_once: AtOnce | None = None
+        """Answers the common request in one call; None where this model is not served so, or not any more."""
         self._supervisor: Supervisor | None = None
         self._backend: Backend | None = None
         self._dispatcher: Dispatcher | None = None
@@ -153,6 +157,10 @@ class Gateway:
         backend, supervisor = self._backend, self._supervisor = loaded.backend, loaded.supervisor
         self._reference = loaded.reference
         self._dispatcher = Dispatcher(backend, supervisor, self.plan, self._waves, patience=options.patience)
+        abstains = bool(options.abstain_unelected or options.abstain_margin)
+        plain = self._shape is not None and self.plan.task == "single"
+        if plain and isinstance(backend, RunsAtOnce) and not abstains:
+            self.at_once = AtOnce(self.plan, backend, supervisor.health.workers, self.admission)
 
     async def stop(self, drain_s: float = 10.0, *, successor: Gateway | None = None) -> None:
         """Refuse new requests, let those in flight finish, end the workers.
@@ -163,12 +171,23 @@ class Gateway:
         """
         self._successor = successor
         self._stopping = True
+        self.at_once = None
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(drain_s):
                 await self.admission.drained()
         if self._loaded is not None:
             self._deferred.flush()
             await self._loaded.stop()
+
+    def wait_at_once(self, wait: Wait | None) -> Wait | None:
+        """What `at_once` must wait for in a request that gives `wait`; None where it cannot answer such requests."""
+        wait = wait or self.wait
+        return wait if wait in at_once.WAITS and wait not in self._waves.waits else None
+
+    def count(self, answered: AnsweredAtOnce) -> None:
+        """Count a request that `at_once` has answered, as one that `begin` answers is."""
+        self._counters.succeeded += 1
+        self._deferred.add(answered)
 
     async def infer(self, inputs: Inputs | Texts, *, wait: str | None = None, timeout_s: float | None = None) -> Reply:
         """Answer one request.
@@ -330,7 +349,8 @@ class Gateway:
         self._counters.succeeded += 1
         return Reply(answer, result, queued_s)
 
-    def _record(self, results: list[FanOutResult]) -> None:
+    def _record(self, entries: list[FanOutResult | AnsweredAtOnce]) -> None:
         assert self._supervisor is not None
+        results = [entry if isinstance(entry, FanOutResult) else entry.reply.result for entry in entries]
         self._counters.record(results)
         self._supervisor.record(results)

@@ -25,6 +25,11 @@ _count = itertools.count(1)
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "request_id"}
 
 
+def new_request_id() -> str:
+    """An id for a request that has none; no other request of this process gets it."""
+    return f"{_process}-{next(_count):x}"
+
+
 def begin_request(given: str | None) -> str:
     """Set the id of the request that the current task answers; its log lines carry the id.
 
@@ -35,7 +40,7 @@ def begin_request(given: str | None) -> str:
     Returns:
         The id.
     """
-    name = given if given is not None and _GIVEN.fullmatch(given) else f"{_process}-{next(_count):x}"
+    name = given if given is not None and _GIVEN.fullmatch(given) else new_request_id()
     _request_id.set(name)
     return name
 

@@ -5,7 +5,8 @@ inputs at once, given their copies [N, W, C], NaN where there is none, and the t
 class that the rule gives each input alone [N], -1 where an input has no copy at all; ``scores_many`` gives the scores
 of each input's verdict [N, C]. Offline evaluation over many sets of workers uses them, and merges one input after the
 other where one of them is missing. A rule that cannot merge the scores of every head names in ``heads`` those that it
-can.
+can. A rule that has a faster class for inputs of many classes names it in ``for_many_classes``, after the number of
+classes from which on it is faster; it gives the very same answers, and is given scores as arrays.
 
 Where an input has several labels at once, the class that ``Rule.Labels`` names merges it, as `LabelRule` says; a rule
 without one merges single labels only. Its static ``merge_many`` takes the threshold of every class [C] and gives
@@ -18,7 +19,11 @@ import itertools
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal, Protocol, cast, get_args
+
+import numpy as np
+import numpy.typing as npt
 
 from sensai_serve import plugins
 from sensai_serve.errors import InputError, PluginError
@@ -45,6 +50,16 @@ class CopyLayout:
     """A copy of at least this votes for its class."""
     thresholds: Sequence[float]
     """The same for each class by itself, where an input has several labels at once; else all are `threshold`."""
+
+    @cached_property
+    def classes(self) -> tuple[npt.NDArray[np.intp], ...]:
+        """The class of each score of each worker, in the order of the scores."""
+        return tuple(np.array([c for c, _ in row], np.intp) for row in self.places)
+
+    @cached_property
+    def nth(self) -> tuple[npt.NDArray[np.intp], ...]:
+        """Which of its class's copies each score of each worker is; 0 for the first."""
+        return tuple(np.array([place - self.starts[c] for c, place in row], np.intp) for row in self.places)
 
 
 @dataclass(slots=True)

@@ -25,7 +25,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from sensai_serve.merge.rules import CopyLayout, Verdict
+from sensai_serve.merge.rules import CopyLayout, Verdict, _many_classes
 from sensai_serve.merge.rules._labels import LabelMath, LabelVotes
 
 _Key = tuple[bool, float, int]
@@ -64,6 +64,7 @@ class Rule:
     Labels = Labels
     __slots__ = ("_arrived", "_best", "_elected", "_high", "_layout", "_low", "_ones", "_open", "_rivals",
                  "_untouched", "_votes")  # fmt: skip
+    for_many_classes = _many_classes.MANY, _many_classes.Rule
 
     def __init__(self, layout: CopyLayout) -> None:
         n_classes, n_copies = len(layout.copies), layout.starts[-1]

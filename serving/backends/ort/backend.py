@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from time import perf_counter
 
 import numpy as np
+import numpy.typing as npt
 
 from sensai_serve.input_spec import InputSpec
 from sensai_serve.tensors import example
@@ -113,6 +114,32 @@ class Backend:
         if inline:
             self._run_inline(task, [number for number in workers if number in inline])
 
+    def run_at_once(self, inputs: npt.NDArray[np.float32]) -> list[float] | None:
+        """See `serving.backends.RunsAtOnce`: one worker, or several that are fused."""
+        fused, workers = self._fused, self._workers
+        if len(self._inline) != len(workers):
+            return None
+        if fused is not None and self._fusing:
+            run, pace = fused.run_all, fused.pace
+        elif len(workers) == 1:
+            worker = workers[self._plan.workers[0]]
+            run, pace = worker.session.run, worker.pace
+        else:
+            return None
+        started = perf_counter()
+        try:
+            scores = run(inputs)
+        except Exception:  # ONNX Runtime raises anything
+            return None
+        within = perf_counter() - started <= pace.limit_s
+        if pace.overruns or not within:
+            if fused is not None:
+                self._judge_fused(fused, within=within)
+            else:
+                self._judge(self._plan.workers[0], within=within)
+        row: list[float] = scores.tolist()[0]
+        return row
+
     def stop(self) -> None:
         """End every run and every thread; one that hangs inside an operator is left behind."""
         with self._opening:
@@ -145,10 +172,8 @@ class Backend:
             pace = worker.pace
             within = worker.run(task) <= pace.limit_s * rows
             if pace.overruns or not within:
-                pace.record(within=within)
                 calm = calm and within
-                if pace.slow:
-                    self._leave(number)
+                self._judge(number, within=within)
         if fused is not None and not self._fusing:
             self._ran_apart(fused, calm=calm)
 
@@ -170,6 +195,12 @@ class Backend:
                 break
             task.deliver(number, given, seconds)
         return True
+
+    def _judge(self, number: int, *, within: bool) -> None:
+        pace = self._workers[number].pace
+        pace.record(within=within)
+        if pace.slow:
+            self._leave(number)
 
     def _judge_fused(self, fused: Fused, *, within: bool) -> None:
         fused.pace.record(within=within)

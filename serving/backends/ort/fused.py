@@ -12,12 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from sensai_serve.bundles import Bundle
-from sensai_serve.onnxfuse import OUTPUT, CannotFuseError, fuse
+from sensai_serve.onnxfuse import CannotFuseError, fuse
 from sensai_serve.tensors import Inputs, example
 from serving.backends import Cause
 from serving.backends.ort.core_thread import LoadedWorker
 from serving.backends.ort.pace import Pace
+from serving.runtime.cancellation import Cancellation
 from serving.runtime.devices import Device, providers, session_options
+from serving.runtime.io_binding import runner_of
 
 log = logging.getLogger(__name__)
 
@@ -45,17 +47,21 @@ class Fused:
         specs = bundle.manifest.inputs
         if len(specs) > 1:
             raise CannotFuseError(f"several inputs: {', '.join(spec.name for spec in specs)}")
-        self._input = specs[0].name
-        network = fuse([bundle.subnet(worker) for worker in workers], self._input)
+        network = fuse([bundle.subnet(worker) for worker in workers], specs[0].name)
         try:
-            self._session: Any = ort.InferenceSession(network, session_options(), providers=providers(Device("cpu")))
+            session: Any = ort.InferenceSession(network, session_options(), providers=providers(Device("cpu")))
+            self._runner = runner_of(session, Device("cpu"), specs, Cancellation(), loops=False)
         except Exception as error:  # onnxruntime's exceptions share no base class
             raise CannotFuseError((str(error).splitlines() or [""])[0]) from None
 
     def run(self, inputs: Inputs) -> _Scores:
         """Run [N, *shape] to each worker's scores FP32 [N, k]."""
-        scores = self._session.run([OUTPUT], {self._input: inputs})[0]
+        scores = self.run_all(inputs)
         return [scores[:, columns] for columns in self._columns]
+
+    def run_all(self, inputs: Inputs) -> npt.NDArray[np.float32]:
+        """Run [N, *shape] to all workers' scores side by side, FP32 [N, sum of k]."""
+        return self._runner.run(inputs)
 
 
 def fuse_where_it_pays(bundle: Bundle, workers: Sequence[LoadedWorker], *, rounds: int) -> Fused | None:

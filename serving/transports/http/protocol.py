@@ -17,6 +17,7 @@ from serving.transports.http.asgi.requests import HELD
 from serving.transports.http.asgi.sites import Sites
 from serving.transports.http.direct import DirectCycle, RequestHeads
 from serving.transports.http.ending import Ending
+from serving.transports.http.fast_path import FastPath
 from serving.transports.http.framing import (
     Fault,
     asks_for_websocket,
@@ -35,7 +36,7 @@ _OPERATORS = (b"/v2/health/", b"/metrics", b"/v1/workers", b"/v2/repository/", b
 
 
 def bounded_protocol(
-    limits: Limits, route: InferRoute, sites: Sites, bodies: BodyBudget, access: Access
+    limits: Limits, route: InferRoute, sites: Sites, bodies: BodyBudget, access: Access, fast_path: FastPath
 ) -> type[asyncio.Protocol]:
     """A protocol class for uvicorn.
 
@@ -45,6 +46,7 @@ def bounded_protocol(
         sites: the hosts and origins that may ask.
         bodies: counts the bodies of all requests.
         access: what clients may do.
+        fast_path: answers common infer requests.
     """
     spare = {"read_s": min(limits.read_s, SPARE_S), "idle_s": min(limits.idle_s, SPARE_S)}
     attributes = {
@@ -53,6 +55,7 @@ def bounded_protocol(
         "spare_limits": limits.model_copy(update=spare),
         "no_heads": RequestHeads(route, -1, sites, access),
         "bodies": bodies,
+        "fast_path": fast_path,
     }
     return type(BoundedProtocol.__name__, (BoundedProtocol,), attributes)
 
@@ -61,6 +64,7 @@ class BoundedProtocol(Ending):
     """One connection. A timer runs from its first moment to its last: whatever state it is in, it comes to an end."""
 
     heads: RequestHeads
+    fast_path: FastPath
     spare_limits: Limits
     no_heads: RequestHeads
     """Sends every request through ASGI."""
@@ -76,12 +80,15 @@ class BoundedProtocol(Ending):
         self._upgrade = False  # the head that has just been parsed asks for another protocol
         self._spare = False
         self._chunk = b""  # the piece that is being parsed, where a head may begin with it
+        self.descriptor: int | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has connected."""
         super().connection_made(transport)
         if self.client is not None:
             self._client = str(Address(host=self.client[0], port=self.client[1]))
+        if transport.get_extra_info("sslcontext") is None and (given := transport.get_extra_info("socket")) is not None:
+            self.descriptor = given.fileno()
         most, count = self.limits.connections, len(self.connections)
         if count > most:
             self._spare, self.limits, self.heads = True, self.spare_limits, self.no_heads
@@ -100,12 +107,16 @@ class BoundedProtocol(Ending):
         """Bytes have arrived."""
         if self._refused:
             return
+        free = not (self._in_message or self._spare) and self._free()
+        if free and self.fast_path.answer(data, self):
+            return
         CLIENT.set(self._client)
-        if not self._in_message and self._free() and (known := self.heads.known(data)) is not None:
+        if free and (known := self.heads.known(data)) is not None:
             head, body = known
             exchange = DirectCycle(self.heads.route, self, head)
             self.cycle = exchange
             exchange.answer(body)
+            self.fast_path.learn(data, head)
             return
         self._take(data)
 

@@ -22,6 +22,7 @@ from serving.transports import Listener
 from serving.transports.http.app import create_app
 from serving.transports.http.asgi.sites import Sites
 from serving.transports.http.bind import bound
+from serving.transports.http.fast_path import FastPath
 from serving.transports.http.protocol import BoundedProtocol, bounded_protocol
 from serving.transports.http.websocket import bounded_websocket
 
@@ -71,7 +72,7 @@ async def listen_with(
     app = create_app(plane, sites, access, settings.root_path, console_for=settings.console_for)
     config = uvicorn.Config(
         app,
-        http=bounded_protocol(limits, app.infer, sites, plane.bodies, access),
+        http=bounded_protocol(limits, app.infer, sites, plane.bodies, access, FastPath(plane, app.infer, access)),
         ws=bounded_websocket(limits),
         ws_max_size=settings.limits.body_bytes,
         ws_ping_interval=min(PING_S, limits.idle_s),

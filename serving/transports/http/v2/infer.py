@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 
 from starlette.requests import ClientDisconnect
 
-from sensai_serve.errors import RequestError
+from sensai_serve.errors import RequestError, UnknownModelError
 from sensai_serve.input_spec import DATATYPES
 from sensai_serve.merge import WAITS
 from serving.dataplane import DataPlane
@@ -103,6 +103,8 @@ OPENAPI = {
 """Entries of the OpenAPI document for the infer route, which FastAPI does not know."""
 
 _PREFIX, _SUFFIX = "/v2/models/", "/infer"
+BINARY = (b"content-type", b"application/octet-stream")
+"""The header of a reply with binary tensors."""
 
 
 class InferRoute:
@@ -140,6 +142,21 @@ class InferRoute:
         manifest = gateway.manifest
         bound = as_json(manifest.inputs, gateway.options.max_batch, _header_length(given), manifest.tokenizer)
         return bound.within(self._plane.limits.body_bytes)
+
+    def known(self, model: tuple[str, str], header: bytes) -> tuple[Gateway, InferRequest] | None:
+        """The model of a request and the request without its values, where it is served and the JSON header is cached.
+
+        Args:
+            model: name and version; see `match`.
+            header: the JSON in front of the values.
+        """
+        try:
+            gateway = self._plane.repository.get(*model)
+        except UnknownModelError:
+            return None
+        decoder = self._decoders.get(gateway)
+        request = decoder.known(header) if isinstance(decoder, Decoder) else None
+        return None if request is None else (gateway, request)
 
     async def __call__(self, model: tuple[str, str], scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request over ASGI, with an error where it is not valid."""
@@ -227,7 +244,7 @@ class InferRoute:
             if length is None:
                 return HTTPStatus.OK, [(b"content-type", b"application/json")], data
             headers = [
-                (b"content-type", b"application/octet-stream"),
+                BINARY,
                 (b"inference-header-content-length", b"%d" % length),
             ]
             return HTTPStatus.OK, headers, data
