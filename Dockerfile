@@ -38,7 +38,7 @@ CMD ["--help"]
 
 FROM base AS serve
 COPY --from=wheel /dist /tmp/dist
-RUN wheel=$(ls /tmp/dist/*.whl) && pip install --constraint /tmp/constraints.txt "${wheel}[grpc,otel]" && rm -r /tmp/dist \
+RUN wheel=$(ls /tmp/dist/*.whl) && pip install --constraint /tmp/constraints.txt "${wheel}[grpc,otel,text]" && rm -r /tmp/dist \
     && if python -c "import torch" 2>/dev/null; then echo "torch is in the serving image" >&2; exit 1; fi
 USER 10001:10001
 WORKDIR /home/sensai

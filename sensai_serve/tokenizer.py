@@ -61,6 +61,14 @@ class TextTokenizer:
         self._by_name = {one.name: one for one in inputs}
         self._fixed = spec.fixed(inputs)
         self._tokenizer = open_tokenizer(data, cut_to=spec.maximum if spec.too_long == "cut" else None)
+        try:
+            self._tokenizer.encode("a")
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except Exception:  # noqa: S110 - a word that it does not know, which it says of a text too
+            pass
+        except BaseException as error:  # the library panics, and would at every text
+            raise InputError(f"the tokenizer fails on a text ({_line(error)}), expected a sound one") from None
 
     def inputs(self, given: Texts, check: Callable[[], None] = lambda: None) -> Inputs:
         """Make a network's inputs.

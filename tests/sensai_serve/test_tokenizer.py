@@ -85,6 +85,13 @@ def test_what_is_no_tokenizer_for_this_network(data: bytes, said: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_tokenizer_that_panics_is_refused_before_any_text() -> None:
+    broken = json.loads(word_tokenizer())
+    del broken["post_processor"]["special_tokens"]["[CLS]"]
+    with pytest.raises(InputError, match=r"the tokenizer (fails on a text|cannot be read) \(.*\), expected"):
+        tokenizer("text", json.dumps(broken).encode())
+
+
 def test_the_padding_is_what_the_tokenizer_says() -> None:
     assert (padding_of(word_tokenizer()), largest_token(word_tokenizer())) == (0, 9)
     assert padding_of(word_tokenizer(padding={"pad_id": 3})) == 3
