@@ -120,6 +120,7 @@ def test_calls_are_held_open(to: Target) -> None:
     asyncio.run(asyncio.wait_for(holding(), 60))
 
 
+@pytest.mark.soak
 def test_honest_clients_beside_all_of_them(bench, tiny_bundle: Path, tmp_path: Path) -> None:
     arguments = ("--case", "all", "--seconds", 1, "--quiet", "--out", tmp_path / "out")
     code, _, err = bench("chaos", tiny_bundle, *arguments)

@@ -41,6 +41,7 @@ def nothing(stage: str, done: int, total: int) -> None:
     pass
 
 
+@pytest.mark.soak
 def test_replicas_beside_other_servers(options, tmp_path) -> None:
     found = measure(options, ("replicas",), nothing, here)
     assert found.replicas is not None
@@ -59,6 +60,7 @@ def test_replicas_beside_other_servers(options, tmp_path) -> None:
     assert str(tmp_path) not in page
 
 
+@pytest.mark.soak
 def test_a_cascade_and_the_first_answer(options, tmp_path) -> None:
     found = measure(options, ("cascade", "first-answer"), nothing, here)
     cascade = found.members["cascade"]

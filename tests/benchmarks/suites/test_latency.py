@@ -23,6 +23,7 @@ from serving.runtime.devices import Threads
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
+@pytest.mark.soak
 def test_a_run_leaves_tables_json_pictures_and_one_page(bench, make_bundle, tmp_path: Path) -> None:
     out = tmp_path / "results"
     bundle = make_bundle(reference=True, sure=(0.5, 0.3))

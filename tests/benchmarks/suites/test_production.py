@@ -11,6 +11,7 @@ from benchmarks.subjects.noop import noop_bundle
 from benchmarks.suites.production import measure, report
 
 
+@pytest.mark.soak
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl to make a certificate with")
 def test_every_setting_takes_turns_with_a_plain_server(tmp_path: Path) -> None:
     found = measure(noop_bundle(tmp_path / "noop", n_workers=3), pages=2, rounds=3, per_round=5)

@@ -38,6 +38,7 @@ def test_a_written_bundle_is_one(tmp_path: Path) -> None:
     assert bundle.assignment.n_classes == 20
 
 
+@pytest.mark.soak
 def test_a_run_tells_every_point(bench, tmp_path: Path) -> None:
     out = tmp_path / "out"
     few = ("--requests", 20, "--rounds", 3, "--workers", "1,8", "--inputs", "3x32x32", "--clients", "1,3")

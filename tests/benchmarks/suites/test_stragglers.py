@@ -79,6 +79,7 @@ def run(bench, bundle: Path, data: Path, out: Path, *arguments: object) -> dict:
     return results
 
 
+@pytest.mark.soak
 def test_cases_hold_answers_against_the_merge(bench, five: Path, data_of_five: Path, tmp_path: Path) -> None:
     cases = ("--case", "killed", "--case", "wrong", "--case", "swaps", "--case", "hung")
     few = ("--requests", 100, "--seconds", 1.5, "--swaps", 2)
