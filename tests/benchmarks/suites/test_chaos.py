@@ -64,6 +64,7 @@ def test_slow_clients_are_there(to: Target) -> None:
     attack(slow.run, to, {"slow: replies unread", "slow: frame byte by byte", "slow: headers without an end"})
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     ("attack", "wanted"),
     [

@@ -6,9 +6,12 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
+
 from sensai_serve.user_code import PACKAGES, ROOT
 
 
+@pytest.mark.soak
 def test_a_slower_checkout_shows(bench, tiny_bundle: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     left_out = shutil.ignore_patterns("__pycache__", "*.onnx", "results")

@@ -11,6 +11,7 @@ from sensai_serve.bundles import Bundle
 from sensai_serve.errors import ServingError
 
 
+@pytest.mark.soak
 def test_no_request_fails(tiny_bundle: Path) -> None:
     found = measure(Bundle.open(tiny_bundle), 0.3, ["cut off"])["cases"]["cut off"]
     assert found["failed"] == 0

@@ -76,6 +76,7 @@ def measured(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> peers_
     return measured
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("with_monolith", [True, False])
 def test_a_peer_is_measured_beside_ours_and_a_missing_one_is_reported(measured, with_monolith, tmp_path: Path) -> None:
     if not with_monolith:
@@ -111,6 +112,7 @@ def test_a_monolith_takes_its_turns_beside_the_fan_out(measured: peers_run.Peers
     }
 
 
+@pytest.mark.soak
 def test_a_server_that_answers_something_else_or_ends_is_no_result(bundle: Bundle) -> None:
     measured = peers_run.measure(bundle, SAMPLES, [f"{__name__}:BROKEN"], FEW, lambda *_: None, install=here)
     assert measured.compared == []

@@ -57,6 +57,7 @@ def children() -> set[int]:
     return found
 
 
+@pytest.mark.soak
 def test_a_process_that_dies_is_one_clear_error_and_the_others_make_what_one_process_does(recipe, wine, tmp_path):
     recipe = replace(recipe, assignment="cyclic", redundancy=3, recoveries=3, recover_amount=0.8, images=5_000)
     plan = make_plan(recipe, wine, threads=1)
