@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DONE := $(VENV)/.installed
-# Processes that share the tests; many tests wait for servers, so that two cores have work for three.
-JOBS ?= 3
+# Processes that share the tests.
+JOBS ?= 2
 
 .PHONY: demo serve test check format docs docs-tables soak clean
 
