@@ -101,8 +101,10 @@ def figures(runs: KeptRuns) -> list[SpeedFigure]:
     whole = latency.get("ratios", {}).get("reference / class-parallel", {}).get("HTTP binary", {}).get("p50")
     lean = "lean client"
     return [
-        _at_most(5, "one no-op worker / empty server, both on the client's core", scale.get(
+        _at_most(4.5, "one no-op worker / empty server, both on the client's core", scale.get(
             "one no-op worker / empty server, both on the client's core")),
+        _at_most(1.5, "ten no-op workers, fused / one, both on the client's core", scale.get(
+            "10 no-op workers, fused / one, both on the client's core")),
         _at_least(1.5, "FastAPI, raw body / ours, tiny network", _peer(tiny, "FastAPI", "raw body", lean)),
         _at_least(2, "Triton, Python backend, v2 binary / ours, tiny network",
                   _peer(tiny, "Triton, Python backend", "v2 binary", lean)),

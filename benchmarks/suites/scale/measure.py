@@ -34,6 +34,7 @@ SAMPLES = 8
 HTTP, ALONE, NETWORK = "HTTP binary", "in process", "no-op subnet"
 FLOOR, FLOOR_FREE = "empty server, on the client's core", "empty server, on any core"
 OURS, OURS_FREE = "sensai-serve W = 1, on the client's core", "sensai-serve W = 1, on any core"
+OURS_FUSED = f"sensai-serve W = {WORKERS} fused, on the client's core"
 OnStep = Callable[[str, int, int], None]
 
 
@@ -60,7 +61,7 @@ class ScaleResult:
     options: ScaleOptions
     machine: dict[str, Any]
     floor: dict[str, RoundTimes] = field(default_factory=dict)
-    """Latencies of one no-op worker, and of a server that does nothing at all."""
+    """Latencies of one no-op worker, of ten that are fused, and of a server that does nothing at all."""
     workers: dict[tuple[int, str], RoundTimes] = field(default_factory=dict)
     """Latencies by number of workers, over HTTP and in process; (0, `NETWORK`) is one subnet run alone."""
     inputs: dict[tuple[int, ...], RoundTimes] = field(default_factory=dict)
@@ -89,7 +90,9 @@ def measure(options: ScaleOptions, on_step: OnStep) -> ScaleResult:
 
 def _floor(measured: ScaleResult, folder: Path) -> None:
     core = frozenset({min(os.sched_getaffinity(0))})
-    bundle = noop_bundle(folder / "bundle", n_workers=1, n_classes=CLASSES, shape=SHAPE)
+    one, ten = (
+        noop_bundle(folder / str(n), n_workers=n, n_classes=CLASSES, shape=SHAPE) for n in (1, WORKERS)
+    )  # on one core all workers of a bundle are fused into one network
     samples = _samples(SHAPE)
     with ExitStack() as stack:
         subjects: dict[str, Subject] = {}
@@ -99,7 +102,7 @@ def _floor(measured: ScaleResult, folder: Path) -> None:
             spec = servers.ServerSpec("empty server", command, port, "/", cores=cores)
             server = stack.enter_context(servers.running(spec))
             subjects[name] = _over_http(stack, RawClient(*server.address, Empty(), samples))
-        for name, cores in ((OURS, core), (OURS_FREE, None)):
+        for name, bundle, cores in ((OURS, one, core), (OURS_FREE, one, None), (OURS_FUSED, ten, core)):
             server = stack.enter_context(_served(measured.options, bundle, cores))
             subjects[name] = _over_http(stack, RawClient(*server.address, _codec(bundle), samples))
         with servers.on_cores(core):

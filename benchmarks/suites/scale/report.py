@@ -19,6 +19,7 @@ from benchmarks.suites.scale.measure import (
     NETWORK,
     OURS,
     OURS_FREE,
+    OURS_FUSED,
     WORKERS,
     ScaleResult,
 )
@@ -40,6 +41,7 @@ def ratios(measured: ScaleResult) -> dict[str, IntervalEstimate]:
     found = {
         "one no-op worker / empty server, both on the client's core": ratio(floor[OURS], floor[FLOOR]),
         "one no-op worker on any core / empty server on the client's": ratio(floor[OURS_FREE], floor[FLOOR]),
+        f"{WORKERS} no-op workers, fused / one, both on the client's core": ratio(floor[OURS_FUSED], floor[OURS]),
     }
     for place, above, below in ((ALONE, 10, 1), (HTTP, 64, 8), (ALONE, 64, 8)):
         if (above, place) in workers and (below, place) in workers:
@@ -50,7 +52,7 @@ def ratios(measured: ScaleResult) -> dict[str, IntervalEstimate]:
 
 def _floor(measured: ScaleResult) -> Iterator[Table]:
     rows: list[Row] = [_row(name, rounds) for name, rounds in measured.floor.items()]
-    yield Table("One no-op worker, 12 KB in, HTTP binary", ("", *SHOWN), rows, "Microseconds, 95% intervals.")
+    yield Table("No-op workers, 12 KB in, HTTP binary", ("", *SHOWN), rows, "Microseconds, 95% intervals.")
     yield Table("Ratios", ("", "p50"), [(name, times(estimate)) for name, estimate in ratios(measured).items()],
                 "Ratios of medians; intervals come from rounds in which both took their turns.")  # fmt: skip
 
