@@ -207,10 +207,20 @@ class DataPlane:
         """Whether every request is looked at as it is answered: it is logged, or may be recorded or traced."""
         return self._access_log or self._recorder is not None or self.otlp is not None
 
-    def count(self, gateway: Gateway, request: InferRequest, answered: AnsweredAtOnce, times: _Times) -> None:
-        """Count a request over HTTP that `Gateway.at_once` has answered, everywhere that a request is counted.
+    def count(
+        self,
+        transport: str,
+        status: str,
+        gateway: Gateway,
+        request: InferRequest,
+        answered: AnsweredAtOnce,
+        times: _Times,
+    ) -> None:
+        """Count a request that `Gateway.at_once` has answered, everywhere that a request is counted.
 
         Args:
+            transport: the transport's name, as for `observe`.
+            status: the transport's status, as for `observe`.
             gateway: the model.
             request: the request, which may be without its values.
             answered: what the answer is made of.
@@ -218,7 +228,7 @@ class DataPlane:
         """
         gateway.count(answered)
         self._deferred.add((gateway, request, answered, times))
-        self._metrics.observe("http", "infer", "200", (times[3] - times[0]) / 1e9)
+        self._metrics.observe(transport, "infer", status, (times[3] - times[0]) / 1e9)
 
     def _failed(self, gateway: Gateway, started: int, error: BaseException) -> None:
         self._statistics[gateway.name, gateway.version].fail.add(perf_counter_ns() - started)

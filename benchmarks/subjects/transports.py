@@ -7,7 +7,7 @@ import json
 import mmap
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ class ServedModel:
     input: str
     """Name of its input."""
     n_classes: int
+    grpc_native: int = 0
+    """Port of the transport ``grpc-native``; 0 where it does not listen."""
 
 
 Connect = Callable[[ServedModel, Sequence[Floats]], Client]
@@ -170,6 +172,10 @@ def _triton(protocol: str) -> Connect:
     )
 
 
+def _native(connect: Connect) -> Connect:
+    return lambda to, samples: connect(replace(to, grpc=to.grpc_native), samples)
+
+
 TRANSPORTS: Mapping[str, Connect] = {
     "HTTP binary": _raw(V2Binary),
     "HTTP JSON": _raw(V2Json),
@@ -177,13 +183,20 @@ TRANSPORTS: Mapping[str, Connect] = {
     "gRPC": LeanGrpcClient,
     "tritonclient HTTP": _triton("http"),
     "tritonclient gRPC": _triton("grpc"),
+    "grpc-native": _native(LeanGrpcClient),
+    "tritonclient grpc-native": _native(_triton("grpc")),
 }
-"""Clients by transport; the first four are lean clients."""
+"""Clients by transport; those of tritonclient are no lean clients."""
 
 
 def uses_grpc(transport: str) -> bool:
     """True where the transport needs a server that listens for gRPC."""
     return transport.endswith("gRPC")
+
+
+def uses_grpc_native(transport: str) -> bool:
+    """True where the transport needs a server that listens for ``grpc-native``."""
+    return transport.endswith("grpc-native")
 
 
 def is_lean(transport: str) -> bool:

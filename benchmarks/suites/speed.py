@@ -112,6 +112,8 @@ def figures(runs: KeptRuns) -> list[SpeedFigure]:
           for peer in ("MLServer", "BentoML", "LitServe", "Ray Serve")),
         *(_at_least(1.3, f"{client}: Triton / ours", _peer(tiny, "Triton, Python backend", "v2 binary", client))
           for client in ("tritonclient HTTP", "tritonclient gRPC")),
+        _at_least(1.1, "tritonclient gRPC: Triton / ours over grpc-native",
+                  _peer(tiny, "Triton, Python backend", "v2 binary", "tritonclient gRPC", "ratio_p50_native")),
         _at_least(5, "ten tiny subnets: Triton's ensemble / ours",
                   _peer(tiny, "Triton, Python backend", "v2 binary, ensemble", lean)),
         _at_least(1.2, "ten tiny subnets: FastAPI in a loop / ours",
@@ -152,10 +154,12 @@ def write(runs: KeptRuns, directory: Path, quoted_in: Path | None = None) -> lis
     return found
 
 
-def _peer(results: Mapping[str, Any], peer: str, setup: str, client: str) -> Mapping[str, Any] | None:
+def _peer(
+    results: Mapping[str, Any], peer: str, setup: str, client: str, figure: str = "ratio_p50"
+) -> Mapping[str, Any] | None:
     for one in results.get("compared", ()):
         if (one["peer"], one["setup"], one["client"]) == (peer, setup, client):
-            ratio: Mapping[str, Any] = one["ratio_p50"]
+            ratio: Mapping[str, Any] | None = one.get(figure)
             return ratio
     return None
 

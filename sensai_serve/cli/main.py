@@ -102,6 +102,7 @@ _EXTRA_OF = {
     "grpc": "grpc",
     "grpc_health": "grpc",
     "grpc_reflection": "grpc",
+    "pygrpc_native": "grpc-native",
     "matplotlib": "bench",
     "ray": "ray",
 }

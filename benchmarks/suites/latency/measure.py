@@ -22,7 +22,7 @@ from benchmarks.subjects.in_process import in_process
 from benchmarks.subjects.inputs import LabelledInputs
 from benchmarks.subjects.networks import Fastest, OnnxNetwork, as_bundle, direct, fastest, monolith
 from benchmarks.subjects.oracle import Oracle
-from benchmarks.subjects.transports import TRANSPORTS, ServedModel, is_lean, uses_grpc
+from benchmarks.subjects.transports import TRANSPORTS, ServedModel, is_lean, uses_grpc, uses_grpc_native
 from benchmarks.suites.latency.breakdown import Breakdown, breakdown
 from benchmarks.suites.latency.load_results import LoadResult, closed, opened
 from sensai_serve.bundles import Bundle
@@ -169,10 +169,13 @@ def _slowest_subnet(bundle: Bundle, samples: Sequence[Floats], device: Device | 
 @contextmanager
 def _served(kind: str, bundle: Bundle, measured: LatencyResult, ways: Fastest | None) -> Iterator[ServedModel]:
     """A server of one of the networks; `ways` says how a whole one is run."""
-    options, http, grpc = measured.options, servers.free_port(), servers.free_port()
+    options = measured.options
+    http, grpc, native = servers.free_port(), servers.free_port(), servers.free_port()
     arguments = [str(bundle.path)]
     if any(map(uses_grpc, options.transports)):
         arguments += ["--grpc", f"{servers.HOST}:{grpc}"]
+    if any(map(uses_grpc_native, options.transports)):
+        arguments += ["--listen", f"grpc-native={servers.HOST}:{native}"]
     if ways is None:
         arguments += ["--backend", options.backend, *(f"--device={device}" for device in options.devices)]
         waits = _wait(bundle) if kind == PARALLEL else "confident" if kind == SURE else None
@@ -184,7 +187,7 @@ def _served(kind: str, bundle: Bundle, measured: LatencyResult, ways: Fastest | 
     with servers.running(our_server.spec(*arguments, port=http, name=kind, environment=environment)) as server:
         measured.ready_s[kind], measured.memory[kind] = server.ready_s, server.memory_bytes()
         manifest = bundle.manifest
-        yield ServedModel(server.host, http, grpc, manifest.name, manifest.input.name, len(manifest.labels))
+        yield ServedModel(server.host, http, grpc, manifest.name, manifest.input.name, len(manifest.labels), native)
 
 
 def _clients(

@@ -30,6 +30,9 @@ PACKAGE = "benchmarks.peers"
 TOLERANCE = 1e-4
 _OURS = {LEAN: "HTTP binary", "tritonclient HTTP": "tritonclient HTTP", "tritonclient gRPC": "tritonclient gRPC"}
 """The transport of our server that each client of a peer is compared with."""
+NATIVE = "grpc-native"
+_NATIVE = {"tritonclient gRPC": "tritonclient grpc-native"}
+"""Clients that are compared with another transport of ours too."""
 OnStep = Callable[[str, int, int], None]
 Install = Callable[[str, Sequence[str]], tuple[Path, dict[str, str]]]
 """Gives the Python that has some requirements, and the versions of its packages."""
@@ -62,6 +65,8 @@ class Compared:
     version: str
     monolith: RoundTimes | None = None
     """Our server of the bundle's monolith, in turns with both; None where it has none, and beside a whole network."""
+    native: RoundTimes | None = None
+    """Our server over ``grpc-native``, in turns with both; None of clients that do not speak gRPC."""
 
 
 @dataclass(frozen=True)
@@ -173,14 +178,15 @@ def _workload(
 
 @contextmanager
 def _ours(measured: PeersResult, name: str, bundle: Bundle, threads: Threads | None) -> Iterator[ServedModel]:
-    options, http, grpc = measured.options, servers.free_port(), servers.free_port()
+    options = measured.options
+    http, grpc, native = servers.free_port(), servers.free_port(), servers.free_port()
     devices = [f"--device={device}" for device in options.devices]
     arguments = [str(bundle.path), "--grpc", f"{servers.HOST}:{grpc}", *devices]
-    arguments += ["--backend", options.backend]
+    arguments += ["--listen", f"{NATIVE}={servers.HOST}:{native}", "--backend", options.backend]
     environ = {} if threads is None else our_server.thread_settings(threads)
     with servers.running(our_server.spec(*arguments, port=http, environment=environ)) as server:
         manifest = bundle.manifest
-        yield ServedModel(server.host, http, grpc, manifest.name, manifest.input.name, len(manifest.labels))
+        yield ServedModel(server.host, http, grpc, manifest.name, manifest.input.name, len(manifest.labels), native)
         measured.ready_s[name], measured.memory[name] = server.ready_s, server.memory_bytes()
 
 
@@ -232,6 +238,7 @@ def _measure_setup(
         server = stack.enter_context(servers.running(setup.start(work)))
         clients = setup.clients(work, samples)
         groups = {"theirs": clients, "ours": _to(workload.ours, clients, samples)}
+        groups[NATIVE] = {one: TRANSPORTS[_NATIVE[one]](workload.ours, samples) for one in clients if one in _NATIVE}
         if workload.monolith is not None:
             groups[MONOLITH] = _to(workload.monolith, clients, samples)
         for one in (client for group in groups.values() for client in group.values()):
@@ -245,9 +252,20 @@ def _measure_setup(
         times = in_turns(subjects, rounds=options.rounds, per_round=per_round, n_samples=len(samples))
         memory = server.memory_bytes()
     for client in clients:
-        theirs, ours, whole = times["theirs", client], times["ours", client], times.get((MONOLITH, client))
         measured.compared.append(
-            Compared(peer.name, setup.name, client, setup.fan_out, theirs, ours, server.ready_s, memory, version, whole)
+            Compared(
+                peer=peer.name,
+                setup=setup.name,
+                client=client,
+                fan_out=setup.fan_out,
+                theirs=times["theirs", client],
+                ours=times["ours", client],
+                ready_s=server.ready_s,
+                memory=memory,
+                version=version,
+                monolith=times.get((MONOLITH, client)),
+                native=times.get((NATIVE, client)),
+            )
         )
 
 

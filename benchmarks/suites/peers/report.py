@@ -13,7 +13,7 @@ from benchmarks.peers import LEAN
 from benchmarks.reporting import plots
 from benchmarks.reporting.cells import microseconds, times
 from benchmarks.reporting.report import BenchmarkReport
-from benchmarks.suites.peers.measure import Compared, PeersResult
+from benchmarks.suites.peers.measure import NATIVE, Compared, PeersResult
 from sensai_serve.report import Picture, Row, Table
 
 OURS = "sensai-serve"
@@ -38,6 +38,10 @@ def _part(measured: PeersResult, fan_out: bool) -> Iterator[Table | Picture]:
         ours = summarise([second for one in group for second in one.ours])
         rows.append((client,))
         rows.append((OURS, microseconds(ours.quantiles["p50"]), microseconds(ours.quantiles["p99"]), ""))
+        native = [second for one in group if one.native for second in one.native]
+        if native:
+            quantiles = summarise(native).quantiles
+            rows.append((f"{OURS}, {NATIVE}", microseconds(quantiles["p50"]), microseconds(quantiles["p99"]), ""))
         alone = [second for one in group if one.monolith for second in one.monolith]
         if alone:
             whole = summarise(alone).quantiles
@@ -94,7 +98,9 @@ def _results(measured: PeersResult) -> dict[str, Any]:
                 "theirs": summarise(one.theirs).to_json(),
                 "ours": summarise(one.ours).to_json(),
                 "monolith": None if one.monolith is None else summarise(one.monolith).to_json(),
+                "native": None if one.native is None else summarise(one.native).to_json(),
                 "ratio_p50": asdict(ratio(one.theirs, one.ours)),
+                "ratio_p50_native": None if one.native is None else asdict(ratio(one.theirs, one.native)),
                 "ratio_p99": asdict(ratio(one.theirs, one.ours, 0.99)),
                 "ready_s": round(one.ready_s, 3),
                 "memory_bytes": one.memory,

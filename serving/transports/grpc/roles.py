@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any
 
 import grpc
@@ -11,19 +11,26 @@ from sensai_serve.errors import SensaiError
 from serving.security.access import ANY_TOKEN, PUBLIC, Access, Needs
 from serving.v2.status import describe
 
-_PREDICT: Needs = frozenset(("predict",))
+PREDICT: Needs = frozenset(("predict",))
+"""What inference needs."""
 _OBSERVE: Needs = frozenset(("observe",))
 _CONTROL: Needs = frozenset(("control",))
 _METHODS: dict[str, Needs] = {
     **dict.fromkeys(("ServerLive", "ServerReady"), PUBLIC),
     **dict.fromkeys(("ModelReady", "ServerMetadata", "ModelMetadata", "ModelConfig"), ANY_TOKEN),
-    **dict.fromkeys(("ModelInfer", "ModelStreamInfer"), _PREDICT),
+    **dict.fromkeys(("ModelInfer", "ModelStreamInfer"), PREDICT),
     **dict.fromkeys(
         ("ModelStatistics", "RepositoryIndex", "SystemSharedMemoryStatus", "CudaSharedMemoryStatus"), _OBSERVE
     ),
 }
 """Those that are not named need `control`."""
 _Continuation = Callable[[Any], Awaitable[Any]]
+
+
+def shown_token(metadata: Iterable[tuple[str, str | bytes]]) -> bytes:
+    """What a call's metadata shows of its client; empty where it shows nothing."""
+    given = dict(metadata).get("authorization", b"")
+    return given.encode() if isinstance(given, str) else given
 
 
 class Roles(grpc.aio.ServerInterceptor):  # type: ignore[misc]
@@ -41,8 +48,7 @@ class Roles(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
     async def intercept_service(self, continuation: _Continuation, details: grpc.HandlerCallDetails) -> Any:
         """Return the handler of a call, or one that refuses it before any of its messages is read."""
-        given = dict(details.invocation_metadata or ()).get("authorization", b"")
-        shown = given.encode() if isinstance(given, str) else given
+        shown = shown_token(details.invocation_metadata or ())
         needs = self._needs(details.method)
         handler = await continuation(details)
         if handler is None:

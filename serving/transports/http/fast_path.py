@@ -14,14 +14,12 @@ each other.
 from __future__ import annotations
 
 import os
-import struct
 from collections.abc import Sequence
 from contextlib import suppress
 from time import perf_counter_ns
-from typing import Any, Protocol
+from typing import Protocol
 from weakref import ref
 
-import numpy as np
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from sensai_serve.merge import Wait
@@ -31,18 +29,11 @@ from serving.engine.at_once import answer_of
 from serving.engine.gateway import Gateway
 from serving.security.access import Access
 from serving.telemetry.logs import new_request_id
+from serving.transports._fronts import KnownFronts, OutputValues, common_input, finite_values
 from serving.transports.http.direct import HttpConnection, RequestHead
 from serving.transports.http.v2.infer import BINARY, InferRoute
 from serving.v2 import InferRequest, encode_response
-from serving.v2.request import RequestedOutput
-from serving.v2.tensors import OUTPUTS
 
-KNOWN_FRONTS, KNOWN_SIZES = 256, 8
-"""How many requests' fronts are known, and of how many sizes of input, at most."""
-FRONT_BYTES = 8192
-"""The longest front that is known: what is in front of the values of every request is looked up."""
-_FORMATS = {"FP32": "f", "INT32": "i", "INT64": "q"}
-_FLOAT = np.dtype("<f4")
 _UNUSUAL = frozenset((b"accept-encoding", b"x-request-id")) | FORWARDED
 """Headers that change the reply, or what a request may do."""
 
@@ -72,7 +63,7 @@ def send_now(connection: FastConnection, reply: bytes) -> None:
 class Front:
     """What is known of requests that begin with the same bytes, up to the values of their one input."""
 
-    __slots__ = ("_names", "gateway", "heads", "pack", "request", "shape", "wait")
+    __slots__ = ("gateway", "heads", "request", "shape", "values", "wait")
 
     def __init__(self, gateway: Gateway, wait: Wait, request: InferRequest, shape: tuple[int, ...]) -> None:
         """Prepare the reply.
@@ -89,19 +80,8 @@ class Front:
         self.shape = shape
         self.heads: dict[tuple[int, bool], tuple[bytes, bytes]] = {}
         """By how many workers arrived and whether the class is elected: headers of the reply, and JSON of its body."""
-        self._names = [(output.name, OUTPUTS[output.name].per_class) for output in request.outputs]
-        n_classes = len(gateway.manifest.labels)
-        self.pack = struct.Struct("<" + "".join(_format(output, n_classes) for output in request.outputs)).pack
-
-    def values(self, verdict: Verdict) -> bytes:
-        """The outputs' values, as `serving.v2.encode_response` writes them."""
-        values: list[float] = []
-        for name, per_class in self._names:
-            if per_class:
-                values += getattr(verdict, name)
-            else:
-                values.append(getattr(verdict, name))
-        return self.pack(*values)
+        self.values = OutputValues(request.outputs, len(gateway.manifest.labels)).of
+        """Writes the outputs' values."""
 
     def head(self, gateway: Gateway, arrived: int, verdict: Verdict) -> tuple[bytes, bytes]:
         """The reply's headers up to the request's id, and its JSON, of a reply like this one; kept in `heads`."""
@@ -113,11 +93,6 @@ class Front:
         head = b"".join(b"%s: %s\r\n" % header for header in lines) + b"x-request-id: ", body[:length]
         self.heads[arrived, verdict.elected] = head
         return head
-
-
-def _format(output: RequestedOutput, n_classes: int) -> str:
-    spec = OUTPUTS[output.name]
-    return f"{n_classes if spec.per_class else 1}{_FORMATS[spec.datatype]}"
 
 
 class FastPath:
@@ -133,11 +108,10 @@ class FastPath:
         """
         self._plane = plane
         self._route = route
-        self._fronts: dict[bytes, Front] = {}
-        self._sizes: list[int] = []  # of the inputs, in bytes
+        self._known: KnownFronts[Front] = KnownFronts()
         self._defaults: Sequence[tuple[bytes, bytes]] = ()
         self._first = b""  # status line and default headers
-        access.on_change(self._forget)
+        access.on_change(self._known.clear)
 
     def answer(self, data: bytes, connection: FastConnection) -> bool:
         """Answer a common request; False for any other, with nothing done.
@@ -147,20 +121,17 @@ class FastPath:
             connection: the connection.
         """
         started = perf_counter_ns()
-        for size in self._sizes:
-            if 0 < len(data) - size <= FRONT_BYTES and (front := self._fronts.get(data[:-size])) is not None:
-                break
-        else:
+        found = self._known.find(data)
+        if found is None:
             return False
-        values = np.frombuffer(data, _FLOAT, offset=len(data) - size)
-        if not values.flags.aligned:
-            values = values.copy()
-        if not np.isfinite(values).all():  # a scalar product would be quicker, but warns where values are huge
+        front, size = found
+        values = finite_values(data, size)
+        if values is None:
             return False
         gateway = front.gateway()
         at_once = None if gateway is None else gateway.at_once
         if gateway is None or at_once is None:  # another model has its name, or none
-            del self._fronts[data[:-size]]
+            self._known.remove(data, size)
             return False
         decoded = perf_counter_ns()
         answered = at_once.answer(values.reshape(front.shape), front.wait)
@@ -178,7 +149,8 @@ class FastPath:
         name = new_request_id().encode()
         parts = (self._first, head, name, b"\r\n\r\n", header, front.values(verdict))
         send_now(connection, b"".join(parts))
-        self._plane.count(gateway, front.request, answered, (started, decoded, merged, perf_counter_ns()))
+        times = (started, decoded, merged, perf_counter_ns())
+        self._plane.count("http", "200", gateway, front.request, answered, times)
         connection.on_response_complete()
         return True
 
@@ -196,24 +168,7 @@ class FastPath:
         if found is None or self._plane.looks_at_each:
             return
         gateway, request = found
-        wait = gateway.wait_at_once(request.wait)
-        inputs = request.inputs
-        if gateway.at_once is None or wait is None or not isinstance(inputs, np.ndarray) or not _is_common(request):
+        wait, inputs = gateway.wait_at_once(request.wait), common_input(request)
+        if gateway.at_once is None or wait is None or inputs is None or inputs.nbytes != head.length - int(length):
             return
-        size = inputs.nbytes
-        if size != head.length - int(length) or len(data) - size > FRONT_BYTES:
-            return
-        if len(self._fronts) >= KNOWN_FRONTS or len(self._sizes) >= KNOWN_SIZES:
-            self._forget()
-        if size not in self._sizes:
-            self._sizes.append(size)
-        self._fronts[data[:-size]] = Front(gateway, wait, request, inputs.shape)
-
-    def _forget(self) -> None:
-        self._fronts.clear()
-        self._sizes.clear()
-
-
-def _is_common(request: InferRequest) -> bool:
-    outputs: Any = request.outputs
-    return len(request.inputs) == 1 and all(o.binary and not o.class_count and o.region is None for o in outputs)
+        self._known.add(Front(gateway, wait, request, inputs.shape), data, inputs.nbytes)

@@ -220,3 +220,12 @@ def test_an_encrypted_key_is_refused_and_nobody_is_asked_for_its_password(files)
     subprocess.run(command, cwd=files, check=True, capture_output=True)
     with pytest.raises(InputError, match="unencrypted key"):
         ServerTls(files / "cert.pem", files / "locked.pem")
+
+
+def test_grpc_native_has_none_and_says_so(run_server, tiny_bundle, files):
+    listen = ("grpc-native=127.0.0.1:0",)
+    with (
+        pytest.raises(InputError, match="grpc-native has no TLS, expected the transport grpc, or no certificate"),
+        run_server(tiny_bundle, tls=given(files), listen=listen),
+    ):
+        pass

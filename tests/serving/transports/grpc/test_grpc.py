@@ -30,9 +30,21 @@ from serving.v2.tensors import OUTPUTS
 BODY = 100_000
 
 
+@pytest.fixture(scope="module", params=["grpc", "grpc-native"])
+def transport(request) -> str:
+    """Both transports of gRPC."""
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def served(run_server, tiny_bundle) -> Iterator[Any]:
-    with run_server(tiny_bundle, grpc="127.0.0.1:0", limits={"body_bytes": BODY}) as server:
+def loopback(transport: str) -> dict[str, tuple[str, ...]]:
+    """The setting that has a server listen on a free port."""
+    return {"listen": (f"{transport}=127.0.0.1:0",)}
+
+
+@pytest.fixture(scope="module")
+def served(run_server, tiny_bundle, loopback) -> Iterator[Any]:
+    with run_server(tiny_bundle, **loopback, limits={"body_bytes": BODY}) as server:
         yield server
 
 
@@ -195,10 +207,10 @@ def test_a_stream_answers_in_order_with_errors_among_the_answers(client, golden)
     assert answers.empty()
 
 
-def test_the_deadline_of_a_call_answers_with_what_is_there(run_server, tiny_bundle, golden) -> None:
+def test_the_deadline_of_a_call_answers_with_what_is_there(run_server, loopback, tiny_bundle, golden) -> None:
     settings = {"inference": {"faults": "3:delay=6s", "wait": "all"}}
     with (
-        run_server(tiny_bundle, grpc="127.0.0.1:0", **settings) as server,
+        run_server(tiny_bundle, **loopback, **settings) as server,
         triton.InferenceServerClient(server.grpc) as client,
     ):
         for timeout in (None, 10_000_000):
@@ -206,11 +218,11 @@ def test_the_deadline_of_a_call_answers_with_what_is_there(run_server, tiny_bund
             assert reply.get_response().parameters["missing"].string_param == "3"
 
 
-def test_requests_that_are_cancelled_or_late_are_abandoned(run_server, tiny_bundle, golden) -> None:
+def test_requests_that_are_cancelled_or_late_are_abandoned(run_server, loopback, tiny_bundle, golden) -> None:
     """A worker that hangs holds up nobody: the client's deadline ends the request, and its place is free again."""
     settings = {"inference": {"faults": "*:delay=200ms"}, "limits": {"in_flight": 1}}
     with (
-        run_server(tiny_bundle, grpc="127.0.0.1:0", **settings) as server,
+        run_server(tiny_bundle, **loopback, **settings) as server,
         triton.InferenceServerClient(server.grpc) as client,
     ):
         inputs = [tensor(golden.inputs[:1])]
@@ -233,7 +245,9 @@ def test_what_nobody_foresaw_says_nothing(served, client, golden, monkeypatch, c
     def broken(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("secret")
 
-    monkeypatch.setattr(served.repository.get("tiny"), "begin", broken)
+    gateway = served.repository.get("tiny")
+    monkeypatch.setattr(gateway, "begin", broken)
+    monkeypatch.setattr(gateway, "at_once", None)
     assert refused("INTERNAL", client.infer, "tiny", [tensor(golden.inputs[:1])]) == "internal error"
     assert "secret" in caplog.text
 
@@ -312,8 +326,11 @@ def test_reflection(channel) -> None:
     assert {"inference.GRPCInferenceService", "grpc.health.v1.Health"} <= services
 
 
-def test_a_port_that_is_taken(run_server, tiny_bundle, served) -> None:
-    with pytest.raises(InputError, match=f"cannot listen on {served.grpc}"), run_server(tiny_bundle, grpc=served.grpc):
+def test_a_port_that_is_taken(run_server, transport, tiny_bundle, served) -> None:
+    with (
+        pytest.raises(InputError, match=f"cannot listen on {served.grpc}"),
+        run_server(tiny_bundle, listen=(f"{transport}={served.grpc}",)),
+    ):
         pass
 
 
@@ -326,10 +343,10 @@ def test_a_malformed_message_is_the_clients_fault(channel, method, sent) -> None
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
-def test_a_message_of_more_fields_than_a_request_needs_is_refused(run_server, tiny_bundle) -> None:
+def test_a_message_of_more_fields_than_a_request_needs_is_refused(run_server, loopback, tiny_bundle) -> None:
     many = pb.ModelInferRequest(model_name="tiny").SerializeToString() + b"\x32\x00" * 70_000
     with (
-        run_server(tiny_bundle, grpc="127.0.0.1:0", limits={"batch": 200}) as server,
+        run_server(tiny_bundle, **loopback, limits={"batch": 200}) as server,
         grpc.insecure_channel(server.grpc) as channel,
     ):
         with pytest.raises(grpc.RpcError, match="more than 65536 fields") as caught:
@@ -340,12 +357,12 @@ def test_a_message_of_more_fields_than_a_request_needs_is_refused(run_server, ti
         assert "more than 65536 fields" in pb.ModelStreamInferResponse.FromString(reply).error_message
 
 
-def test_a_message_is_bounded_by_the_largest_model(run_server, tiny_bundle, make_bundle, golden) -> None:
+def test_a_message_is_bounded_by_the_largest_model(run_server, loopback, tiny_bundle, make_bundle, golden) -> None:
     """As sent and as inflated: what is refused here is refused before it is parsed."""
     larger = make_bundle(name="larger", n_classes=3, shape=(3, 16, 16))
     bound = 5 * 64 * 3 * 16 * 16 + 65536
     with (
-        run_server(tiny_bundle, larger, grpc="127.0.0.1:0") as server,
+        run_server(tiny_bundle, larger, **loopback) as server,
         grpc.insecure_channel(server.grpc, compression=grpc.Compression.Gzip) as channel,
     ):
         infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
@@ -368,11 +385,11 @@ def test_a_message_is_bounded_by_the_largest_model(run_server, tiny_bundle, make
         assert f"expected at most {bound}" in pb.ModelStreamInferResponse.FromString(reply).error_message
 
 
-def test_messages_together_take_no_more_memory_than_allowed(run_server, tiny_bundle, golden) -> None:
+def test_messages_together_take_no_more_memory_than_allowed(run_server, loopback, tiny_bundle, golden) -> None:
     """Two of 20,000 bytes where 30,000 are allowed: the second is refused until the first is answered."""
     limits = {"body_bytes": 30_000, "bodies_bytes": 30_000}
     with (
-        run_server(tiny_bundle, grpc="127.0.0.1:0", limits=limits, inference={"faults": "*:delay=1s"}) as server,
+        run_server(tiny_bundle, **loopback, limits=limits, inference={"faults": "*:delay=1s"}) as server,
         grpc.insecure_channel(server.grpc) as channel,
     ):
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)

@@ -17,15 +17,11 @@ import numpy as np
 import orjson
 import pytest
 
-from sensai_serve.assignment import cyclic, full
-from serving.backends.ort import fused, pace
 from serving.engine.health import State
 from serving.transports.http.fast_path import FastPath
 from tests.fixtures.bundle_fixtures import write_bundle
+from tests.fixtures.fast_path_fixtures import INLINE, MODELS, OUTPUTS, counted, leave_nothing_to_chance, tensors
 
-INLINE = {"inline_ms": 50}
-"""On a busy machine a run may take longer than subnets may that run on the event loop's thread."""
-OUTPUTS = ("scores", "votes", "copies", "margin", "class_id")
 _odd = itertools.count()
 
 
@@ -102,9 +98,7 @@ def answered(monkeypatch: pytest.MonkeyPatch) -> Answered:
         return fast
 
     monkeypatch.setattr(FastPath, "answer", noted)
-    # On a busy machine separate runs may look faster at the start, and any run slow: then the usual way is right.
-    monkeypatch.setattr(fused, "quickest", lambda *_: [0.0, 1.0])
-    monkeypatch.setattr(pace, "FLOOR_S", 60.0)
+    leave_nothing_to_chance(monkeypatch)
     return found
 
 
@@ -113,21 +107,6 @@ def learnt(connection: Connection, answered: Answered, tensor: np.ndarray, **ask
     for _ in range(3):
         connection.ask(request_of(tensor, **asked))
     answered.fast(3)
-
-
-def tensors(count: int, shape: tuple[int, ...] = (1, 3, 8, 8)) -> list[np.ndarray]:
-    random = np.random.default_rng(1)
-    return [(random.normal(size=shape) * 3).astype("<f4") for _ in range(count)]
-
-
-MODELS: dict[str, dict[str, Any]] = {
-    "one worker": {"assignment": full(10, 1), "head": "softmax"},
-    "three copies": {"assignment": cyclic(10, (0, 1, 3))},
-    "all classes in all workers": {"assignment": full(10, 4), "head": "softmax", "rule": "mean"},
-    "mean of log odds": {"assignment": cyclic(10, (0, 1, 3)), "rule": "log"},
-    "copies that differ": {"assignment": cyclic(10, (0, 1, 2, 4, 7)), "copies_differ": 2.0},
-    "large": {"assignment": cyclic(10, (0, 1)), "shape": (3, 40, 40)},
-}
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -146,24 +125,6 @@ def test_replies_equal_those_of_the_usual_way(
             assert answered.fast(len(given)) == [True] * len(given)
             assert fast == [connection.ask(usual(tensor, wait=wait, outputs=outputs)) for tensor in given]
             assert answered.fast(len(given)) == [False] * len(given)
-
-
-def counted(server: Any) -> tuple[dict[str, float], dict[str, Any]]:
-    """Whatever the server counts, but for times."""
-    with urlopen(f"{server.url}/metrics") as page:
-        lines = page.read().decode().splitlines()
-    metrics = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#") and 'call="other"' not in line)
-    with urlopen(f"{server.url}/v2/models/tiny/stats") as page:
-        (stats,) = orjson.loads(page.read())["model_stats"]
-    wanted = {
-        key: float(value)
-        for key, value in metrics.items()
-        if "_created" not in key and ("seconds" not in key or "_count" in key)
-    }
-    numbers = {key: stats[key] for key in ("inference_count", "execution_count")}
-    counts = {stage: value["count"] for stage, value in stats["inference_stats"].items()}
-    batches = [(b["batch_size"], b["compute_infer"]["count"]) for b in stats["batch_stats"]]
-    return wanted, {**numbers, "counts": counts, "batches": batches}
 
 
 @pytest.mark.parametrize("model", ["one worker", "copies that differ"])
