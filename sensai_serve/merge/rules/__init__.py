@@ -52,14 +52,29 @@ class CopyLayout:
     """The same for each class by itself, where an input has several labels at once; else all are `threshold`."""
 
     @cached_property
-    def classes(self) -> tuple[npt.NDArray[np.intp], ...]:
-        """The class of each score of each worker, in the order of the scores."""
-        return tuple(np.array([c for c, _ in row], np.intp) for row in self.places)
+    def count(self) -> npt.NDArray[np.int64]:
+        """`copies` as an array, [C]."""
+        return np.array(self.copies)
 
     @cached_property
-    def nth(self) -> tuple[npt.NDArray[np.intp], ...]:
-        """Which of its class's copies each score of each worker is; 0 for the first."""
-        return tuple(np.array([place - self.starts[c] for c, place in row], np.intp) for row in self.places)
+    def filled(self) -> npt.NDArray[np.bool_]:
+        """Of an array [most copies, C], whether a class has so many copies."""
+        return np.arange(max(self.copies))[:, None] < self.count
+
+    @cached_property
+    def holders(self) -> tuple[int, ...]:
+        """The distinct sets of workers that share a class, each as an integer with one bit for each of its workers."""
+        sets = [0] * len(self.copies)
+        for worker, row in enumerate(self.places):
+            for c, _ in row:
+                sets[c] |= 1 << worker
+        return tuple(dict.fromkeys(sets))
+
+    @cached_property
+    def flat(self) -> tuple[npt.NDArray[np.intp], ...]:
+        """Places of each worker's scores in such an array, flattened, in the order of the scores."""
+        n_classes = len(self.copies)
+        return tuple(np.array([(at - self.starts[c]) * n_classes + c for c, at in row], np.intp) for row in self.places)
 
 
 @dataclass(slots=True)

@@ -22,70 +22,85 @@ _Mask = npt.NDArray[np.bool_]
 class Rule:
     """One input's vote. See `sensai_serve.merge.rules.Rule`."""
 
-    __slots__ = ("_arrived", "_high", "_layout", "_low", "_ones", "_open", "_untouched", "_votes")
+    __slots__ = ("_arrived", "_erased", "_gone", "_here", "_layout", "_low", "_untouched")
 
     def __init__(self, layout: CopyLayout) -> None:
-        n_classes = len(layout.copies)
+        # [r, C] each: the first copies of all classes, the second ones, and so on. What is asked of them is worked out
+        # when it is asked: a request asks more rarely than copies come.
+        shape = max(layout.copies), len(layout.copies)
         self._layout = layout
-        self._open = np.array(layout.copies)  # arrived or awaited, [C]
-        # [r, C]: the first copies of all classes, the second ones, ...; awaited copies count 1 in `_high`, others 0.
-        self._high = (np.arange(max(layout.copies))[:, None] < self._open).astype(np.float64)
-        self._low = np.zeros_like(self._high)  # awaited and erased copies count 0
-        self._arrived = np.zeros(n_classes, np.int64)
-        self._votes = np.zeros(n_classes, np.int64)
-        self._untouched = n_classes  # classes with copies that are awaited, none of which has arrived
-        self._ones = False  # some copy is exactly 1
+        self._low = np.zeros(shape)  # awaited and erased copies count 0
+        self._here = np.zeros(shape, np.bool_)
+        self._gone: _Mask | None = None  # erased copies; None where there are none
+        self._arrived = self._erased = 0  # one bit for each worker
+        self._untouched = list(layout.holders)  # those that were, when last looked at: see `decided`
 
     def add(self, worker: int, scores: Sequence[float]) -> None:
         """Take the copies of one worker, each in [0, 1]."""
-        classes, nth = self._layout.classes[worker], self._layout.nth[worker]
-        values = np.asarray(scores, np.float64)
-        self._low[nth, classes] = self._high[nth, classes] = values
-        arrived = self._arrived[classes]
-        self._untouched -= len(classes) - int(np.count_nonzero(arrived))
-        self._arrived[classes] = arrived + 1
-        self._votes[classes] += values >= self._layout.threshold
-        self._ones = self._ones or bool((values == 1.0).any())
+        places = self._layout.flat[worker]
+        self._low.put(places, scores)
+        self._here.put(places, True)
+        self._arrived |= 1 << worker
 
     def erase(self, worker: int) -> None:
         """Stop awaiting the copies of one worker, which will not come."""
-        classes, nth = self._layout.classes[worker], self._layout.nth[worker]
-        self._high[nth, classes] = 0.0
-        self._open[classes] -= 1
-        self._untouched -= int(np.count_nonzero(self._open[classes] == 0))
+        if self._gone is None:
+            self._gone = np.zeros_like(self._here)
+        self._erased |= 1 << worker
+        self._gone.put(self._layout.flat[worker], True)
 
     def decided(self) -> bool:
         """Whether no awaited copy can change the class, whatever it says and whether it comes or not."""
-        if self._untouched and not self._ones:
+        low, here, gone, copies = self._low, self._here, self._gone, self._layout.count
+        untouched = self._untouched
+        while untouched and (untouched[-1] & self._arrived or not untouched[-1] & ~self._erased):
+            untouched.pop()  # a copy of its classes has arrived, or none is awaited
+        if untouched and low.max() < 1.0:
             return False  # such a class may still be elected with a mean of 1, which nothing beats that is less
-        n, seen = np.maximum(self._open, 1), self._arrived > 0
-        elected = 2 * self._votes > self._open
-        best, mean = _best(seen, elected, _sums(self._low) / n)
+        open_ = copies if gone is None else copies - _count(gone)  # arrived or awaited
+        n, votes, arrived = np.maximum(open_, 1), self._votes(), _count(here)
+        best, mean = _best(arrived > 0, 2 * votes > open_, _sums(low) / n)
         if best < 0:
             return False
-        may_be_elected = 2 * (self._votes + self._open - self._arrived) > self._open
-        return not _beaten(best, bool(elected[best]), mean, may_be_elected, _sums(self._high) / n, self._open > 0)
+        awaited = open_ - arrived
+        may_be_elected = 2 * (votes + awaited) > open_
+        high = np.where(self._layout.filled & ~(here if gone is None else here | gone), 1.0, low)
+        elected = bool(2 * votes[best] > open_[best])
+        return not _beaten(best, elected, mean, may_be_elected, _sums(high) / n, open_ > 0)
 
     def certain(self) -> bool:
         """Whether no missing copy, awaited or erased, could have changed the class."""
         best = self.verdict().class_id
         if best < 0:
             return False
-        n, sums = np.array(self._layout.copies), _sums(self._low)
-        absent = n - self._arrived
-        elected = bool(2 * self._votes[best] > n[best])
-        may_be_elected = 2 * (self._votes + absent) > n
+        n, sums, votes = self._layout.count, _sums(self._low), self._votes()
+        absent = n - _count(self._here)
+        elected = bool(2 * votes[best] > n[best])
+        may_be_elected = 2 * (votes + absent) > n
         return not _beaten(best, elected, float(sums[best] / n[best]), may_be_elected, (sums + absent) / n, n > 0)
 
     def verdict(self) -> Verdict:
         """Return the outcome over the copies that have arrived."""
-        arrived = self._arrived
-        seen, elected = arrived > 0, 2 * self._votes > arrived
+        arrived, votes = _count(self._here), self._votes()
+        seen, elected = arrived > 0, 2 * votes > arrived
         means = _sums(self._low) / np.maximum(arrived, 1)
         best, _ = _best(seen, elected, means)
         second, first = np.partition(np.append(means, 0.0), -2)[-2:].tolist()  # as if there were one class more
-        scores, votes, copies = means.tolist(), self._votes.tolist(), arrived.tolist()
-        return Verdict(scores, votes, copies, first - second, best, best >= 0 and bool(elected[best]))
+        scores = means.tolist()
+        return Verdict(
+            scores, votes.tolist(), arrived.tolist(), first - second, best, best >= 0 and bool(elected[best])
+        )
+
+    def _votes(self) -> npt.NDArray[np.int64]:
+        return _count(self._here & (self._low >= self._layout.threshold))
+
+
+def _count(copies: _Mask) -> npt.NDArray[np.int64]:
+    """How many of each class's copies are true, [C]."""
+    total: npt.NDArray[np.int64] = copies[0].astype(np.int64)
+    for nth in copies[1:]:
+        total += nth
+    return total
 
 
 def _sums(copies: _Floats) -> _Floats:
