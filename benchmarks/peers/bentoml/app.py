@@ -25,7 +25,11 @@ async def raw(request: Request) -> Response:
     return Response(scores.tobytes(), media_type="application/octet-stream")
 
 
-@bentoml.service(workers=1, logging={"access": {"enabled": False}}, metrics={"enabled": False})
+LEAN = {"workers": 1, "logging": {"access": {"enabled": False}}, "metrics": {"enabled": False}}
+RECOMMENDED = {"workers": "cpu_count"}
+
+
+@bentoml.service(**(RECOMMENDED if settings["mode"] == "workers" else LEAN))
 @bentoml.asgi_app(Starlette(routes=[Route("/raw", raw, methods=["POST"])]), path="/tensors")
 class Networks:
     """All networks in one worker."""

@@ -2,6 +2,7 @@
 # mypy: ignore-errors
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -38,5 +39,7 @@ class Networks(litserve.LitAPI):
 
 
 if __name__ == "__main__":
-    server = litserve.LitServer(Networks(), accelerator="cpu", workers_per_device=1, fast_queue=True)
-    server.run(host="127.0.0.1", port=settings["port"], generate_client_file=False, log_level="warning")
+    workers = os.cpu_count() if settings["mode"] == "workers" else 1
+    server = litserve.LitServer(Networks(), accelerator="cpu", workers_per_device=workers, fast_queue=True)
+    server.run(host="127.0.0.1", port=settings["port"], generate_client_file=False, log_level="warning",
+               num_api_servers=workers)  # fmt: skip
