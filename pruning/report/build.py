@@ -18,7 +18,7 @@ from pruning.report.facts import Kept, Latency
 from pruning.run import RECOVERED, REFERENCE, Network, Run
 from sensai_serve.guarantees import guarantees
 from sensai_serve.lost_workers import AccuracyAtLoss
-from sensai_serve.report import Picture, Row, Table
+from sensai_serve.report import Picture, Row, Table, precision
 from sensai_serve.report.answers import GivenLabels, accuracy_per_class, confusion, confusions, mistakes
 from sensai_serve.report.page import page
 
@@ -53,7 +53,7 @@ def report(run: Run, answers: GivenLabels | None, latency: Latency | None, on_pr
     alike = copies.copies(run)
     parts: list[Table | Picture] = [_summary(run, given, made, reference, latency), *copies.table(alike)]
     parts += _pictures(run, given, validated, made, kept, points, curve, alike)
-    parts += [*_mistakes(run, given), _workers(run, made, reference, latency)]
+    parts += [*_mistakes(run, given), *precision.tables(given, run.labels), _workers(run, made, reference, latency)]
     title = f"{run.recipe.model} for {run.dataset.name}: {len(made)} workers, {run.assignment.kind}"
     text = page(
         title,
@@ -112,6 +112,7 @@ def _pictures(
     reference = validated.accuracy_of(validated.reference)
     drawn = [
         accuracy_per_class(answers, run.labels),
+        *precision.pictures(answers, run.labels),
         pictures.lost_workers(curve, None if answers.by_reference else reference, validated),
         *([] if answers.sets else confusions(answers, run.labels, symbols)),
         pictures.kept_per_worker(kept),
@@ -221,6 +222,7 @@ def _data(
             "reference": answers.accuracy_of(answers.reference),
         },
         **counted,
+        **precision.data(answers),
         "lost_workers": [asdict(at) for at in curve],
         "kept_channels": {
             "layers": kept.layers,

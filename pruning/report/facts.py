@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -20,6 +20,7 @@ from pruning.training.loop import infer
 from sensai_serve.bundles import Bundle
 from sensai_serve.errors import InputError
 from sensai_serve.lost_workers import AccuracyAtLoss, ScoredInputs, accuracy_curve
+from sensai_serve.merge.collector import merge
 from sensai_serve.report.answers import GivenLabels
 
 VALIDATION, TEST = "validation part", "test part"
@@ -107,11 +108,16 @@ def scored_validation(run: Run) -> ScoredInputs:
 def validation_answers(run: Run) -> GivenLabels:
     """Labels of the validation part from the reference and from the merged workers; the test part is not looked at."""
     dataset, (_, validation) = run.dataset, run.split
-    merged = scored_validation(run).labels()
+    scored = scored_validation(run)
+    merged = scored.labels()
     logits = infer(run.load(REFERENCE).network, dataset, dataset.x[validation])
     answers = logits >= 0 if dataset.task == "multilabel" else logits.argmax(axis=1)
     given, own = answers.astype(np.int64), run.recipe.labels == "reference"
-    return GivenLabels(VALIDATION, dataset.y[validation], given, merged, by_reference=own)
+    answers = GivenLabels(VALIDATION, dataset.y[validation], given, merged, by_reference=own)
+    if not answers.sets:
+        return answers
+    scores = merge(scored.plan, [np.asarray(each, np.float32) for each in scored.scores]).scores
+    return replace(answers, reference_scores=logits, merged_scores=scores)
 
 
 def kept_channels(run: Run) -> Kept:

@@ -109,7 +109,15 @@ def _answers(bundle: Bundle, *, by_reference: bool) -> GivenLabels:
             raise InputError(f"{bundle.path} has no answers to the test part, expected one exported with --evaluate")
         label, merged, reference = (np.asarray(array, np.int64) for array in (sets["label"], sets["labels"],
                                                                               sets["reference"] >= 0.5))  # fmt: skip
-        return GivenLabels(TEST, label, reference, merged, by_reference=by_reference)
+        return GivenLabels(
+            TEST,
+            label,
+            reference,
+            merged,
+            by_reference=by_reference,
+            reference_scores=sets["reference"],
+            merged_scores=sets.get("scores"),
+        )
     kept = kept_labels(bundle)
     if kept is None or "reference" not in kept:
         raise InputError(f"{bundle.path} has no answers to the test part, expected one exported with --evaluate")

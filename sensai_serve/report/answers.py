@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -44,6 +44,10 @@ class GivenLabels:
     """What the one network is, in words."""
     by_reference: bool = False
     """Whether `label` are the reference's own answers: then nothing is right or wrong, only the same or another."""
+    reference_scores: npt.NDArray[np.floating] | None = None
+    """Scores or logits [N, C] of the one network, where inputs have sets of labels and the scores are known."""
+    merged_scores: npt.NDArray[np.floating] | None = None
+    """The merged scores [N, C], likewise."""
 
     @property
     def right(self) -> str:
@@ -93,9 +97,32 @@ def rates(label: Labels, given: Labels, n_classes: int) -> npt.NDArray[np.float6
     return np.asarray(confusion(label, given, n_classes) / np.maximum(counts, 1)[:, None])
 
 
-def accuracy_per_class(answers: GivenLabels, labels: Sequence[str]) -> Picture:
-    """One row per class: the one network's accuracy and the merged one, joined; many classes in up to three columns."""
-    before, after = (_of_classes(answers, given, len(labels)) * 100 for given in (answers.reference, answers.merged))
+@dataclass(frozen=True)
+class Drawn:
+    """A picture of two figures for each class, without its title."""
+
+    draw: Callable[[Figure], None]
+    size: tuple[float, float]
+    """Width and height, inches."""
+    note: str
+    """What is to be said where classes are left out; empty where none is."""
+
+
+def of_each_class(
+    before: npt.NDArray[np.float64], after: npt.NDArray[np.float64], labels: Sequence[str], *, axis: str, one: str
+) -> Drawn:
+    """One row per class: what the one network reaches and what the workers merged reach, joined.
+
+    Many classes are put into up to three columns; of more than fit there, those that changed most.
+
+    Args:
+        before: fractions of the one network [C].
+        after: fractions of all workers merged [C].
+        labels: of the classes.
+        axis: what the fractions are, in percent.
+        one: what the one network is.
+    """
+    before, after = before * 100, after * 100
     shown = np.argsort(-np.abs(after - before), kind="stable")[: COLUMNS * ROWS]
     shown = shown[np.argsort(-after[shown], kind="stable")]
     columns = -(-len(shown) // ROWS)
@@ -109,24 +136,31 @@ def accuracy_per_class(answers: GivenLabels, labels: Sequence[str]) -> Picture:
             axes.hlines(y, before[part], after[part], color=colour(7), linewidth=2, zorder=1)
             axes.scatter(after[part], y, color=colour(0), s=26, label="merged", zorder=2)
             axes.scatter(before[part], y, s=80, facecolors="none", edgecolors=colour(1), linewidths=1.6,
-                         label=answers.one, zorder=3)  # fmt: skip
+                         label=one, zorder=3)  # fmt: skip
             axes.set_yticks(y, [shortened(labels[c]) for c in part], fontsize=9)
             axes.set_xlim(*_percents(before[shown], after[shown]))
             axes.set_ylim(height - 0.3, -0.7)
-            axes.set_xlabel(f"{answers.right}, %")
+            axes.set_xlabel(axis)
             finish(axes)
         figure.legend(*every[0].get_legend_handles_labels(), ncols=2, frameon=False, fontsize=9,
                       loc="outside upper left" if columns > 1 else "outside upper right")  # fmt: skip
 
+    left_out = len(labels) > len(shown)
+    note = f" Of {len(labels)} classes the {len(shown)} that changed most." if left_out else ""
+    width = WIDTH if columns == 1 else WIDTH * columns * 0.8
+    return Drawn(draw, (width, 1.4 + 0.26 * height), note)
+
+
+def accuracy_per_class(answers: GivenLabels, labels: Sequence[str]) -> Picture:
+    """One row per class: the one network's accuracy and the merged one, joined; many classes in up to three columns."""
+    before, after = (_of_classes(answers, given, len(labels)) for given in (answers.reference, answers.merged))
+    drawn = of_each_class(before, after, labels, axis=f"{answers.right}, %", one=answers.one)
     note = f"On the {answers.part}, the worst classes last; a dot in a ring: as good as the {answers.one}."
     if answers.by_reference:
         note = f"On the {answers.part}: how often the workers answer as the reference does, by its answer."
-    if len(labels) > len(shown):
-        note += f" Of {len(labels)} classes the {len(shown)} that changed most."
-    width = WIDTH if columns == 1 else WIDTH * columns * 0.8
     title = "Agreement per class" if answers.by_reference else "Accuracy per class"
     title = "F1 per label" if answers.sets else title
-    return Picture("accuracy-per-class", title, draw, note, (width, 1.4 + 0.26 * height))
+    return Picture("accuracy-per-class", title, drawn.draw, note + drawn.note, drawn.size)
 
 
 def _of_classes(answers: GivenLabels, given: Labels, n_classes: int) -> npt.NDArray[np.float64]:

@@ -9,7 +9,7 @@ from sensai_serve.errors import InputError
 from sensai_serve.evaluation import kept_sets
 from sensai_serve.fit_thresholds import f1_of_classes
 from sensai_serve.guarantees import guarantees
-from sensai_serve.report import Picture, Row, Table
+from sensai_serve.report import Picture, Row, Table, precision
 from sensai_serve.report.answers import GivenLabels, accuracy_per_class
 from sensai_serve.report.page import page
 
@@ -28,7 +28,15 @@ def report_sets(bundle: Bundle) -> str:
         raise InputError(f"{bundle.path} keeps no labels to draw, expected a bundle that was made with labelled data")
     label, merged = (np.asarray(kept[name], np.int64) for name in ("label", "labels"))
     one = np.asarray(kept["reference"] >= 0.5, np.int64) if "reference" in kept else None
-    answers = GivenLabels(_PART, label, merged if one is None else one, merged)
+    answers = GivenLabels(
+        _PART,
+        label,
+        merged if one is None else one,
+        merged,
+        by_reference="agreement_f1_micro" in manifest.accuracy,
+        reference_scores=kept.get("reference"),
+        merged_scores=kept.get("scores"),
+    )
     promises, thresholds = guarantees(bundle.assignment), bundle.merge_plan.thresholds
     summary: list[Row] = [("F1 over all labels, all workers merged", f"{answers.accuracy_of(merged):.2%}")]
     if one is not None:
@@ -45,11 +53,13 @@ def report_sets(bundle: Bundle) -> str:
     ]
     parts: list[Table | Picture] = [Table("Summary", ("", ""), summary)]
     if one is not None:
-        parts.append(accuracy_per_class(answers, manifest.labels))
+        parts += [accuracy_per_class(answers, manifest.labels), *precision.pictures(answers, manifest.labels)]
     parts.append(Table("Labels", ("label", "F1", "threshold", "inputs with it", "answers with it"), rows))
+    parts += precision.tables(answers, manifest.labels)
     lead = [f"The F1 over all labels of {len(label):,} labelled inputs is {answers.accuracy_of(merged):.2%} when all "
             "workers are merged."]  # fmt: skip
     details = {"Accuracy": dict(manifest.accuracy), "Provenance": dict(manifest.provenance)}
     title = f"{manifest.name}: {len(manifest.subnets)} workers, {manifest.kind}, merged by {manifest.merge.rule}"
     data = {"labels": manifest.labels, "f1": f1.tolist(), "f1_micro": answers.accuracy_of(merged)}
+    data |= precision.data(answers)
     return page(title, lead, parts, details, data)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import save_file
+from sklearn.metrics import average_precision_score
 
 from export.assemble import export
 from pruning.pipeline.prune import prune_reference
@@ -22,6 +26,7 @@ from sensai_serve import load
 from sensai_serve.bundles import Bundle
 from sensai_serve.cli.main import main
 from sensai_serve.errors import InputError
+from sensai_serve.report.precision import average_precision
 
 LABELS = ["warm", "wet", "windy"]
 DIRECTIONS = np.random.default_rng(3).normal(size=(8, 3)).astype(np.float32) * 2
@@ -85,7 +90,27 @@ def test_the_whole_way(made, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     for arguments in ([str(run.path), "--bundle", str(bundle.path)], [str(bundle.path)]):
         page = tmp_path / "page.html"
         run_command("report", *arguments, "--out", str(page), "--quiet")
-        assert "F1 over all labels" in page.read_text()
+        text = page.read_text()
+        assert "F1 over all labels" in text
+        assert text.count("Average precision per label") >= 2  # a picture and a table
+        precision = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])["average_precision"]
+        assert np.mean(precision["merged"]) == pytest.approx(accuracy["mean_average_precision"])
+        assert np.mean(precision["reference"]) == pytest.approx(accuracy["reference_mean_average_precision"])
+    run_command("report", str(run.path), "--out", str(page), "--quiet")  # of the validation part
+    assert "Average precision per label" in page.read_text()
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 30), st.integers(1, 5))
+@settings(max_examples=60, deadline=None)
+def test_average_precision_is_scikit_learns(seed: int, n: int, levels: int) -> None:
+    random = np.random.default_rng(seed)
+    truth, scores = random.integers(0, 2, (n, 3)), random.integers(0, levels, (n, 3)) / np.float32(levels)
+    found = average_precision(truth, scores)
+    for label in range(3):
+        if truth[:, label].any():
+            assert found[label] == pytest.approx(average_precision_score(truth[:, label], scores[:, label]))
+        else:
+            assert np.isnan(found[label])
 
 
 @pytest.mark.parametrize(
