@@ -12,7 +12,7 @@ import grpc
 from google.protobuf.message import Message
 from pygrpc_native import EVENT_CANCEL, NativeGrpcFront
 
-from sensai_serve.errors import RequestError, SensaiError
+from sensai_serve.errors import RequestError, TooLargeError
 from serving.security.access import Access
 from serving.transports.grpc.inference_servicer import InferenceServicer
 from serving.transports.grpc.roles import PREDICT, shown_token
@@ -127,47 +127,49 @@ class NativeCalls:
             if self._stopping:
                 self._fail(call, grpc.StatusCode.UNAVAILABLE, STOPPING)
                 continue
-            metadata, client, remaining_s = details
+            context = CallContext(*details)
             # Of several calls of one connection the first is answered at once; the others take turns with those of
             # other connections.
-            if client not in begun:
-                begun.add(client)
-                reply = self._fast_path.answer(message, metadata)
-                if reply is not None:
-                    self._front.respond(call, reply.message)
-                    reply.count()
+            if context.client not in begun:
+                begun.add(context.client)
+                if self._answered_at_once(call, message, context):
                     continue
-            context = CallContext(metadata, client, remaining_s)
             self._tasks[call] = self._loop.create_task(self._answer(call, message, context))
+
+    def _answered_at_once(self, call: int, message: bytes, context: CallContext) -> bool:
+        try:
+            reply = self._fast_path.answer(message, context.metadata)
+            if reply is None:
+                return False
+            self._front.respond(call, reply.message)
+            reply.count()
+        except Exception as error:
+            self._refuse(call, error)
+        return True
 
     async def _answer(self, call: int, message: bytes, context: CallContext) -> None:
         try:
-            reply = await self._reply(message, context)
+            self._access.check(PREDICT, shown_token(context.metadata))
+            if len(message) > self._most:
+                raise TooLargeError(f"the message has {len(message)} bytes, expected at most {self._most}")
+            request = self._parse(message)
+            reply = await self._servicer.ModelInfer(request, context)
+            self._front.respond(call, reply.SerializeToString())
+            self._fast_path.learn(message, context.metadata, request)
         except _AbortedError as error:
             self._fail(call, error.code, error.details)
-        except SensaiError as error:
-            status, text = describe(error)
-            self._fail(call, grpc.StatusCode[status.grpc], text)
         except asyncio.CancelledError:
             if self._stopping:
                 self._fail(call, grpc.StatusCode.UNAVAILABLE, STOPPING)
             raise
-        else:
-            self._front.respond(call, reply)
+        except Exception as error:
+            self._refuse(call, error)
         finally:
             self._tasks.pop(call, None)
 
-    async def _reply(self, message: bytes, context: CallContext) -> bytes:
-        self._access.check(PREDICT, shown_token(context.metadata))
-        if len(message) > self._most:
-            text = f"the message has {len(message)} bytes, expected at most {self._most}"
-            raise _AbortedError(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
-        request = self._parse(message)
-        reply = await self._servicer.ModelInfer(request, context)
-        if not isinstance(request, RequestError):
-            self._fast_path.learn(message, context.metadata, request)
-        answered: bytes = reply.SerializeToString()
-        return answered
+    def _refuse(self, call: int, error: Exception) -> None:
+        status, text = describe(error)
+        self._fail(call, grpc.StatusCode[status.grpc], text)
 
     def _fail(self, call: int, code: grpc.StatusCode, text: str) -> None:
         number: int = code.value[0]

@@ -13,7 +13,7 @@ from weakref import ref
 
 from tritonclient.grpc import service_pb2 as pb
 
-from sensai_serve.errors import SensaiError
+from sensai_serve.errors import SensaiError, UnknownModelError
 from sensai_serve.merge import Wait
 from sensai_serve.merge.rules import Verdict
 from sensai_serve.protobuf import fields, varint
@@ -152,25 +152,27 @@ class GrpcFastPath:
         """
         if request.id or self._plane.looks_at_each or not _UNUSUAL.isdisjoint(key for key, _ in metadata):
             return
-        if not _values_are_last(message):
-            return
         try:
             gateway = self._plane.repository.get(request.model_name, request.model_version)
-            manifest = gateway.manifest
-            if manifest.plain_input is None:
-                return
-            most, outputs = gateway.options.max_batch, outputs_of(manifest.task)
+        except UnknownModelError:  # it has been unloaded
+            return
+        manifest = gateway.manifest
+        if gateway.at_once is None or manifest.plain_input is None or not _values_are_last(message):
+            return
+        most, outputs = gateway.options.max_batch, outputs_of(manifest.task)
+        try:
             asked = decode(request, manifest.plain_input, most, self._plane.no_regions, outputs)
-        except SensaiError:  # it has been answered all the same, such as with shared memory
+        except SensaiError:  # it asks for shared memory
             return
         wait, inputs = gateway.wait_at_once(asked.wait), common_input(asked)
-        if gateway.at_once is None or wait is None or inputs is None or not request.raw_input_contents:
-            return
-        if asked.timeout_s is None or asked.timeout_s > 0:
+        if wait is not None and inputs is not None:
             self._known.add(Front(gateway, wait, asked, inputs.shape), message, inputs.nbytes, metadata)
 
 
 def _values_are_last(message: bytes) -> bool:
     """Whether the last field of a ModelInferRequest holds the values of an input, and no other field does."""
-    numbers = [number for number, _, _ in fields(memoryview(message))]
+    try:
+        numbers = [number for number, _, _ in fields(memoryview(message))]
+    except (ValueError, IndexError):  # fields of a kind that no message of the protocol has
+        return False
     return numbers.count(_VALUES) == 1 and numbers[-1] == _VALUES

@@ -142,6 +142,21 @@ def test_what_is_no_common_call_goes_the_usual_way(run_server: Any, tiny_bundle:
         assert answered[-2:] == [False, False]
 
 
+def test_what_nobody_foresaw_is_answered_and_says_nothing(
+    run_server: Any, tiny_bundle: Path, answered: list[bool], caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken:
+        def answer(self, *_: Any) -> None:
+            raise ZeroDivisionError("secret")
+
+    message = request_of(*tensors(1))
+    with run_server(tiny_bundle, inference=INLINE, listen=LISTEN) as server, calls(server) as client:
+        client.ask(message)
+        server.repository.get("tiny").at_once = Broken()
+        assert client.refused(message) == (grpc.StatusCode.INTERNAL, "internal error")
+    assert "secret" in caplog.text
+
+
 def _fields(reply: pb.ModelInferResponse) -> dict[str, Any]:
     return {field.name: value for field, value in reply.ListFields()}
 
