@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import logging
 import os
 import sys
@@ -12,6 +13,10 @@ from collections.abc import Iterator
 # Before anything imports torch: processes of several threads each, on two cores, would wait for each other.
 # Processes that tests start inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Where bytecode is not kept, as in many containers, each of the hundreds of processes that tests start would compile
+# all of this project again: a third of what the start of a server takes.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -63,7 +68,10 @@ def no_log_of_a_test_before() -> Iterator[None]:
 
 
 def pytest_collection_finish() -> None:
-    """Let torch list its operators once, not at each export: more than half of what a small one takes."""
+    """Keep what all tests have imported out of garbage collections, and let torch list its operators once.
+
+    At each export the latter would be more than half of what a small one takes.
+    """
     if "export.to_onnx" in sys.modules:
         with contextlib.suppress(ImportError, AttributeError):  # they are no public part of torch
             from torch._export import utils
@@ -72,3 +80,5 @@ def pytest_collection_finish() -> None:
             ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torchlib))
             of_namespace = functools.cache(utils._collect_all_valid_cia_ops_for_namespace)
             utils._collect_all_valid_cia_ops_for_namespace = of_namespace
+    gc.collect()
+    gc.freeze()
