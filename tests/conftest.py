@@ -16,10 +16,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Where bytecode is not kept, as in many containers, each of the hundreds of processes that tests start would compile
 # all of this project again: a third of what the start of a server takes.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-sys.dont_write_bytecode = False
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+sys.dont_write_bytecode = False
 
 pytest_plugins = (
     "backend_fixtures",

@@ -15,9 +15,12 @@ from benchmarks.subjects import our_server
 from sensai_serve.cli.main import main
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def no_trials() -> Iterator[None]:
-    """Servers that benchmarks start load each bundle once: a trial takes a second, and `test_loading` is about them."""
+    """Servers that benchmarks start load each bundle once: a trial takes a second, and `test_loading` is about them.
+
+    It must not last longer than these modules: tests of other folders, in the same process, need the default.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SENSAI_TRIAL", "false")
         yield
@@ -26,7 +29,7 @@ def no_trials() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def served(tiny_bundle: Path) -> Iterator[servers.RunningServer]:
     """The tiny bundle, served by a process of its own."""
-    arguments = (str(tiny_bundle), "--patience", "0", "--device", "cpu")
+    arguments = (str(tiny_bundle), "--patience", "0", "--device", "cpu", "--no-trial")
     with servers.running(our_server.spec(*arguments, port=servers.free_port())) as running:
         yield running
 

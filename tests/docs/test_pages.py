@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
 import tomllib
@@ -80,7 +81,7 @@ def test_commands_in_running_text_exist(page: Path) -> None:
 
 def check(words: list[str], line: str) -> None:
     """That these words name a command and options that it has."""
-    command: Any = get_command(app)
+    command = commands()
     while hasattr(command, "resolve_command") and words and not words[0].startswith(("-", ".")):
         if ":" in words[0]:
             return  # a plugin of the reader's own
@@ -88,8 +89,20 @@ def check(words: list[str], line: str) -> None:
             _, command, words = command.resolve_command(Context(command), words)
         except ClickException as error:
             pytest.fail(f"{error.message} {line}")
-    command = command.make_context(command.name, [], resilient_parsing=True).command  # a benchmark's own, imported now
-    options = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    options = {*options_of(command), "--help", TRACEBACK}
     for word in words:
         if word.startswith("--"):
-            assert word.partition("=")[0] in {*options, "--help", TRACEBACK}, f"{word}: {line}"
+            assert word.partition("=")[0] in options, f"{word}: {line}"
+
+
+@functools.cache
+def commands() -> Any:
+    """The command `sensai` with all that it has."""
+    return get_command(app)
+
+
+@functools.cache
+def options_of(command: Any) -> set[str]:
+    """The flags of a command."""
+    command = command.make_context(command.name, [], resilient_parsing=True).command  # a benchmark's own, imported now
+    return {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}

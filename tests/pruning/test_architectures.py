@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from export.parity import check_parity
 from export.to_onnx import to_onnx
 from pruning import models
 from pruning.cutting.blocks import find_blocks, trace
-from pruning.cutting.channels import apply_cut, find_channel_groups
+from pruning.cutting.channels import ChannelGroup, apply_cut, find_channel_groups
 from pruning.cutting.ratios import cut_to_ratio
 from pruning.pipeline.prune import prune_reference
 from pruning.planning.plan import make_plan
@@ -80,10 +81,16 @@ def test_pruned_exported_and_the_same_in_onnx_runtime(name, tmp_path):
     assert operators.count("Conv") == layers  # those of a block that is gone are gone from the file
 
 
+@functools.cache
+def network_and_groups(name: str) -> tuple[nn.Module, list[ChannelGroup]]:
+    """An architecture and its channel groups, which take seconds to find. Read them, do not change them."""
+    network = models.create(f"architectures:{name}", 10, SHAPE)
+    return network, find_channel_groups(network, SHAPE)
+
+
 @pytest.mark.parametrize("name", BLOCKS)
 def test_any_share_leaves_a_network_that_runs(name):
-    network = models.create(f"architectures:{name}", 10, SHAPE)
-    groups = find_channel_groups(network, SHAPE)
+    network, groups = network_and_groups(name)
     generator = np.random.default_rng(0)
     importance = {
         group.layer: np.tile(generator.random(group.channels // group.parts), group.parts) for group in groups
@@ -94,9 +101,9 @@ def test_any_share_leaves_a_network_that_runs(name):
 
 
 def test_what_the_code_of_a_network_fixes_stays_whole_and_heads_lose_the_same():
-    written_out = find_channel_groups(models.create("architectures:transformer", 10, SHAPE), SHAPE)
+    _, written_out = network_and_groups("transformer")
     assert not any("qkv" in group.layer for group in written_out)
-    of_modules = find_channel_groups(models.create("architectures:transformer_of_modules", 10, SHAPE), SHAPE)
+    _, of_modules = network_and_groups("transformer_of_modules")
     assert {group.parts for group in of_modules if group.channels == 32} == {4}
 
 

@@ -99,6 +99,7 @@ def test_a_peer_is_measured_beside_ours_and_a_missing_one_is_reported(measured, 
     assert all(one["ratio_p50"]["value"] > 0 for one in made.results["compared"])
 
 
+@pytest.mark.soak
 def test_a_monolith_takes_its_turns_beside_the_fan_out(measured: peers_run.PeersResult) -> None:
     for one in measured.compared:
         assert (one.monolith is not None) == one.fan_out

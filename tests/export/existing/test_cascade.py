@@ -88,8 +88,8 @@ def files(network):
     """A small network that sees half of the input, a large one that sees all of it; and labelled inputs."""
     random = np.random.default_rng(0)
     weight = random.normal(size=(64, 3))
-    x = random.normal(size=(2000, 64)).astype(np.float32)
-    y = (x @ weight + random.gumbel(size=(2000, 3))).argmax(axis=1)
+    x = random.normal(size=(1000, 64)).astype(np.float32)
+    y = (x @ weight + random.gumbel(size=(1000, 3))).argmax(axis=1)
     half = weight * (np.arange(64) < 50)[:, None]
     large = linear(shape=(64,), weight=weight)
     large.graph.initializer.append(numpy_helper.from_array(np.eye(64, 2000, dtype=np.float32), "wide"))

@@ -66,13 +66,8 @@ def start(tmp_path: Path):
         process.communicate()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_server_says_that_it_is_ready_answers_and_ends_quietly(
-    start, sensai, tiny_bundle: Path, picture: Path, number: signal.Signals
-) -> None:
-    process, url = start(tiny_bundle, "--http", "127.0.0.1:0", "--device", "cpu")
-    code, out, _ = sensai("predict", url, picture, "--json")
-    assert (code, json.loads(out)["label"]) == (0, sensai_serve.load(tiny_bundle).predict(picture).label)
+def ends_quietly(process: subprocess.Popen[str], number: signal.Signals) -> None:
+    """Send a signal, and see a server end without an error or a word too many."""
     process.send_signal(number)
     out, err = process.communicate(timeout=30)
     said = [line for line in err.splitlines() if " INFO " not in line]  # where its workers run, say
@@ -80,9 +75,24 @@ def test_a_server_says_that_it_is_ready_answers_and_ends_quietly(
     assert (process.returncode, out, said) == (0, "", [])
 
 
-def test_settings_come_from_the_environment(start, tiny_bundle: Path) -> None:
-    _, url = start("--repository", tiny_bundle.parent, SENSAI_HTTP="127.0.0.1:0", SENSAI_INFERENCE__DEVICES="cpu")
-    assert url
+def test_a_server_says_that_it_is_ready_answers_and_ends_quietly(start, sensai, tiny_bundle, picture) -> None:
+    process, url = start(tiny_bundle, "--http", "127.0.0.1:0", "--device", "cpu")
+    code, out, _ = sensai("predict", url, picture, "--json")
+    assert (code, json.loads(out)["label"]) == (0, sensai_serve.load(tiny_bundle).predict(picture).label)
+    ends_quietly(process, signal.SIGTERM)
+
+
+def test_settings_come_from_the_environment_and_from_flags(start, sensai, tiny_bundle: Path, picture: Path) -> None:
+    flags = ("--abstain-unelected", "--abstain-margin", "1")
+    _, out, _ = sensai("serve", "--show-settings", *flags)
+    shown = {words[0]: words[1:3] for line in out.splitlines() if len(words := line.replace("│", " ").split()) > 2}
+    assert shown["inference.abstain_unelected"] == ["true", "flag"]
+    assert shown["inference.abstain_margin"] == ["1.0", "flag"]
+    environment = {"SENSAI_HTTP": "127.0.0.1:0", "SENSAI_INFERENCE__DEVICES": "cpu"}
+    process, url = start("--repository", tiny_bundle.parent, *flags, **environment)
+    _, out, _ = sensai("predict", url, picture, "--json")
+    assert (json.loads(out)["label"], json.loads(out)["class_id"]) == (None, -1)
+    ends_quietly(process, signal.SIGINT)
 
 
 def test_settings_are_shown_with_their_origin(sensai, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,17 +104,6 @@ def test_settings_are_shown_with_their_origin(sensai, monkeypatch: pytest.Monkey
     assert [
         tuple(lines[name].replace("│", " ").split()[1:3]) for name in ("limits.batch", "inference.wait", "drain_s")
     ] == [("7", "environment"), ("all", "flag"), ("10.0", "default")]
-
-
-def test_abstention_is_set_by_flags(start, sensai, tiny_bundle: Path, picture: Path) -> None:
-    flags = ("--abstain-unelected", "--abstain-margin", "1")
-    _, out, _ = sensai("serve", "--show-settings", *flags)
-    shown = {words[0]: words[1:3] for line in out.splitlines() if len(words := line.replace("│", " ").split()) > 2}
-    assert shown["inference.abstain_unelected"] == ["true", "flag"]
-    assert shown["inference.abstain_margin"] == ["1.0", "flag"]
-    _, url = start(tiny_bundle, "--http", "127.0.0.1:0", *flags)
-    _, out, _ = sensai("predict", url, picture, "--json")
-    assert (json.loads(out)["label"], json.loads(out)["class_id"]) == (None, -1)
 
 
 @pytest.mark.parametrize("args", [["--version"], ["serve", "--show-settings"]])

@@ -28,8 +28,6 @@ from serving.runtime.faults import parse_fault
 
 TWO = (parse_device("cpu"),) * 2
 """Devices: losing one loses no class, three of whose copies are spread over four workers."""
-PROCESSES = pytest.mark.parametrize("processes", ["worker", "device"])
-"""What has a process of its own."""
 
 
 @contextlib.asynccontextmanager
@@ -131,7 +129,7 @@ def memory_limit() -> Iterator[MemoryLimit]:
 
 @pytest.mark.parametrize(
     ("number", "processes"),
-    [(signal.SIGKILL, "worker"), (signal.SIGSTOP, "device"), (signal.SIGSEGV, "device")],
+    [(signal.SIGKILL, "worker"), (signal.SIGSTOP, "device")],
 )
 def test_a_process_that_dies_or_stops_is_replaced_and_no_request_fails(
     bundle: Path, number: int, processes: str
@@ -156,24 +154,19 @@ def test_a_process_that_dies_or_stops_is_replaced_and_no_request_fails(
     run(test)
 
 
-@PROCESSES
-def test_no_process_outlives_the_gateway(bundle: Path, processes: str) -> None:
+@pytest.mark.parametrize("processes", ["worker", "device"])
+def test_workers_of_a_device_share_a_process_where_told_to_and_none_outlives_the_gateway(
+    bundle: Path, processes: str
+) -> None:
     async def test() -> None:
         async with serving(bundle, processes=processes) as gateway:
             pids = [pid_of(gateway, w) for w in range(4)]
+            for worker in range(4):
+                same = {w for w in range(4) if pids[w] == pids[worker]}
+                assert same == (together(gateway, worker) if processes == "device" else {worker})
         for pid in pids:
             with pytest.raises(ProcessLookupError):
                 os.kill(pid, 0)
-
-    run(test)
-
-
-def test_workers_of_a_device_share_a_process_and_other_devices_do_not(bundle: Path) -> None:
-    async def test() -> None:
-        async with serving(bundle, processes="device") as gateway:
-            for worker in range(4):
-                same = {w for w in range(4) if pid_of(gateway, w) == pid_of(gateway, worker)}
-                assert same == together(gateway, worker)
 
     run(test)
 
@@ -188,9 +181,7 @@ def test_a_slow_worker_does_not_hold_up_the_others_of_its_process(bundle: Path) 
     run(test)
 
 
-@pytest.mark.parametrize(
-    ("processes", "fault"), [("worker", "hang"), ("device", "hang"), ("worker", "crash"), ("device", "oom")]
-)
+@pytest.mark.parametrize(("processes", "fault"), [("worker", "hang"), ("device", "crash"), ("device", "oom")])
 def test_a_worker_that_breaks_inside_a_run_costs_no_request_and_comes_back(
     bundle: Path, processes: str, fault: str
 ) -> None:

@@ -208,13 +208,13 @@ def test_a_stream_answers_in_order_with_errors_among_the_answers(client, golden)
 
 
 def test_the_deadline_of_a_call_answers_with_what_is_there(run_server, loopback, tiny_bundle, golden) -> None:
-    settings = {"inference": {"faults": "3:delay=6s", "wait": "all"}}
+    settings = {"inference": {"faults": "3:delay=3s", "wait": "all"}}
     with (
         run_server(tiny_bundle, **loopback, **settings) as server,
         triton.InferenceServerClient(server.grpc) as client,
     ):
         for timeout in (None, 10_000_000):
-            reply = client.infer("tiny", [tensor(golden.inputs[:1])], client_timeout=2.0, timeout=timeout)
+            reply = client.infer("tiny", [tensor(golden.inputs[:1])], client_timeout=1.0, timeout=timeout)
             assert reply.get_response().parameters["missing"].string_param == "3"
 
 
