@@ -184,7 +184,7 @@ class Killable(Protocol):
 class RunsAtOnce(Protocol):
     """A backend that can run every worker of a plan on the calling thread."""
 
-    def run_at_once(self, inputs: npt.NDArray[np.float32]) -> list[float] | None:
+    def run_at_once(self, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32] | None:
         """Run every worker of the plan on one input, without a `Task`.
 
         Called on the event loop's thread only.
@@ -193,8 +193,8 @@ class RunsAtOnce(Protocol):
             inputs: FP32 [1, *shape].
 
         Returns:
-            The scores of all workers side by side, in the order of their ids; None where some of them run elsewhere, or
-            a run fails: `submit` then finds out which.
+            FP32 [scores]: those of all workers side by side, in the order of their ids, until the next call; None where
+            some of them run elsewhere, or a run fails: `submit` then finds out which.
         """
 
 

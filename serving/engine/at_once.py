@@ -122,6 +122,7 @@ class AtOnce:
         self._backend = backend
         self._workers = workers
         self._admission = admission
+        self._many = plan.for_many_classes is not None
         self._rule, self._layout = plan.for_many_classes or plan.rule_type, plan.layout
         self._widths = plan.widths
         self._last, self._n_scores = len(plan.widths) - 1, sum(plan.widths)
@@ -139,13 +140,19 @@ class AtOnce:
             if health.state is not State.LIVE:
                 return None
         started = perf_counter()
-        scores = self._backend.run_at_once(inputs)
-        if scores is None or len(scores) != self._n_scores:
+        found = self._backend.run_at_once(inputs)
+        if found is None or len(found) != self._n_scores:
             return None
         run_s = perf_counter() - started
-        for score in scores:
-            if not 0.0 <= score <= 1.0:  # NaN compares false
+        if self._many:
+            scores: Sequence[float] = found.copy()  # type: ignore[assignment]  # the memory may be the next request's
+            if not (found.min() >= 0.0 and found.max() <= 1.0):  # NaN compares false
                 return None
+        else:  # of few scores Python's numbers are quicker
+            scores = found.tolist()
+            for score in scores:
+                if not 0.0 <= score <= 1.0:
+                    return None
         rule, last, early, start, worker = self._rule(self._layout), self._last, wait == "decided", 0, 0
         for worker, width in enumerate(self._widths):
             rule.add(worker, scores[start : start + width])

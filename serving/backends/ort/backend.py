@@ -114,7 +114,7 @@ class Backend:
         if inline:
             self._run_inline(task, [number for number in workers if number in inline])
 
-    def run_at_once(self, inputs: npt.NDArray[np.float32]) -> list[float] | None:
+    def run_at_once(self, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32] | None:
         """See `serving.backends.RunsAtOnce`: one worker, or several that are fused."""
         fused, workers = self._fused, self._workers
         if len(self._inline) != len(workers):
@@ -137,7 +137,7 @@ class Backend:
                 self._judge_fused(fused, within=within)
             else:
                 self._judge(self._plan.workers[0], within=within)
-        row: list[float] = scores.tolist()[0]
+        row: npt.NDArray[np.float32] = scores[0]
         return row
 
     def stop(self) -> None:
