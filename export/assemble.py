@@ -15,6 +15,7 @@ import sensai_serve
 from export import lengths
 from export.evaluate import evaluate, merged_accuracy, scores_of
 from export.evaluate_sets import evaluate_sets
+from export.memory import measure
 from export.networks import FP32, Exporter, choose_golden
 from export.parity import Difference
 from export.speed import latency, microseconds
@@ -199,6 +200,8 @@ def _write_networks(exporter: Exporter, folder: Path, with_monolith: bool, on_pr
     if exporter.pixels:
         files.provenance["normalisation"] = dataclasses.asdict(exporter.network_specs[0].normalisation)
     files.provenance["latency_us"] = latency(reference.data, subnets, exporter.given_samples[:1])
+    taken = zip(files.subnets, measure(subnets, files.inputs), strict=True)
+    files.subnets = [dataclasses.replace(subnet, memory=memory) for subnet, memory in taken]
     if with_monolith and run.has(RECOVERED):
         file, network = f"{MONOLITH}.onnx", run.network(RECOVERED)
         files.monolith = exporter.export(RECOVERED).data

@@ -11,18 +11,19 @@ from typing import Any
 
 import numpy as np
 
-import sensai_serve
 from export.evaluate_sets import measures
 from export.existing.cascade import Cascade, confidence_of
 from export.existing.choose import Chooser
 from export.existing.cost import macs, parameters
-from export.existing.examine import Examined, OnProgress, assignment_of, described, examine
+from export.existing.examine import Examined, OnProgress, assignment_of, examine
+from export.existing.made_of import provenance
 from export.existing.measure import Measured, measure, scores_of
 from export.existing.members import Member
 from export.existing.options import BEST_RULE, BundleOptions
-from export.existing.samples import RANDOM, Data, RawInputs, ready
+from export.existing.samples import Data, RawInputs, ready
 from export.existing.subnets import build
 from export.existing.texts import tokenizer_spec
+from export.memory import measure as measure_memory
 from export.speed import microseconds
 from sensai_serve.bundles import GOLDEN, MANIFEST, REFERENCE, Bundle, atomic_directory, sha256_of
 from sensai_serve.errors import InputError
@@ -178,11 +179,15 @@ class _Made:
         if texts is not None and tokenizer is not None:
             (folder / texts.file).write_bytes(tokenizer)
             checksums[texts.file] = sha256_of(folder / texts.file)
+        memory = measure_memory([folder / _path(file) for file in self.file_of], found.specs)
         manifest = Manifest(
             name=name,
             labels=found.labels,
             inputs=found.specs,
-            subnets=tuple(self._spec(folder, worker, file) for worker, file in enumerate(self.file_of)),
+            subnets=tuple(
+                dataclasses.replace(self._spec(folder, worker, file), memory=taken)
+                for worker, (file, taken) in enumerate(zip(self.file_of, memory, strict=True))
+            ),
             kind=self.assignment.kind,
             symbols=self.assignment.symbols,
             task=self.options.task,
@@ -196,7 +201,7 @@ class _Made:
             reference=REFERENCE if REFERENCE in checksums else None,
             checksums=checksums,
             accuracy={} if self.measured is None else self.measured.accuracy,
-            provenance=self._provenance(),
+            provenance=provenance(found, self.microseconds, self.data, self.measured, self.cascade),
             tokenizer=texts,
         )
         (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
@@ -263,34 +268,6 @@ class _Made:
             parameters(subnet.given),
             self.microseconds[file],
         )
-
-    def _provenance(self) -> dict[str, Any]:
-        """What the bundle was made of. Of paths only the last part is kept: it is nobody's business where files lie."""
-        found = self.found
-        said: dict[str, Any] = {
-            "made_by": f"sensai-serve {sensai_serve.__version__}",
-            "files": [
-                {
-                    "file": Path(subnet.given.name).name,
-                    "sha256": subnet.given.sha256,
-                    "takes": subnet.takes.described(),
-                    "gives": subnet.gives.described(),
-                    "loop": subnet.one_by_one,
-                    "microseconds": time,
-                }
-                for subnet, time in zip(found.subnets, self.microseconds, strict=True)
-            ],
-            "golden": f"{RANDOM} random inputs" if found.random else "inputs of the data",
-            "normalisation": described(found.specs[0].normalisation),
-        }
-        if self.data is not None and self.measured is not None:
-            said |= {"data": self.data.name, "temperatures": list(self.measured.choices.temperatures)}
-            said["measured"] = "choices were made on other inputs of the data than those that they are measured on"
-        if self.cascade is not None:
-            said["cascade"] = {"loss": self.cascade.loss}
-        if found.tried:
-            said["normalisations_tried"] = dict(found.tried)
-        return said
 
 
 def _path(file: int) -> str:

@@ -33,6 +33,7 @@ def inspect(
     """Show a bundle's workers, classes, sizes, guarantees, accuracy, and its placement on devices; check every file."""
     from rich.console import Console
 
+    from sensai_serve.bundle_memory import is_measured
     from sensai_serve.bundles import Bundle
     from sensai_serve.guarantees import guarantees
 
@@ -55,6 +56,8 @@ def inspect(
     if manifest.merge.wait is not None:
         console.print(f"requests wait for {manifest.merge.wait} where neither they nor the server say otherwise")
     console.print(_workers(opened, placed))
+    if not is_measured(opened):
+        console.print("memory is estimated from sizes of files: the bundle does not say what was measured")
     files = len({subnet.sha256 for subnet in manifest.subnets}) if "files" in manifest.provenance else None
     for line in promise_lines(promises, opened.assignment.n_workers, files):
         console.print(line)
@@ -209,8 +212,12 @@ def _place(bundle: Bundle, devices: str) -> Any:
 def _workers(bundle: Bundle, placed: Any) -> Table:
     from rich.table import Table
 
+    from sensai_serve.bundle_memory import memory_of
+    from sensai_serve.memory import show_bytes
+
+    memory = memory_of(bundle)
     table = Table("worker", "classes", "head")
-    for heading in ("MACs", "parameters", "KiB"):
+    for heading in ("MACs", "parameters", "KiB", "memory"):
         table.add_column(heading, justify="right")
     if placed is not None:
         table.add_column("device")
@@ -222,6 +229,7 @@ def _workers(bundle: Bundle, placed: Any) -> Table:
             f"{subnet.macs:,}" if subnet.macs else "unknown",
             f"{subnet.parameters:,}" if subnet.parameters else "unknown",
             f"{(bundle.path / subnet.file).stat().st_size / 1024:,.0f}",
+            show_bytes(memory[subnet.worker].weights + memory[subnet.worker].arena),
         ]
         if placed is not None:
             names, placement = placed

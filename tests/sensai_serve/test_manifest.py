@@ -17,6 +17,7 @@ from soak_figures import record
 from benchmarks.soak import Length
 from sensai_serve.errors import BundleError
 from sensai_serve.manifest import Manifest
+from sensai_serve.memory import SubnetMemory
 
 WHOLE: dict[str, Any] = json.loads((Path(__file__).parents[2] / "examples/cifar10/manifest.json").read_text())
 WHOLE["merge"]["confident"] = {
@@ -29,6 +30,7 @@ WHOLE["merge"]["confident"] = {
 WHOLE["merge"] |= {"wait": "confident", "wave": [1, 2]}
 for number, subnet in enumerate(WHOLE["subnets"]):
     subnet["microseconds"] = 10.5 + number
+    subnet["memory"] = {"weights": 700_000 + number, "arena": 100_000, "per_input": 65_536}
 VALUES = st.one_of(
     st.integers(),
     st.integers(-3, 3).map(lambda sign: sign * 10**400),
@@ -140,6 +142,13 @@ def test_very_many_manifests() -> None:
         (("merge", "confident", "stopped"), [1.5, 0.1], "expected a fraction for each of 2 thresholds"),
         (("merge", "confident", "stopped"), [], "expected a fraction for each of 2 thresholds"),
         (("subnets", 0, "parameters"), 2**60, r"subnets\[0\].parameters"),
+        (("subnets", 1, "memory", "arena"), -1, r"subnets\[1\].memory.arena is -1, expected 0 or more"),
+        (
+            ("subnets", 1, "memory", "weights"),
+            "5MiB",
+            r"subnets\[1\].memory.weights is '5MiB', expected a whole number",
+        ),
+        (("subnets", 1, "memory"), {"weights": 5}, r"subnets\[1\].memory.arena is missing"),
     ],
 )
 def test_every_number_has_a_range(path, value, said):
@@ -169,3 +178,12 @@ def test_costs_are_times_or_else_operations_or_else_all_the_same() -> None:
     assert manifest.costs == tuple(float(subnet.macs) for subnet in manifest.subnets)
     changed["subnets"][3]["macs"] = 0
     assert Manifest.from_json(json.dumps(changed)).costs == (1.0,) * 10
+
+
+def test_a_manifest_says_what_subnets_take_and_may_be_silent_about_it() -> None:
+    changed = copy.deepcopy(WHOLE)
+    del changed["subnets"][3]["memory"]
+    manifest = Manifest.from_json(json.dumps(changed))
+    assert manifest.subnets[2].memory == SubnetMemory(700_002, 100_000, 65_536)
+    assert manifest.subnets[3].memory is None
+    assert Manifest.from_json(manifest.to_json()) == manifest

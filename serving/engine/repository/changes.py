@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 from collections import Counter
 from collections.abc import Coroutine
 from contextvars import Context
 from typing import Any
 
 from sensai_serve.errors import NotReadyError, OverloadedError
+from sensai_serve.memory import trim
 
 MAX_CHANGES = 64
 """Models that clients may have loaded and unloaded at a time, those that wait for their turn included."""
@@ -61,7 +61,7 @@ class Changes:
                     try:
                         await change
                     finally:
-                        await asyncio.to_thread(_trim)
+                        await asyncio.to_thread(trim)
             finally:
                 change.close()  # it has not begun where it was given up in line
                 self._waiting[name] -= 1
@@ -92,10 +92,3 @@ class Changes:
         self._going.discard(task)
         if not task.cancelled():
             task.exception()  # marks it as seen: who still waits for the change gets the error
-
-
-def _trim() -> None:
-    """Return freed memory to the system: glibc keeps it, once for each thread that ever loaded a model."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries do not have it and do not need it
-    if trim is not None:
-        trim(0)

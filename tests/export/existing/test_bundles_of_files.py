@@ -66,6 +66,14 @@ def test_an_ensemble_is_the_mean_of_its_members(network, tmp_path) -> None:
     assert answer.complete
 
 
+def test_a_bundle_says_what_its_networks_take_in_memory(network, tmp_path) -> None:
+    path = network("wide", shape=(2**18,))  # 3 MiB of weights
+    bundle = make_bundle(members_of([path]), tmp_path / "bundle", labels=LABELS, options=BundleOptions(replicas=2))
+    taken = {subnet.memory for subnet in bundle.manifest.subnets}
+    assert len(taken) == 1
+    assert 3 * 2**20 <= next(iter(taken)).weights <= 24 * 2**20
+
+
 def test_an_ensemble_survives_a_member_that_fails(network, tmp_path) -> None:
     paths = [network(f"member{seed}", seed=seed) for seed in range(3)]
     bundle = make_bundle(members_of(paths), tmp_path / "bundle", labels=LABELS)

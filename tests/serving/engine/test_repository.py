@@ -313,7 +313,7 @@ def test_it_stops_while_a_bundle_of_the_directory_is_taken_up(make_bundle, tmp_p
     async def test() -> None:
         repository = Repository([], OPTIONS, tmp_path, whole=True)
         await repository.start()
-        monkeypatch.setattr("serving.engine.repository.changes._trim", hold)
+        monkeypatch.setattr("serving.engine.repository.changes.trim", hold)
         shutil.copy(bundle / "manifest.json", tmp_path / "late/manifest.json")
         await asyncio.to_thread(taken.wait)
         stopping = asyncio.create_task(repository.stop())
