@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from export.sessions import session
 from sensai_serve.input_spec import InputSpec
 from sensai_serve.memory import SubnetMemory, anonymous_bytes
 from sensai_serve.tensors import arrays_of, example
@@ -61,23 +62,19 @@ def main() -> None:
 
 def _measure(file: str, one: Mapping[str, Any], several: Mapping[str, Any], kept: list[Any]) -> tuple[int, ...] | None:
     counts = [anonymous_bytes()]
-    session = _open(file)
-    kept.append(session)
+    opened = _open(file)
+    kept.append(opened)
     counts.append(anonymous_bytes())
     for feed in (one, several):
         for _ in range(2):  # the second run of a shape takes its memory in one piece
-            session.run(None, dict(feed))
+            opened.run(None, dict(feed))
         counts.append(anonymous_bytes())
     if any(count is None for count in counts):
         return None
-    idle, opened, ran, batch = (count or 0 for count in counts)
-    return max(0, opened - idle), max(0, ran - opened), max(0, -(-(batch - ran) // (BATCH - 1)))
+    idle, loaded, ran, batch = (count or 0 for count in counts)
+    return max(0, loaded - idle), max(0, ran - loaded), max(0, -(-(batch - ran) // (BATCH - 1)))
 
 
 def _open(file: str) -> Any:
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4
-    return ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    """Open a network from its bytes, as a server does: ONNX Runtime's Python session keeps these too."""
+    return session(Path(file).read_bytes())

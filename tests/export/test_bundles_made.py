@@ -62,6 +62,12 @@ def test_subnets_are_smaller_than_the_reference_and_say_so(digits_bundle):
         assert 0 < spec.parameters < 0.5 * reference["parameters"]
 
 
+def test_a_bundle_says_what_each_subnet_takes_in_memory(digits_bundle):
+    for subnet in digits_bundle.manifest.subnets:
+        assert subnet.memory is not None
+        assert subnet.memory.weights > 4 * subnet.parameters  # FP32, and the graph
+
+
 def test_golden_samples_are_the_bundle_s_answers(digits_bundle):
     golden = digits_bundle.golden()
     answer = sensai_serve.local.load(digits_bundle.path).predict_tensor(golden.inputs)
