@@ -37,13 +37,27 @@ from serving.engine.waves import WavePlan
 from serving.placement.place import Placement, describe, place
 from serving.placement.waves import Waves
 from serving.runtime.session import Session
+from serving.runtime.trial_process import TrialProcesses
 
 
 class Gateway:
     """Serves one bundle. Call `start` before the first `infer` and `stop` after the last; all on one event loop."""
 
-    def __init__(self, bundle: Bundle, options: GatewayOptions, *, version: str = "1") -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        options: GatewayOptions,
+        *,
+        version: str = "1",
+        trial_processes: TrialProcesses | None = None,
+    ) -> None:
         """Place the workers; nothing is loaded yet.
+
+        Args:
+            bundle: the model.
+            options: how it is served.
+            version: its version, as clients see it.
+            trial_processes: lends the process in which the model is tried out; None for one of its own.
 
         Raises:
             BundleError: the bundle cannot be served with these options, see `check_options`.
@@ -78,6 +92,7 @@ class Gateway:
         self._reference: Session | None = None
         self._loaded: LoadedModel | None = None
         self._trial: asyncio.Task[None] | None = None
+        self._trial_processes = trial_processes
         self._stopping = False
         self._successor: Gateway | None = None
 
@@ -142,7 +157,8 @@ class Gateway:
 
     def begin_trial(self) -> None:
         """Begin to try the model out, which `start` then waits for: another process does it, for about a second."""
-        self._trial = asyncio.create_task(try_model_out(self.bundle, self.placement.device_of, self.options))
+        placed, processes = self.placement.device_of, self._trial_processes
+        self._trial = asyncio.create_task(try_model_out(self.bundle, placed, self.options, processes))
 
     async def start(self) -> None:
         """Load, warm and check every worker.
@@ -153,7 +169,9 @@ class Gateway:
             DeviceError: this machine lacks a device.
         """
         placed, options = self.placement.device_of, self.options
-        loaded = self._loaded = await load(self.bundle, self.plan, self.admission, placed, options, self._trial)
+        loaded = self._loaded = await load(
+            self.bundle, self.plan, self.admission, placed, options, self._trial, self._trial_processes
+        )
         backend, supervisor = self._backend, self._supervisor = loaded.backend, loaded.supervisor
         self._reference = loaded.reference
         self._dispatcher = Dispatcher(backend, supervisor, self.plan, self._waves, patience=options.patience)

@@ -23,6 +23,7 @@ from serving.runtime.cancellation import Cancellation
 from serving.runtime.devices import Device
 from serving.runtime.session import Session
 from serving.runtime.trial import try_out
+from serving.runtime.trial_process import TrialProcesses
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +82,7 @@ async def load(
     device_of: Sequence[int],
     options: GatewayOptions,
     trial: asyncio.Task[None] | None = None,
+    trial_processes: TrialProcesses | None = None,
 ) -> LoadedModel:
     """Load a model. Cancelling ends what has begun.
 
@@ -91,6 +93,7 @@ async def load(
         device_of: the index in `options.devices` of each worker.
         options: how it is served.
         trial: the trial of this model, where it has begun.
+        trial_processes: lends the process for the trial otherwise; None for one of its own.
 
     Raises:
         BundleError: the bundle is damaged, cannot be run, gives wrong answers to its golden samples, or takes longer
@@ -99,7 +102,7 @@ async def load(
     """
     try:
         async with asyncio.timeout(options.load_s) as limit:
-            await (try_model_out(bundle, device_of, options) if trial is None else trial)
+            await (try_model_out(bundle, device_of, options, trial_processes) if trial is None else trial)
             return await _load(bundle, plan, admission, device_of, options)
     except TimeoutError:
         if not limit.expired():
@@ -107,7 +110,9 @@ async def load(
         raise BundleError(f"{bundle.path}: not loaded within {options.load_s:g} s, the most that it may take") from None
 
 
-async def try_model_out(bundle: Bundle, device_of: Sequence[int], options: GatewayOptions) -> None:
+async def try_model_out(
+    bundle: Bundle, device_of: Sequence[int], options: GatewayOptions, processes: TrialProcesses | None = None
+) -> None:
     """Load the model's networks that run on this machine in a process of their own, if the options say so.
 
     Raises:
@@ -119,7 +124,8 @@ async def try_model_out(bundle: Bundle, device_of: Sequence[int], options: Gatew
     placed = {worker: options.devices[at] for worker, at in enumerate(device_of)}
     here = {worker: device for worker, device in placed.items() if device.endpoint is None}
     reference = _reference_device(options) if options.on_missing == "reference" else None
-    await try_out(bundle, here, reference, threads=options.onnx_threads, most_bytes=options.load_bytes)
+    threads, most = options.onnx_threads, options.load_bytes
+    await try_out(bundle, here, reference, threads=threads, most_bytes=most, processes=processes)
 
 
 async def _load(

@@ -3,7 +3,8 @@
 A network of a few kilobytes may run for ever (a loop), compute for hours while it is opened (constants), or take all of
 the memory (a constant of any shape). A thread that is inside it cannot be ended, and memory is the whole process's. So
 each network is opened, and answers the golden samples, in a child that is ended when loading is given up, and whose
-memory has a bound. What passes is loaded for good.
+memory has a bound. What passes is loaded for good. While many bundles are loaded, a child whose bundle has passed takes
+the next one; what fails ends its child.
 """
 
 from __future__ import annotations
@@ -11,15 +12,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import gc
 import json
 import os
 import resource
 import signal
-import subprocess
 import sys
-import threading
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +28,17 @@ from sensai_serve.manifest import Manifest
 from sensai_serve.tensors import one_by_one
 from serving.runtime.devices import ONE_THREAD, Device, Threads, parse_device, require
 from serving.runtime.session import Session
+from serving.runtime.trial_process import PASSED, PASSED_LAST, TrialProcesses
 
 TIMES_FILES = 8
 """A network's memory beside `most_bytes`, as a multiple of its file: read, parsed, optimised, laid out anew."""
+KEPT_BYTES = 64 * 1024 * 1024
+"""Memory that a process may have kept of the bundles so far and still take another; not all that is freed goes back."""
 OOM_SCORE_ADJ = 1000
 """When memory runs out the kernel ends this process before any other."""
 _PR_SET_PDEATHSIG = 1
 _KINDS = (DeviceError, ChecksumError)
 _NO_MEMORY = ("bad_alloc", "allocate memory")
-_CHILD = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from serving.runtime.trial import main; main()"
 
 
 async def try_out(
@@ -47,6 +48,7 @@ async def try_out(
     *,
     threads: Threads = ONE_THREAD,
     most_bytes: int,
+    processes: TrialProcesses | None = None,
 ) -> None:
     """Load networks and run their golden samples in a process of its own. Cancelling ends it.
 
@@ -56,6 +58,7 @@ async def try_out(
         reference: where the reference network is loaded, if it is.
         threads: ONNX Runtime's threads for a subnet on the CPU.
         most_bytes: bytes of memory that all may take, beside `TIMES_FILES` times the size of their files.
+        processes: lends the process; None for one that ends with this bundle.
 
     Raises:
         BundleError: a network cannot be loaded or run within this memory.
@@ -72,48 +75,21 @@ async def try_out(
         "threads": threads.count,
         "most_bytes": most_bytes,
     }
-    child, executor = _Child(json.dumps(wanted).encode()), ThreadPoolExecutor(1, "trial")
-    running = executor.submit(child.run)
-    executor.shutdown(wait=False)
+    processes = TrialProcesses(keep=False) if processes is None else processes
+    process = processes.take()
+    running = asyncio.wrap_future(process.submit(json.dumps(wanted).encode()))
     try:
-        code, said, errors = await asyncio.wrap_future(running)
+        ended = await asyncio.shield(running)
     except BaseException:
-        child.kill()
+        process.kill()
         with contextlib.suppress(Exception):
-            await asyncio.wrap_future(running)
+            await running
         raise
-    if code:
-        _refuse(bundle, code, said, errors)
-
-
-class _Child:
-    """The process. One thread runs it to its end, another may kill it."""
-
-    def __init__(self, given: bytes) -> None:
-        self._given = given
-        self._killed = False
-        self._popen: subprocess.Popen[bytes] | None = None
-        self._lock = threading.Lock()
-
-    def run(self) -> tuple[int, bytes, bytes]:
-        """Return its exit code, and what it wrote to standard output and standard error."""
-        pipe = subprocess.PIPE
-        with self._lock:
-            if self._killed:
-                return 1, b"", b""
-            self._popen = popen = subprocess.Popen(
-                [sys.executable, "-c", _CHILD, json.dumps(sys.path)],
-                stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True,
-            )  # fmt: skip
-        said, errors = popen.communicate(self._given)
-        return popen.returncode, said, errors
-
-    def kill(self) -> None:
-        """End it, at whatever it is."""
-        with self._lock:
-            self._killed = True
-            if self._popen is not None:
-                self._popen.kill()
+    if ended is None:
+        processes.give_back(process)
+    else:
+        process.kill()
+        _refuse(bundle, *ended)
 
 
 def _refuse(bundle: Bundle, code: int, said: bytes, errors: bytes) -> None:
@@ -126,21 +102,34 @@ def _refuse(bundle: Bundle, code: int, said: bytes, errors: bytes) -> None:
 
 
 def main() -> None:
-    """The child: do what standard input says; on an error print its kind and message as JSON, and exit with 1."""
-    wanted = json.load(sys.stdin)
-    _end_with(wanted["parent"])
-    try:
-        _try_out(wanted)
-    except Exception as error:
-        said = str(error)
-        if isinstance(error, MemoryError) or any(word in said for word in _NO_MEMORY):
-            said = (
-                f"{wanted['path']}: its networks take too much memory to load, expected at most "
-                f"{wanted['most_bytes']} bytes beside {TIMES_FILES} times the size of their files"
-            )
-        sys.stdout.write(json.dumps([type(error).__name__, said]))
-        sys.stdout.flush()
-        os._exit(1)
+    """The child: do what each line of standard input says, and write `PASSED` or `PASSED_LAST`.
+
+    On an error, print its kind and message as JSON, and exit with 1.
+    """
+    replies = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)  # whatever a library prints is not taken for a reply
+    gc.enable()
+    at_first = None
+    for line in sys.stdin.buffer:
+        wanted = json.loads(line)
+        if at_first is None:
+            _end_with(wanted["parent"])
+            at_first = _data_bytes()
+        try:
+            _try_out(wanted)
+        except Exception as error:
+            said = str(error)
+            if isinstance(error, MemoryError) or any(word in said for word in _NO_MEMORY):
+                said = (
+                    f"{wanted['path']}: its networks take too much memory to load, expected at most "
+                    f"{wanted['most_bytes']} bytes beside {TIMES_FILES} times the size of their files"
+                )
+            replies.write(json.dumps([type(error).__name__, said]).encode() + b"\n")
+            os._exit(1)
+        if _data_bytes() - at_first > KEPT_BYTES:
+            replies.write(PASSED_LAST)
+            break
+        replies.write(PASSED)
     os._exit(0)  # nothing here needs to be cleaned up
 
 
@@ -170,12 +159,19 @@ def _try_out(wanted: Mapping[str, Any]) -> None:
 
 
 def _bound_memory(most_bytes: int) -> None:
-    """Let this process allocate this much from now on. Linux only."""
+    """Let this process allocate this much from now on, until the next call. Linux only."""
+    with contextlib.suppress(OSError, ValueError):
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        most = _data_bytes() + most_bytes
+        resource.setrlimit(resource.RLIMIT_DATA, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+
+
+def _data_bytes() -> int:
+    """Bytes of private memory that this process has allocated; 0 where the system does not say."""
     with contextlib.suppress(OSError, StopIteration, ValueError):
         lines = Path("/proc/self/status").read_text().splitlines()
-        kilobytes = next(int(line.split()[1]) for line in lines if line.startswith("VmData:"))
-        most = 1024 * kilobytes + most_bytes
-        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmData:"))
+    return 0
 
 
 def _end_with(parent: int) -> None:

@@ -84,6 +84,8 @@ async def serve(plane: DataPlane, settings: Settings, stop: asyncio.Event, on_re
     repository.begin_trial()
     await asyncio.sleep(0)  # it begins before the transports are imported, which takes as long
     async with listening(plane, settings) as listeners:
+        gc.freeze()
+        gc.enable()  # the modules are imported; see `sensai serve`, which switches it off for that
         broken = [listener.running for listener in listeners]
         stopping = asyncio.create_task(stop.wait())
         loading = asyncio.create_task(repository.start())

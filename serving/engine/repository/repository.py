@@ -25,6 +25,7 @@ from serving.engine.options import GatewayOptions
 from serving.engine.repository.changes import Changes
 from serving.engine.repository.folder import bundles_in, folders_in, same, state_of
 from serving.engine.repository.unserved import Unserved
+from serving.runtime.trial_process import TrialProcesses
 
 log = logging.getLogger(__name__)
 
@@ -75,10 +76,13 @@ class Repository:
         self._gateways: dict[str, Gateway] = {}
         self._failed: dict[str, str] = {}
         self._whole = whole
+        self._taking_up = whole and directory is not None
+        """Whether bundles of the directory that `start` loads have not had their turn yet."""
         self._strict_readiness = strict_readiness
         self._unserved = Unserved()
         self._watch: asyncio.Task[None] | None = None
         self._changes = Changes()
+        self._trial_processes = TrialProcesses()
         self.swaps = 0
         """How many models were replaced while the server ran."""
         for bundle in bundles:
@@ -106,9 +110,10 @@ class Repository:
 
     @property
     def ready(self) -> bool:
-        """Whether a model is loaded, and every one that should be served is ready."""
+        """Whether a model is loaded, every one that should be served is ready, and `start` has tried them all."""
         return (
             bool(self._gateways)
+            and not self._taking_up
             and all(g.ready for g in self._gateways.values())
             and not (self._strict_readiness and self._unserved)
         )
@@ -237,6 +242,18 @@ class Repository:
         Raises:
             SensaiError: a model that was given by itself cannot start; those started before it are stopped.
         """
+        try:
+            await self._start_given()
+            if self._whole and self._directory is not None:
+                for path in await asyncio.to_thread(folders_in, self._directory):
+                    await self._take_up(path)
+                self._taking_up = False
+                self._watch = asyncio.create_task(self._look_again(), context=Context())
+        finally:
+            self._trial_processes.close()
+
+    async def _start_given(self) -> None:
+        """Start the models that were given by themselves."""
         started: list[Gateway] = []
         try:
             for gateway in self._gateways.values():
@@ -245,10 +262,6 @@ class Repository:
         except BaseException:
             await asyncio.gather(*(g.stop(0) for g in started))
             raise
-        if self._whole and self._directory is not None:
-            for path in await asyncio.to_thread(folders_in, self._directory):
-                await self._take_up(path)
-            self._watch = asyncio.create_task(self._look_again(), context=Context())
 
     async def _take_up(self, path: Path) -> None:
         """Serve a bundle of the directory; note what its files looked like if that fails."""
@@ -280,6 +293,7 @@ class Repository:
 
     async def stop(self, drain_s: float = 10.0) -> None:
         """Let requests finish for at most `drain_s` seconds, then stop every model."""
+        self._trial_processes.close()
         await self.end_changes()
         await asyncio.gather(*(g.stop(drain_s) for g in self._gateways.values()))
 
@@ -289,7 +303,7 @@ class Repository:
         if options.faults:
             checked = len(bundle.golden().inputs)
             options = options.model_copy(update={"faults": tuple(f.starting_after(checked) for f in options.faults)})
-        return Gateway(bundle, options)
+        return Gateway(bundle, options, trial_processes=self._trial_processes)
 
     def _controlled(self) -> Path:
         if self._directory is None:

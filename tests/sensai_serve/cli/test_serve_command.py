@@ -131,6 +131,26 @@ def test_what_grpc_needs_is_an_extra_that_the_error_names(
     assert (code, err) == (2, f"sensai: error: {expected}\n")
 
 
+def test_what_serving_does_not_need_is_not_imported_until_the_server_is_ready(tiny_bundle: Path) -> None:
+    """Large libraries, and those of other extras: importing any one would delay every start."""
+    heavy = (
+        "torch onnx sklearn scipy pandas matplotlib ray tritonclient grpc pygrpc_native tokenizers httpx hypothesis "
+        "rich.console opentelemetry.sdk pruning export benchmarks serving.transports.grpc serving.node"
+    )
+    code = f"""import atexit, sys
+from sensai_serve.cli.main import main
+atexit.register(lambda: print("imported:", *(name for name in {heavy.split()} if name in sys.modules)))
+main(["serve", {str(tiny_bundle)!r}, "--http", "127.0.0.1:0"])
+"""
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        assert READY.fullmatch(process.stdout.readline())
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.read() == "imported:\n"
+    assert process.returncode == 0
+
+
 def test_a_port_that_is_taken(sensai, tiny_bundle: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"

@@ -198,3 +198,34 @@ def test_sigterm_does_not_wait_for_a_load_that_a_client_waits_for(tiny_bundle: P
         assert started.wait(60) == 0
         loading.join()
     assert (outcome[0].status_code, outcome[0].json()) == (503, {"error": "the server is stopping"})
+
+
+def test_the_bundles_of_a_directory_are_tried_out_in_one_process_until_one_fails(
+    make_bundle, hostile, tmp_path: Path
+) -> None:
+    models = hostile("constant", "b-hostile").parent
+    for name in ("a", "c", "d"):
+        shutil.copytree(make_bundle(name=name), models / name)
+    seen: set[str] = set()
+
+    async def test() -> None:
+        repository = Repository([], GatewayOptions(devices=CPU, trial=True), models, whole=True)
+        starting = asyncio.create_task(repository.start())
+        while not starting.done():
+            listed = await asyncio.to_thread(process_ids_of_trials)
+            seen.update(listed)
+            assert starting.done() or not repository.ready  # some have not had their turn
+        await starting
+        assert repository.names() == ["a", "c", "d"]
+        await repository.stop()
+
+    asyncio.run(test())
+    assert 1 <= len(seen) <= 2
+    assert trials_of(os.getpid()) == []
+
+
+def process_ids_of_trials() -> list[str]:
+    """The ids of the processes in which this process tries bundles out."""
+    listed = subprocess.run(["ps", "-wweo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    rows = [line.split(maxsplit=2) for line in listed.splitlines()]
+    return [pid for pid, parent, args in rows if parent == str(os.getpid()) and "serving.runtime.trial" in args]
