@@ -112,6 +112,7 @@ def _marks(axes: Axes, shown: Sequence[Timed], x_of: Callable[[Timed], float]) -
     from matplotlib.patheffects import withStroke
 
     outline = withStroke(linewidth=2.5, foreground=paper())  # keeps a label legible where a line crosses it
+    leftmost = min(map(x_of, shown))
     for series in dict.fromkeys(one.entry.series for one in shown):
         of = sorted((one for one in shown if one.entry.series == series), key=x_of)
         hue, marker, filled, line = _style(series)
@@ -123,7 +124,10 @@ def _marks(axes: Axes, shown: Sequence[Timed], x_of: Callable[[Timed], float]) -
         axes.plot([x_of(one) for one in of], [100 * one.entry.test for one in of], line, color=ink, linewidth=1.0,
                   alpha=0.4, zorder=2)  # fmt: skip
         for one in of if series in (GIVEN, MONOLITH, SUMMED) else ():
-            place, side = ((0, 7), "center") if series == GIVEN else ((-7, 2), "right")
+            # On the left of its point, where no others are; the numbers of the axis stand beside the leftmost one.
+            place, side = ((7, 2), "left") if x_of(one) == leftmost else ((-7, 2), "right")
+            if series == GIVEN:
+                place, side = (0, 7), "center"
             text = f"{one.entry.passes / 1000:,.0f}k" if series == SUMMED else one.entry.size
             axes.annotate(text, (x_of(one), 100 * one.entry.test), place, textcoords="offset points", ha=side,
                           fontsize=8, color=ink, path_effects=[outline], zorder=4)  # fmt: skip
