@@ -19,4 +19,4 @@ def test_each_server_is_started_as_often(tmp_path: Path) -> None:
     assert list(found["times"]) == [EMPTY, "alone", "a repository of 2"]
     assert all(len(taken["ready_s"]) == 3 for taken in found["times"].values())
     shown = report(found)
-    assert [row[0] for row in shown.tables[0].rows] == list(found["times"])
+    assert list(shown.results) == list(found["times"])
