@@ -92,7 +92,10 @@ def test_a_transport_outside_the_project_answers(tiny_bundle: Path, folder: Path
         (["--listen", "http"], "setting listen: 'http' is no listener, expected TRANSPORT=ADDRESS"),
         (["--listen", "http=8000"], "HTTP: '8000' is no address, expected HOST:PORT"),
         (["--listen", "grpc=8000"], "gRPC: '8000' is no address, expected HOST:PORT"),
-        (["--listen", "mqtt=a:1"], "nothing is called 'mqtt', expected one of admin, grpc, health, http or pac"),
+        (
+            ["--listen", "mqtt=a:1"],
+            "nothing is called 'mqtt', expected one of admin, grpc, grpc_native, health, http or pac",
+        ),
         (["--http", "none"], "nothing listens, expected an address for http, grpc or listen"),
     ],
 )
