@@ -169,6 +169,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "path", list(sys.path))
+    for name in ("mine", "served"):  # another test's modules may be called so too
+        monkeypatch.delitem(sys.modules, name, raising=False)
     return folder
 
 
