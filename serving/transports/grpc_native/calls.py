@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NoReturn
 
 import grpc
@@ -138,11 +139,7 @@ class NativeCalls:
 
     def _answered_at_once(self, call: int, message: bytes, context: CallContext) -> bool:
         try:
-            reply = self._fast_path.answer(message, context.metadata)
-            if reply is None:
-                return False
-            self._front.respond(call, reply.message)
-            reply.count()
+            return self._fast_path.answer(message, context.metadata, partial(self._front.respond, call))
         except Exception as error:
             self._refuse(call, error)
         return True

@@ -8,22 +8,18 @@ tests/serving/transports/grpc/test_native_fast_path.py holds them against each o
 
 from __future__ import annotations
 
-from time import perf_counter_ns
-from weakref import ref
+from collections.abc import Callable
 
 from tritonclient.grpc import service_pb2 as pb
 
 from sensai_serve.errors import SensaiError, UnknownModelError
-from sensai_serve.merge import Wait
-from sensai_serve.merge.rules import Verdict
+from sensai_serve.merge import Answer
 from sensai_serve.protobuf import fields, varint
 from serving.dataplane import DataPlane
-from serving.engine.at_once import AnsweredAtOnce, answer_of
 from serving.engine.gateway import Gateway
 from serving.runtime.trace_context import TRACEPARENT
-from serving.transports._fronts import KnownFronts, OutputValues, common_input, finite_values
+from serving.transports._fronts import Front, KnownFronts, OutputValues, common_input
 from serving.transports.grpc.codec import decode, encode
-from serving.v2 import InferRequest
 from serving.v2.tensors import outputs_of
 
 Metadata = tuple[tuple[str, str | bytes], ...]
@@ -35,65 +31,17 @@ _UNUSUAL = frozenset(("x-request-id", TRACEPARENT))
 """Metadata whose value is another in each call."""
 
 
-class Front:
-    """What is known of calls that begin with the same bytes, up to the values of their one input."""
+class _GrpcFront(Front[tuple[bytes, OutputValues]]):
+    """Its head is the reply up to the outputs' values, and what writes these."""
 
-    __slots__ = ("gateway", "heads", "request", "shape", "values", "wait")
+    __slots__ = ()
 
-    def __init__(self, gateway: Gateway, wait: Wait, request: InferRequest, shape: tuple[int, ...]) -> None:
-        """Prepare the reply.
-
-        Args:
-            gateway: the model.
-            wait: what these requests wait for.
-            request: such a request.
-            shape: of its inputs, [1, *shape].
-        """
-        self.gateway = ref(gateway)  # what is known of a replaced model must not keep it
-        self.wait = wait
-        self.request = request
-        self.shape = shape
-        self.heads: dict[tuple[int, bool], tuple[bytes, OutputValues]] = {}
-        """By how many workers arrived and whether the class is elected: the reply up to the outputs' values, and what
-        writes these."""
-
-    def head(self, gateway: Gateway, arrived: int, verdict: Verdict) -> tuple[bytes, OutputValues]:
-        """The parts of a reply like this one; kept in `heads`."""
+    def _make_head(self, gateway: Gateway, answer: Answer) -> tuple[bytes, OutputValues]:
         labels = gateway.manifest.labels
-        answer = answer_of(gateway.plan, arrived, verdict)
         reply = encode(self.request, answer, name=gateway.name, version=gateway.version, labels=labels)
         before = [_REPLIED + varint(len(values)) for values in reply.raw_output_contents]
         del reply.raw_output_contents[:]
-        values = OutputValues(self.request.outputs, len(labels), before)
-        self.heads[arrived, verdict.elected] = reply.SerializeToString(), values
-        return self.heads[arrived, verdict.elected]
-
-
-class FastReply:
-    """A reply that has been made, and what counts it."""
-
-    __slots__ = ("_answered", "_gateway", "_plane", "_request", "_times", "message")
-
-    def __init__(
-        self,
-        plane: DataPlane,
-        gateway: Gateway,
-        request: InferRequest,
-        answered: AnsweredAtOnce,
-        times: tuple[int, int, int, int],
-        message: bytes,
-    ) -> None:
-        self._plane = plane
-        self._gateway = gateway
-        self._request = request
-        self._answered = answered
-        self._times = times
-        self.message = message
-        """A ModelInferResponse."""
-
-    def count(self) -> None:
-        """Count the call everywhere that a call is counted. To be called once, after the reply is sent."""
-        self._plane.count("grpc", "OK", self._gateway, self._request, self._answered, self._times)
+        return reply.SerializeToString(), OutputValues(self.request.outputs, len(labels), before)
 
 
 class GrpcFastPath:
@@ -106,41 +54,24 @@ class GrpcFastPath:
             plane: counts the calls; everything is forgotten when what clients may do changes.
         """
         self._plane = plane
-        self._known: KnownFronts[Front] = KnownFronts()
+        self._known: KnownFronts[_GrpcFront] = KnownFronts()
         plane.access.on_change(self._known.clear)
 
-    def answer(self, message: bytes, metadata: Metadata) -> FastReply | None:
-        """Answer a common call; None for any other, with nothing done.
+    def answer(self, message: bytes, metadata: Metadata, respond: Callable[[bytes], object]) -> bool:
+        """Answer a common call; False for any other, with nothing done.
 
         Args:
             message: a ModelInferRequest.
             metadata: what came beside it.
+            respond: sends a ModelInferResponse.
         """
-        started = perf_counter_ns()
-        found = self._known.find(message, metadata)
+        found = self._known.answer(message, metadata)
         if found is None:
-            return None
-        front, size = found
-        values = finite_values(message, size)
-        if values is None:
-            return None
-        gateway = front.gateway()
-        at_once = None if gateway is None else gateway.at_once
-        if gateway is None or at_once is None:  # another model has its name, or none
-            self._known.remove(message, size, metadata)
-            return None
-        decoded = perf_counter_ns()
-        answered = at_once.answer(values.reshape(front.shape), front.wait)
-        if answered is None:
-            return None
-        merged = perf_counter_ns()
-        verdict = answered.verdict
-        head, outputs = front.heads.get((answered.arrived, verdict.elected)) or front.head(
-            gateway, answered.arrived, verdict
-        )
-        reply = head + outputs.of(verdict)
-        times = (started, decoded, merged, perf_counter_ns())
-        return FastReply(self._plane, gateway, front.request, answered, times, reply)
+            return False
+        head, outputs = found.front.head(found.gateway, found.answered)
+        respond(head + outputs.of(found.answered.verdict))
+        found.count(self._plane, "grpc", "OK")
+        return True
 
     def learn(self, message: bytes, metadata: Metadata, request: pb.ModelInferRequest) -> None:
         """Remember the front of a call that the usual way has answered, where calls like it are common.
@@ -166,7 +97,7 @@ class GrpcFastPath:
             return
         wait, inputs = gateway.wait_at_once(asked.wait), common_input(asked)
         if wait is not None and inputs is not None:
-            self._known.add(Front(gateway, wait, asked, inputs.shape), message, inputs.nbytes, metadata)
+            self._known.add(_GrpcFront(gateway, wait, asked, inputs.shape), message, inputs.nbytes, metadata)
 
 
 def _values_are_last(message: bytes) -> bool:

@@ -16,20 +16,16 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from time import perf_counter_ns
 from typing import Protocol
-from weakref import ref
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
-from sensai_serve.merge import Wait
-from sensai_serve.merge.rules import Verdict
+from sensai_serve.merge import Answer, Wait
 from serving.dataplane import FORWARDED, DataPlane
-from serving.engine.at_once import answer_of
 from serving.engine.gateway import Gateway
 from serving.security.access import Access
 from serving.telemetry.logs import new_request_id
-from serving.transports._fronts import KnownFronts, OutputValues, common_input, finite_values
+from serving.transports._fronts import Front, KnownFronts, OutputValues, common_input
 from serving.transports.http.direct import HttpConnection, RequestHead
 from serving.transports.http.v2.infer import BINARY, InferRoute
 from serving.v2 import InferRequest, encode_response
@@ -60,39 +56,22 @@ def send_now(connection: FastConnection, reply: bytes) -> None:
         connection.transport.write(reply[sent:])
 
 
-class Front:
-    """What is known of requests that begin with the same bytes, up to the values of their one input."""
+class _HttpFront(Front[tuple[bytes, bytes]]):
+    """Its head is the reply's headers up to the request's id, and the JSON of its body."""
 
-    __slots__ = ("gateway", "heads", "request", "shape", "values", "wait")
+    __slots__ = ("values",)
 
     def __init__(self, gateway: Gateway, wait: Wait, request: InferRequest, shape: tuple[int, ...]) -> None:
-        """Prepare the reply.
-
-        Args:
-            gateway: the model.
-            wait: what these requests wait for.
-            request: such a request, which may be without its values; of one input, and with binary outputs only.
-            shape: of its inputs, [1, *shape].
-        """
-        self.gateway = ref(gateway)  # what is known of a replaced model must not keep it
-        self.wait = wait
-        self.request = request
-        self.shape = shape
-        self.heads: dict[tuple[int, bool], tuple[bytes, bytes]] = {}
-        """By how many workers arrived and whether the class is elected: headers of the reply, and JSON of its body."""
+        super().__init__(gateway, wait, request, shape)
         self.values = OutputValues(request.outputs, len(gateway.manifest.labels)).of
         """Writes the outputs' values."""
 
-    def head(self, gateway: Gateway, arrived: int, verdict: Verdict) -> tuple[bytes, bytes]:
-        """The reply's headers up to the request's id, and its JSON, of a reply like this one; kept in `heads`."""
+    def _make_head(self, gateway: Gateway, answer: Answer) -> tuple[bytes, bytes]:
         name, version, labels = gateway.name, gateway.version, gateway.manifest.labels
-        answer = answer_of(gateway.plan, arrived, verdict)
         body, length = encode_response(self.request, answer, name=name, version=version, labels=labels)
         assert length is not None
         lines = (BINARY, (b"inference-header-content-length", b"%d" % length), (b"content-length", b"%d" % len(body)))
-        head = b"".join(b"%s: %s\r\n" % header for header in lines) + b"x-request-id: ", body[:length]
-        self.heads[arrived, verdict.elected] = head
-        return head
+        return b"".join(b"%s: %s\r\n" % header for header in lines) + b"x-request-id: ", body[:length]
 
 
 class FastPath:
@@ -108,7 +87,7 @@ class FastPath:
         """
         self._plane = plane
         self._route = route
-        self._known: KnownFronts[Front] = KnownFronts()
+        self._known: KnownFronts[_HttpFront] = KnownFronts()
         self._defaults: Sequence[tuple[bytes, bytes]] = ()
         self._first = b""  # status line and default headers
         access.on_change(self._known.clear)
@@ -120,37 +99,19 @@ class FastPath:
             data: what a connection has received that awaits a request and has answered those before.
             connection: the connection.
         """
-        started = perf_counter_ns()
-        found = self._known.find(data)
+        found = self._known.answer(data)
         if found is None:
             return False
-        front, size = found
-        values = finite_values(data, size)
-        if values is None:
-            return False
-        gateway = front.gateway()
-        at_once = None if gateway is None else gateway.at_once
-        if gateway is None or at_once is None:  # another model has its name, or none
-            self._known.remove(data, size)
-            return False
-        decoded = perf_counter_ns()
-        answered = at_once.answer(values.reshape(front.shape), front.wait)
-        if answered is None:
-            return False
-        merged = perf_counter_ns()
-        verdict = answered.verdict
-        head, header = front.heads.get((answered.arrived, verdict.elected)) or front.head(
-            gateway, answered.arrived, verdict
-        )
+        front, answered = found.front, found.answered
+        head, header = front.head(found.gateway, answered)
         defaults = connection.server_state.default_headers  # anew each second, with the date
         if defaults is not self._defaults:
             self._defaults = defaults
             self._first = STATUS_LINE[200] + b"".join(b"%s: %s\r\n" % header for header in defaults)
         name = new_request_id().encode()
-        parts = (self._first, head, name, b"\r\n\r\n", header, front.values(verdict))
+        parts = (self._first, head, name, b"\r\n\r\n", header, front.values(answered.verdict))
         send_now(connection, b"".join(parts))
-        times = (started, decoded, merged, perf_counter_ns())
-        self._plane.count("http", "200", gateway, front.request, answered, times)
+        found.count(self._plane, "http", "200")
         connection.on_response_complete()
         return True
 
@@ -171,4 +132,4 @@ class FastPath:
         wait, inputs = gateway.wait_at_once(request.wait), common_input(request)
         if gateway.at_once is None or wait is None or inputs is None or inputs.nbytes != head.length - int(length):
             return
-        self._known.add(Front(gateway, wait, request, inputs.shape), data, inputs.nbytes)
+        self._known.add(_HttpFront(gateway, wait, request, inputs.shape), data, inputs.nbytes)

@@ -34,10 +34,10 @@ def answered(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Of each call that the fast path was given, whether it answered it."""
     found, answer = list[bool](), GrpcFastPath.answer
 
-    def noted(path: GrpcFastPath, *call: Any) -> Any:
-        reply = answer(path, *call)
-        found.append(reply is not None)
-        return reply
+    def noted(path: GrpcFastPath, *call: Any) -> bool:
+        fast = answer(path, *call)
+        found.append(fast)
+        return fast
 
     monkeypatch.setattr(GrpcFastPath, "answer", noted)
     leave_nothing_to_chance(monkeypatch)
