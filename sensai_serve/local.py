@@ -130,9 +130,10 @@ class Classifier:
             RequestError: the wait is ``confident``, and the bundle has no thresholds for it.
         """
         collector, feed = self.plan.collect(len(inputs), wait), arrays_of(inputs, self.manifest.inputs)
-        for worker in self.plan.order:
-            if collector.done:
-                break
+        left = list(self.plan.order)
+        while left and not collector.done:
+            worker = collector.next_of(left)
+            left.remove(worker)
             collector.add(worker, self._sessions[worker].run(["scores"], feed)[0])
         return collector.answer()
 

@@ -24,7 +24,7 @@ from sensai_serve.assignment import Assignment, cyclic, full, search_offsets
 from sensai_serve.bundles import Bundle
 from sensai_serve.errors import InputError
 from sensai_serve.manifest import Manifest
-from sensai_serve.merge import Collector, Wait
+from sensai_serve.merge import Collector, Wait, runs_in_turn
 from serving.engine.health import FLOOR_S
 from serving.placement.network import Network
 from serving.placement.place import place
@@ -96,6 +96,16 @@ class Expected:
     """Upper bound on the probability that some class has no copy."""
     cost: float
     """Multiply-accumulates of all workers together, relative to redundancy 1."""
+
+
+@dataclass(frozen=True)
+class RunsOnOneDevice:
+    """Mean number of workers that run for one answer where all of them share a device."""
+
+    chosen: float
+    """In the order that a device runs them in: each next one comes nearest to deciding the answer."""
+    by_id: float
+    """In the order of their ids."""
 
 
 def parse_latency(text: str) -> Latency:
@@ -177,7 +187,7 @@ class Simulation:
         self._wait: Wait = wait
         self._wave = wave
         self._seed = seed
-        scores = load(bundle).scores(bundle.golden().inputs)
+        self._scored = scores = load(bundle).scores(bundle.golden().inputs)
         manifest = bundle.manifest
         self._copies = [  # each class's copies in the bundle [r, G]
             np.stack([scores[w][:, manifest.subnets[w].classes.index(c)] for w in workers])
@@ -305,6 +315,15 @@ class Simulation:
             pick = assignment.workers_of[c].index(worker) if own else int(random.integers(len(copies)))
             row.append(copies[pick, sample])
         return np.array([row], np.float32)
+
+    def runs_on_one_device(self) -> RunsOnOneDevice:
+        """Count the workers that run, one after the other, until there is an answer: means over the golden samples."""
+        plan, wait, scores = self._bundle.merge_plan, self._wait, self._scored
+        each = [[one[at : at + 1] for one in scores] for at in range(len(scores[0]))]
+        return RunsOnOneDevice(
+            chosen=float(np.mean([runs_in_turn(plan, its, wait) for its in each])),
+            by_id=float(np.mean([runs_in_turn(plan, its, wait, by_id=True) for its in each])),
+        )
 
     def bytes_per_input(self) -> tuple[int, int]:
         """Bytes that the gateway sends and receives for one input, over all hosts, without the protocol's overhead."""

@@ -228,9 +228,9 @@ def plan(
             found[way] = simulate(simulation, requests, step)
     simulation = next(iter(simulations.values()))
     out, back = simulation.bytes_per_input()
-    own = opened.assignment.redundancy
+    own, on_one = opened.assignment.redundancy, simulation.runs_on_one_device()
     if as_json:
-        bundle_says = {"bytes_out": out, "bytes_back": back, "redundancy": own}
+        bundle_says = {"bytes_out": out, "bytes_back": back, "redundancy": own, "runs_on_one_device": asdict(on_one)}
         keys = {TREE: "expected_with_a_tree"}
         expected = {keys.get(way, "expected"): [asdict(row) for row in rows] for way, rows in found.items()}
         typer.echo(json.dumps(bundle_says | expected))
@@ -245,6 +245,11 @@ def plan(
         f"* the bundle's. {last.workers} workers on {last.hosts} hosts; one input is {out:,} bytes to them "
         f"and {back:,} back; {requests:,} requests each"
     )
+    if on_one.by_id < (n_workers := len(opened.manifest.subnets)):
+        console.print(
+            f"on one device {on_one.chosen:.1f} of {n_workers} workers run until there is an answer; "
+            f"in the order of their ids {on_one.by_id:.1f} would"
+        )
 
 
 TREE = "with a tree"

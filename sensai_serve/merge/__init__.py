@@ -6,6 +6,6 @@
 """
 
 from sensai_serve.merge.answer import Answer
-from sensai_serve.merge.collector import WAITS, Collector, MergePlan, Wait, parse_wait
+from sensai_serve.merge.collector import WAITS, Collector, MergePlan, Wait, parse_wait, runs_in_turn
 
-__all__ = ["WAITS", "Answer", "Collector", "MergePlan", "Wait", "parse_wait"]
+__all__ = ["WAITS", "Answer", "Collector", "MergePlan", "Wait", "parse_wait", "runs_in_turn"]

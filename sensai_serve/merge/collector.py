@@ -15,7 +15,7 @@ from sensai_serve.assignment import Assignment
 from sensai_serve.errors import RequestError
 from sensai_serve.merge.answer import Answer
 from sensai_serve.merge.confidence import Confidence, lead, least_copies
-from sensai_serve.merge.order import ask_order
+from sensai_serve.merge.order import ask_order, most_decisive
 from sensai_serve.merge.rules import CopyLayout, LabelRule, Rule, Task, find_label_rule, find_rule, make_layout
 
 Wait = Literal["decided", "confident", "all", "quorum", "first"]
@@ -70,6 +70,17 @@ class MergePlan:
     def order(self) -> tuple[int, ...]:
         """The workers in the order in which they are asked, where not all are asked at once."""
         return ask_order(self.assignment) if self.confidence is None else self.confidence.order
+
+    @cached_property
+    def position(self) -> tuple[int, ...]:
+        """Of every worker, its place in `order`."""
+        places = {worker: place for place, worker in enumerate(self.order)}
+        return tuple(places[worker] for worker in self.everybody)
+
+    @cached_property
+    def may_end_early(self) -> bool:
+        """Whether an answer may be decided before every worker has answered, sooner by some workers than by others."""
+        return max(self.copies) > 1 and min(self.widths) < self.assignment.n_classes
 
     @cached_property
     def rule_type(self) -> type[Rule] | type[LabelRule]:
@@ -174,6 +185,19 @@ class Collector:
                 return False
         return True
 
+    def next_of(self, workers: Sequence[int]) -> int:
+        """The worker that is best asked next, if these are asked one after the other.
+
+        That is the one whose copies come nearest to deciding the answer, where that ends the wait; else the first.
+
+        Args:
+            workers: whom to choose among, at least one.
+        """
+        if self._wait != "decided" or self.done or len(workers) == 1 or not self._plan.may_end_early:
+            return workers[0]
+        verdict = self._rows[self._decided].verdict()  # of the first input that is not decided
+        return most_decisive(self._plan.assignment, verdict, workers, self._plan.position)
+
     def add(self, worker: int, scores: npt.NDArray[np.float32]) -> bool:
         """The scores of one worker have arrived.
 
@@ -275,6 +299,25 @@ class Collector:
 
 def _others(workers: set[int], n_workers: int) -> tuple[int, ...]:
     return tuple(w for w in range(n_workers) if w not in workers)
+
+
+def runs_in_turn(
+    plan: MergePlan, scores: Sequence[npt.NDArray[np.float32]], wait: Wait = "decided", *, by_id: bool = False
+) -> int:
+    """Count the workers that run until the wait is over, one after the other as `Collector.next_of` says.
+
+    Args:
+        plan: the merge.
+        scores: of every worker, FP32 [N, k].
+        wait: what is waited for.
+        by_id: count them in the order of their ids instead.
+    """
+    collector, left = plan.collect(len(scores[0]), wait), list(plan.everybody if by_id else plan.order)
+    while left and not collector.done:
+        worker = left[0] if by_id else collector.next_of(left)
+        left.remove(worker)
+        collector.add(worker, scores[worker])
+    return len(scores) - len(left)
 
 
 def merge(plan: MergePlan, scores: Sequence[npt.NDArray[np.float32] | None]) -> Answer:

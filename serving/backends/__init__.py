@@ -77,7 +77,7 @@ _IN_WORDS = {
 
 
 class Task(Protocol):
-    """Something for workers to run, and who is told of the scores. `deliver` and `fail` may be called on any thread."""
+    """Something for workers to run, and who is told of the scores. Its methods may be called on any thread."""
 
     @property
     def inputs(self) -> Inputs:
@@ -90,6 +90,9 @@ class Task(Protocol):
     @property
     def expires(self) -> float | None:
         """When it closes by itself, on the event loop's clock in seconds; None if it does not."""
+
+    def next_of(self, workers: Sequence[int]) -> int:
+        """Choose among workers that would run the task one after the other, at least one: who is to run it next."""
 
     def deliver(self, worker: int, scores: Scores, seconds: float) -> None:
         """Take a worker's scores FP32 [N, k], and the seconds that its subnet took."""

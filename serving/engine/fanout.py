@@ -132,6 +132,11 @@ class FanOut:
         """The merged answer; None until the fan-out has finished."""
         return None if self.result is None else self.result.answer
 
+    def next_of(self, workers: Sequence[int]) -> int:
+        """See `Task`."""
+        with self._lock:
+            return workers[0] if self.closed else self._collector.next_of(workers)
+
     def wait(self) -> Future[FanOutResult]:
         """Return a future of the result. Called once at most, on the event loop's thread."""
         future: Future[FanOutResult] = get_running_loop().create_future()
@@ -251,6 +256,10 @@ class Probe:
         self._started = time.perf_counter()
         self.arrival: Future[Arrival | None] = loop.create_future()
         """The worker's copies; None if the worker failed."""
+
+    def next_of(self, workers: Sequence[int]) -> int:
+        """See `Task`."""
+        return workers[0]
 
     def deliver(self, worker: int, scores: Scores, seconds: float) -> None:
         """See `Task`."""

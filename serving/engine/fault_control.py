@@ -136,6 +136,9 @@ class _FaultyTask:
     def expires(self) -> float | None:
         return self._task.expires
 
+    def next_of(self, workers: Sequence[int]) -> int:
+        return self._task.next_of(workers)
+
     def deliver(self, worker: int, scores: Scores, seconds: float) -> None:
         fault = self._fault
         if random.random() < fault.drop:  # noqa: S311

@@ -59,22 +59,30 @@ class _Coming(NamedTuple):
 class StreamTask:
     """One input for this node's workers. See `serving.backends.Task`."""
 
-    __slots__ = ("_loop", "_tell", "_thread", "closed", "inputs")
+    __slots__ = ("_loop", "_position", "_tell", "_thread", "closed", "inputs")
     expires: float | None = None
 
-    def __init__(self, inputs: Inputs, tell: Callable[[int, Scores | Cause, float], None]) -> None:
+    def __init__(
+        self, inputs: Inputs, position: Sequence[int], tell: Callable[[int, Scores | Cause, float], None]
+    ) -> None:
         """Constructed on the event loop's thread.
 
         Args:
             inputs: as the networks take them; set later where they come in pieces.
+            position: of every worker of the bundle, its place in the order in which they are asked.
             tell: called on the event loop with a worker, its scores FP32 [N, k] or why there are none, and the
                 seconds inside its subnet.
         """
         self.inputs = inputs
         self.closed = False
+        self._position = position
         self._tell = tell
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
+
+    def next_of(self, workers: Sequence[int]) -> int:
+        """See `Task`; what workers on other hosts say is not known here."""
+        return min(workers, key=self._position.__getitem__)
 
     def deliver(self, worker: int, scores: Scores, seconds: float) -> None:
         """See `Task`."""
@@ -214,7 +222,7 @@ class GatewayStream:
             self._wake.set()
 
         self.idle.clear()
-        task = StreamTask(inputs, tell)
+        task = StreamTask(inputs, version.bundle.merge_plan.position, tell)
         timeout = parameters[TIMEOUT].int64_param if TIMEOUT in parameters else 0
         timer = self._loop.call_later(timeout / 1e6, self._close, ticket) if timeout > 0 else None
         self._open[ticket] = version, task, timer, runs

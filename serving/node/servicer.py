@@ -172,7 +172,8 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
             if not answered.done():
                 answered.set_result(outcome)
 
-        task = StreamTask(read_input(version, request, self._node.options.max_batch), tell)
+        inputs = read_input(version, request, self._node.options.max_batch)
+        task = StreamTask(inputs, version.bundle.merge_plan.position, tell)
         version.submit(task, [worker])
         try:
             outcome = await answered

@@ -66,6 +66,23 @@ def feed(plan: MergePlan, scores: list[np.ndarray], events: list[tuple[int, bool
 
 
 @every_rule
+@given(request_=requests())
+def test_workers_asked_in_the_most_decisive_order_say_what_all_would(rule: str, request_) -> None:
+    assignment, scores, events = request_
+    plan = MergePlan(assignment, rule)
+    collector, left = plan.collect(1, "decided"), [worker for worker, arrives in events if arrives]
+    present = {worker: scores[worker] for worker in left}
+    for worker, arrives in events:
+        if not arrives:
+            collector.erase(worker)
+    while not collector.done:
+        chosen = collector.next_of(left)
+        left.remove(chosen)
+        assert collector.add(chosen, scores[chosen])
+    assert collector.answer().class_id[0] == merged(plan, present)
+
+
+@every_rule
 @given(request_=requests(), data=st.data())
 def test_decided_holds_whatever_the_missing_copies_say(rule: str, request_, data: st.DataObject) -> None:
     assignment, scores, events = request_

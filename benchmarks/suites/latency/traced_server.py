@@ -147,6 +147,9 @@ class _TracedTask:
     def closed(self) -> bool:
         return self._task.closed
 
+    def next_of(self, workers: Sequence[int]) -> int:
+        return self._task.next_of(workers)
+
     def deliver(self, worker: int, scores: Scores, seconds: float) -> None:
         ran, was_open = perf_counter(), not self._task.closed
         self._task.deliver(worker, scores, seconds)

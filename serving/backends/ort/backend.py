@@ -1,10 +1,11 @@
 """The in-process backend: ONNX Runtime sessions on persistent threads, which release the GIL while they run.
 
-Workers of one core share a thread that is pinned to it and runs them one after another. When a run takes much longer
-than it should, its worker keeps that thread and the other workers go on in a new one. Subnets that are shorter than a
-hand-off to another thread and back run inline, on the event loop's own thread, and fused into one network where that is
-faster. A worker that is slow there twice within a few hundred runs goes on in its thread, and a fused network that is
-goes on as its parts. All of them come back after many runs of the usual length (`pace`).
+Workers of one core share a thread that is pinned to it and runs them one after another, those first that come nearest
+to deciding the answer. When a run takes much longer than it should, its worker keeps that thread and the other workers
+go on in a new one. Subnets that are shorter than a hand-off to another thread and back run inline, on the event loop's
+own thread, and fused into one network where that is faster. A worker that is slow there twice within a few hundred runs
+goes on in its thread, and a fused network that is goes on as its parts. All of them come back after many runs of the
+usual length (`pace`).
 
 A thread that hangs inside a run is ended with the model: its worker's copies are erasures until then (the `process`
 backend restarts the worker alone). Subnets with loops never run inline, because theirs may never end.
@@ -28,7 +29,7 @@ from sensai_serve.tensors import example
 from serving.backends import BackendPlan, Cause, Execution, Task
 from serving.backends.ort.core_thread import JOIN_S, CoreThread, LoadedWorker
 from serving.backends.ort.fused import Fused, fuse_where_it_pays
-from serving.backends.ort.inline import choose_inline
+from serving.backends.ort.inline import choose_inline, share_run
 from serving.backends.ort.pace import Pace
 from serving.runtime.cancellation import Cancellation
 from serving.runtime.devices import Device, require
@@ -97,7 +98,8 @@ class Backend:
                 self._open(numbers, None, warm[numbers[0]])
         seconds = {number: worker.typical_s for number, worker in self._workers.items()}
         lanes, cores = [*by_device.values(), *groups], len(os.sched_getaffinity(0))
-        self._inline = choose_inline(seconds, lanes, plan.inline_s, elsewhere, cores=cores)
+        share = self._share_run(lanes)
+        self._inline = choose_inline(seconds, lanes, plan.inline_s, elsewhere, cores=cores, share=share)
         if self._inline:
             self._inline_rows = max(1, int(plan.inline_s / sum(seconds[number] for number in self._inline)))
             inline = [self._workers[number] for number in sorted(self._inline)]
@@ -105,6 +107,17 @@ class Backend:
             self._fusing = self._fused is not None
         for number in self._workers:
             plan.on_up(number)
+
+    def _share_run(self, lanes: Sequence[Sequence[int]]) -> float:
+        """Share of the workers that a request runs; 1 where it is not known, or no thread's workers fit inline."""
+        plan, workers = self._plan, self._workers
+        n_workers = plan.bundle.assignment.n_workers
+        if plan.bundle.manifest.plain_input is None or len(workers) < n_workers or plan.faults:
+            return 1.0
+        if min(sum(workers[number].typical_s for number in lane) for lane in lanes) > plan.inline_s:
+            return 1.0
+        sessions = [workers[number].session for number in sorted(workers)]
+        return share_run(plan.bundle, lambda inputs: [session.run(inputs) for session in sessions])
 
     def submit(self, task: Task, workers: Sequence[int]) -> None:
         """Run inline workers now, after handing the task to the threads of the others."""
@@ -165,9 +178,10 @@ class Backend:
             fused = None
         if fused is not None and self._fusing and self._run_fused(task, fused):
             return
-        for number in workers:
-            if task.closed:
-                break
+        left = list(workers)
+        while left and not task.closed:
+            number = task.next_of(left)
+            left.remove(number)
             worker = self._workers[number]
             pace = worker.pace
             within = worker.run(task) <= pace.limit_s * rows

@@ -1,4 +1,4 @@
-"""A thread that runs the workers of one device one after another, in the order of the tasks."""
+"""A thread that runs the workers of one device one after another: task after task, and each as its task chooses."""
 
 from __future__ import annotations
 
@@ -170,9 +170,19 @@ class CoreThread:
                 if self._stopping:
                     return None
                 while self._waiting:
-                    entry = self._waiting.popleft()
-                    if not entry[1].closed:
-                        self._running = entry[0], perf_counter(), len(entry[1].inputs)
-                        return entry
+                    worker, task = self._waiting.popleft()
+                    if not task.closed:
+                        worker = self._chosen(worker, task)
+                        self._running = worker, perf_counter(), len(task.inputs)
+                        return worker, task
                 self._asleep = True
             self._wake.acquire()
+
+    def _chosen(self, first: int, task: Task) -> int:
+        """The worker that a task is run by next, of `first`, which has been taken from the queue, and those in it."""
+        others = [worker for worker, other in self._waiting if other is task]
+        if not others or (chosen := task.next_of([first, *others])) == first:
+            return first
+        self._waiting.remove((chosen, task))
+        self._waiting.appendleft((first, task))
+        return chosen

@@ -16,6 +16,7 @@ from sensai_serve.onnxfuse import CannotFuseError, fuse
 from sensai_serve.tensors import Inputs, example
 from serving.backends import Cause
 from serving.backends.ort.core_thread import LoadedWorker
+from serving.backends.ort.inline import share_run
 from serving.backends.ort.pace import Pace
 from serving.runtime.cancellation import Cancellation
 from serving.runtime.devices import Device, providers, session_options
@@ -95,7 +96,8 @@ def fuse_where_it_pays(bundle: Bundle, workers: Sequence[LoadedWorker], *, round
     ways = (lambda: fused.run(inputs), lambda: [worker.run(task) for worker in workers])
     together, apart = quickest(ways, rounds, perf_counter)
     fused.pace = Pace(together)
-    apart *= share_run(bundle, fused)
+    if len(workers) == bundle.assignment.n_workers:  # else others run elsewhere, which come later
+        apart *= share_run(bundle, fused.run)
     if together < apart:
         return fused
     log.info("subnets run one by one: %.0f us a request, %.0f us fused", 1e6 * apart, 1e6 * together)
@@ -108,27 +110,6 @@ def _one_input(bundle: Bundle) -> Inputs:
         return np.random.default_rng(0).normal(size=(1, *spec.shape)).astype(np.float32)
     golden, specs = bundle.golden().tensor[:1], bundle.manifest.inputs
     return golden if not specs[0].maximum else example(specs)  # what a run takes is judged by the longest
-
-
-def share_run(bundle: Bundle, fused: Fused) -> float:
-    """Share of some workers that run, one by one, until an answer stands: the average over the golden samples.
-
-    It stands when what the bundle says that requests wait for is there. All of them, where others of the bundle run
-    elsewhere: those come later.
-    """
-    samples, n_workers = bundle.golden().tensor, bundle.assignment.n_workers
-    wait = bundle.manifest.merge.wait or "decided"
-    if len(fused.workers) < n_workers:
-        return 1.0
-    runs = 0
-    for sample in samples:
-        collector = bundle.merge_plan.collect(1, wait)
-        for worker, scores in enumerate(fused.run(sample[None])):
-            collector.add(worker, scores)
-            runs += 1
-            if collector.done:
-                break
-    return runs / (len(samples) * n_workers)
 
 
 def quickest(ways: Sequence[Callable[[], object]], rounds: int, clock: Callable[[], float]) -> list[float]:
@@ -159,6 +140,10 @@ class _Timed:
 
     def __init__(self, inputs: Inputs) -> None:
         self.inputs = inputs
+
+    def next_of(self, workers: Sequence[int]) -> int:
+        """See `serving.backends.Task`."""
+        return workers[0]
 
     def deliver(self, worker: int, scores: npt.NDArray[np.float32], seconds: float) -> None:
         """Drop the scores."""

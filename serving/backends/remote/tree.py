@@ -274,6 +274,9 @@ class _Copies:
     def expires(self) -> float | None:
         return self._request.task.expires
 
+    def next_of(self, workers: Sequence[int]) -> int:
+        return self._request.task.next_of(workers)
+
     def deliver(self, worker: int, scores: Scores, seconds: float) -> None:
         self._request.deliver(worker, scores, seconds)
 
@@ -297,6 +300,9 @@ class _Trial:
     def closed(self) -> bool:
         """Whether it has lasted too long."""
         return not self._left or self._loop.time() > self._stop
+
+    def next_of(self, workers: Sequence[int]) -> int:
+        return workers[0]
 
     def deliver(self, worker: int, scores: Scores, seconds: float) -> None:
         self._left.discard(worker)

@@ -25,7 +25,8 @@ from sensai_serve.guarantees import guarantees
 from sensai_serve.merge import MergePlan
 from sensai_serve.merge.collector import merge
 from sensai_serve.preprocess import normalise
-from serving.backends.ort.fused import Fused, share_run
+from serving.backends.ort.fused import Fused
+from serving.backends.ort.inline import share_run
 from serving.engine.gateway import Gateway
 from serving.engine.health import State
 from serving.engine.options import GatewayOptions
@@ -88,7 +89,7 @@ def test_replicas_share_one_file(network, tmp_path) -> None:
     assert [spec.file for spec in bundle.manifest.subnets] == ["subnets/00.onnx"] * 3
     assert (bundle.manifest.merge.rule, bundle.manifest.kind) == ("majority", "full")
     assert bundle.manifest.merge.wait == "first"
-    assert share_run(bundle, Fused(bundle, range(3))) == pytest.approx(1 / 3)  # the others need not run
+    assert share_run(bundle, Fused(bundle, range(3)).run) == pytest.approx(1 / 3)  # the others need not run
     slow = "0+1:delay=20s,after=8"
     one = served(bundle, faults=slow, inline_ms=0)
     assert one.arrived == (2,)  # nothing is waited for but the first

@@ -10,7 +10,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sensai_serve import load
 from sensai_serve.bundles import Bundle
+from sensai_serve.merge import runs_in_turn
 from serving.backends.ort import pace
 from serving.backends.ort.inline import HANDOFF_S, choose_inline
 from serving.engine.gateway import Gateway
@@ -27,6 +29,8 @@ def test_tiny_subnets_stay_and_long_ones_do_not() -> None:
     assert choose_inline(dict.fromkeys(range(4), 10e-3), two_cores, 0.001) == frozenset()
     # Half of them for the event loop, while a thread runs the other half.
     assert choose_inline(dict.fromkeys(range(4), 200e-6), two_cores, 0.001) == {0, 2}
+    # Fused, all of these would run, where threads stop when the answer stands.
+    assert choose_inline(dict.fromkeys(range(4), 200e-6), two_cores, 0.001, share=0.5) == frozenset()
     assert choose_inline({0: 10e-6, 1: 10e-6}, [[0], [1]], 0.0) == frozenset()
     # Ten threads on ten cores are done sooner than all one by one; on two cores they are not.
     seconds, each = dict.fromkeys(range(10), 30e-6), [[worker] for worker in range(10)]
@@ -65,6 +69,28 @@ def test_a_worker_that_hangs_keeps_its_thread_and_the_others_of_its_core_go_on(t
         await gateway.stop(0)
 
     asyncio.run(asyncio.wait_for(test(), 60))
+
+
+def test_workers_that_share_a_core_run_as_they_decide_the_answer() -> None:
+    bundle = Bundle.open("example:cifar10")
+    inputs, scores = bundle.golden().inputs, load(bundle).scores(bundle.golden().inputs)
+    counted = by_id = 0
+
+    async def test() -> None:
+        nonlocal counted, by_id
+        gateway = Gateway(bundle, GatewayOptions(devices=(CORE,), inline_ms=0, patience=0))
+        await gateway.start()
+        for at, sample in enumerate(inputs):
+            reply = await gateway.infer(sample[None])
+            its = [each[at : at + 1] for each in scores]
+            runs = runs_in_turn(bundle.merge_plan, its)
+            assert len(reply.answer.arrived) == runs
+            assert reply.answer.class_id[0] == bundle.golden().class_id[at]
+            counted, by_id = counted + runs, by_id + runs_in_turn(bundle.merge_plan, its, by_id=True)
+        await gateway.stop(0)
+
+    asyncio.run(asyncio.wait_for(test(), 60))
+    assert counted <= 0.8 * by_id
 
 
 def test_a_worker_that_was_slow_once_shares_its_core_again(tiny_bundle, monkeypatch) -> None:

@@ -21,7 +21,8 @@ from serving.backends import Execution
 from serving.backends.ort import backend, core_thread, fused, pace
 from serving.backends.ort.backend import Backend
 from serving.backends.ort.core_thread import LoadedWorker
-from serving.backends.ort.fused import Fused, fuse_where_it_pays, quickest, share_run
+from serving.backends.ort.fused import Fused, fuse_where_it_pays, quickest
+from serving.backends.ort.inline import share_run
 from serving.backends.ort.pace import CALM_RUNS, OVERRUNS, Pace
 from serving.engine.gateway import Gateway
 from serving.engine.options import GatewayOptions
@@ -209,7 +210,7 @@ def test_separate_runs_are_counted_with_what_python_does_for_each(tiny_bundle, c
 )
 def test_how_many_separate_runs_a_request_needs_is_counted(make_bundle, clock, monkeypatch, assignment) -> None:
     bundle = make_bundle(assignment=assignment)
-    share = share_run(Bundle.open(bundle), Fused(Bundle.open(bundle), range(assignment.n_workers)))
+    share = share_run(Bundle.open(bundle), Fused(Bundle.open(bundle), range(assignment.n_workers)).run)
     assert (share == 1) == (assignment.redundancy == 1)
     monkeypatch.setattr(fused, "share_run", lambda *_: 0.0)
 
