@@ -1,4 +1,4 @@
-"""What an open subnet takes in memory, how a process's memory is counted, and how sizes are shown."""
+"""What an open subnet takes in memory, and how a process's memory is counted."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 
 TIMES_FILE, BESIDE_FILE = 3, 512 * 1024
 """What an open network takes where nobody has measured it: so many times its file, and so many bytes more."""
-_UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
 @dataclass(frozen=True)
@@ -32,14 +31,6 @@ def estimate(file_bytes: int, input_bytes: int) -> SubnetMemory:
     """
     activations = TIMES_FILE * max(file_bytes // 8, 8 * input_bytes)
     return SubnetMemory(TIMES_FILE * file_bytes + BESIDE_FILE, activations, activations)
-
-
-def show_bytes(count: int) -> str:
-    """A number of bytes to read, ``1.4 MiB``."""
-    for name in ("GiB", "MiB", "KiB"):
-        if count >= (unit := _UNITS[name]):
-            return f"{count / unit:,.{1 if count < 100 * unit else 0}f} {name}"
-    return f"{count} B"
 
 
 def anonymous_bytes() -> int | None:

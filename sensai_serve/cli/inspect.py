@@ -213,7 +213,7 @@ def _workers(bundle: Bundle, placed: Any) -> Table:
     from rich.table import Table
 
     from sensai_serve.bundle_memory import memory_of
-    from sensai_serve.memory import show_bytes
+    from sensai_serve.byte_sizes import show_bytes
 
     memory = memory_of(bundle)
     table = Table("worker", "classes", "head")
