@@ -76,5 +76,5 @@ def _measure(file: str, one: Mapping[str, Any], several: Mapping[str, Any], kept
 
 
 def _open(file: str) -> Any:
-    """Open a network from its bytes, as a server does: ONNX Runtime's Python session keeps these too."""
+    """Open a network as a server does."""
     return session(Path(file).read_bytes())

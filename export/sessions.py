@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sensai_serve.anonymous_file import openable
 from sensai_serve.tensors import Inputs, NamedInputs
 
 
@@ -19,7 +20,8 @@ def session(data: bytes, *, fused: bool = True) -> Any:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4  # what goes wrong is raised too
-    return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    with openable(data) as network:
+        return ort.InferenceSession(network, options, providers=["CPUExecutionProvider"])
 
 
 def scores_by(opened: Any, inputs: Inputs) -> npt.NDArray[np.float32]:

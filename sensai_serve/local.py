@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from sensai_serve.anonymous_file import openable
 from sensai_serve.bundles import Bundle
 from sensai_serve.errors import BundleError, RequestError, WorkerError
 from sensai_serve.examples import file_path
@@ -100,7 +101,8 @@ class Classifier:
         self._sessions: list[Any] = []
         for spec in bundle.manifest.subnets:
             try:
-                session = ort.InferenceSession(bundle.subnet(spec.worker), options, providers=["CPUExecutionProvider"])
+                with openable(bundle.subnet(spec.worker)) as network:
+                    session = ort.InferenceSession(network, options, providers=["CPUExecutionProvider"])
             except BundleError:
                 raise
             except Exception as error:  # onnxruntime's exceptions share no base of its own

@@ -33,12 +33,14 @@ def estimate(file_bytes: int, input_bytes: int) -> SubnetMemory:
     return SubnetMemory(TIMES_FILE * file_bytes + BESIDE_FILE, activations, activations)
 
 
-def anonymous_bytes() -> int | None:
+def anonymous_bytes(*, trimmed: bool = True) -> int | None:
     """Bytes of memory that this process has for itself, its programs and files aside; None where nobody counts them.
 
-    Memory that has been freed goes back to the system first.
+    Args:
+        trimmed: give memory that has been freed back to the system first.
     """
-    trim()
+    if trimmed:
+        trim()
     try:
         lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     except OSError:

@@ -176,7 +176,7 @@ def _ways(device: Device) -> dict[str, Device]:
 def _open(data: bytes, device: Device, way: str, input_name: str, shape: Sequence[int]) -> Runner:
     import onnxruntime as ort
 
-    session = ort.InferenceSession(data, session_options(), providers=providers(device))
+    session = ort.InferenceSession(data, session_options(device), providers=providers(device))
     session.disable_fallback()
     if way == PLAIN:
         runner: Runner = PlainRunner(session, input_name, shape)

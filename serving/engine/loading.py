@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from sensai_serve.bundles import Bundle
 from sensai_serve.errors import BundleError
+from sensai_serve.memory import trim
 from sensai_serve.merge import MergePlan, Wait
 from sensai_serve.plugins import find
 from sensai_serve.preprocess import warm_up_images
@@ -161,6 +162,7 @@ async def _load(
         for spec in bundle.manifest.inputs:
             if spec.image is not None:
                 await asyncio.to_thread(warm_up_images, spec)
+        await asyncio.to_thread(trim)  # opening a network takes twice what it keeps
     except BaseException:
         cancellation.cancel()
         await supervisor.stop()

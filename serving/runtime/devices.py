@@ -7,6 +7,7 @@ import ctypes.util
 import importlib.util
 import os
 import re
+import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -115,8 +116,11 @@ class Threads:
 ONE_THREAD = Threads()
 
 
-def session_options(threads: Threads = ONE_THREAD) -> Any:
-    """Return `onnxruntime.SessionOptions` for a session that answers one input at a time and logs errors only."""
+def session_options(device: Device, threads: Threads = ONE_THREAD) -> Any:
+    """Return `onnxruntime.SessionOptions` for a session that answers one input at a time and logs errors only.
+
+    Sessions on the CPU share one arena: what one has freed another can use.
+    """
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -125,7 +129,30 @@ def session_options(threads: Threads = ONE_THREAD) -> Any:
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(threads.spinning)))
+    if device.kind == "cpu" and _has_shared_arena():
+        options.add_session_config_entry("session.use_env_allocators", "1")
     return options
+
+
+_registering = threading.Lock()
+
+
+def _has_shared_arena() -> bool:
+    """Make the arena that sessions of this process share, once; False where ONNX Runtime does not make it."""
+    with _registering:
+        return _register_arena()
+
+
+@cache
+def _register_arena() -> bool:
+    import onnxruntime as ort
+
+    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    try:
+        ort.create_and_register_allocator(memory, None)
+    except Exception:  # onnxruntime's exceptions share no base; another program here may have registered one of its own
+        return False
+    return True
 
 
 @cache

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
+from sensai_serve.anonymous_file import openable
 from sensai_serve.bundles import Bundle
 from sensai_serve.errors import BundleError, DeviceError
 from sensai_serve.input_spec import InputSpec
@@ -102,7 +103,8 @@ def _open(
     cancellation.check()
     wanted = providers(device)
     with GATE.running if device.kind == "cuda" else nullcontext():
-        session: Any = ort.InferenceSession(data, session_options(threads), providers=wanted)
+        with openable(data) as network:
+            session: Any = ort.InferenceSession(network, session_options(device, threads), providers=wanted)
         session.disable_fallback()  # a failing card must fail the worker, not make it slow on the CPU
         first = wanted[0] if isinstance(wanted[0], str) else wanted[0][0]
         if session.get_providers()[0] != first:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sensai_serve.anonymous_file import openable
 from sensai_serve.bundles import Bundle
 from sensai_serve.onnxfuse import CannotFuseError, fuse
 from sensai_serve.tensors import Inputs, example
@@ -50,8 +51,10 @@ class Fused:
             raise CannotFuseError(f"several inputs: {', '.join(spec.name for spec in specs)}")
         network = fuse([bundle.subnet(worker) for worker in workers], specs[0].name)
         try:
-            session: Any = ort.InferenceSession(network, session_options(), providers=providers(Device("cpu")))
-            self._runner = runner_of(session, Device("cpu"), specs, Cancellation(), loops=False)
+            cpu = Device("cpu")
+            with openable(network) as opened:
+                session: Any = ort.InferenceSession(opened, session_options(cpu), providers=providers(cpu))
+            self._runner = runner_of(session, cpu, specs, Cancellation(), loops=False)
         except Exception as error:  # onnxruntime's exceptions share no base class
             raise CannotFuseError((str(error).splitlines() or [""])[0]) from None
 
