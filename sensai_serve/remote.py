@@ -24,6 +24,16 @@ def model_name(manifest: Manifest, worker: int) -> str:
     return f"{manifest.name}-{worker:02}"
 
 
+def tokenizer_name(manifest: Manifest) -> str:
+    """Name of a bundle's tokenizer as a model, say ``digits-tokenizer``."""
+    return f"{manifest.name}-tokenizer"
+
+
+def ensemble_name(manifest: Manifest) -> str:
+    """Name of the model that hands texts through the tokenizer to all workers, say ``digits-text``."""
+    return f"{manifest.name}-text"
+
+
 def checksum_key(version: str) -> str:
     """Parameter of a model's configuration that holds the SHA-256 of the subnet which this version runs."""
     return f"sha256:{version}"

@@ -135,6 +135,23 @@ def check_text(text: str, where: str) -> None:
         raise RequestError(f"{where}: is not UTF-8, expected text in UTF-8") from None
 
 
+def decoded_texts(data: Iterable[bytes | memoryview], spec: TokenizerSpec) -> tuple[str, ...]:
+    """The texts of a request, of their bytes in UTF-8.
+
+    Raises:
+        RequestError: one is not UTF-8, or empty.
+    """
+    where = f"input {spec.name!r}"
+    return checked([decoded(one, f"{where}, text {at}") for at, one in enumerate(data)], where)
+
+
+def checked(texts: Sequence[str], where: str) -> tuple[str, ...]:
+    """The same texts, each of which can be sent and tokenised. Raises as `check_text`, and says which it is."""
+    for at, text in enumerate(texts):
+        check_text(text, where if len(texts) == 1 else f"{where}, text {at}")
+    return tuple(texts)
+
+
 def decoded(data: bytes | memoryview, where: str, *, file: bool = False) -> str:
     """The text that bytes in UTF-8 are.
 

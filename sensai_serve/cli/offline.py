@@ -131,10 +131,10 @@ def export(
     ] = None,
     evaluate: Annotated[bool, typer.Option(help="Label the whole test part, one input at a time.")] = True,
     triton: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Add the subnets to this Triton model repository.")
+        Path | None, typer.Option(metavar="DIR", help="Add the bundle's models to this Triton model repository.")
     ] = None,
     triton_backend: Annotated[
-        str, typer.Option(help="What Triton runs them with: onnxruntime | python")
+        str, typer.Option(help="What Triton runs the subnets with: onnxruntime | python")
     ] = "onnxruntime",
     force: Annotated[
         bool, typer.Option("--force", help="Replace the bundle at --out, once the new one is whole.")
@@ -143,7 +143,7 @@ def export(
         list[str] | None, typer.Option(help="Where Triton runs them: cpu or cuda:CARD; give it several times.")
     ] = None,
     site_packages: Annotated[
-        str, typer.Option(metavar="DIR", help="Where Triton's Python backend finds onnxruntime, if not by itself.")
+        str, typer.Option(metavar="DIR", help="Where Triton's Python backend finds its packages, if not by itself.")
     ] = "",
     quiet: Quiet = False,
     **recipe: Any,

@@ -14,7 +14,7 @@ def write_triton(bundle: Bundle, out: Path, backend: str, devices: Sequence[str]
     """Write a Triton model repository, and return one line that says what was written.
 
     Args:
-        bundle: the bundle whose subnets Triton will run.
+        bundle: the bundle that Triton will run.
         out: the repository; made, or added to where it exists.
         backend: ``onnxruntime`` or ``python``.
         devices: devices that Triton runs them on, ``cpu`` or ``cuda:CARD``.
@@ -25,6 +25,7 @@ def write_triton(bundle: Bundle, out: Path, backend: str, devices: Sequence[str]
     """
     from export.triton import TritonBackend, TritonOptions, write_repository
     from sensai_serve.errors import DeviceError
+    from sensai_serve.remote import ensemble_name, model_name, tokenizer_name
     from serving.placement.place import place
     from serving.runtime.devices import parse_device
 
@@ -36,7 +37,10 @@ def write_triton(bundle: Bundle, out: Path, backend: str, devices: Sequence[str]
     placement = place(bundle.assignment, len(parsed), costs)
     gpu_of = [parsed[d].index if parsed[d].kind == "cuda" else None for d in placement.device_of]
     version = write_repository(bundle, out, gpu_of, options)
-    name = bundle.manifest.name
-    tokens = "" if bundle.manifest.tokenizer is None else "; they take tokens, which the gateway makes of texts"
-    models = f"{name}-00 to {name}-{len(gpu_of) - 1:02}"
-    return f"{out}: version {version} of {len(gpu_of)} models, {models}, for {backend}{tokens}"
+    manifest = bundle.manifest
+    models = (
+        f"{len(gpu_of)} models, {model_name(manifest, 0)} to {model_name(manifest, len(gpu_of) - 1)}, for {backend}"
+    )
+    if manifest.tokenizer is not None:
+        models += f"; {tokenizer_name(manifest)} and {ensemble_name(manifest)} take texts"
+    return f"{out}: version {version} of {models}"

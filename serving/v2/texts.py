@@ -10,7 +10,7 @@ from sensai_serve.errors import RequestError
 from sensai_serve.input_spec import InputSpec
 from sensai_serve.tensors import Array, Inputs, inputs_of
 from sensai_serve.text_spec import TokenizerSpec
-from sensai_serve.tokenizer import Texts, check_text, decoded
+from sensai_serve.tokenizer import Texts, checked, decoded_texts
 from serving.v2.tensors import check_input, shown, whole_numbers
 from serving.v2.values import values_from_bytes, values_from_json
 
@@ -145,7 +145,8 @@ def texts_from_json(data: object, n: int, spec: TokenizerSpec) -> tuple[str, ...
     if not isinstance(flat, list) or not all(isinstance(one, str) for one in flat):
         wrong = shown(next((one for one in flat if not isinstance(one, str)), None) if isinstance(flat, list) else flat)
         raise RequestError(f"{where}: data holds {wrong}, expected a list of texts")
-    return _checked(flat, n, spec)
+    _check_number(flat, n, spec)
+    return checked(flat, where)
 
 
 def texts_of(data: Iterable[bytes | memoryview], n: int, spec: TokenizerSpec) -> tuple[str, ...]:
@@ -154,14 +155,11 @@ def texts_of(data: Iterable[bytes | memoryview], n: int, spec: TokenizerSpec) ->
     Raises:
         RequestError: another number of them, one that is not UTF-8, or an empty one.
     """
-    found = [decoded(one, f"input {spec.name!r}, text {at}") for at, one in enumerate(data)]
-    return _checked(found, n, spec)
+    found = list(data)
+    _check_number(found, n, spec)
+    return decoded_texts(found, spec)
 
 
-def _checked(found: list[str], n: int, spec: TokenizerSpec) -> tuple[str, ...]:
-    where = f"input {spec.name!r}"
+def _check_number(found: Sequence[object], n: int, spec: TokenizerSpec) -> None:
     if len(found) != n:
-        raise RequestError(f"{where}: data holds {len(found)} texts, expected {n} as its shape says")
-    for at, text in enumerate(found):
-        check_text(text, where if n == 1 else f"{where}, text {at}")
-    return tuple(found)
+        raise RequestError(f"input {spec.name!r}: data holds {len(found)} texts, expected {n} as its shape says")
