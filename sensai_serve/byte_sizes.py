@@ -32,7 +32,7 @@ def parse_bytes(text: str) -> int:
 def format_bytes(count: int) -> str:
     """Write a number of bytes so that `parse_bytes` reads the same number: ``6GiB``, ``500MB``, ``1234567``."""
     exact = [f"{count // unit}{name}" for name, unit in (_BINARY | _DECIMAL).items() if count and count % unit == 0]
-    return min([str(count), *exact], key=len)
+    return min([*exact, str(count)], key=len)
 
 
 def show_bytes(count: int) -> str:

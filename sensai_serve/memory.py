@@ -21,6 +21,10 @@ class SubnetMemory:
     per_input: int
     """More for each further input of a batch."""
 
+    def with_batch(self, inputs: int) -> int:
+        """Bytes that it takes while it runs a batch of so many inputs, one at least."""
+        return self.weights + self.arena + (inputs - 1) * self.per_input
+
 
 def estimate(file_bytes: int, input_bytes: int) -> SubnetMemory:
     """What a network takes that nobody has measured.

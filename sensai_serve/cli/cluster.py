@@ -29,7 +29,8 @@ def node(
         str, typer.Option(metavar="HOST:PORT", help="Address to listen on; port 0 is any free one.")
     ] = "127.0.0.1:8001",
     device: Annotated[
-        list[str] | None, typer.Option(help="Device that workers run on, cpu:CORE or cuda:CARD; give it several times.")
+        list[str] | None,
+        typer.Option(help="Device that workers run on, cpu:CORE or cuda:CARD, =6GiB bounds it; give it several times."),
     ] = None,
     backend: Annotated[str, typer.Option(help="What runs the workers: ort or process.")] = "ort",
     cert: Annotated[Path | None, typer.Option(metavar="PEM", help="This node's certificate; turns TLS on.")] = None,

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sensai_serve.cli.inspect_placement import PlacedWorkers, place_on
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
     from sensai_serve.input_spec import InputSpec
     from sensai_serve.manifest import Manifest
     from sensai_serve.text_spec import TokenizerSpec
-    from serving.placement.waves import Waves
 
 app = typer.Typer()
 
@@ -26,8 +27,12 @@ app = typer.Typer()
 def inspect(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Directory of the bundle.")],
     devices: Annotated[
-        str | None, typer.Option(help="Devices to place the workers on, say cpu:0,cpu:1; shows the placement.")
+        str | None,
+        typer.Option(help="Devices to place the workers on, say cpu:0,cpu:1 or cuda:0=6GiB; shows the placement."),
     ] = None,
+    batch: Annotated[
+        int, typer.Option(min=1, help="Inputs of the largest batch that budgets of devices are counted with.")
+    ] = 64,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
     """Show a bundle's workers, classes, sizes, guarantees, accuracy, and its placement on devices; check every file."""
@@ -40,7 +45,7 @@ def inspect(
     opened = Bundle.open(bundle)
     opened.verify()
     promises = guarantees(opened.assignment)
-    placed = None if devices is None else _place(opened, devices)
+    placed = None if devices is None else place_on(opened, devices, batch)
     if as_json:
         typer.echo(json.dumps(_as_json(opened, promises, placed), indent=1))
         return
@@ -62,7 +67,7 @@ def inspect(
     for line in promise_lines(promises, opened.assignment.n_workers, files):
         console.print(line)
     if placed is not None:
-        for line in _placement_lines(opened, placed):
+        for line in placed.lines():
             console.print(line)
     for line in confident_lines(opened, placed):
         console.print(line, highlight=False)
@@ -134,7 +139,7 @@ def promise_lines(promises: Guarantees, n_workers: int, files: int | None = None
     return lines
 
 
-def confident_lines(bundle: Bundle, placed: Any) -> Iterator[str]:
+def confident_lines(bundle: Bundle, placed: PlacedWorkers | None) -> Iterator[str]:
     """What the wait ``confident`` stops at, and the waves that it asks in, one a line; none without thresholds."""
     confident = bundle.manifest.merge.confident
     if confident is None:
@@ -148,15 +153,7 @@ def confident_lines(bundle: Bundle, placed: Any) -> Iterator[str]:
     if placed is None:
         yield f"confident asks workers in the order {', '.join(map(str, confident.order))}"
     else:
-        yield f"confident asks in waves: {', '.join('+'.join(map(str, wave)) for wave in _waves(bundle, placed))}"
-
-
-def _waves(bundle: Bundle, placed: Any) -> Waves:
-    from serving.placement.waves import make_waves
-
-    names, placement = placed
-    sizes = bundle.manifest.merge.wave
-    return make_waves(bundle.merge_plan.order, placement.device_of, [1] * len(names), sizes)
+        yield f"confident asks in waves: {', '.join('+'.join(map(str, wave)) for wave in placed.waves())}"
 
 
 def accuracy_lines(accuracy: Mapping[str, Any]) -> Iterator[str]:
@@ -198,18 +195,7 @@ _MEANINGS = {
 """What the figures of a manifest's accuracy are, after the figure."""
 
 
-def _place(bundle: Bundle, devices: str) -> Any:
-    from sensai_serve.errors import DeviceError
-    from serving.placement.place import place
-    from serving.runtime.devices import parse_device
-
-    names = [str(parse_device(text)) for text in devices.split(",") if text.strip()]
-    if len(set(names)) != len(names) or not names:
-        raise DeviceError(f"devices are {devices!r}, expected different ones, say cpu:0,cpu:1")
-    return names, place(bundle.assignment, len(names), bundle.manifest.costs)
-
-
-def _workers(bundle: Bundle, placed: Any) -> Table:
+def _workers(bundle: Bundle, placed: PlacedWorkers | None) -> Table:
     from rich.table import Table
 
     from sensai_serve.bundle_memory import memory_of
@@ -232,8 +218,7 @@ def _workers(bundle: Bundle, placed: Any) -> Table:
             show_bytes(memory[subnet.worker].weights + memory[subnet.worker].arena),
         ]
         if placed is not None:
-            names, placement = placed
-            cells.append(names[placement.device_of[subnet.worker]])
+            cells.append(placed.device(subnet.worker))
         table.add_row(*cells)
     return table
 
@@ -241,23 +226,6 @@ def _workers(bundle: Bundle, placed: Any) -> Table:
 def class_names(labels: Sequence[str], classes: Sequence[int]) -> str:
     """The labels of a worker's classes, ``all`` where it covers every class of several."""
     return "all" if len(classes) == len(labels) > 1 else ", ".join(labels[c] for c in classes)
-
-
-def _placement_lines(bundle: Bundle, placed: Any) -> list[str]:
-    from sensai_serve.guarantees import tolerates
-
-    names, placement = placed
-    lines = [f"placement {tolerates(placement.losses_covered, placement.n_devices, 'device')}"]
-    beyond = [lost for lost in placement.surviving if len(lost) > placement.losses_covered]
-    if beyond:
-        sets = ", ".join("{" + ", ".join(names[d] for d in lost) + "}" for lost in beyond[:8])
-        lines.append(f"also survived: {sets}{f' and {len(beyond) - 8} more' if len(beyond) > 8 else ''}")
-    if placement.crowded:
-        labels = [bundle.manifest.labels[c] for c in placement.crowded]
-        some = ", ".join(labels[:6]) + (f" and {len(labels) - 6} more" if len(labels) > 6 else "")
-        why = f"{bundle.assignment.redundancy} copies do not fit on {placement.n_devices} devices one each"
-        lines.append(f"two or more copies on one device: {some}{f' ({why})' if placement.unavoidable else ''}")
-    return lines
 
 
 def _figure(value: Any) -> str:
@@ -270,14 +238,13 @@ def _figure(value: Any) -> str:
     return json.dumps(value) if isinstance(value, dict | list) else str(value)
 
 
-def _as_json(bundle: Bundle, promises: Guarantees, placed: Any) -> dict[str, Any]:
+def _as_json(bundle: Bundle, promises: Guarantees, placed: PlacedWorkers | None) -> dict[str, Any]:
     from dataclasses import asdict
 
     raw: dict[str, Any] = json.loads(bundle.manifest.to_json())
     raw["guarantees"] = asdict(promises)
     if placed is not None:
-        names, placement = placed
-        raw["placement"] = asdict(placement) | {"devices": names}
+        raw["placement"] = placed.to_json()
         if bundle.manifest.merge.confident is not None:
-            raw["waves"] = _waves(bundle, placed)
+            raw["waves"] = placed.waves()
     return raw

@@ -32,6 +32,8 @@ def write_triton(bundle: Bundle, out: Path, backend: str, devices: Sequence[str]
     parsed = [parse_device(text) for text in devices]
     if any(device.kind == "cpu" and device.index is not None for device in parsed) or len(set(parsed)) != len(parsed):
         raise DeviceError(f"devices are {' '.join(devices)}, expected different ones of cpu and cuda:CARD")
+    if bounded := [str(device) for device in parsed if device.memory is not None]:
+        raise DeviceError(f"device is {bounded[0]}, expected no budget: Triton bounds its own memory")
     options = TritonOptions(cast(TritonBackend, backend), site_packages=site_packages)
     costs = bundle.manifest.costs
     placement = place(bundle.assignment, len(parsed), costs)

@@ -6,7 +6,7 @@ A backend is a file or a folder here with a class ``Backend``. It is constructed
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Literal, Protocol, runtime_checkable
 
@@ -127,10 +127,14 @@ class BackendPlan:
     """What has an operating system process of its own, in a backend that starts any."""
     require_all: bool = False
     """Whether every worker on another server must be there at the start, also where its classes have others."""
+    shares: Mapping[int, int] = field(default_factory=dict)
+    """Bytes of its card's memory that a worker's session may take; workers without a bound are left out."""
+    fuses: bool = True
+    """Whether workers may be opened a second time, as parts of one network for several."""
 
     def device(self, worker: int) -> Device:
-        """The device that a worker runs on."""
-        return self.devices[self.device_of[worker]]
+        """The device that a worker runs on, with no more memory than is its share."""
+        return self.devices[self.device_of[worker]].bounded(self.shares.get(worker))
 
     def only(self, workers: Sequence[int]) -> BackendPlan:
         """The same plan for some of its workers, with no devices but theirs."""

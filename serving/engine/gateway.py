@@ -30,11 +30,13 @@ from serving.engine.health import WorkerHealth
 from serving.engine.loading import LoadedModel, check_options, load, try_model_out
 from serving.engine.options import GatewayOptions
 from serving.engine.pending import MaybePending, is_pending
+from serving.engine.placed import place_model
 from serving.engine.reply import Counters, Reply, by_reference, uncovered
 from serving.engine.supervisor import Supervisor
 from serving.engine.tokenising import Tokenising, missing
 from serving.engine.waves import WavePlan
-from serving.placement.place import Placement, describe, place
+from serving.placement.ledger import Ledger
+from serving.placement.place import Placement
 from serving.placement.waves import Waves
 from serving.runtime.session import Session
 from serving.runtime.trial_process import TrialProcesses
@@ -50,6 +52,7 @@ class Gateway:
         *,
         version: str = "1",
         trial_processes: TrialProcesses | None = None,
+        ledger: Ledger | None = None,
     ) -> None:
         """Place the workers; nothing is loaded yet.
 
@@ -58,9 +61,11 @@ class Gateway:
             options: how it is served.
             version: its version, as clients see it.
             trial_processes: lends the process in which the model is tried out; None for one of its own.
+            ledger: what other models take of the devices, and where this one notes what it takes; None for no others.
 
         Raises:
             BundleError: the bundle cannot be served with these options, see `check_options`.
+            DeviceError: the devices' budgets are too small for it.
             InputError: the worker map leaves a worker out, or names it twice.
         """
         self.wait: Wait = options.wait or bundle.manifest.merge.wait or "decided"
@@ -75,12 +80,10 @@ class Gateway:
         self.options = options
         self._counters = Counters(worker_seconds=[0.0] * n_workers, worker_runs=[0] * n_workers)
         self.plan = bundle.merge_plan
-        costs = bundle.manifest.costs
-        if options.workers is None:
-            self.placement: Placement = place(bundle.assignment, len(options.devices), costs)
-        else:
-            given = options.workers.device_of(n_workers)
-            self.placement = describe(bundle.assignment, given, len(options.devices))
+        self._ledger = Ledger(len(options.devices)) if ledger is None else ledger
+        self._placed = place_model(bundle, options, self._ledger)
+        self._ledger.take(self, self._placed.used(fused=self._placed.fuses))
+        self.placement: Placement = self._placed.placement
         self._waves = WavePlan(self.plan.order, self.placement, options, bundle.manifest.merge.wave)
         self.admission = Admission(options.max_in_flight)
         self._deferred: DeferredWrites[FanOutResult | AnsweredAtOnce] = DeferredWrites(self._record)
@@ -157,8 +160,8 @@ class Gateway:
 
     def begin_trial(self) -> None:
         """Begin to try the model out, which `start` then waits for: another process does it, for about a second."""
-        placed, processes = self.placement.device_of, self._trial_processes
-        self._trial = asyncio.create_task(try_model_out(self.bundle, placed, self.options, processes))
+        processes = self._trial_processes
+        self._trial = asyncio.create_task(try_model_out(self.bundle, self._placed, self.options, processes))
 
     async def start(self) -> None:
         """Load, warm and check every worker.
@@ -168,10 +171,15 @@ class Gateway:
                 longer than `GatewayOptions.load_s`.
             DeviceError: this machine lacks a device.
         """
-        placed, options = self.placement.device_of, self.options
-        loaded = self._loaded = await load(
-            self.bundle, self.plan, self.admission, placed, options, self._trial, self._trial_processes
-        )
+        placed, options = self._placed, self.options
+        try:
+            loaded = self._loaded = await load(
+                self.bundle, self.plan, self.admission, placed, options, self._trial, self._trial_processes
+            )
+        except BaseException:
+            self._ledger.release(self)
+            raise
+        self._ledger.take(self, placed.used(fused=loaded.fused))
         backend, supervisor = self._backend, self._supervisor = loaded.backend, loaded.supervisor
         self._reference = loaded.reference
         self._dispatcher = Dispatcher(backend, supervisor, self.plan, self._waves, patience=options.patience)
@@ -196,6 +204,7 @@ class Gateway:
         if self._loaded is not None:
             self._deferred.flush()
             await self._loaded.stop()
+        self._ledger.release(self)
 
     def wait_at_once(self, wait: Wait | None) -> Wait | None:
         """What `at_once` must wait for in a request that gives `wait`; None where it cannot answer such requests."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sensai_serve.bundles import Bundle
@@ -14,10 +13,11 @@ from sensai_serve.memory import trim
 from sensai_serve.merge import MergePlan, Wait
 from sensai_serve.plugins import find
 from sensai_serve.preprocess import warm_up_images
-from serving.backends import Backend, BackendPlan, SaysWhere
+from serving.backends import Backend, BackendPlan, Execution, SaysWhere
 from serving.engine.admission import Admission
 from serving.engine.fault_control import FaultControl
 from serving.engine.options import GatewayOptions
+from serving.engine.placed import PlacedModel
 from serving.engine.supervisor import Supervisor
 from serving.engine.tokenising import Tokenising, open_tokenising
 from serving.runtime.cancellation import Cancellation
@@ -43,6 +43,8 @@ class LoadedModel:
     """What ends the runs of the reference network."""
     tokenising: Tokenising | None
     """What makes inputs of texts, where the bundle has a tokenizer and its library is installed."""
+    fused: bool
+    """Whether workers are open a second time, as parts of one network."""
 
     async def stop(self) -> None:
         """End the workers, and whatever still runs."""
@@ -80,7 +82,7 @@ async def load(
     bundle: Bundle,
     plan: MergePlan,
     admission: Admission,
-    device_of: Sequence[int],
+    placed: PlacedModel,
     options: GatewayOptions,
     trial: asyncio.Task[None] | None = None,
     trial_processes: TrialProcesses | None = None,
@@ -91,7 +93,7 @@ async def load(
         bundle: the model.
         plan: who covers what.
         admission: whom it lets in.
-        device_of: the index in `options.devices` of each worker.
+        placed: where its networks run.
         options: how it is served.
         trial: the trial of this model, where it has begun.
         trial_processes: lends the process for the trial otherwise; None for one of its own.
@@ -103,8 +105,8 @@ async def load(
     """
     try:
         async with asyncio.timeout(options.load_s) as limit:
-            await (try_model_out(bundle, device_of, options, trial_processes) if trial is None else trial)
-            return await _load(bundle, plan, admission, device_of, options)
+            await (try_model_out(bundle, placed, options, trial_processes) if trial is None else trial)
+            return await _load(bundle, plan, admission, placed, options)
     except TimeoutError:
         if not limit.expired():
             raise
@@ -112,7 +114,7 @@ async def load(
 
 
 async def try_model_out(
-    bundle: Bundle, device_of: Sequence[int], options: GatewayOptions, processes: TrialProcesses | None = None
+    bundle: Bundle, placed: PlacedModel, options: GatewayOptions, processes: TrialProcesses | None = None
 ) -> None:
     """Load the model's networks that run on this machine in a process of their own, if the options say so.
 
@@ -122,23 +124,22 @@ async def try_model_out(
     """
     if not options.trial:
         return
-    placed = {worker: options.devices[at] for worker, at in enumerate(device_of)}
-    here = {worker: device for worker, device in placed.items() if device.endpoint is None}
-    reference = _reference_device(options) if options.on_missing == "reference" else None
+    workers = range(bundle.assignment.n_workers)
+    here = {worker: device for worker in workers if (device := placed.device(worker)).endpoint is None}
     threads, most = options.onnx_threads, options.load_bytes
-    await try_out(bundle, here, reference, threads=threads, most_bytes=most, processes=processes)
+    await try_out(bundle, here, placed.reference, threads=threads, most_bytes=most, processes=processes)
 
 
 async def _load(
-    bundle: Bundle, plan: MergePlan, admission: Admission, device_of: Sequence[int], options: GatewayOptions
+    bundle: Bundle, plan: MergePlan, admission: Admission, placed: PlacedModel, options: GatewayOptions
 ) -> LoadedModel:
     tokenising = await open_tokenising(bundle, options.max_in_flight)
     supervisor, cancellation = Supervisor(bundle, plan, admission, eject=options.patience > 0), Cancellation()
     workers = BackendPlan(
         bundle=bundle,
         workers=tuple(range(bundle.assignment.n_workers)),
-        devices=options.devices,
-        device_of=dict(enumerate(device_of)),
+        devices=placed.devices,
+        device_of=placed.device_of,
         max_batch=options.max_batch,
         faults=options.faults,
         on_up=supervisor.up,
@@ -147,6 +148,8 @@ async def _load(
         inline_s=options.inline_s,
         processes=options.processes,
         require_all=options.require_all,
+        shares=placed.shares,
+        fuses=placed.fuses,
     )
     backend: Backend = find("serving.backends", options.backend, "Backend")(workers)
     control = None
@@ -155,10 +158,10 @@ async def _load(
     try:
         await asyncio.to_thread(backend.start)
         reference = None
-        if options.on_missing == "reference":
-            reference = await asyncio.to_thread(_open_reference, bundle, _reference_device(options), cancellation)
+        if placed.reference is not None:
+            reference = await asyncio.to_thread(_open_reference, bundle, placed.reference, cancellation)
         await supervisor.check(backend)
-        _say_where_workers_run(bundle, backend)
+        fused = _say_where_workers_run(bundle, backend, placed)
         for spec in bundle.manifest.inputs:
             if spec.image is not None:
                 await asyncio.to_thread(warm_up_images, spec)
@@ -168,20 +171,24 @@ async def _load(
         await supervisor.stop()
         await asyncio.to_thread(backend.stop)
         raise
-    return LoadedModel(backend, supervisor, control, reference, cancellation, tokenising)
+    return LoadedModel(backend, supervisor, control, reference, cancellation, tokenising, fused)
 
 
-def _say_where_workers_run(bundle: Bundle, backend: Backend) -> None:
-    """Log it once a model is checked: what is refused is said in one line, and nothing else."""
+def _say_where_workers_run(bundle: Bundle, backend: Backend, placed: PlacedModel) -> bool:
+    """Log it, and what budgets are used; whether some workers are fused.
+
+    That is once a model is checked: what is refused is said in one line, and nothing else.
+    """
+    places: Counter[Execution | None] = Counter()
     if isinstance(backend, SaysWhere):
-        places = Counter(backend.execution(worker) for worker in range(bundle.assignment.n_workers))
-        words = [f"{count} workers {place.in_words}" for place, count in places.items() if place is not None]
-        if words:
-            log.info("model %s: %s", bundle.manifest.name, "; ".join(words))
-
-
-def _reference_device(options: GatewayOptions) -> Device:
-    return next((device for device in options.devices if device.endpoint is None), Device("cpu"))
+        places.update(backend.execution(worker) for worker in range(bundle.assignment.n_workers))
+    words = [f"{count} workers {place.in_words}" for place, count in places.items() if place is not None]
+    fused = Execution.FUSED in places
+    if usage := placed.usage(fused=fused):
+        words.append(usage)
+    if words:
+        log.info("model %s: %s", bundle.manifest.name, "; ".join(words))
+    return fused
 
 
 def _open_reference(bundle: Bundle, device: Device, cancellation: Cancellation) -> Session:

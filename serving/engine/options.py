@@ -70,9 +70,10 @@ class Inference(Group):
         tuple[Annotated[Device, _INSTANCE], ...],
         NoDecode,
         BeforeValidator(_parse_devices),
-        Flag(metavar="cpu:CORE|cuda:CARD"),
+        Flag(metavar="cpu:CORE|cuda:CARD[=SIZE]"),
     ] = ()
-    """Devices that workers are placed on: ``cpu``, ``cpu:CORE`` or ``cuda:CARD``; every core where none is given."""
+    """Devices that workers are placed on: ``cpu``, ``cpu:CORE`` or ``cuda:CARD``; every core where none is given. With
+    ``=6GiB`` the networks on it are bounded to that memory, as they are counted."""
     backend: Annotated[str, Plugins("serving.backends", "Backend")] = "ort"
     """What runs the workers."""
     processes: Processes = "worker"

@@ -20,6 +20,8 @@ from sensai_serve.manifest import Manifest
 from sensai_serve.plugins import find
 from sensai_serve.remote import model_name
 from serving.backends import HOLDS, Backend, BackendPlan, Task
+from serving.placement.budgets import budgets_of, unbounded
+from serving.placement.ledger import Ledger
 from serving.placement.place import place_part
 from serving.runtime.devices import Device, default_devices
 from serving.runtime.endpoint import Security
@@ -68,11 +70,18 @@ class NodeOptions:
 class Version:
     """One version of the bundle, and the node's workers of it."""
 
-    def __init__(self, number: str, bundle: Bundle, options: NodeOptions, on_change: OnChange) -> None:
+    def __init__(self, number: str, bundle: Bundle, options: NodeOptions, on_change: OnChange, ledger: Ledger) -> None:
         """Place the workers; nothing is loaded yet.
 
+        Args:
+            number: its number.
+            bundle: the bundle, as its directory holds it now.
+            options: how its workers are run.
+            on_change: called when a worker comes up or goes down.
+            ledger: what other versions take of the devices, and where this one notes what it takes.
+
         Raises:
-            InputError: the bundle lacks a worker, or this machine lacks a device.
+            InputError: the bundle lacks a worker, or this machine lacks a device or memory.
         """
         n_workers = bundle.assignment.n_workers
         self.number = number
@@ -82,6 +91,8 @@ class Version:
         if beyond := [w for w in self.workers if w >= n_workers]:
             raise InputError(f"worker {beyond[0]} is not in {bundle.path}, expected 0 to {n_workers - 1}")
         self.own = frozenset(self.workers)
+        self.usage = ""
+        """How much of the devices' budgets is used by this version and those before it; empty where there are none."""
         self.worker_of = {model_name(self.manifest, w): w for w in self.workers}
         """Workers by the names of their models."""
         self.up: set[int] = set()
@@ -91,20 +102,27 @@ class Version:
         self._loop = asyncio.get_running_loop()
         self._started = False
         self._on_change = on_change
-        costs = self.manifest.costs
         self._options = options
+        budgets = budgets_of(bundle, options.devices, options.max_batch, ledger.taken)
+        placed = place_part(bundle.assignment, self.workers, len(options.devices), self.manifest.costs, budgets)
         self._plan = BackendPlan(
             bundle=bundle,
             workers=self.workers,
-            devices=options.devices,
-            device_of=place_part(bundle.assignment, self.workers, len(options.devices), costs),
+            devices=unbounded(options.devices),
+            device_of=placed,
             max_batch=options.max_batch,
             faults=options.faults,
             on_up=lambda worker: self._told(worker, up=True),
             on_down=lambda worker: self._told(worker, up=False),
             inline_s=options.inline_s,
+            shares={} if budgets is None else budgets.shares(placed),
+            fuses=budgets is None,  # a second copy of workers is not counted here
         )
         self._backend: Backend = find("serving.backends", options.backend, "Backend")(self._plan)
+        self._ledger = ledger
+        if budgets is not None:
+            self.usage = budgets.usage([sum(both) for both in zip(budgets.used(placed), ledger.taken, strict=True)])
+            ledger.take(self, budgets.used(placed))
 
     @property
     def ready(self) -> bool:
@@ -172,6 +190,7 @@ class Version:
     async def stop(self) -> None:
         """End the workers."""
         await asyncio.to_thread(self._backend.stop)
+        self._ledger.release(self)
 
     def _told(self, worker: int, *, up: bool) -> None:
         self._loop.call_soon_threadsafe(self._changed, worker, up)
@@ -204,6 +223,7 @@ class Node:
         """Called when a worker comes up or goes down."""
         self._path = path
         self._versions: dict[str, Version] = {}
+        self._ledger = Ledger(len(options.devices))
         self._lock = asyncio.Lock()
         self._reloading: set[asyncio.Task[None]] = set()
         self._closing: set[asyncio.Task[None]] = set()
@@ -294,9 +314,11 @@ class Node:
             if self._versions and self.newest.manifest.subnets == bundle.manifest.subnets:
                 return
             number = str(max(map(int, self._versions), default=0) + 1)
-            version = Version(number, bundle, self.options, self._changed)
+            version = Version(number, bundle, self.options, self._changed, self._ledger)
             await version.start()
             self._versions[number] = version
+            if version.usage:
+                log.info("%s: %s", self.name, version.usage)
             if number != "1":
                 log.info("%s: version %s answers", self.name, number)
             for old in self.versions[:-KEPT]:

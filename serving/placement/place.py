@@ -1,4 +1,4 @@
-"""Which worker runs on which device: a pure function of the assignment matrix, the devices and the subnets' costs."""
+"""Which worker runs on which device: a pure function of the assignment matrix, the devices, costs and memory."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import comb
+from math import comb, inf
 
 from sensai_serve.assignment import Assignment
 from sensai_serve.guarantees import ENUMERATE, survives
+from serving.placement.budgets import Budgets
+from serving.placement.packing import pack
 
 STARTS = 8
 """Placements that the local search starts from; the best result is taken."""
@@ -40,7 +42,9 @@ class Placement:
         return tuple(w for w, d in enumerate(self.device_of) if d == device)
 
 
-def place(assignment: Assignment, n_devices: int, costs: Sequence[float] | None = None) -> Placement:
+def place(
+    assignment: Assignment, n_devices: int, costs: Sequence[float] | None = None, budgets: Budgets | None = None
+) -> Placement:
     """Spread workers over devices.
 
     Three aims, the first weighs most: the copies of each class on different devices (two classes with two copies
@@ -48,32 +52,50 @@ def place(assignment: Assignment, n_devices: int, costs: Sequence[float] | None 
     work. A local search moves and swaps workers while that improves, from a few starts; one is greedy, the costliest
     worker first. The same arguments always give the same placement.
 
+    Budgets come before these aims: what a device has too little memory for is never returned. Where no start leads to a
+    placement that fits, bin packing finds one to start from, or says that there is none (`serving.placement.packing`).
+
     Args:
         assignment: who covers what.
         n_devices: the number of devices, at least 1.
         costs: the cost of each worker in any unit, such as MACs; None if all cost the same.
+        budgets: what these workers take in memory, and what these devices have; None for no bound.
+
+    Raises:
+        DeviceError: no placement fits the budgets.
     """
     n_workers = assignment.n_workers
     weights = [max(float(c), 1e-9) for c in costs] if costs is not None and any(costs) else [1.0] * n_workers
+    order = sorted(range(n_workers), key=lambda w: (-weights[w], w))
     best: _State | None = None
     for start in range(STARTS if n_devices > 1 and n_workers <= SEARCHED else 1):
-        state = _State(assignment, n_devices, weights)
-        for turn, worker in enumerate(sorted(range(n_workers), key=lambda w: (-weights[w], w))):
+        state = _State(assignment, n_devices, weights, budgets)
+        for turn, worker in enumerate(order):
             greedy = min(range(n_devices), key=lambda d: (state.cost_with(worker, d), d)) if start == 0 else 0
             state.put(worker, greedy if start == 0 else (start * worker + turn // start) % n_devices)
-        for _ in range(ROUNDS if n_devices > 1 else 0):
-            if not (state.try_moves() or (n_workers <= SEARCHED and state.try_swaps())):
-                break
+        state.improve()
         if best is None or state.cost() < best.cost():
             best = state
-        if best.cost()[0] == 0:
+        if best.cost()[:2] == (0, 0):
             break  # every class's copies are on different devices: other starts can only balance better
     assert best is not None
+    if budgets is not None and best.cost()[0] > 0:
+        best = _State(assignment, n_devices, weights, budgets)
+        packing = pack(tuple(budgets.needs.values()), budgets.rooms)
+        if packing.room_of is None:
+            raise budgets.refusal(certain=packing.certain)
+        for worker, device in enumerate(packing.room_of):
+            best.put(worker, device)
+        best.improve()
     return describe(assignment, tuple(best.device_of), n_devices)
 
 
 def place_part(
-    assignment: Assignment, workers: Sequence[int], n_devices: int, costs: Sequence[float] | None = None
+    assignment: Assignment,
+    workers: Sequence[int],
+    n_devices: int,
+    costs: Sequence[float] | None = None,
+    budgets: Budgets | None = None,
 ) -> dict[int, int]:
     """Spread some of the workers over devices as `place` does, as if there were no others.
 
@@ -82,23 +104,33 @@ def place_part(
         workers: the ids of the workers to place, each once.
         n_devices: the number of devices, at least 1.
         costs: the cost of each worker of the assignment, in any unit; None if all cost the same.
+        budgets: what the workers of the assignment take in memory, and what these devices have; None for no bound.
 
     Returns:
         The index of each of these workers' device, by worker id.
+
+    Raises:
+        DeviceError: no placement of these workers fits the budgets.
     """
     number = {c: i for i, c in enumerate(sorted({c for worker in workers for c in assignment.rows[worker]}))}
     rows = tuple(tuple(number[c] for c in assignment.rows[worker]) for worker in workers)
     own_costs = None if costs is None else [costs[worker] for worker in workers]
-    placement = place(Assignment(rows, len(number)), n_devices, own_costs)
+    own_budgets = None if budgets is None else budgets.only(workers)
+    placement = place(Assignment(rows, len(number)), n_devices, own_costs, own_budgets)
     return dict(zip(workers, placement.device_of, strict=True))
 
 
 class _State:
     """A placement that is being searched, with its cost kept up to date."""
 
-    def __init__(self, assignment: Assignment, n_devices: int, weights: Sequence[float]) -> None:
+    def __init__(
+        self, assignment: Assignment, n_devices: int, weights: Sequence[float], budgets: Budgets | None
+    ) -> None:
         self.rows = assignment.rows
         self.weights = weights
+        self.needs = [0] * len(self.rows) if budgets is None else list(budgets.needs.values())
+        rooms = [None] * n_devices if budgets is None else budgets.rooms
+        self.rooms: list[float] = [inf if room is None else room for room in rooms]  # what each device has left
         self.device_of = [-1] * len(self.rows)
         self.loads = [0.0] * n_devices
         self.copies = [len(workers) for workers in assignment.workers_of]
@@ -112,15 +144,17 @@ class _State:
     def _shift(self, worker: int, device: int, sign: int) -> None:
         if device >= 0:
             self.loads[device] += sign * self.weights[worker]
+            self.rooms[device] -= sign * self.needs[worker]
             for c in self.rows[worker]:
                 self.counts[c][device] += sign
 
-    def cost(self) -> tuple[int, int, float]:
+    def cost(self) -> tuple[float, int, int, float]:
+        beyond = -sum(room for room in self.rooms if room < 0)
         distinct = [sum(n > 0 for n in row) for row in self.counts]
         together = sum((copies - d) ** 2 for copies, d in zip(self.copies, distinct, strict=True))
-        return (together, -min(distinct), round(sum(load * load for load in self.loads), 6))
+        return (beyond, together, -min(distinct), round(sum(load * load for load in self.loads), 6))
 
-    def cost_with(self, worker: int, device: int) -> tuple[int, int, float]:
+    def cost_with(self, worker: int, device: int) -> tuple[float, int, int, float]:
         before = self.device_of[worker]
         self.put(worker, device)
         cost = self.cost()
@@ -128,6 +162,12 @@ class _State:
         self._shift(worker, before, +1)
         self.device_of[worker] = before
         return cost
+
+    def improve(self) -> None:
+        """Move and swap workers while that makes the placement better."""
+        for _ in range(ROUNDS if len(self.loads) > 1 else 0):
+            if not (self.try_moves() or (len(self.rows) <= SEARCHED and self.try_swaps())):
+                break
 
     def try_moves(self) -> bool:
         improved = False

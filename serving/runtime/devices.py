@@ -1,4 +1,4 @@
-"""Devices by name (``cpu``, ``cpu:0``, ``cuda:0+graphs``), and the ONNX Runtime providers that run on them."""
+"""Devices by name (``cpu``, ``cpu:0``, ``cuda:0+graphs=6GiB``), and the ONNX Runtime providers that run on them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import re
 import threading
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -18,8 +18,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from sensai_serve.byte_sizes import format_bytes, parse_bytes
 from sensai_serve.cpus import usable_cores
-from sensai_serve.errors import DeviceError
+from sensai_serve.errors import DeviceError, InputError
 from serving.runtime.endpoint import WorkerEndpoint
 
 _DEVICE = re.compile(r"cpu(?::(\d+))?|(cuda)(?::(\d+))?(\+graphs)?")
@@ -39,27 +40,46 @@ class Device:
     """The server of a `remote` device."""
     graphs: bool = False
     """Whether a `cuda` device records each network's run once, as a CUDA graph, and replays it."""
+    memory: int | None = None
+    """Its budget: the bytes that all networks on it may take together. None for no bound."""
 
-    def __str__(self) -> str:
+    @property
+    def name(self) -> str:
+        """Its name without its budget."""
         if self.endpoint is not None:
             return str(self.endpoint)
         name = self.kind if self.index is None else f"{self.kind}:{self.index}"
         return f"{name}+graphs" if self.graphs else name
 
+    def bounded(self, memory: int | None) -> Device:
+        """The same device with another budget, or with None without any."""
+        return replace(self, memory=memory)
+
+    def __str__(self) -> str:
+        return self.name if self.memory is None else f"{self.name}={format_bytes(self.memory)}"
+
 
 def parse_device(text: str) -> Device:
-    """Parse a device's name, whether this machine has the device or not.
+    """Parse a device's name and its budget, whether this machine has the device or not.
 
     Raises:
-        DeviceError: the text is not ``cpu``, ``cpu:CORE``, ``cuda:CARD`` or ``cuda:CARD+graphs``.
+        DeviceError: the text is not ``cpu``, ``cpu:CORE``, ``cuda:CARD`` or ``cuda:CARD+graphs``, with ``=SIZE`` after
+            it or nothing.
     """
-    match = _DEVICE.fullmatch(text.strip())
+    name, equals, size = text.strip().partition("=")
+    match = _DEVICE.fullmatch(name)
     if match is None:
-        raise DeviceError(f"device is {text!r}, expected cpu, cpu:CORE or cuda:CARD (cuda:CARD+graphs)")
+        raise DeviceError(
+            f"device is {text!r}, expected cpu, cpu:CORE or cuda:CARD (cuda:CARD+graphs), or one of them with =6GiB"
+        )
+    try:
+        memory = parse_bytes(size) if equals else None
+    except InputError as error:
+        raise DeviceError(f"device is {text!r}: {error}") from None
     core, cuda, card, graphs = match.groups()
     if cuda:
-        return Device("cuda", int(card or 0), graphs=graphs is not None)
-    return Device("cpu", None if core is None else int(core))
+        return Device("cuda", int(card or 0), graphs=graphs is not None, memory=memory)
+    return Device("cpu", None if core is None else int(core), memory=memory)
 
 
 def default_devices() -> tuple[Device, ...]:
@@ -85,7 +105,10 @@ def require(devices: Sequence[Device]) -> None:
 
 
 def providers(device: Device) -> list[str | tuple[str, dict[str, Any]]]:
-    """Return ONNX Runtime's execution providers and their options for a device that `require` has accepted."""
+    """Return ONNX Runtime's execution providers and their options for one session, on a device that `require` accepts.
+
+    A card's `Device.memory` is then what this session alone may take there, beside CUDA's own context and libraries.
+    """
     if device.kind == "cpu":
         return ["CPUExecutionProvider"]
     options: dict[str, Any] = {
@@ -97,6 +120,8 @@ def providers(device: Device) -> list[str | tuple[str, dict[str, Any]]]:
     }
     if device.graphs:
         options["enable_cuda_graph"] = "1"
+    if device.memory is not None:
+        options["gpu_mem_limit"] = str(device.memory)
     return [("CUDAExecutionProvider", options), "CPUExecutionProvider"]
 
 

@@ -90,6 +90,7 @@ def test_the_python_variant_brings_its_model_file(sensai, tiny_bundle: Path, tmp
         (("nowhere", "--triton", "t"), "--out is missing"),
         (("{bundle}", "--triton", "t", "--device", "cpu:0"), "devices are cpu:0, expected different ones"),
         (("{bundle}", "--triton", "t", "--device", "cuda", "--device", "cuda:0"), "expected different ones"),
+        (("{bundle}", "--triton", "t", "--device", "cuda:0=1GiB"), "device is cuda:0=1GiB, expected no budget"),
         (("{bundle}", "--triton", "t", "--triton-backend", "torch"), "Triton backend is 'torch', expected onnxruntime"),
         (("{bundle}", "--triton", "file"), "file is a file"),
         (("{bundle}", "--triton", "other"), "tiny-03 is a model of something else"),

@@ -103,7 +103,7 @@ class Backend:
         if self._inline:
             self._inline_rows = max(1, int(plan.inline_s / sum(seconds[number] for number in self._inline)))
             inline = [self._workers[number] for number in sorted(self._inline)]
-            self._fused = fuse_where_it_pays(plan.bundle, inline, rounds=TIMED_RUNS)
+            self._fused = fuse_where_it_pays(plan.bundle, inline, rounds=TIMED_RUNS) if plan.fuses else None
             self._fusing = self._fused is not None
         for number in self._workers:
             plan.on_up(number)

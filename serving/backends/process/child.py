@@ -49,7 +49,8 @@ class Config:
     places: list[int]
     """The place of each in the shared memory."""
     parent: int
-    device: str
+    devices: list[str]
+    """Where each worker runs: one device, of which each may have its own share."""
     networks: list[str]
     """What errors call each worker's network."""
     n_workers: int
@@ -104,7 +105,7 @@ def _reported(memory: Memory, place: int) -> Iterator[None]:
 
 
 def _load(config: Config, at: int) -> Session:
-    device = parse_device(config.device)
+    device = parse_device(config.devices[at])
     require([device])
     _pin(device)
     with os.fdopen(os.dup(config.network_fds[at]), "rb") as file:

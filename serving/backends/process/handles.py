@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from serving.backends import BackendPlan, Cause, Task
-from serving.runtime.devices import Device
 
 HANG_S = 2.0
 """A run is hung after this many seconds at the earliest."""
@@ -78,7 +77,6 @@ class WorkerHandle:
 class WorkerProcess:
     """One process, and the workers in it."""
 
-    device: Device
     workers: list[WorkerHandle]
     popen: subprocess.Popen[bytes] | None = None
     pidfd: int = -1
@@ -109,4 +107,4 @@ def processes(plan: BackendPlan, workers: Sequence[WorkerHandle]) -> list[Worker
     for worker in workers:
         key = worker.id if plan.processes == "worker" else plan.device_of[worker.id]
         groups.setdefault(key, []).append(worker)
-    return [WorkerProcess(plan.device(group[0].id), group) for group in groups.values()]
+    return [WorkerProcess(group) for group in groups.values()]

@@ -36,7 +36,7 @@ def launch(
         workers=[worker.id for worker in process.workers],
         places=[worker.at for worker in process.workers],
         parent=os.getpid(),
-        device=str(process.device),
+        devices=[str(plan.device(worker.id)) for worker in process.workers],
         networks=[f"{plan.bundle.path}: {manifest.subnets[worker.id].file}" for worker in process.workers],
         n_workers=layout.n_workers,
         max_batch=layout.max_batch,

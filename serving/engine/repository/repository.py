@@ -25,6 +25,7 @@ from serving.engine.options import GatewayOptions
 from serving.engine.repository.changes import Changes
 from serving.engine.repository.folder import bundles_in, folders_in, same, state_of
 from serving.engine.repository.unserved import Unserved
+from serving.placement.ledger import Ledger
 from serving.runtime.trial_process import TrialProcesses
 
 log = logging.getLogger(__name__)
@@ -68,6 +69,7 @@ class Repository:
         Raises:
             InputError: two bundles have one name, or there is neither a bundle nor a directory.
             BundleError: a bundle cannot be served with these options.
+            DeviceError: the devices' budgets are too small for the bundles.
         """
         if not bundles and directory is None:
             raise InputError("expected at least one bundle to serve")
@@ -83,6 +85,7 @@ class Repository:
         self._watch: asyncio.Task[None] | None = None
         self._changes = Changes()
         self._trial_processes = TrialProcesses()
+        self._ledger = Ledger(len(options.devices))
         self.swaps = 0
         """How many models were replaced while the server ran."""
         for bundle in bundles:
@@ -303,7 +306,7 @@ class Repository:
         if options.faults:
             checked = len(bundle.golden().inputs)
             options = options.model_copy(update={"faults": tuple(f.starting_after(checked) for f in options.faults)})
-        return Gateway(bundle, options, trial_processes=self._trial_processes)
+        return Gateway(bundle, options, trial_processes=self._trial_processes, ledger=self._ledger)
 
     def _controlled(self) -> Path:
         if self._directory is None:

@@ -12,6 +12,7 @@ import pytest
 
 from sensai_serve import __version__
 from sensai_serve.assignment import binary, full
+from sensai_serve.byte_sizes import show_bytes
 from sensai_serve.cli.main import main
 
 
@@ -68,12 +69,27 @@ def test_inspect_says_how_much_stops_early_and_the_waves(make_bundle, capsys) ->
     assert f"confident asks in waves: {waves[0][0]}+{waves[0][1]}, {waves[1][0]}" in " ".join(out.split())
 
 
+def test_inspect_says_how_much_of_budgets_is_used(tiny_bundle: Path, capsys) -> None:
+    devices = ("--devices", "cpu:0=1GiB,cuda:0,cpu:1=500MB")
+    _, out, _ = run(capsys, "inspect", tiny_bundle, *devices, "--batch", "1")
+    raw = json.loads(run(capsys, "inspect", tiny_bundle, *devices, "--batch", "1", "--json")[1])["placement"]
+    used = show_bytes(raw["used"][0])
+    assert f"memory: cpu:0 {used} of 1GiB, cpu:1 {show_bytes(raw['used'][2])} of 500MB" in " ".join(out.split())
+    assert raw["budgets"] == [2**30, None, 500_000_000]
+    larger = json.loads(run(capsys, "inspect", tiny_bundle, *devices, "--json")[1])["placement"]
+    assert larger["batch"] == 64
+    assert larger["used"][0] > raw["used"][0]
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
         (["inspect", "nowhere"], "nowhere is not a bundle: no such directory"),
         (["inspect", "BUNDLE", "--devices", "gpu"], "device is 'gpu', expected cpu, cpu:CORE or cuda:CARD"),
         (["inspect", "BUNDLE", "--devices", "cpu:0,cpu:0"], "expected different ones"),
+        (["inspect", "BUNDLE", "--devices", "cpu:0=1GiB,cpu:0"], "expected different ones"),
+        (["inspect", "BUNDLE", "--devices", "cuda:0="], "device is 'cuda:0=': size is ''"),
+        (["inspect", "BUNDLE", "--devices", "cuda:0=1KiB,cpu=1KiB"], "no placement fits: workers 0-9 take "),
     ],
 )
 def test_errors_are_one_line_and_exit_code_2(args: list[str], message: str, tiny_bundle: Path, capsys) -> None:

@@ -13,18 +13,20 @@ import numpy as np
 import pytest
 
 import sensai_serve
+from sensai_serve.bundle_memory import memory_of
 from sensai_serve.bundles import Bundle
 from sensai_serve.errors import (
     BundleError,
     ChecksumError,
     ControlOffError,
+    DeviceError,
     InputError,
     OverloadedError,
     UnknownModelError,
 )
 from serving.engine.options import GatewayOptions
 from serving.engine.repository import Repository
-from serving.runtime.devices import parse_device
+from serving.runtime.devices import Device, parse_device
 
 OPTIONS = GatewayOptions(devices=(parse_device("cpu"),), patience=0, wait="all")
 
@@ -66,6 +68,27 @@ def test_swaps_under_load_fail_no_request_and_every_answer_is_one_of_the_two_bun
         which = [[bool(np.allclose(scores, e, atol=1e-5)) for e in expected] for scores in answers]
         assert all(any(match) for match in which)
         assert {match.index(True) for match in which} == {0, 1}
+        await repository.stop()
+
+    asyncio.run(asyncio.wait_for(test(), 60))
+
+
+def test_models_share_the_budgets_of_devices_and_give_back_what_they_took(make_bundle, tmp_path) -> None:
+    paths = [make_bundle(tmp_path / name, name=name) for name in ("a", "b")]
+    a, b = map(Bundle.open, paths)
+    each = sum(memory.with_batch(OPTIONS.max_batch) for memory in memory_of(a))
+    room_for_one = OPTIONS.model_copy(update={"devices": (Device("cpu", memory=each * 3 // 2),)})
+    with pytest.raises(DeviceError, match=r"b: no placement fits: .* of it taken; expected at least \d+"):
+        Repository([a, b], room_for_one)
+
+    async def test() -> None:
+        repository = Repository([a], room_for_one, tmp_path)
+        await repository.start()
+        with pytest.raises(DeviceError, match="b: no placement fits"):
+            await repository.load("b")
+        await repository.unload("a")
+        await repository.load("b")
+        assert (await repository.get("b").infer(inputs())).answer.complete
         await repository.stop()
 
     asyncio.run(asyncio.wait_for(test(), 60))

@@ -313,6 +313,8 @@ def test_a_message_is_no_larger_and_no_more_than_inputs_need(tiny_bundle: Path) 
         (("{bundle}", "--grpc", "8001"), "'8001' is no address, expected HOST:PORT"),
         (("{bundle}", "--grpc", "203.0.113.1:0"), "cannot listen on 203.0.113.1:0"),
         (("{bundle}", "--device", "cpu:99999"), "cpu:99999 is not here"),
+        (("{bundle}", "--device", "cpu=0"), "device is 'cpu=0': size is '0'"),
+        (("{bundle}", "--workers", "3,0", "--device", "cpu=1KiB"), "no placement fits: workers 0, 3 take "),
         (("{bundle}", "--backend", "nothing"), "nothing is called 'nothing'"),
         (("{bundle}", "--cert", "node.pem"), "a certificate and its key go together"),
         (("{bundle}", "--client-ca", "ca.pem"), "clients' certificates can only be checked over TLS"),

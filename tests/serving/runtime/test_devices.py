@@ -30,6 +30,9 @@ from serving.runtime.devices import (
         ("cuda", Device("cuda", 0)),
         ("cuda:1", Device("cuda", 1)),
         ("cuda:1+graphs", Device("cuda", 1, graphs=True)),
+        ("cpu=2GiB", Device("cpu", memory=2 * 2**30)),
+        ("cpu:0=500MB", Device("cpu", 0, memory=500_000_000)),
+        ("cuda:1+graphs=1234567", Device("cuda", 1, graphs=True, memory=1_234_567)),
     ],
 )
 def test_devices_have_names(text: str, device: Device) -> None:
@@ -37,9 +40,18 @@ def test_devices_have_names(text: str, device: Device) -> None:
     assert parse_device(str(device)) == device
 
 
-@pytest.mark.parametrize("text", ["", "gpu", "cpu:", "cpu:-1", "cuda:x", "tpu:0", "cpu:0+graphs", "cuda:0+", "graphs"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "gpu", "cpu:", "cpu:-1", "cuda:x", "tpu:0", "cpu:0+graphs", "cuda:0+", "graphs", "=6GiB", "grpc://a:1=1GiB"],
+)
 def test_other_names_are_refused(text: str) -> None:
     with pytest.raises(DeviceError, match="expected cpu, cpu:CORE or cuda:CARD"):
+        parse_device(text)
+
+
+@pytest.mark.parametrize("text", ["cuda:0=", "cpu=0", "cpu=lots", "cpu:0=-1MiB", "cpu=1GiB=1GiB"])
+def test_a_budget_that_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(DeviceError, match=f"device is '{text}': size is '.*', expected at least one byte, such as"):
         parse_device(text)
 
 
@@ -73,7 +85,9 @@ def test_cuda_is_asked_for_with_its_card_and_falls_back_for_single_operators() -
     assert "enable_cuda_graph" not in first[1]
     assert second == "CPUExecutionProvider"
     assert providers(parse_device("cuda:0+graphs"))[0][1]["enable_cuda_graph"] == "1"
-    assert providers(Device("cpu", 0)) == ["CPUExecutionProvider"]
+    assert "gpu_mem_limit" not in first[1]
+    assert providers(parse_device("cuda:0=1GiB"))[0][1]["gpu_mem_limit"] == str(2**30)
+    assert providers(parse_device("cpu:0=1GiB")) == providers(Device("cpu", 0)) == ["CPUExecutionProvider"]
 
 
 def test_a_card_without_its_libraries_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

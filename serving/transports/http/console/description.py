@@ -134,7 +134,7 @@ def describe_model(gateway: Gateway, models: Sequence[str], columns: Columns) ->
         columns=columns,
         workers=tuple(
             WorkerDescription(
-                str(options.devices[gateway.placement.device_of[w]]), tuple(sorted({column_of[c] for c in row}))
+                options.devices[gateway.placement.device_of[w]].name, tuple(sorted({column_of[c] for c in row}))
             )
             for w, row in enumerate(assignment.rows)
         ),

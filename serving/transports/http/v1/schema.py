@@ -365,7 +365,7 @@ def workers_of(gateway: Gateway) -> ModelWorkers:
         WorkerStatus(
             worker=w,
             state=worker.state,
-            device=str(devices[gateway.placement.device_of[w]]),
+            device=devices[gateway.placement.device_of[w]].name,
             labels=[manifest.labels[c] for c in manifest.assignment.rows[w]],
             latency_ms=None if worker.latency_s is None else round(worker.latency_s * 1000, 3),
             runs=runs[w],
