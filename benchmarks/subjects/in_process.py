@@ -38,6 +38,26 @@ class InProcess:
             seconds[i] = clock() - started
         return seconds
 
+    def time_arrivals(self, indices: Sequence[int]) -> tuple[Seconds, Seconds]:
+        """Answer samples one after the other, each by all workers.
+
+        Returns:
+            Seconds [n] until each was answered, and seconds [n, W] from the hand-over to each worker's copies.
+        """
+        return self._loop.run_until_complete(self._time_arrivals(indices))
+
+    async def _time_arrivals(self, indices: Sequence[int]) -> tuple[Seconds, Seconds]:
+        clock, infer, samples = time.perf_counter, self.gateway.infer, self._samples
+        n_workers = self.gateway.bundle.assignment.n_workers
+        decided, arrived = np.empty(len(indices)), np.full((len(indices), n_workers), np.nan)
+        for i, index in enumerate(indices):
+            started = clock()
+            reply = await infer(samples[index])
+            decided[i] = clock() - started
+            for worker, arrival in reply.result.arrivals.items():
+                arrived[i, worker] = arrival.elapsed_s
+        return decided, arrived
+
 
 @contextlib.contextmanager
 def in_process(bundle: Bundle, options: GatewayOptions, samples: Sequence[Floats]) -> Iterator[InProcess]:

@@ -17,7 +17,7 @@ from sensai_serve.tensors import Inputs
 from serving.runtime.cancellation import Cancellation
 from serving.runtime.card_gate import GATE, GatedRunner
 from serving.runtime.devices import ONE_THREAD, Device, Threads, providers, session_options
-from serving.runtime.io_binding import Floats, Runner, runner_of
+from serving.runtime.io_binding import Floats, InPlaceRunner, Runner, in_place, runner_of
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +84,10 @@ class Session:
     def run(self, inputs: Inputs) -> Floats:
         """Run N inputs to FP32 [N, k]. Safe on any thread; fastest on the one that called `warm`."""
         return self.runner.run(inputs)
+
+    def in_place(self, places: Sequence[Floats]) -> InPlaceRunner | None:
+        """Run single inputs from where they lie; see `serving.runtime.io_binding.in_place`."""
+        return in_place(self.runner, places)
 
     def warm(self) -> None:
         """Run a few times on the calling thread, which records the CUDA graph if there is one."""

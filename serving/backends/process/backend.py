@@ -1,8 +1,7 @@
 """A process per worker, or per device, restarted when it dies or hangs; inputs and scores go through shared memory.
 
-The gateway's side runs on its event loop, without a thread: it writes a task's inputs and one word per worker, wakes
-each worker through an eventfd, and is woken through one that all workers share. The pidfd of a process shows that it
-died. It is started again at once if its workers had served, else after a growing pause.
+The gateway's side runs on its event loop, without a thread (`exchange`). The pidfd of a process shows that it died. It
+is started again at once if its workers had served, else after a growing pause.
 """
 
 from __future__ import annotations
@@ -15,15 +14,14 @@ import signal
 import subprocess
 import threading
 import time
-from collections import deque
 from collections.abc import Sequence
 
 from sensai_serve.errors import BundleError, DeviceError
-from serving.backends import HOLDS, BackendPlan, Cause, Execution, Task
+from serving.backends import BackendPlan, Execution, Task
+from serving.backends.process.exchange import Exchange
 from serving.backends.process.handles import WorkerHandle, WorkerProcess, processes
 from serving.backends.process.launch import launch
-from serving.backends.process.shared import DROPPED, OK, READY, RING, STARTING, Memory, MemoryLayout, Word
-from serving.backends.process.slots import Slots
+from serving.backends.process.shared import READY, RING, STARTING, Memory, MemoryLayout
 from serving.runtime.devices import require
 
 log = logging.getLogger(__name__)
@@ -57,12 +55,15 @@ class Backend:
         os.ftruncate(self._memory_fd, self._layout.size)
         self._memory = Memory(self._memory_fd, self._layout)
         self._done_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._wake_all_fd = os.eventfd(0, os.EFD_CLOEXEC)
         self._worker = {worker: WorkerHandle.make(worker, at) for at, worker in enumerate(plan.workers)}
         self._workers = tuple(self._worker.values())
         self._processes = processes(plan, self._workers)
         self._golden = 0
         """The number of golden samples: tasks that a worker answers before it serves."""
-        self._slots = Slots(self._memory)
+        self._exchange = Exchange(self._memory, self._worker, self._wake_all_fd)
+        self._loading = True
+        """Whether a worker of a process that was started may not be up yet."""
         self._stopping = False
         self._starting = threading.Lock()  # held while files are used, so that `stop` does not close them then
         self._settled = threading.Event()  # set when every worker is ready or one has failed
@@ -97,36 +98,8 @@ class Backend:
         return Execution.PROCESS
 
     def submit(self, task: Task, workers: Sequence[int]) -> None:
-        """Write a task's inputs to the shared memory and wake the workers; see `serving.backends.Backend`."""
-        self._collect()
-        word = self._slots.write(task)
-        if word is None:
-            for w in workers:
-                task.fail(w, Cause.FULL)
-            return
-        for worker in [self._worker[w] for w in workers]:
-            if not worker.up:
-                task.fail(worker.id, Cause.DEAD)
-                continue
-            worker.held = deque((w, t) for w, t in worker.held if not t.closed)
-            if len(worker.held) + sum(not t.closed for _, t in worker.tasks) >= HOLDS:
-                task.fail(worker.id, Cause.FULL)
-                continue
-            worker.held.append((word, task))
-            self._hand_over(worker)
-
-    def _hand_over(self, worker: WorkerHandle) -> None:
-        """Give a worker the tasks that are held for it, as far as its ring has room."""
-        while worker.held and len(worker.tasks) < RING:
-            word, task = worker.held.popleft()
-            if task.closed:
-                continue
-            if not worker.tasks:
-                worker.busy_since = time.monotonic()
-            worker.tasks.append((word, task))
-            self._memory.mailboxes[worker.at][worker.given % RING] = word
-            worker.given += 1
-            os.eventfd_write(worker.wake_fd, 1)
+        """Hand a task over to the worker processes; see `serving.backends.Backend`."""
+        self._exchange.submit(task, workers)
 
     def stop(self) -> None:
         """Kill every process; none holds anything that could be lost."""
@@ -138,7 +111,8 @@ class Backend:
         closed = threading.Event()
         self._loop.call_soon_threadsafe(self._close, closed)
         closed.wait(5.0)
-        for fd in (self._done_fd, self._memory_fd, *(f for w in self._workers for f in (w.network_fd, w.wake_fd))):
+        fds = self._done_fd, self._wake_all_fd, self._memory_fd
+        for fd in (*fds, *(f for w in self._workers for f in (w.network_fd, w.wake_fd))):
             os.close(fd)
 
     def kill(self, worker: int) -> None:
@@ -150,32 +124,6 @@ class Backend:
     def _check_not_stopping(self) -> None:
         if self._stopping:
             raise BundleError(f"{self._plan.bundle.path}: loading was given up")
-
-    def _collect(self) -> None:
-        """Deliver the results that the workers have written."""
-        for worker in self._workers:
-            records = self._memory.records[worker.at]
-            while word := int((record := records[worker.reads % RING]).word[0]):
-                worker.reads += 1
-                unpacked = Word.unpack(word)
-                status, seconds = int(record.status[0]), float(record.seconds[0])
-                scores = record.scores[: unpacked.n_inputs].copy()
-                record.word[0] = 0
-                worker.longest_run_s = max(worker.longest_run_s, seconds)
-                worker.busy_since = time.monotonic()
-                task = worker.take(word)
-                if status == DROPPED:
-                    continue
-                worker.answered += 1
-                if task is None:
-                    continue
-                if status == OK:
-                    task.deliver(worker.id, scores, seconds)
-                else:
-                    task.fail(worker.id, Cause.FAILED)
-                if task.closed:
-                    self._slots.drop(unpacked)
-            self._hand_over(worker)
 
     def _open(self) -> None:
         self._loop.add_reader(self._done_fd, self._on_done)
@@ -204,11 +152,11 @@ class Backend:
         for worker in process.workers:
             self._memory.states[worker.at][0] = STARTING
             self._memory.say(worker.at, "")
-            self._memory.mailboxes[worker.at][:] = 0
-            for record in self._memory.records[worker.at]:
-                record.word[0] = 0
+            for turn in range(RING):
+                self._memory.mailboxes[worker.at][turn] = 0
+            self._memory.counts[worker.at] = 0
             worker.given = worker.reads = worker.answered = 0
-        popen = launch(process, plan, self._layout, self._memory_fd, self._done_fd)
+        popen = launch(process, plan, self._layout, self._memory_fd, self._done_fd, self._wake_all_fd)
         self._loop.call_soon_threadsafe(self._watch, process, popen, os.pidfd_open(popen.pid))
 
     def _watch(self, process: WorkerProcess, popen: subprocess.Popen[bytes], pidfd: int) -> None:
@@ -219,24 +167,30 @@ class Backend:
             return
         process.popen, process.pidfd, process.started = popen, pidfd, time.monotonic()
         self._loop.add_reader(pidfd, self._on_exit, process)
+        self._loading = True
         self._on_done()  # it may have become ready before it was watched
 
     def _on_done(self) -> None:
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._done_fd)
-        self._collect()
+        self._exchange.collect()
+        if self._loading:
+            self._look_who_is_ready()
+
+    def _look_who_is_ready(self) -> None:
         for process in self._processes:
             for worker in process.workers if process.popen is not None else ():
-                if not worker.up and int(self._memory.states[worker.at][0]) == READY:
+                if not worker.up and self._memory.states[worker.at][0] == READY:
                     worker.up = True
                     process.longest_start_s = max(process.longest_start_s, time.monotonic() - process.started)
                     self._plan.on_up(worker.id)
         if all(worker.up for worker in self._workers):
+            self._loading = False
             self._settled.set()
 
     def _on_exit(self, process: WorkerProcess) -> None:
         """Start a process again that has ended, which none does on purpose."""
-        self._collect()
+        self._exchange.collect()
         said = next((m for worker in process.workers if (m := self._memory.message(worker.at))), "")
         had_served = all(worker.answered >= self._golden for worker in process.workers)
         self._clean_up(process)
@@ -271,7 +225,7 @@ class Backend:
 
     def _kill_hung(self) -> None:
         self._checking = self._loop.call_later(CHECK_S, self._kill_hung)
-        self._collect()
+        self._exchange.collect()
         now = time.monotonic()
         for process in self._processes:
             if process.popen is not None and (why := process.hung(now)):

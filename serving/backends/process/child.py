@@ -10,11 +10,13 @@ import contextlib
 import ctypes
 import gc
 import os
+import select
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +30,10 @@ from serving.backends.process.shared import (
     RING,
     Memory,
     MemoryLayout,
-    Record,
-    Word,
+    unpack,
 )
 from serving.runtime.devices import Device, parse_device, require
-from serving.runtime.faults import Runnable, parse_fault, with_faults
+from serving.runtime.faults import parse_fault, with_faults
 from serving.runtime.session import Session
 
 PR_SET_PDEATHSIG = 1
@@ -62,6 +63,9 @@ class Config:
     memory_fd: int
     network_fds: list[int]
     wake_fds: list[int]
+    """What wakes each worker alone."""
+    wake_all_fd: int
+    """What wakes every worker."""
     done_fd: int
 
     @property
@@ -114,38 +118,54 @@ def _load(config: Config, at: int) -> Session:
 
 
 def _serve(config: Config, at: int, memory: Memory, session: Session) -> None:
-    worker, place = config.workers[at], config.places[at]
+    worker, place, slots = config.workers[at], config.places[at], memory.slots
     with _reported(memory, place):
         session.warm()  # on the thread that runs it: a CUDA graph belongs to its thread
-    runs = with_faults(session, worker, [parse_fault(f) for f in config.faults], own_process=True)
+        runs = with_faults(session, worker, [parse_fault(f) for f in config.faults], own_process=True)
+        bound = session.in_place(memory.singles) if runs is session else None
     memory.states[place][0] = READY
     os.eventfd_write(config.done_fd, 1)
-    mailbox, records = memory.mailboxes[place], memory.records[place]
+    mailbox, records, counts = memory.mailboxes[place], memory.records[place], memory.counts
+    tickets, done_fd = memory.tickets, config.done_fd
+    clock, wait, wake_gateway = time.perf_counter, _wake_ups(config, at), os.eventfd_write
     seen = [0] * RING
     turn = 0
     while True:
-        os.eventfd_read(config.wake_fds[at])
-        while (packed := int(mailbox[turn])) != seen[turn]:
-            seen[turn] = packed
-            word, record = Word.unpack(packed), records[turn]
+        wait()
+        while (word := mailbox[turn]) != seen[turn]:
+            seen[turn] = word
+            record = records[turn]
             turn = (turn + 1) % RING
-            started = time.perf_counter()
-            record.status[0] = _run(memory, word, record, runs)
-            record.seconds[0] = time.perf_counter() - started
-            record.word[0] = packed
-            if record.status[0] != DROPPED:  # nobody waits for a dropped task
-                os.eventfd_write(config.done_fd, 1)
+            ticket, slot, n_inputs = unpack(word)
+            started = clock()
+            if tickets[slot] != ticket:
+                status = DROPPED  # answered without this worker
+            else:
+                try:
+                    if n_inputs == 1 and bound is not None:
+                        record.scores[:1] = bound.run(slot)
+                    else:
+                        record.scores[:n_inputs] = runs.run(slots[slot].read(n_inputs))
+                    # If another task's inputs are in the slot by now, these scores may be of either task.
+                    status = OK if tickets[slot] in (ticket, 0) else OVERWRITTEN
+                except Exception:  # whatever a run raises costs this worker's copies, not the answer
+                    status = RAISED
+            record.seconds[0] = clock() - started
+            record.head[0], record.head[1] = word, status
+            counts[place] += 1
+            if status != DROPPED:  # nobody waits for a dropped task
+                wake_gateway(done_fd, 1)
 
 
-def _run(memory: Memory, word: Word, record: Record, session: Runnable) -> int:
-    if int(memory.tickets[word.slot]) != word.ticket:
-        return DROPPED  # answered without this worker
-    try:
-        record.scores[: word.n_inputs] = session.run(memory.slots[word.slot].read(word.n_inputs))
-    except Exception:  # whatever a run raises costs this worker's copies, not the answer
-        return RAISED
-    # If another task's inputs are in the slot by now, these scores may be of either task.
-    return OK if int(memory.tickets[word.slot]) in (word.ticket, 0) else OVERWRITTEN
+def _wake_ups(config: Config, at: int) -> Callable[[], object]:
+    """Something that blocks until a worker is woken, at once where it has been since the last call.
+
+    Edge-triggered, so that the eventfds are never read: one write to the one that all workers wait for wakes them all.
+    """
+    poller = select.epoll()
+    for fd in (config.wake_fds[at], config.wake_all_fd):
+        poller.register(fd, select.EPOLLIN | select.EPOLLET)
+    return partial(poller.poll, None, 2)
 
 
 def _pin(device: Device) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
 from collections import deque
@@ -30,7 +29,7 @@ class WorkerHandle:
     network_fd: int
     """A file in memory that holds its subnet."""
     wake_fd: int
-    """The eventfd that wakes it."""
+    """The eventfd that wakes it alone."""
     up: bool = False
     """Whether its subnet is loaded."""
     answered: int = 0
@@ -52,25 +51,12 @@ class WorkerHandle:
         """Make the files of a worker that has this place in the shared memory."""
         return cls(worker, at, os.memfd_create(f"subnet-{worker}", os.MFD_CLOEXEC), os.eventfd(0, os.EFD_CLOEXEC))
 
-    def take(self, word: int) -> Task | None:
-        """Remove the tasks up to that of a word and return it; the others were dropped. None if it is not there."""
-        if all(word != w for w, _ in self.tasks):
-            return None
-        while True:
-            w, task = self.tasks.popleft()
-            if w == word:
-                return task
-
     def went_down(self) -> None:
-        """Fail the worker's tasks, and clear a wake-up that it did not take."""
+        """Fail the worker's tasks."""
         self.up = False
         for tasks in (self.tasks, self.held):
             while tasks:
                 tasks.popleft()[1].fail(self.id, Cause.DEAD)
-        os.set_blocking(self.wake_fd, False)
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self.wake_fd)
-        os.set_blocking(self.wake_fd, True)
 
 
 @dataclass

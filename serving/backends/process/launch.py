@@ -20,7 +20,7 @@ _CHILD = (
 
 
 def launch(
-    process: WorkerProcess, plan: BackendPlan, layout: MemoryLayout, memory_fd: int, done_fd: int
+    process: WorkerProcess, plan: BackendPlan, layout: MemoryLayout, memory_fd: int, done_fd: int, wake_all_fd: int
 ) -> subprocess.Popen[bytes]:
     """Start a process.
 
@@ -30,6 +30,7 @@ def launch(
         layout: of the memory that it shares with the gateway.
         memory_fd: that memory.
         done_fd: the eventfd that wakes the gateway.
+        wake_all_fd: the one that wakes every worker.
     """
     manifest = plan.bundle.manifest
     config = Config(
@@ -46,10 +47,11 @@ def launch(
         memory_fd=memory_fd,
         network_fds=[worker.network_fd for worker in process.workers],
         wake_fds=[worker.wake_fd for worker in process.workers],
+        wake_all_fd=wake_all_fd,
         done_fd=done_fd,
     )
     return subprocess.Popen(
         [sys.executable, "-c", _CHILD, json.dumps(asdict(config)), json.dumps(sys.path)],
         stdin=subprocess.DEVNULL,
-        pass_fds=(memory_fd, done_fd, *config.network_fds, *config.wake_fds),
+        pass_fds=(memory_fd, done_fd, wake_all_fd, *config.network_fds, *config.wake_fds),
     )

@@ -7,11 +7,13 @@ reads it in place; the gateway copies scores out once.
                 of other inputs a slot has room for the largest of each, after the sizes of its dynamic axes
     mailboxes   a ring per worker, written by the gateway, of 64-bit words: ticket, slot and batch size of a task
     records     a ring per worker, written by it, an entry per word: word, status, seconds, scores [max_batch, k] FP32
+    counts      one word per worker: the records that it has written since its process started
     states      one word per worker, and a line of text if it could not start
 
-Words are aligned to their 64 bits, so a reader never sees half of one. A record's word is written after the rest of the
-record. On the processors that ONNX Runtime supports, stores are seen in that order, or are fenced by the system call
-that wakes the reader.
+Words are aligned to their 64 bits, so a reader never sees half of one; they are read and written through memoryviews,
+which give Python's numbers without one of numpy's in between. A worker counts a record after it has written it. On the
+processors that ONNX Runtime supports, stores are seen in that order, or are fenced by the system call that wakes the
+reader.
 """
 
 from __future__ import annotations
@@ -42,22 +44,14 @@ def _padded(size: int) -> int:
     return -(-size // _LINE) * _LINE
 
 
-@dataclass(frozen=True)
-class Word:
-    """A task of the process backend, packed into one 64-bit number."""
+def pack(ticket: int, slot: int, n_inputs: int) -> int:
+    """Pack a task into the word that a mailbox holds; never 0."""
+    return ticket << 24 | slot << 16 | n_inputs
 
-    ticket: int
-    slot: int
-    n_inputs: int
 
-    def pack(self) -> int:
-        """Pack into the number that a mailbox holds; never 0."""
-        return self.ticket << 24 | self.slot << 16 | self.n_inputs
-
-    @classmethod
-    def unpack(cls, word: int) -> Word:
-        """Unpack the number that a mailbox holds."""
-        return cls(word >> 24, word >> 16 & 0xFF, word & 0xFFFF)
+def unpack(word: int) -> tuple[int, int, int]:
+    """The ticket, the slot and the batch size that a word holds."""
+    return word >> 24, word >> 16 & 0xFF, word & 0xFFFF
 
 
 @dataclass(frozen=True)
@@ -84,8 +78,12 @@ class MemoryLayout:
         return self.n_workers * (_LINE * 2 + MESSAGE)
 
     @property
-    def _records_at(self) -> int:
+    def _counts_at(self) -> int:
         return self._tickets_at + SLOTS * 8
+
+    @property
+    def _records_at(self) -> int:
+        return self._counts_at + _padded(self.n_workers * 8)
 
     @property
     def _inputs_at(self) -> int:
@@ -107,12 +105,18 @@ class Memory:
         self._bytes = np.frombuffer(self._map, np.uint8)
         n, block = layout.n_workers, _LINE * 2 + MESSAGE
         control = self._bytes[: n * block].reshape(n, block)
-        self.mailboxes = [control[w, :_LINE].view(np.uint64) for w in range(n)]
-        self.states = [control[w, _LINE : _LINE + 8].view(np.uint64) for w in range(n)]
+        self.mailboxes = [_words(control[w, :_LINE]) for w in range(n)]
+        self.states = [_words(control[w, _LINE : _LINE + 8]) for w in range(n)]
         self._messages = [control[w, _LINE * 2 :] for w in range(n)]
-        self.tickets = self._bytes[layout._tickets_at : layout._records_at].view(np.uint64)
+        self.tickets = _words(self._bytes[layout._tickets_at : layout._counts_at])
+        self.counts = _words(self._bytes[layout._counts_at : layout._counts_at + n * 8])
         self.records = [[self._record(w, r) for r in range(RING)] for w in range(n)]
         self.slots = [self._slot(slot) for slot in range(SLOTS)]
+
+    @property
+    def singles(self) -> list[npt.NDArray[np.float32]]:
+        """The places [1, *shape] of single inputs in each slot; empty where slots hold other than one plain input."""
+        return [slot.array[:1] for slot in self.slots if isinstance(slot, _PlainSlot)]
 
     def message(self, worker: int) -> str:
         """Return the message that a failed worker left; empty if there is none."""
@@ -131,9 +135,8 @@ class Memory:
         head = self._bytes[at : at + _LINE]
         scores = self._bytes[at + _LINE : at + _LINE + layout.max_batch * width * 4]
         return Record(
-            head[:8].view(np.uint64),
-            head[8:16].view(np.uint64),
-            head[16:24].view(np.float64),
+            _words(head[:16]),
+            head[16:24].data.cast("d"),
             scores.view(np.float32).reshape(layout.max_batch, width),
         )
 
@@ -162,14 +165,14 @@ class _PlainSlot:
     """Of one input of FP32 and a fixed shape."""
 
     def __init__(self, array: npt.NDArray[np.float32]) -> None:
-        self._array = array
+        self.array = array
 
     def write(self, inputs: Inputs) -> None:
         assert isinstance(inputs, np.ndarray)
-        self._array[: len(inputs)] = inputs
+        self.array[: len(inputs)] = inputs
 
     def read(self, n: int) -> Inputs:
-        return self._array[:n]
+        return self.array[:n]
 
 
 class _NamedSlot:
@@ -204,11 +207,13 @@ class _NamedSlot:
 class Record:
     """One result of one worker."""
 
-    word: npt.NDArray[np.uint64]
-    """[1]: the task's word, written last."""
-    status: npt.NDArray[np.uint64]
-    """[1]: `OK`, `RAISED`, `OVERWRITTEN` or `DROPPED`."""
-    seconds: npt.NDArray[np.float64]
-    """[1]: what the run took."""
+    head: memoryview
+    """uint64 [2]: the task's word; `OK`, `RAISED`, `OVERWRITTEN` or `DROPPED`."""
+    seconds: memoryview[float]
+    """float64 [1]: what the run took."""
     scores: npt.NDArray[np.float32]
     """[max_batch, k]."""
+
+
+def _words(data: npt.NDArray[np.uint8]) -> memoryview:
+    return data.data.cast("Q")

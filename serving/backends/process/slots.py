@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from serving.backends import Task
-from serving.backends.process.shared import SLOTS, Memory, Word
+from serving.backends.process.shared import SLOTS, Memory, pack, unpack
 
 
 class Slots:
@@ -20,7 +20,7 @@ class Slots:
     def write(self, task: Task) -> int | None:
         """Write a task's inputs, unless an earlier wave of it has; return its word, None where no slot is free."""
         kept = self._written.get(id(task))
-        if kept is not None and self._task_of[Word.unpack(kept).slot] is task:
+        if kept is not None and self._task_of[unpack(kept)[1]] is task:
             return kept
         slot = self._take(task)
         if slot is None:
@@ -29,13 +29,14 @@ class Slots:
         self._memory.slots[slot].write(task.inputs)
         self._ticket += 1
         self._memory.tickets[slot] = self._ticket
-        word = self._written[id(task)] = Word(self._ticket, slot, n_inputs).pack()
+        word = self._written[id(task)] = pack(self._ticket, slot, n_inputs)
         return word
 
-    def drop(self, word: Word) -> None:
+    def drop(self, word: int) -> None:
         """Have workers that have not begun a task drop it."""
-        if int(self._memory.tickets[word.slot]) == word.ticket:
-            self._memory.tickets[word.slot] = 0
+        ticket, slot, _ = unpack(word)
+        if self._memory.tickets[slot] == ticket:
+            self._memory.tickets[slot] = 0
 
     def _take(self, task: Task) -> int | None:
         for slot in ((self._ticket + i) % SLOTS for i in range(SLOTS)):

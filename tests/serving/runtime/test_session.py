@@ -52,6 +52,19 @@ def test_scores_are_the_caller_s_own() -> None:
     np.testing.assert_array_equal(kept, expected(first))
 
 
+@pytest.mark.parametrize("shape", [SHAPE, LARGE])
+def test_single_inputs_are_run_from_where_they_lie(shape: tuple[int, ...]) -> None:
+    places, session = [inputs(1, shape, seed) for seed in range(3)], open_session(shape=shape)
+    in_place = session.in_place(places)
+    assert in_place is not None
+    for seed in range(6):
+        place = seed % 3
+        places[place][:] = inputs(1, shape, 10 + seed)
+        np.testing.assert_array_equal(in_place.run(place), expected(places[place]))
+    np.testing.assert_array_equal(session.run(inputs(2, shape)), expected(inputs(2, shape)))
+    assert session.in_place([]) is None
+
+
 def test_a_session_may_be_run_by_several_threads_at_a_time() -> None:
     session = open_session()
     xs = [inputs(1 + seed % 2, seed=seed) for seed in range(200)]
