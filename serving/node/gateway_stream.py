@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-import time
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from tritonclient.grpc import service_pb2 as pb
 
 from sensai_serve.errors import RequestError, SensaiError
-from sensai_serve.tensors import Array, Inputs, agree, inputs_of
+from sensai_serve.tensors import Inputs
 from serving.backends import Cause, Scores
 from serving.backends.remote.measure import LATENCY, RATE, measure
 from serving.backends.remote.message import (
@@ -32,15 +30,12 @@ from serving.backends.remote.message import (
 from serving.backends.remote.pieces import MOST_PIECES, PiecedInput
 from serving.node.node import Node, Version
 from serving.node.relaying import NodesBelow, endpoint_below
-from serving.runtime.trace_context import TRACEPARENT, TraceContext, continued
+from serving.node.stream_task import StreamTask, TracedRuns, read_input
+from serving.runtime.trace_context import TRACEPARENT, continued
 from serving.transports.grpc.bounds import bounded_parser
-from serving.v2.decode_named import matched
-from serving.v2.tensors import check_input, from_bytes
-from serving.v2.values import values_from_bytes
 
 if TYPE_CHECKING:
-    from serving.telemetry.otlp.spans import WorkerRun
-    from serving.telemetry.otlp.telemetry import OtlpTelemetry
+    pass
 
 
 _PARSE = bounded_parser(pb.ModelInferRequest)
@@ -56,75 +51,13 @@ class _Coming(NamedTuple):
     """The workers of this node that run it once it is complete."""
 
 
-class StreamTask:
-    """One input for this node's workers. See `serving.backends.Task`."""
-
-    __slots__ = ("_loop", "_position", "_tell", "_thread", "closed", "inputs")
-    expires: float | None = None
-
-    def __init__(
-        self, inputs: Inputs, position: Sequence[int], tell: Callable[[int, Scores | Cause, float], None]
-    ) -> None:
-        """Constructed on the event loop's thread.
-
-        Args:
-            inputs: as the networks take them; set later where they come in pieces.
-            position: of every worker of the bundle, its place in the order in which they are asked.
-            tell: called on the event loop with a worker, its scores FP32 [N, k] or why there are none, and the
-                seconds inside its subnet.
-        """
-        self.inputs = inputs
-        self.closed = False
-        self._position = position
-        self._tell = tell
-        self._loop = asyncio.get_running_loop()
-        self._thread = threading.get_ident()
-
-    def next_of(self, workers: Sequence[int]) -> int:
-        """See `Task`; what workers on other hosts say is not known here."""
-        return min(workers, key=self._position.__getitem__)
-
-    def deliver(self, worker: int, scores: Scores, seconds: float) -> None:
-        """See `Task`."""
-        self._pass_on(worker, scores, seconds)
-
-    def fail(self, worker: int, cause: Cause) -> None:
-        """See `Task`."""
-        self._pass_on(worker, cause, 0.0)
-
-    def _pass_on(self, worker: int, outcome: Scores | Cause, seconds: float) -> None:
-        if threading.get_ident() == self._thread:
-            self._tell(worker, outcome, seconds)
-        else:
-            self._loop.call_soon_threadsafe(self._tell, worker, outcome, seconds)
-
-
-class _Runs:
-    """What became of one traced input at each worker."""
-
-    def __init__(self, otlp: OtlpTelemetry, trace: TraceContext, version: Version) -> None:
-        from serving.telemetry.otlp.spans import ARRIVED, WorkerRun
-
-        self._otlp, self._trace, self._version = otlp, trace, version
-        self._began = time.perf_counter_ns()
-        self._make, self._arrived = WorkerRun, ARRIVED
-        self._runs: list[WorkerRun] = []
-
-    def add(self, worker: int, outcome: Scores | Cause, seconds: float) -> None:
-        came = outcome.value if isinstance(outcome, Cause) else self._arrived
-        self._runs.append(self._make(worker, came, seconds, time.perf_counter_ns()))
-
-    def send(self) -> None:
-        self._otlp.ran(self._trace, self._version.manifest.name, self._version.number, self._began, self._runs)
-
-
 class GatewayStream:
     """One gateway's stream: the inputs that workers run, and the messages to send."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
         self._loop = asyncio.get_running_loop()
-        self._open: dict[str, tuple[Version, StreamTask, asyncio.TimerHandle | None, _Runs | None]] = {}
+        self._open: dict[str, tuple[Version, StreamTask, asyncio.TimerHandle | None, TracedRuns | None]] = {}
         self._done: list[tuple[str, int, Scores | Cause, float]] = []
         self._coming: dict[str, _Coming] = {}
         self._below: NodesBelow | None = None
@@ -342,38 +275,14 @@ class GatewayStream:
         if timer is not None:
             timer.cancel()
 
-    def _traced(self, version: Version, parameters: Mapping[str, Any]) -> _Runs | None:
+    def _traced(self, version: Version, parameters: Mapping[str, Any]) -> TracedRuns | None:
         """Follow a request that belongs to a sampled trace, where this node sends any."""
         if self._node.otlp is None or TRACEPARENT not in parameters:
             return None
         trace = continued(parameters[TRACEPARENT].string_param)
-        return None if trace is None or not trace.sampled else _Runs(self._node.otlp, trace, version)
+        return None if trace is None or not trace.sampled else TracedRuns(self._node.otlp, trace, version)
 
     def _changed(self, version: str, worker: int, up: bool) -> None:
         reply = pb.ModelInferResponse(model_name=self._node.name, model_version=version)
         reply.parameters[UP if up else DOWN].string_param = str(worker)
         self.send(pb.ModelStreamInferResponse(infer_response=reply))
-
-
-def read_input(version: Version, request: pb.ModelInferRequest, max_batch: int) -> Inputs:
-    """Decode the inputs of a request.
-
-    Raises:
-        RequestError: a name, datatype, shape, length or value is not valid.
-    """
-    specs, raws = version.manifest.inputs, request.raw_input_contents
-    if len(request.inputs) != len(specs) or len(raws) != len(specs):
-        names = ", ".join(repr(spec.name) for spec in specs)
-        raise RequestError(
-            f"expected {'one input' if len(specs) == 1 else 'the inputs'}, {names}, in raw_input_contents"
-        )
-    if (plain := version.manifest.plain_input) is not None:
-        only = request.inputs[0]
-        return from_bytes(raws[0], check_input(only.name, only.datatype, list(only.shape), plain, max_batch), plain)
-    shapes, arrays = dict[str, tuple[int, ...]](), dict[str, Array]()
-    given = ((tensor.name, (tensor, raw)) for tensor, raw in zip(request.inputs, raws, strict=True))
-    for spec, (tensor, raw) in matched(specs, given):
-        shape = shapes[spec.name] = check_input(tensor.name, tensor.datatype, list(tensor.shape), spec, max_batch)
-        arrays[spec.name] = values_from_bytes(raw, shape, spec)
-    agree(shapes, specs)
-    return inputs_of(arrays, specs)

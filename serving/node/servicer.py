@@ -23,8 +23,9 @@ from sensai_serve.errors import OverloadedError, RequestError, UnknownModelError
 from sensai_serve.remote import BUNDLE, SCORES, WORKER, checksum_key, model_name
 from serving.backends import Cause, Scores
 from serving.backends.remote.message import RELAYS, TAKES_PIECES, TREE_VERSION, WORKERS, output_name
-from serving.node.gateway_stream import GatewayStream, StreamTask, read_input
+from serving.node.gateway_stream import GatewayStream
 from serving.node.node import Node, Version
+from serving.node.stream_task import StreamTask, read_input
 from serving.v2.metadata import data_type
 from serving.v2.status import describe
 

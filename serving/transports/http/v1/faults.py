@@ -8,8 +8,9 @@ from sensai_serve.errors import RequestError
 from serving.dataplane import DataPlane
 from serving.transports.http.asgi.errors import ERROR_RESPONSE
 from serving.transports.http.asgi.requests import read_body
+from serving.transports.http.v1.responses import workers_of
 from serving.transports.http.v1.routes import Model, chosen
-from serving.transports.http.v1.schema import ModelWorkers, workers_of
+from serving.transports.http.v1.schema import ModelWorkers
 from serving.v2.body_bound import BodyBound
 from serving.v2.json_object import parse_object
 from serving.v2.tensors import shown

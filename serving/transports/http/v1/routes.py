@@ -18,16 +18,8 @@ from serving.engine.repository import Repository
 from serving.transports.http.asgi.errors import ERROR_RESPONSE
 from serving.transports.http.asgi.requests import read_body, until_disconnected
 from serving.transports.http.v1.inputs import FP32, TEXT, body_bound, from_body
-from serving.transports.http.v1.schema import (
-    LabelsResponse,
-    ModelSummary,
-    ModelWorkers,
-    PredictionResponse,
-    labels_of,
-    prediction_of,
-    summary_of,
-    workers_of,
-)
+from serving.transports.http.v1.responses import labels_of, prediction_of, summary_of, workers_of
+from serving.transports.http.v1.schema import LabelsResponse, ModelSummary, ModelWorkers, PredictionResponse
 from serving.v2 import InferRequest
 
 PREDICT = "/v1/predict"
