@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,7 @@ def export(
     merge = merge_plan(run)
     with atomic_directory(out, replace=replace) as folder:
         files = _write_networks(exporter, folder, with_monolith, on_progress)
-        tokenizer = write_tokenizer(run.dataset.tokenizer, files.inputs[0], folder)
+        tokenizer = write_tokenizer(run.dataset.tokenizer, files.inputs, folder)
         if tokenizer is not None:
             files.checksums[tokenizer.file] = sha256_of(folder / tokenizer.file)
         manifest = Manifest(
@@ -145,18 +145,18 @@ def export(
     return Bundle.open(out)
 
 
-def write_tokenizer(tokenizer: Tokenizer | None, spec: InputSpec, folder: Path) -> TokenizerSpec | None:
+def write_tokenizer(tokenizer: Tokenizer | None, specs: Sequence[InputSpec], folder: Path) -> TokenizerSpec | None:
     """Write the tokenizer of a run's texts into its bundle, and say how it is used; None where there is none.
 
     Args:
         tokenizer: of the data.
-        spec: the bundle's input, whose only axis is as long as the run's examples.
+        specs: the bundle's inputs.
         folder: the bundle's.
     """
     if tokenizer is None:
         return None
     (folder / TOKENIZER).write_bytes(tokenizer.data)
-    return TokenizerSpec(spec.name, spec.elements, too_long=tokenizer.too_long, padding=tokenizer.padding)
+    return TokenizerSpec.of_inputs(specs, too_long=tokenizer.too_long, padding=tokenizer.padding)
 
 
 @dataclass

@@ -42,6 +42,29 @@ class TokenizerSpec:
     file: str = TOKENIZER
     """Path inside the bundle."""
 
+    @classmethod
+    def of_inputs(cls, specs: Sequence[InputSpec], *, too_long: TooLong, padding: int) -> TokenizerSpec:
+        """The tokenizer of a network's inputs: tokens, their mask and their types, told apart by their names.
+
+        Args:
+            specs: what the network takes; texts may have as many tokens as it takes.
+            too_long: what becomes of longer texts.
+            padding: the token behind the end of a text.
+
+        Raises:
+            InputError: no input, or several, could hold the tokens.
+        """
+        whole = [spec for spec in specs if spec.dtype in ("INT32", "INT64") and len(spec.shape) == 1]
+        mask = next((spec.name for spec in specs if "mask" in spec.name.lower() and len(spec.shape) == 1), None)
+        types = next((spec.name for spec in whole if "type" in spec.name.lower()), None)
+        ids = [spec for spec in whole if spec.name not in (mask, types)]
+        if len(ids) > 1:
+            ids = [spec for spec in ids if spec.name == "input_ids"] or ids
+        if len(ids) != 1:
+            taken = " and ".join(f"{spec.name} {spec.dtype} {spec.described}" for spec in specs)
+            raise InputError(f"a tokenizer is given, and the inputs are {taken}, expected one for tokens, of INT64")
+        return cls(ids[0].name, ids[0].elements, mask, types, too_long, padding)
+
     @property
     def made(self) -> tuple[str, ...]:
         """The inputs that the tokenizer makes; clients may send these themselves instead of a text."""

@@ -40,16 +40,7 @@ def tokenizer_spec(data: bytes, specs: Sequence[InputSpec], too_long: TooLong) -
     Raises:
         InputError: no input, or several, could hold the tokens, or the tokenizer does not fit the network.
     """
-    whole = [spec for spec in specs if spec.dtype in ("INT32", "INT64") and len(spec.shape) == 1]
-    mask = next((spec.name for spec in specs if "mask" in spec.name.lower() and len(spec.shape) == 1), None)
-    types = next((spec.name for spec in whole if "type" in spec.name.lower()), None)
-    ids = [spec for spec in whole if spec.name not in (mask, types)]
-    if len(ids) > 1:
-        ids = [spec for spec in ids if spec.name == "input_ids"] or ids
-    if len(ids) != 1:
-        taken = " and ".join(f"{spec.name} {spec.dtype} {spec.described}" for spec in specs)
-        raise InputError(f"a tokenizer is given, and the files take {taken}, expected one input for tokens, of INT64")
-    made = TokenizerSpec(ids[0].name, ids[0].elements, mask, types, too_long, padding_of(data))
+    made = TokenizerSpec.of_inputs(specs, too_long=too_long, padding=padding_of(data))
     made.check(specs)
     check_vocabulary(data, made, specs)
     return made

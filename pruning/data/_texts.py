@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from pruning.data._arrays import from_arrays
 from pruning.data._dataset import Dataset, Tokenizer
-from pruning.data._packed import LARGEST, packed_spec
+from pruning.data._packed import LARGEST, pack, packed_spec
 from pruning.data._paths import existing
 from pruning.notices import say
 from sensai_serve.errors import DataError, InputError
@@ -23,6 +23,8 @@ from sensai_serve.tokenizer import encode, largest_token, open_tokenizer, padded
 
 BYTES = "bytes"
 """Name of the tokens that are the bytes of a text in UTF-8, each one higher than its byte: 0 follows the end."""
+TOKENS = "tokens"
+"""Name of a network's input where nobody says it."""
 LONGEST = 8192
 """The most tokens of a text."""
 
@@ -33,6 +35,10 @@ class Tokens:
 
     values: npt.NDArray[np.int64]
     """[N, length]; 0, or the tokenizer's padding, behind the end of a text."""
+    mask: npt.NDArray[np.int64]
+    """[N, length]; 1 for a token, 0 behind the end."""
+    types: npt.NDArray[np.int64]
+    """[N, length]; which of two sentences a token is of."""
     cut: int
     """Texts that had more tokens, of which the first were taken."""
 
@@ -47,8 +53,9 @@ def from_texts(
     length: str,
     seed: int,
     too_long: str = "refuse",
+    inputs: Sequence[str] = (TOKENS,),
 ) -> Dataset:
-    """A dataset of texts, each as a row of tokens, whole numbers in FP32 that nothing normalises.
+    """A dataset of texts, each as a row of tokens, whole numbers that nothing normalises; and their mask and types.
 
     Args:
         name: what to call it.
@@ -59,9 +66,11 @@ def from_texts(
         length: tokens of each text.
         seed: draws the test part where there is none.
         too_long: what a server does with longer texts, ``refuse`` or ``cut``.
+        inputs: names of the network's inputs, in the order in which it takes them: of the tokens, and where it takes
+            them of their mask and their types, which `TokenizerSpec.of_inputs` tells apart.
 
     Raises:
-        DataError: the tokenizer cannot be read, or labels do not fit.
+        DataError: the tokenizer cannot be read, labels do not fit, or an input is none that a tokenizer makes.
     """
     if not (length.isascii() and length.isdigit() and 1 <= int(length) <= LONGEST):
         raise DataError(f"{name}: length is {length!r}, expected 1 to {LONGEST} tokens")
@@ -72,21 +81,46 @@ def from_texts(
     if vocabulary > LARGEST:
         raise DataError(f"{name}: the tokenizer has {vocabulary} tokens, expected at most {LARGEST}")
     made = Tokenizer(data, padding_of(data), cast(TooLong, too_long))
-    found = tokenise(texts, None if tokens == BYTES else made, int(length))
-    arrays: dict[str, Any] = {"x": found.values.astype(np.float32)}
+    specs, spec = _specs(name, inputs, int(length), vocabulary, made)
+    cut = 0
+
+    def rows(given: Sequence[str]) -> Any:
+        nonlocal cut
+        found = tokenise(given, None if tokens == BYTES else made, int(length))
+        cut += found.cut
+        arrays = {spec.ids: found.values, spec.mask: found.mask, spec.types: found.types}
+        return pack(name, {each: arrays[each] for each in inputs}, specs)
+
+    arrays: dict[str, Any] = {"x": rows(texts)}
     if labels is not None:
         arrays["y"] = _plain(labels)
-    cut = found.cut
     if test is not None:
-        others = tokenise(test[0], None if tokens == BYTES else made, int(length))
-        arrays["x_test"], cut = others.values.astype(np.float32), cut + others.cut
+        arrays["x_test"] = rows(test[0])
         if test[1] is not None:
             arrays["y_test"] = _plain(test[1])
     if cut:
         say(f"{name}: {cut} texts have more than {length} tokens, of which the first {length} are taken")
-    inputs = (InputSpec((int(length),), "tokens", "INT64", vocabulary=vocabulary),)
     dataset = from_arrays(name, arrays, seed=seed, picture="no")
-    return dataclasses.replace(dataset, spec=packed_spec(inputs), inputs=inputs, tokenizer=made)
+    return dataclasses.replace(dataset, spec=packed_spec(specs), inputs=specs, tokenizer=made)
+
+
+def _specs(
+    name: str, inputs: Sequence[str], length: int, vocabulary: int, tokenizer: Tokenizer
+) -> tuple[tuple[InputSpec, ...], TokenizerSpec]:
+    """The network's inputs, and which of them is what."""
+    try:
+        specs = tuple(InputSpec((length,), each, "INT64") for each in inputs)
+        spec = TokenizerSpec.of_inputs(specs, too_long=tokenizer.too_long, padding=tokenizer.padding)
+        specs = tuple(dataclasses.replace(one, vocabulary=vocabulary) if one.name == spec.ids else one for one in specs)
+        spec.check(specs)
+    except InputError as error:
+        raise DataError(f"{name}: {error}") from None
+    if sorted(spec.made) != sorted(inputs):
+        raise DataError(
+            f"{name}: inputs are {', '.join(inputs)}, expected one for tokens, and at most one each whose name says "
+            "that it is their mask or their types"
+        )
+    return specs, spec
 
 
 def tokenise(texts: Sequence[str], tokenizer: Tokenizer | None, length: int) -> Tokens:
@@ -103,13 +137,21 @@ def tokenise(texts: Sequence[str], tokenizer: Tokenizer | None, length: int) -> 
     """
     if tokenizer is None:
         rows = [[byte + 1 for byte in text.encode("utf-8", "replace")] for text in texts]
-        return Tokens(padded(rows, length, 0), sum(len(row) > length for row in rows))
+        mask = padded([[1] * len(row) for row in rows], length, 0)
+        return Tokens(padded(rows, length, 0), mask, np.zeros_like(mask), sum(len(row) > length for row in rows))
     opened = open_tokenizer(tokenizer.data, cut_to=length)
-    most = TokenizerSpec("tokens", length).most_characters
+    most = TokenizerSpec(TOKENS, length).most_characters
     found = [encode(opened, text[:most], f"text {at}") for at, text in enumerate(texts)]
-    values = padded([one.ids for one in found], length, tokenizer.padding)
+    values, mask, types = (
+        padded(each, length, padding)
+        for each, padding in (
+            ([one.ids for one in found], tokenizer.padding),
+            ([one.attention_mask for one in found], 0),
+            ([one.type_ids for one in found], 0),
+        )
+    )
     cut = [bool(one.overflowing) or len(text) > most for one, text in zip(found, texts, strict=True)]
-    return Tokens(values, sum(cut))
+    return Tokens(values, mask, types, sum(cut))
 
 
 def _plain(labels: Sequence[Any]) -> Any:

@@ -28,7 +28,8 @@ def load(argument: str, options: Mapping[str, str], seed: int) -> Dataset:
     """Read the folder `argument`.
 
     Options: one of ``inputs`` (columns that are the network's inputs, with commas between), ``text`` (a column of
-    texts) and ``image`` (a column of pictures), by default those that are called so; ``label`` (the column of labels,
+    texts, with ``inputs`` as ``jsonl`` takes it) and ``image`` (a column of pictures), by default those that are called
+    so; ``label`` (the column of labels,
     empty for none; one that is called so), ``train_split`` and ``test_split`` (train, and test or validation where
     there is one, else a stratified fifth of the training part is held out), ``length`` (places of a row of numbers, as
     many as the longest has, or tokens of a text, 128), ``tokens`` and ``long`` (as ``jsonl`` takes them), ``size`` and
@@ -52,7 +53,8 @@ def load(argument: str, options: Mapping[str, str], seed: int) -> Dataset:
         how = {"tokens": options.get("tokens", "bytes"), "length": options.get("length", "128")}
         how["too_long"] = options.get("long", "refuse")
         others = None if test is None else (rows[1], y[1])
-        dataset = from_texts(path.name, rows[0], y[0], others, **how, seed=seed)
+        made = options.get("inputs", "tokens").split(",")
+        dataset = from_texts(path.name, rows[0], y[0], others, **how, seed=seed, inputs=made)
     else:
         arrays = {"y": y[0]} if label else {}
         if label and test is not None:
@@ -74,8 +76,8 @@ def _columns(part: Table) -> list[str]:
 
 def _chosen(train: Table, options: Mapping[str, str]) -> tuple[str, list[str]]:
     """What examples are, ``inputs``, ``text`` or ``image``, and in which columns."""
-    if given := [(kind, options[kind]) for kind in ("inputs", "text", "image") if options.get(kind)]:
-        if len(given) > 1:
+    if given := [(kind, options[kind]) for kind in ("text", "inputs", "image") if options.get(kind)]:
+        if len(given) > 1 and [kind for kind, _ in given] != ["text", "inputs"]:
             raise DataError(f"datasets: {given[0][0]} and {given[1][0]} are given, expected one of them")
         return given[0][0], [name for name in given[0][1].split(",") if name]
     if found := [name for name in TOKENS if name in _columns(train)]:

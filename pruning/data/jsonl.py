@@ -10,14 +10,15 @@ from typing import Any
 from pruning.data import Dataset, existing, from_texts, take_options
 from sensai_serve.errors import DataError
 
-OPTIONS = ("text", "label", "tokens", "length", "long", "test")
+OPTIONS = ("text", "label", "tokens", "inputs", "length", "long", "test")
 
 
 def load(argument: str, options: Mapping[str, str], seed: int) -> Dataset:
     """Read the file `argument`.
 
     Options: ``text`` and ``label`` (the keys of both; text, label; an empty label for none), ``tokens`` (``bytes``, or
-    the path of a tokenizer.json; bytes), ``length`` (tokens of each text, longer ones are cut; 128), ``long`` (whether
+    the path of a tokenizer.json; bytes), ``inputs`` (of the network, with commas between: of tokens, their mask and
+    their types; tokens), ``length`` (tokens of each text, longer ones are cut; 128), ``long`` (whether
     a server of the bundle refuses longer ones, or cuts them too; refuse), ``test`` (a file with the test part; without
     one a stratified fifth is held out).
     """
@@ -34,6 +35,7 @@ def load(argument: str, options: Mapping[str, str], seed: int) -> Dataset:
         tokens=options.get("tokens", "bytes"),
         length=options.get("length", "128"),
         too_long=options.get("long", "refuse"),
+        inputs=options.get("inputs", "tokens").split(","),
         seed=seed,
     )
 

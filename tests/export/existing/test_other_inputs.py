@@ -143,7 +143,7 @@ def test_a_tokenizer_makes_the_inputs_of_files(files, tmp_path, capsys) -> None:
             word_tokenizer(added_tokens=[{"id": 10, "content": "x"}]),
             "tokens up to 10, expected at most 9, the vocabulary of 'input_ids'",
         ),
-        (KINDS["series"], word_tokenizer(), "the files take series FP32 .*, expected one input for tokens"),
+        (KINDS["series"], word_tokenizer(), "the inputs are series FP32 .*, expected one for tokens"),
     ],
 )
 def test_a_tokenizer_that_does_not_fit_is_refused(files, tmp_path, specs, tokenizer, said) -> None:

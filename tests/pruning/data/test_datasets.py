@@ -58,6 +58,8 @@ def test_texts_with_splits_and_the_order_of_their_classes(tmp_path, caplog):
     assert bytes((dataset.x[3].astype(np.uint8) - 1)[:6]) == b"text 3"
     assert dataset.y.tolist() == [0, 1] * 4
     assert "train is the training part and validation is the test part" in caplog.text
+    masked = data.load(f"datasets:{path}?text=text&inputs=ids,mask&length=10")
+    assert [spec.name for spec in masked.inputs] == ["ids", "mask"]
     assert len(data.load(f"datasets:{path}?train_split=validation&test_split=").x) == 2
     backwards = save(tmp_path / "backwards", texts(10), names=["pos", "neg"])
     assert data.load(f"datasets:{backwards}").labels == ("pos", "neg")
@@ -123,6 +125,7 @@ def test_lists_of_labels_are_sets(tmp_path):
         (lambda p: None, "?inputs=text", "text holds no lists of numbers of one shape"),
         (lambda p: None, "?text=label", "column 'label' holds 0, expected texts"),
         (lambda p: None, "?image=text", "row 0 of 'text' holds no picture"),
+        (lambda p: None, "?image=text&inputs=ids", "inputs and image are given, expected one of them"),
         (lambda p: None, "?train_split=test", "is one data set without splits"),
         (lambda p: None, "?length=0", "length is '0', expected 1 to"),
         (lambda p: None, "?column=text", "unknown option 'column'"),

@@ -11,11 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from text_fixtures import word_tokenizer
 
+from export.assemble import write_tokenizer
+from export.lengths import with_free_axes
 from pruning import data
 from pruning.data import Tokenizer
 from pruning.data._texts import byte_tokenizer, tokenise
 from sensai_serve.errors import DataError
 from sensai_serve.preprocess import normalise
+from sensai_serve.tensors import arrays_of
+from sensai_serve.text_spec import TokenizerSpec
+from sensai_serve.tokenizer import Texts, TextTokenizer
 
 LINES = [{"text": f"{'good' if n % 2 else 'schlecht'} {n} ü", "label": ("de", "en")[n % 2]} for n in range(20)]
 
@@ -65,6 +70,40 @@ def test_a_tokenizer_makes_tokens_as_a_bundle_does(tmp_path, caplog):
     assert dataset.tokenizer == Tokenizer(word_tokenizer(), 0, "cut")
 
 
+def test_a_network_gets_the_mask_and_the_types_that_a_server_makes(tmp_path):
+    """The inputs of a network of the library transformers, from a line to the bundle's tokenizer."""
+    (tmp_path / "words.json").write_bytes(word_tokenizer())
+    lines = [{"text": "Guten Tag " * (1 + n % 3), "label": n % 2} for n in range(20)]
+    names = ("attention_mask", "input_ids", "token_type_ids")
+    source = f"jsonl:{written(tmp_path, lines)}?tokens={tmp_path / 'words.json'}&length=6&inputs={','.join(names)}"
+    dataset = data.load(source)
+    assert [(spec.name, spec.shape, spec.vocabulary) for spec in dataset.inputs] == [
+        ("attention_mask", (6,), None),
+        ("input_ids", (6,), 10),
+        ("token_type_ids", (6,), None),
+    ]
+    prepared = dataset.prepared(np.concatenate([dataset.x, dataset.x_test])).arrays
+    found = {tuple(map(tuple, (row.tolist() for row in rows))) for rows in zip(*prepared.values(), strict=True)}
+    none = (0,) * 6
+    assert found == {
+        ((1, 1, 1, 1, 0, 0), (2, 4, 5, 3, 0, 0), none),
+        ((1,) * 6, (2, 4, 5, 4, 5, 3), none),
+    }
+    freed = with_free_axes(dataset.inputs, dict.fromkeys(names, 0), None)
+    spec = write_tokenizer(dataset.tokenizer, freed, tmp_path)
+    assert spec == TokenizerSpec("input_ids", 6, mask="attention_mask", types="token_type_ids")
+    served = TextTokenizer((tmp_path / "tokenizer.json").read_bytes(), spec, freed).inputs(Texts(("Guten Tag",), {}))
+    assert {name: array[0].tolist() for name, array in arrays_of(served, freed).items()} == {
+        "attention_mask": [1] * 4, "input_ids": [2, 4, 5, 3], "token_type_ids": [0] * 4,
+    }  # fmt: skip
+
+
+def test_bytes_have_a_mask_too(tmp_path):
+    dataset = data.load(f"jsonl:{written(tmp_path)}?length=12&inputs=x,mask")
+    prepared = dataset.prepared(dataset.x).arrays
+    np.testing.assert_array_equal(prepared["mask"], prepared["x"] > 0)
+
+
 @pytest.mark.parametrize(
     ("lines", "options", "line"),
     [
@@ -77,6 +116,11 @@ def test_a_tokenizer_makes_tokens_as_a_bundle_does(tmp_path, caplog):
         (LINES, "?tokens=nowhere.json", "tokens: 'nowhere.json' is not there"),
         (LINES, "?long=x", "long is 'x', expected refuse or cut"),
         (LINES, "?flip=1", "unknown option 'flip'"),
+        (LINES, "?inputs=mask", "a tokenizer is given, and the inputs are mask INT64 .*, expected one for tokens"),
+        (LINES, "?inputs=ids,ages,mask", "the inputs are ids .* and ages .*, expected one for tokens"),
+        (LINES, "?inputs=input_ids,ages", "inputs are input_ids, ages, expected one for tokens, and at most one each"),
+        (LINES, "?inputs=", "input: name is '', expected 1 to 256"),
+        (LINES, "?inputs=ids,ids", "expected one for tokens"),
     ],
 )
 def test_what_does_not_fit_is_one_line(tmp_path, lines, options, line):
