@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 
 CHECK_EVERY_S = 0.005
 """Seconds between two checks for stragglers while anything runs."""
-TIMED_RUNS, TIMED_S = 50, 0.02
+TIMED_RUNS, TIMED_S = 50, 0.004
 """Runs, and about how many seconds, that each worker is timed for at the start."""
 _NONE: frozenset[int] = frozenset()
 
