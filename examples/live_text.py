@@ -112,7 +112,7 @@ def source_of(out: Path) -> str:
 def train(source: str, name: str, weights: Path, epochs: int, batch: int = 64) -> None:
     """Train a network on the part of the data that `sensai prune` chooses nothing on.
 
-    Embeddings want Adam, which `sensai train` does not have.
+    `sensai train` would do it too, with AdamW, but without label smoothing.
     """
     from safetensors.torch import save_file
 

@@ -71,8 +71,7 @@ class Vit(nn.Module):
 def train(source: str, weights: Path, passes: int, rate: float = 2e-3, batch: int = 64) -> None:
     """Train the network on the part of the data that `sensai prune` chooses nothing on.
 
-    Transformers want Adam, which `sensai train` does not have. After each pass a file beside `weights` keeps what is
-    needed to go on.
+    `sensai train` would do it too. After each pass a file beside `weights` keeps what is needed to go on.
     """
     from safetensors.torch import save_file
 

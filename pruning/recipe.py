@@ -20,6 +20,7 @@ from sensai_serve.options import Flag, NoFlag, Option, Plugins, Range, Section, 
 
 Target = Literal["macs", "parameters", "channels", "threshold", "microseconds"]
 Precision = Literal["auto", "fp32", "bf16"]
+Optimiser = Literal["auto", "sgd", "adamw"]
 BEST_RULE = "auto"
 """What `Recipe.merge` is where the validation part is to choose."""
 CUTS: dict[Target, str] = {
@@ -121,8 +122,8 @@ class Recipe:
     recover_depth: float | None = None
     """The depth of that network; the workers' own where not given. With less, each worker drops more blocks, those that
     its classes need least."""
-    recover_rate: float = 0.01
-    """Peak learning rate of that network."""
+    recover_rate: float | None = None
+    """Peak learning rate of that network; 0.01, or 0.001 with AdamW, where not given."""
     steps: Annotated[int, Range(1)] = 1
     """Steps in which that network is cut, each followed by its part of the image passes."""
     recoveries: Annotated[int, Range(1)] = 1
@@ -130,12 +131,12 @@ class Recipe:
     come from different ones as far as possible, and err less alike."""
     images: Annotated[int | None, Range(0)] = None
     """Image passes of each worker's own retraining; one epoch, at least 8,000, where not given."""
-    rate: float = 0.01
-    """Peak learning rate of each worker's own retraining."""
+    rate: float | None = None
+    """Peak learning rate of each worker's own retraining; 0.01, or 0.001 with AdamW, where not given."""
     joint_images: Annotated[int, Range(0)] = 0
     """Image passes that the networks of all workers get together in the end, trained on the merged answer."""
-    joint_rate: float = 0.01
-    """Peak learning rate of that joint retraining."""
+    joint_rate: float | None = None
+    """Peak learning rate of that joint retraining; 0.01, or 0.001 with AdamW, where not given."""
     joint_own: float = 0.3
     """Weight of each worker's own loss beside the merged answer's, in the joint retraining."""
     calibration: Literal["temperature", "none"] = "temperature"
@@ -145,6 +146,9 @@ class Recipe:
 
     validation: Annotated[float, Section("All trainings")] = 0.1
     """Fraction of the training part that choices are made on and nothing is trained on."""
+    optimiser: Optimiser = "auto"
+    """What weights are trained with: ``sgd``, with momentum, or ``adamw``; ``auto`` is AdamW for networks with
+    embeddings, attention or layer normalisation, some of which learn nothing by SGD, and SGD for others."""
     precision: Precision = "auto"
     """Arithmetic of training; ``auto`` is bf16 where the device computes it faster."""
     seed: Annotated[int, Range(0)] = 0
@@ -187,7 +191,7 @@ class Recipe:
                 f"microseconds is {self.amount} and recover_amount {self.recover_amount}, expected workers to take less"
             )
         for name in ("rate", "recover_rate", "joint_rate"):
-            if not 0 < (rate := getattr(self, name)) < math.inf:
+            if (rate := getattr(self, name)) is not None and not 0 < rate < math.inf:
                 raise InputError(f"{name} is {rate}, expected more than 0")
         if not 0 <= self.joint_own < math.inf:
             raise InputError(f"joint_own is {self.joint_own}, expected at least 0")

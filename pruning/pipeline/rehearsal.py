@@ -24,6 +24,7 @@ from pruning.progress import OnProgress, silent
 from pruning.run import REFERENCE, Network, Run
 from pruning.selection.source import SourceNetwork, equal_importance
 from pruning.training.loop import Schedule, Trainer
+from pruning.training.optimisers import RETRAINING
 from sensai_serve.errors import ModelError, SensaiError
 from sensai_serve.preprocess import Floats, normalise
 from sensai_serve.tensors import Inputs
@@ -118,7 +119,9 @@ def _train(plan: RunPlan, network: nn.Module, record: Network, inputs: Floats) -
         torch.random.fork_rng(devices=[]),
         _refused(trained, "cannot be trained", "logits that gradients pass in training mode", running),
     ):
-        trainer = Trainer(trained, Schedule(2 * len(inputs), plan.recipe.rate, len(inputs)), plan.shape, "fp32")
+        recipe = plan.recipe
+        schedule = Schedule(2 * len(inputs), recipe.rate or RETRAINING, len(inputs), recipe.optimiser)
+        trainer = Trainer(trained, schedule, plan.shape, "fp32")
         trainer.step(head.loss(trainer.forward(x), targets))
         trainer.finish()
         with torch.no_grad():

@@ -11,6 +11,7 @@ from pruning.heads import of_reference
 from pruning.planning.plan import RunPlan
 from pruning.run import RECOVERED
 from pruning.training.loop import Schedule
+from pruning.training.optimisers import RETRAINING
 
 SEEDS = 100_000
 """Difference between the seeds of two compact networks; more than a run has workers and steps."""
@@ -115,7 +116,7 @@ def recovery(plan: RunPlan, number: int = 0) -> Stage:
         recipe.depth if recipe.recover_depth is None else recipe.recover_depth,
         of_reference(recipe.task),
         "uniform",
-        Schedule(recovery_images(plan), recipe.recover_rate, recipe.batch),
+        Schedule(recovery_images(plan), recipe.recover_rate or RETRAINING, recipe.batch, recipe.optimiser),
         recipe.seed + SEEDS * number,
     )
 
@@ -168,7 +169,7 @@ def specialisation(plan: RunPlan, worker: int) -> Stage:
         recipe.depth,
         recipe.head,
         recipe.sampling,
-        Schedule(images, recipe.rate, recipe.batch),
+        Schedule(images, recipe.rate or RETRAINING, recipe.batch, recipe.optimiser),
         recipe.seed + 1 + worker,
         "none" if recipe.joint_images else recipe.calibration,  # after the joint training where there is one
     )
@@ -176,4 +177,5 @@ def specialisation(plan: RunPlan, worker: int) -> Stage:
 
 def joint_schedule(plan: RunPlan) -> Schedule:
     """Length and learning rate of the joint retraining of all workers' networks."""
-    return Schedule(plan.recipe.joint_images, plan.recipe.joint_rate, plan.recipe.batch)
+    recipe = plan.recipe
+    return Schedule(recipe.joint_images, recipe.joint_rate or RETRAINING, recipe.batch, recipe.optimiser)

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from pruning.data import Dataset, Labels
-from pruning.recipe import Precision
+from pruning.recipe import Optimiser, Precision
 from pruning.training.augment import Views
 from pruning.training.batches import Batch, Batches
 from pruning.training.graphs import Forward, record
 from pruning.training.modes import into_training
+from pruning.training.optimisers import Rates, make_optimiser, suited
 from pruning.training.snapshot import Snapshot
 from sensai_serve.errors import DeviceError
 from sensai_serve.preprocess import Floats, normalise
@@ -42,10 +43,13 @@ class Schedule:
 
     images: int
     """Image passes in all, which the work is proportional to."""
-    rate: float
-    """Peak of the one-cycle learning rate."""
+    rate: float | Rates
+    """Peak of the one-cycle learning rate, or what it is by optimiser."""
     batch: int = 128
+    optimiser: Optimiser = "auto"
+    """``auto``: by the network's layers, `pruning.training.optimisers.suited`."""
     weight_decay: float = 5e-4
+    """Of SGD."""
     warm_up: float = 0.2
     """Fraction of the steps before the peak."""
 
@@ -64,7 +68,7 @@ def fit(
     on_step: OnStep = lambda done, total: None,
     snapshot: Snapshot | None = None,
 ) -> None:
-    """Train `model` in place: stochastic gradient descent with Nesterov momentum and a one-cycle learning rate.
+    """Train `model` in place: stochastic gradient descent with Nesterov momentum or AdamW, one-cycle learning rate.
 
     Args:
         model: gives logits [N, outputs] for inputs [N, *shape].
@@ -104,10 +108,10 @@ def fit(
 
 
 class Trainer:
-    """One network in training: its forward pass, and its steps of stochastic gradient descent.
+    """One network in training: its forward pass, and its optimiser's steps.
 
-    The optimiser is SGD with Nesterov momentum under a one-cycle learning rate; biases and batch normalisation do not
-    decay.
+    The optimiser is SGD with Nesterov momentum or AdamW, under a one-cycle learning rate; biases and normalisations do
+    not decay.
     """
 
     def __init__(self, model: nn.Module, schedule: Schedule, shape: tuple[int, ...], precision: Precision) -> None:
@@ -125,18 +129,17 @@ class Trainer:
         self._layout = torch.channels_last if self._faster and len(shape) == 3 else torch.contiguous_format
         model.to(memory_format=self._layout)  # type: ignore[call-overload]
         into_training(model, shape)
-        decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-        others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
-        groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": schedule.weight_decay}, {"params": others}]
         on_card = self._device.type == "cuda"
-        self.optimiser = torch.optim.SGD(groups, lr=schedule.rate, momentum=0.9, nesterov=True, fused=on_card or None)
+        kind = suited(model, schedule.optimiser)
+        rate = getattr(schedule.rate, kind) if isinstance(schedule.rate, Rates) else schedule.rate
+        self.optimiser = make_optimiser(model, kind, rate, sgd_decay=schedule.weight_decay, fused=on_card)
         steps = math.ceil(schedule.images / schedule.batch)
         self._record = on_card
         self._recorded: Forward | None = None
         self._recorded_shape: torch.Size | None = None
         warm_up = max(schedule.warm_up, 1.5 / (steps + 1))  # OneCycleLR divides by the length of it less one step
         self.cycle = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimiser, schedule.rate, total_steps=steps + 1, pct_start=warm_up, cycle_momentum=False
+            self.optimiser, rate, total_steps=steps + 1, pct_start=warm_up, cycle_momentum=False
         )
 
     def forward(self, x: Tensor) -> Tensor:

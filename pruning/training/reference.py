@@ -15,9 +15,10 @@ from pruning import data, heads, models
 from pruning.cutting.channels import measure
 from pruning.data import Dataset
 from pruning.limits import enough_memory
-from pruning.recipe import Precision
+from pruning.recipe import Optimiser, Precision
 from pruning.sampling import uniform
 from pruning.training.loop import OnStep, Schedule, fit, infer, threads_for, use_threads
+from pruning.training.optimisers import FROM_SCRATCH
 from pruning.training.snapshot import Snapshot
 from sensai_serve.lost_workers import accuracy
 from sensai_serve.merge.rules import Task
@@ -39,7 +40,8 @@ def train(
     *,
     task: Task = "single",
     epochs: int = 30,
-    rate: float = 0.1,
+    rate: float | None = None,
+    optimiser: Optimiser = "auto",
     batch: int = 128,
     validation: float = 0.1,
     seed: int = 0,
@@ -56,7 +58,8 @@ def train(
         model_name: name of the network.
         task: whether an example has one label or a set of them.
         epochs: passes over the training part.
-        rate: peak of the one-cycle learning rate.
+        rate: peak of the one-cycle learning rate; None: what is usual for the optimiser.
+        optimiser: as `Schedule` has it.
         batch: images per iteration.
         validation: fraction of the training part that is kept out. `sensai prune` with the same fraction and seed keeps
             out the same images.
@@ -74,12 +77,13 @@ def train(
     dataset = data.load(source, seed=seed, task=task)
     indices, held_out = data.split(dataset.y, validation, seed)
     use_threads(threads, dataset.spec.shape)
-    schedule = Schedule(epochs * len(indices), rate, batch)
+    schedule = Schedule(epochs * len(indices), FROM_SCRATCH if rate is None else rate, batch, optimiser)
     recipe = {
         "data": dataset.digest(),
         "model": model_name,
         "epochs": epochs,
         "rate": rate,
+        "optimiser": optimiser,
         "batch": batch,
         "validation": validation,
         "seed": seed,

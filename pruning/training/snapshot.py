@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Generator, nn
-from torch.optim import SGD
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
 
 from pruning.limits import enough_disk
@@ -30,7 +30,7 @@ class Training(Protocol):
         ...
 
     @property
-    def optimiser(self) -> SGD:
+    def optimiser(self) -> Optimizer:
         """The optimiser of its weights."""
         ...
 

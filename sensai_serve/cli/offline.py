@@ -24,7 +24,7 @@ app = typer.Typer()
 def _reference_options() -> tuple[Option, ...]:
     from pruning.recipe import recipe_options
 
-    return select(recipe_options(), "data", "model", "task", "batch", "validation", "precision", "seed")
+    return select(recipe_options(), "data", "model", "task", "batch", "validation", "optimiser", "precision", "seed")
 
 
 @app.command()
@@ -33,7 +33,9 @@ def train(
     *,
     out: Annotated[Path, typer.Option(help="File to write the weights to, .safetensors.")],
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training part.")] = 30,
-    rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 0.1,
+    rate: Annotated[
+        float | None, typer.Option(help="Peak learning rate; 0.1, or 0.002 with AdamW, where not given.")
+    ] = None,
     device: Device = "cpu",
     threads: Threads = None,
     quiet: Quiet = False,
@@ -60,6 +62,7 @@ def train(
             task=recipe.task,
             epochs=epochs,
             rate=rate,
+            optimiser=recipe.optimiser,
             batch=recipe.batch,
             validation=recipe.validation,
             seed=recipe.seed,

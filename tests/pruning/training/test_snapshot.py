@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 
 from pruning import data, models
+from pruning.recipe import Optimiser
 from pruning.sampling import uniform
 from pruning.training.loop import Schedule, fit, threads_for
+from pruning.training.optimisers import RETRAINING
 from pruning.training.snapshot import Snapshot
 from sensai_serve.errors import InputError, OutputExistsError
 
@@ -18,7 +20,9 @@ class KilledError(Exception):
     """Stands for the end of the process."""
 
 
-def train(path: Path | None, *, stop_at: int | None = None, recipe: str = "one") -> dict[str, torch.Tensor]:
+def train(
+    path: Path | None, *, stop_at: int | None = None, recipe: str = "one", optimiser: Optimiser = "sgd"
+) -> dict[str, torch.Tensor]:
     dataset = data.load("digits", seed=0)
     torch.manual_seed(0)
     model = models.create("cnn", 10, dataset.spec.shape)
@@ -33,7 +37,7 @@ def train(path: Path | None, *, stop_at: int | None = None, recipe: str = "one")
         dataset,
         batches=uniform.batches(dataset.y, np.arange(len(dataset.y)), (), 32, np.random.default_rng(0)),
         loss=lambda batch, logits: F.cross_entropy(logits, y[batch.indices]),
-        schedule=Schedule(640, 0.05, 32),
+        schedule=Schedule(640, RETRAINING, 32, optimiser),
         seed=1,
         on_step=on_step,
         snapshot=None if path is None else Snapshot(path, {"recipe": recipe}, every=0),
@@ -41,13 +45,14 @@ def train(path: Path | None, *, stop_at: int | None = None, recipe: str = "one")
     return model.state_dict()
 
 
-def test_same_weights_as_without_the_stop(tmp_path):
-    whole = train(None)
+@pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
+def test_same_weights_as_without_the_stop(tmp_path, optimiser):
+    whole = train(None, optimiser=optimiser)
     snapshot = tmp_path / "w.training"
     for stop in (320, 480):
         with pytest.raises(KilledError):
-            train(snapshot, stop_at=stop)
-    resumed = train(snapshot)
+            train(snapshot, stop_at=stop, optimiser=optimiser)
+    resumed = train(snapshot, optimiser=optimiser)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 

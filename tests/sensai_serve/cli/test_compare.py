@@ -143,7 +143,7 @@ def test_killed_it_goes_on_and_its_figures_are_those_of_its_files(compare, wine,
 
     code, _, err = compare(*arguments, "--rate", "0.5", "--quiet")
     assert code == 2
-    assert "is a run of another recipe (rate is 0.01 there, 0.5 here)" in err
+    assert "is a run of another recipe (rate is None there, 0.5 here)" in err
     code, _, err = compare(*arguments[:-2], "--out", out, "--quiet", "--point", f"again=mlp:{wine}", "--point",
                            f"again=mlp:{wine}")  # fmt: skip
     assert code == 2
