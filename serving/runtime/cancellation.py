@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from typing import Any
 
@@ -15,8 +16,10 @@ class Cancellation:
     """
 
     def __init__(self) -> None:
-        self._cancelled = False
+        self.cancelled = False
+        """Whether `cancel` was called."""
         self._options: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._lock = threading.Lock()  # a set must not grow while `cancel` goes through it
 
     def run_options(self) -> Any:
         """New `onnxruntime.RunOptions`.
@@ -27,17 +30,20 @@ class Cancellation:
         import onnxruntime as ort
 
         options = ort.RunOptions()
-        self._options.add(options)
-        self.check()  # after it is listed: either this or `cancel` sees the other
+        with self._lock:
+            self.check()
+            self._options.add(options)
         return options
 
     def check(self) -> None:
         """Raise BundleError if `cancel` was called."""
-        if self._cancelled:
+        if self.cancelled:
             raise BundleError("loading was given up")
 
     def cancel(self) -> None:
         """End what runs, and refuse what is begun later."""
-        self._cancelled = True
-        for options in list(self._options):
+        with self._lock:
+            self.cancelled = True
+            listed = list(self._options)
+        for options in listed:
             options.terminate = True

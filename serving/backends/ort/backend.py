@@ -68,7 +68,7 @@ class Backend:
         self._fusing = False  # whether that network is run, and not its parts
         self._checking = False
         self._cancellation = Cancellation()
-        self._opening = threading.Lock()  # held while `start` opens threads, or `stop` ends them
+        self._opening = threading.Lock()  # held while threads are opened, or `stop` collects them
 
     def start(self) -> None:
         """Open, warm and time every session; see `serving.backends.Backend`."""
@@ -257,14 +257,17 @@ class Backend:
             self._event_loop.call_later(CHECK_EVERY_S, self._check_stragglers)
 
     def _check_stragglers(self) -> None:
-        """Separate stragglers from the workers that share their thread."""
-        now, threads = perf_counter(), set(self._threads.values())
-        for thread in threads:
-            late = thread.overrun(now) if len(thread.workers) > 1 else None
-            if late is not None and (others := thread.part_from(late)) is not None:
-                self._separated.add(late)
-                self._threads |= dict.fromkeys(others.workers, others)
-                self._device_threads[self._plan.device(late)] = others
+        """Separate stragglers from the workers that share their thread, until `stop` ends the threads."""
+        with self._opening:
+            if self._cancellation.cancelled:  # nobody would end a thread that is opened now
+                return
+            now, threads = perf_counter(), set(self._threads.values())
+            for thread in threads:
+                late = thread.overrun(now) if len(thread.workers) > 1 else None
+                if late is not None and (others := thread.part_from(late)) is not None:
+                    self._separated.add(late)
+                    self._threads |= dict.fromkeys(others.workers, others)
+                    self._device_threads[self._plan.device(late)] = others
         self._checking = any(thread.busy for thread in threads)
         if self._checking:
             self._event_loop.call_later(CHECK_EVERY_S, self._check_stragglers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import math
 import os
 import signal
 import subprocess
@@ -20,8 +21,10 @@ import pytest
 from sensai_serve.assignment import full
 from sensai_serve.bundles import Bundle
 from sensai_serve.errors import BundleError
+from serving.backends import BackendPlan
+from serving.backends.ort.backend import Backend as OrtBackend
 from serving.backends.process.backend import Backend as ProcessBackend
-from serving.engine.fanout import FanOut
+from serving.engine.fanout import FanOut, Probe
 from serving.engine.gateway import Gateway
 from serving.engine.options import GatewayOptions
 from serving.engine.repository import Repository
@@ -167,6 +170,37 @@ def test_a_bundle_that_is_refused_leaves_nothing_behind(make_bundle, backend: st
             await until(lambda: Held.now().no_more_than(before) and instances() == 0)
 
     asyncio.run(asyncio.wait_for(test(), 120))
+
+
+def test_a_model_that_is_stopped_beside_a_straggler_leaves_no_thread(
+    make_bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers that share a thread with a straggler go on in a new one, but not when the model is stopped meanwhile."""
+    bundle, core = Bundle.open(make_bundle(n_classes=3)), parse_device(f"cpu:{min(os.sched_getaffinity(0))}")
+    monkeypatch.setattr("serving.backends.ort.backend.CHECK_EVERY_S", 0.05)  # stopped before the first look
+
+    async def test() -> None:
+        before = Held.now()
+        plan = BackendPlan(
+            bundle,
+            workers=(0, 1, 2),
+            devices=(core,),
+            device_of=dict.fromkeys(range(3), 0),
+            max_batch=1,
+            faults=(parse_fault("0:delay=300ms"),),
+            on_up=lambda worker: None,
+            on_down=lambda worker: None,
+        )
+        backend = OrtBackend(plan)
+        await asyncio.to_thread(backend.start)
+        slow = Probe(inputs(), asyncio.get_running_loop())
+        backend.submit(slow, [0])
+        await until(lambda: backend._threads[0].overrun(math.inf) == 0)
+        await asyncio.to_thread(backend.stop)
+        assert await slow.arrival is not None
+        await until(lambda: Held.now().threads <= before.threads)
+
+    asyncio.run(asyncio.wait_for(test(), 60))
 
 
 def test_memory_does_not_grow_with_swaps(make_bundle) -> None:
