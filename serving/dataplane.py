@@ -267,7 +267,8 @@ class DataPlane:
             self._statistics[gateway.name, gateway.version].succeeded(len(request.inputs), stages)
             self.tracing.answered(gateway.name, request.id, stages)
             if reply.answer.decided_early:
-                usual = max(gateway.workers[worker].latency_s or 0.0 for worker in reply.answer.missing)
+                workers = gateway.workers  # none where the model was closed since, to make room for another
+                usual = max(workers[worker].latency_s or 0.0 for worker in reply.answer.missing) if workers else 0.0
                 self._metrics.decided_early(gateway.name, max(0.0, usual - reply.elapsed_s))
         for name, recent in self._watched:
             for gateway, _, reply, (started, *_, ended) in made:

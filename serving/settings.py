@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict, SettingsError
 
+from sensai_serve.byte_sizes import parse_bytes
 from sensai_serve.errors import InputError
 from sensai_serve.options import Flag, Option, Prefix, Section, as_text, make_option, plain
 from serving.address import Address, OptionalAddress, parse_address
 from serving.engine.options import GatewayOptions, Group, Inference
+from serving.engine.residency import Cold
 from serving.runtime.devices import default_devices
 from serving.setting_groups import Clients, GrpcKeepalive, Limits, Otlp, Record, Remote, Tls, Words
 from serving.telemetry.logs import LogFormat
@@ -38,6 +40,13 @@ def _check_origins(origins: tuple[str, ...]) -> tuple[str, ...]:
         if origin != "*" and (not parts.scheme or not parts.netloc or parts.path.strip("/") or parts.query):
             raise ValueError(f"{origin!r} is no origin, expected SCHEME://HOST, SCHEME://HOST:PORT or *")
     return origins
+
+
+def _parse_memory(value: Any) -> Any:
+    try:
+        return parse_bytes(value) if isinstance(value, str) else value
+    except InputError as error:
+        raise ValueError(str(error)) from None
 
 
 Audience = Literal["nobody", "machine", "all"]
@@ -70,6 +79,12 @@ class Settings(BaseSettings):
     trial: bool = True
     """Whether bundles are loaded in a process of their own first, which is ended if it never ends or takes too much
     memory. Without it the server is ready about a second sooner."""
+    memory: Annotated[int | None, BeforeValidator(_parse_memory), Flag(metavar="SIZE")] = None
+    """Memory that the models of the repository may take together, as it is counted: ``1GiB``. Those that requests need
+    are loaded, and the least recently used make room; without it all are loaded."""
+    cold: Cold = "wait"
+    """What becomes of a request for a model that is not in memory: it waits until the model is loaded, or is refused
+    while it is."""
     merge_rules: Annotated[Words, Flag(metavar="package.module:callable")] = ()
     """Merge rules of one's own that bundles may name. A bundle is data, and cannot allow itself code."""
     console: Annotated[bool | None, Section("Web pages")] = None
@@ -180,6 +195,10 @@ class Settings(BaseSettings):
         workers = self.remote.worker_map()
         if workers is not None and (inference.devices or inference.backend not in ("ort", "remote")):
             raise InputError("--worker says where each worker runs, expected neither --device nor another --backend")
+        if self.memory is not None and self.repository is None:
+            raise InputError("--memory bounds the models of a repository, expected --repository beside it")
+        if self.memory is not None and any(device.memory is not None for device in inference.devices):
+            raise InputError("--memory bounds all models together, expected devices without sizes of their own")
         given = dict(inference) | {"devices": inference.devices or default_devices()}
         if workers is not None:
             given |= {"devices": workers.devices, "backend": "remote", "workers": workers}

@@ -90,7 +90,15 @@ def _serve(bundles: list[Path], settings_file: Path | None, show_settings: bool,
     if settings.repository is not None and not settings.repository.is_dir():
         raise InputError(f"{settings.repository} is not a directory, expected one that holds bundles")
     served_as = settings.gateway_options()
-    served = Repository(opened, served_as, settings.repository, whole=True, strict_readiness=settings.strict_readiness)
+    served = Repository(
+        opened,
+        served_as,
+        settings.repository,
+        whole=True,
+        strict_readiness=settings.strict_readiness,
+        memory=settings.memory,
+        cold=settings.cold,
+    )
 
     def on_ready(urls: Sequence[str]) -> None:
         if served_as.workers is not None:

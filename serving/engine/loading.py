@@ -86,6 +86,7 @@ async def load(
     options: GatewayOptions,
     trial: asyncio.Task[None] | None = None,
     trial_processes: TrialProcesses | None = None,
+    tried: bool = False,
 ) -> LoadedModel:
     """Load a model. Cancelling ends what has begun.
 
@@ -97,6 +98,7 @@ async def load(
         options: how it is served.
         trial: the trial of this model, where it has begun.
         trial_processes: lends the process for the trial otherwise; None for one of its own.
+        tried: whether these very files have been loaded here before, and need no trial.
 
     Raises:
         BundleError: the bundle is damaged, cannot be run, gives wrong answers to its golden samples, or takes longer
@@ -105,7 +107,8 @@ async def load(
     """
     try:
         async with asyncio.timeout(options.load_s) as limit:
-            await (try_model_out(bundle, placed, options, trial_processes) if trial is None else trial)
+            if not tried:
+                await (try_model_out(bundle, placed, options, trial_processes) if trial is None else trial)
             return await _load(bundle, plan, admission, placed, options)
     except TimeoutError:
         if not limit.expired():

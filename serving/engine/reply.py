@@ -50,6 +50,12 @@ class Reply:
 class Counters:
     """What a model has done since it started, for the metrics page."""
 
+    loads: int = 0
+    """How often it was loaded."""
+    evictions: int = 0
+    """How often it was closed to make room for another model."""
+    cold: int = 0
+    """Requests that came while it was not in memory."""
     succeeded: int = 0
     abstained: int = 0
     refused: int = 0

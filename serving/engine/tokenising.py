@@ -6,6 +6,7 @@ Short texts take a fraction of a millisecond and are made on the event loop's th
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import logging
 from functools import partial
 from time import monotonic
@@ -26,6 +27,11 @@ _TEXTS = Words(
     "no tokenizer was free in time, expected fewer or shorter texts at a time",
     "text: takes too long to tokenise, expected shorter ones",
 )
+
+
+def can_tokenise() -> bool:
+    """Whether the library is installed that makes tokens of texts."""
+    return importlib.util.find_spec("tokenizers") is not None
 
 
 class Tokenising:

@@ -35,6 +35,9 @@ _COUNTERS: tuple[tuple[str, str, Callable[[Gateway], float]], ...] = (
     ),
     ("incomplete", "Answers that a missing copy could have changed", lambda g: g.counters.incomplete),
     ("degraded", "Answers in spite of a class without a copy", lambda g: g.counters.degraded),
+    ("loads", "How often the model was loaded", lambda g: g.counters.loads),
+    ("evictions", "How often the model was closed to make room for another", lambda g: g.counters.evictions),
+    ("cold_requests", "Requests that came while the model was not in memory", lambda g: g.counters.cold),
     ("late_copies", "Copies that came after their request's answer", lambda g: g.late_copies),
 )
 _WORKER_COUNTERS: tuple[tuple[str, str, Callable[[WorkerHealth], float]], ...] = (
@@ -144,6 +147,12 @@ class _Models(Collector):
             "When the certificate, or one between it and its authority, expires, in seconds since 1970", expires,
         )  # fmt: skip
         yield _gauge("sensai_model_ready", "Every class has a live, checked worker", _each(gateways, lambda g: g.ready))
+        if (residency := self._repository.residency) is not None:
+            yield _gauge("sensai_memory_budget_bytes", "Bytes that models may take", [([], float(residency.budget))])
+            yield _gauge(
+                "sensai_memory_held_bytes", "Bytes that models take, as counted", [([], float(residency.held))]
+            )
+        yield _gauge("sensai_model_loaded", "The model is in memory", _each(gateways, lambda g: g.loaded))
         yield _gauge(
             "sensai_in_flight", "Requests being answered or in line", _each(gateways, lambda g: g.admission.in_flight)
         )
@@ -152,16 +161,18 @@ class _Models(Collector):
             "sensai_redundancy", "Copies of the class that has the fewest while every worker is live",
             _each(gateways, lambda g: g.bundle.assignment.redundancy),
         )  # fmt: skip
-        classes = [_classes_by_copies(gateway) for gateway in gateways]
+        resting = self._repository.residency is not None  # models that are not in memory miss nothing
+        there = [gateway for gateway in gateways if gateway.loaded or not resting]
+        classes = [_classes_by_copies(gateway) for gateway in there]
         yield _gauge(
             "sensai_least_copies", "Live copies of the class that has the fewest",
-            [([g.name], float(np.flatnonzero(found)[0])) for g, found in zip(gateways, classes, strict=True)],
+            [([g.name], float(np.flatnonzero(found)[0])) for g, found in zip(there, classes, strict=True)],
         )  # fmt: skip
         yield _gauge(
             "sensai_classes", "Classes that have this many live copies",
             [
                 ([g.name, str(copies)], float(n))
-                for g, found in zip(gateways, classes, strict=True)
+                for g, found in zip(there, classes, strict=True)
                 for copies, n in enumerate(found)
             ], "copies",
         )  # fmt: skip

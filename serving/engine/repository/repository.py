@@ -25,6 +25,7 @@ from serving.engine.options import GatewayOptions
 from serving.engine.repository.changes import Changes
 from serving.engine.repository.folder import bundles_in, folders_in, same, state_of
 from serving.engine.repository.unserved import Unserved
+from serving.engine.residency import Cold, Residency, Resident
 from serving.placement.ledger import Ledger
 from serving.runtime.trial_process import TrialProcesses
 
@@ -45,6 +46,12 @@ class Entry:
     """Why the model is not ready; empty if it is."""
 
 
+def _reason(gateway: Gateway) -> str:
+    if gateway.ready and not gateway.loaded:
+        return "not in memory, loaded when a request needs it"
+    return "" if gateway.ready else "not ready"
+
+
 class Repository:
     """One gateway per model. All calls on one event loop."""
 
@@ -56,6 +63,8 @@ class Repository:
         *,
         whole: bool = False,
         strict_readiness: bool = True,
+        memory: int | None = None,
+        cold: Cold = "wait",
     ) -> None:
         """Make the gateways; nothing is loaded yet.
 
@@ -65,6 +74,9 @@ class Repository:
             directory: where `load` finds bundles, one in each folder; None switches loading and unloading off.
             whole: whether `start` loads every bundle of the directory.
             strict_readiness: whether a bundle of the directory that could not be served makes the server not ready.
+            memory: bytes that all models may take together; those that are asked for are loaded, and the least recently
+                used are closed. None for no bound: all are loaded.
+            cold: what becomes of requests for a model that is not in memory.
 
         Raises:
             InputError: two bundles have one name, or there is neither a bundle nor a directory.
@@ -86,6 +98,9 @@ class Repository:
         self._changes = Changes()
         self._trial_processes = TrialProcesses()
         self._ledger = Ledger(len(options.devices))
+        self.residency = None if memory is None else Residency(memory, cold, self._not_loaded)
+        """Decides which models are in memory; None where all are."""
+        self._starting = False
         self.swaps = 0
         """How many models were replaced while the server ran."""
         for bundle in bundles:
@@ -129,7 +144,7 @@ class Repository:
     async def index(self) -> list[Entry]:
         """List every model that is loaded or could be loaded from the directory, sorted by name."""
         found = {} if self._directory is None else await asyncio.to_thread(bundles_in, self._directory)
-        entries = {n: Entry(n, g.version, g.ready, "" if g.ready else "not ready") for n, g in self._gateways.items()}
+        entries = {n: Entry(n, g.version, g.ready, _reason(g)) for n, g in self._gateways.items()}
         for name in found:
             entries.setdefault(name, Entry(name, "", ready=False, reason=self._failed.get(name, "unloaded")))
         for path, reason in self._unserved.reasons.items():
@@ -207,7 +222,7 @@ class Repository:
         """Serve the bundle as the model `name`, in place of one that is served already."""
         try:
             gateway = self._gateway(bundle)
-            await gateway.start()
+            await self._load(gateway)
         except SensaiError as error:
             self._failed[name] = str(error)
             raise
@@ -216,7 +231,34 @@ class Repository:
         old, self._gateways[name] = self._gateways.get(name), gateway
         if old is not None:
             self.swaps += 1
-            await old.stop(successor=gateway)
+            await self._end(old, successor=gateway)
+
+    async def _load(self, gateway: Gateway) -> None:
+        """Load a model; with a budget of memory, at the start only if it fits beside those before it."""
+        if self.residency is None:
+            await gateway.start()
+            return
+        self.residency.check(gateway, str(gateway.bundle.path))
+        if not self._starting or self.residency.has_room(gateway):
+            await self.residency.load(gateway)
+
+    async def _end(self, gateway: Gateway, drain_s: float = 10.0, *, successor: Gateway | None = None) -> None:
+        """Stop a model that is not served any more."""
+        await gateway.stop(drain_s, successor=successor)
+        if self.residency is not None:
+            await self.residency.forget(gateway)
+
+    async def _not_loaded(self, model: Resident, error: SensaiError) -> None:
+        """Serve a model no longer that cannot be loaded when a request needs it; its bundle is looked at again."""
+        gateway = self._gateways.get(model.name)
+        if gateway is not model or gateway is None:
+            return
+        path, name = gateway.bundle.path, gateway.name
+        self._failed[name] = str(error)
+        log.error("model %s is not served any more: %s", name, error)
+        if path.parent == self._directory:
+            del self._gateways[name]
+            self._unserved.add(path, str(error), await asyncio.to_thread(state_of, path))
 
     async def unload(self, name: str) -> None:
         """Take a model out and let its requests finish.
@@ -231,7 +273,7 @@ class Repository:
         await self._changes.make(name, self._remove(name))
 
     async def _remove(self, name: str) -> None:
-        await self.get(name).stop()
+        await self._end(self.get(name))
         del self._gateways[name]
 
     def begin_trial(self) -> None:
@@ -245,6 +287,7 @@ class Repository:
         Raises:
             SensaiError: a model that was given by itself cannot start; those started before it are stopped.
         """
+        self._starting = True
         try:
             await self._start_given()
             if self._whole and self._directory is not None:
@@ -253,14 +296,16 @@ class Repository:
                 self._taking_up = False
                 self._watch = asyncio.create_task(self._look_again(), context=Context())
         finally:
-            self._trial_processes.close()
+            self._starting = False
+            if self.residency is None:  # else most bundles have not been tried out yet
+                self._trial_processes.close()
 
     async def _start_given(self) -> None:
         """Start the models that were given by themselves."""
         started: list[Gateway] = []
         try:
             for gateway in self._gateways.values():
-                await gateway.start()
+                await self._load(gateway)
                 started.append(gateway)
         except BaseException:
             await asyncio.gather(*(g.stop(0) for g in started))
@@ -298,7 +343,7 @@ class Repository:
         """Let requests finish for at most `drain_s` seconds, then stop every model."""
         self._trial_processes.close()
         await self.end_changes()
-        await asyncio.gather(*(g.stop(drain_s) for g in self._gateways.values()))
+        await asyncio.gather(*(self._end(gateway, drain_s) for gateway in self._gateways.values()))
 
     def _gateway(self, bundle: Bundle) -> Gateway:
         """Make a gateway of a bundle. Faults begin after its golden check unless they say otherwise."""
@@ -306,7 +351,8 @@ class Repository:
         if options.faults:
             checked = len(bundle.golden().inputs)
             options = options.model_copy(update={"faults": tuple(f.starting_after(checked) for f in options.faults)})
-        return Gateway(bundle, options, trial_processes=self._trial_processes, ledger=self._ledger)
+        processes, residency = self._trial_processes, self.residency
+        return Gateway(bundle, options, trial_processes=processes, ledger=self._ledger, residency=residency)
 
     def _controlled(self) -> Path:
         if self._directory is None:

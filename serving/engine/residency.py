@@ -1,0 +1,248 @@
+"""Many models under one budget of memory: those that are asked for are loaded, and the least recently used make room.
+
+A model is loaded when a request needs it, one model at a time, in the order in which they were asked for. What it takes
+is counted before (`bytes_of`), and models that have answered nothing for longest are closed until there is room. A
+model that has requests is never closed under them: the load waits until one is idle.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Iterator
+from contextvars import Context
+from typing import Any, Literal, Protocol
+
+from sensai_serve.bundle_memory import estimated, memory_of
+from sensai_serve.bundles import Bundle
+from sensai_serve.byte_sizes import show_bytes
+from sensai_serve.errors import BundleError, NotReadyError, OverloadedError, SensaiError
+from serving.engine.options import GatewayOptions
+
+Cold = Literal["wait", "refuse"]
+"""What becomes of requests for a model that is not in memory: they wait until it is, or are refused meanwhile."""
+log = logging.getLogger(__name__)
+
+
+class Resident(Protocol):
+    """A model that can be in memory or not, as `Residency` sees it."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def loaded(self) -> bool:
+        """Whether it is in memory and answers."""
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that it is answering."""
+
+    @property
+    def last_used_s(self) -> float:
+        """When it last answered or was loaded, by any clock that only rises."""
+
+    def needs(self) -> int:
+        """Bytes that it takes: at most, while it is not loaded."""
+
+    async def idle(self) -> None:
+        """Wait until it answers no request."""
+
+    async def start(self) -> None:
+        """Load it.
+
+        Raises:
+            SensaiError: it cannot be loaded.
+        """
+
+    async def rest(self) -> None:
+        """Close what `start` has opened. It has no requests."""
+
+
+OnFailure = Callable[[Resident, SensaiError], Awaitable[None]]
+"""Called with a model that cannot be loaded, and why."""
+
+
+class Residency:
+    """Decides which models are in memory. All calls on one event loop."""
+
+    def __init__(self, budget: int, cold: Cold = "wait", on_failure: OnFailure | None = None) -> None:
+        """Nothing is loaded yet.
+
+        Args:
+            budget: bytes that the loaded models may take together.
+            cold: what becomes of requests for a model that is not in memory.
+            on_failure: called where a request has asked for a model that cannot be loaded.
+        """
+        self.budget = budget
+        self.cold = cold
+        self.evictions = 0
+        """How often a model was closed to make room."""
+        self._on_failure = on_failure
+        self._held: dict[Resident, int] = {}
+        self._loads: dict[Resident, asyncio.Task[None]] = {}
+        self._waiting: dict[Resident, int] = {}  # requests that wait for it, or have not begun since it was loaded
+        self._turn = asyncio.Lock()
+        self._let_go = asyncio.Event()
+
+    @property
+    def held(self) -> int:
+        """Bytes that the models in memory take, and the one that is being loaded."""
+        return sum(self._held.values())
+
+    def check(self, model: Resident, what: str) -> None:
+        """See whether a model could be in memory at all.
+
+        Args:
+            model: the model.
+            what: what the error calls it.
+
+        Raises:
+            BundleError: it takes more than the budget.
+        """
+        if (needed := model.needs()) > self.budget:
+            raise BundleError(
+                f"{what} takes {show_bytes(needed)} of memory, expected at most the budget, {show_bytes(self.budget)}"
+            )
+
+    def has_room(self, model: Resident) -> bool:
+        """Whether a model could be loaded without closing another."""
+        return self.held + model.needs() <= self.budget
+
+    @contextlib.contextmanager
+    def waiting(self, model: Resident, most: int) -> Iterator[None]:
+        """Hold a model that a request is about to use: it is not closed before the block ends.
+
+        Args:
+            model: the model.
+            most: the most requests that may wait for it.
+
+        Raises:
+            OverloadedError: so many wait already.
+        """
+        if (already := self._waiting.get(model, 0)) >= most:
+            raise OverloadedError(
+                f"model {model.name} is being loaded, and {most} requests wait for it, the most it takes"
+            )
+        self._waiting[model] = already + 1
+        try:
+            yield
+        finally:
+            self._waiting[model] -= 1
+            if not self._waiting[model]:
+                del self._waiting[model]
+                self._let_go.set()
+
+    async def warm(self, model: Resident, timeout_s: float | None) -> None:
+        """Have a model in memory for a request, which has called `waiting`.
+
+        Args:
+            model: the model.
+            timeout_s: seconds that the request may wait; None for any time.
+
+        Raises:
+            NotReadyError: it is not loaded in time, requests are refused meanwhile, or it cannot be loaded.
+        """
+        load = self._load(model)
+        if self.cold == "refuse":
+            raise NotReadyError(f"model {model.name} is being loaded, ask again")
+        try:
+            async with asyncio.timeout(timeout_s):
+                await asyncio.shield(load)
+        except TimeoutError:
+            raise NotReadyError(
+                f"model {model.name} is being loaded, which took longer than the request's time"
+            ) from None
+        except asyncio.CancelledError:
+            if load.cancelled():
+                raise NotReadyError(f"model {model.name} is stopping") from None
+            raise
+        except SensaiError as error:
+            raise NotReadyError(f"model {model.name} cannot be loaded: {error}") from None
+
+    async def load(self, model: Resident) -> None:
+        """Load a model for an operator.
+
+        Raises:
+            SensaiError: it cannot be loaded.
+        """
+        await asyncio.shield(self._load(model, asked_for=False))
+
+    async def forget(self, model: Resident) -> None:
+        """Stop loading a model that is not served any more, and count it no longer; it has been closed, or will be."""
+        if (load := self._loads.get(model)) is not None:
+            load.cancel()
+            await asyncio.gather(load, return_exceptions=True)
+        self._held.pop(model, None)
+        self._let_go.set()
+
+    def _load(self, model: Resident, *, asked_for: bool = True) -> asyncio.Task[None]:
+        if (load := self._loads.get(model)) is None:
+            # What the model starts must not name the request that loaded it in its logs for ever.
+            load = asyncio.create_task(self._make_resident(model, asked_for=asked_for), context=Context())
+            self._loads[model] = load
+            load.add_done_callback(lambda done: self._loaded(model, done))
+        return load
+
+    def _loaded(self, model: Resident, load: asyncio.Task[None]) -> None:
+        del self._loads[model]
+        if not load.cancelled():
+            load.exception()  # marks it as seen: there may be nobody who waits for it
+
+    async def _make_resident(self, model: Resident, *, asked_for: bool) -> None:
+        async with self._turn:  # first come, first served
+            if model.loaded:
+                return
+            await self._make_room(model.needs())
+            self._held[model] = model.needs()
+            try:
+                await model.start()
+            except BaseException as error:
+                self._held.pop(model, None)
+                if asked_for and isinstance(error, SensaiError) and self._on_failure is not None:
+                    await self._on_failure(model, error)
+                raise
+            self._held[model] = model.needs()
+
+    async def _make_room(self, needed: int) -> None:
+        while self.held + needed > self.budget and self._held:
+            idle = [model for model in self._held if not model.in_flight and model not in self._waiting]
+            if not idle:
+                await self._until_one_is_idle()
+                continue
+            victim = min(idle, key=lambda model: model.last_used_s)
+            await victim.rest()
+            self._held.pop(victim, None)
+            self.evictions += 1
+            log.info("model %s is closed to make room", victim.name)
+
+    async def _until_one_is_idle(self) -> None:
+        self._let_go.clear()
+        waits: list[asyncio.Future[Any]] = [asyncio.ensure_future(self._let_go.wait())]
+        waits += [asyncio.ensure_future(model.idle()) for model in self._held if model.in_flight]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+
+
+def bytes_of(bundle: Bundle, options: GatewayOptions, *, fused: bool) -> int:
+    """Bytes that a model takes: its subnets with the largest batch, and its reference network where it is served.
+
+    Args:
+        bundle: the model.
+        options: how it is served.
+        fused: whether its subnets are open a second time, as parts of one network.
+
+    Raises:
+        BundleError: a network's file is missing.
+    """
+    subnets = sum(memory.with_batch(options.max_batch) for memory in memory_of(bundle))
+    name = bundle.manifest.reference
+    reference = 0
+    if name is not None and options.on_missing == "reference":
+        reference = estimated(bundle, name).with_batch(options.max_batch)
+    return (2 if fused else 1) * subnets + reference

@@ -1,0 +1,290 @@
+"""Many models under one budget of memory: what is asked for is loaded, and what nobody uses makes room."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tritonclient import grpc as triton_grpc
+from tritonclient import http as triton_http
+
+from benchmarks.subjects.noop import noop_bundle
+from sensai_serve.bundles import Bundle
+from sensai_serve.errors import BundleError, InputError, NotReadyError, OverloadedError, SensaiError
+from serving.engine.options import GatewayOptions
+from serving.engine.repository import Repository
+from serving.engine.residency import Residency, Resident, bytes_of
+from serving.runtime.devices import parse_device
+from serving.settings import Settings
+
+OPTIONS = GatewayOptions(devices=(parse_device("cpu"),), patience=0, trial=False)
+SHAPE = (4,)
+
+
+class FakeModel:
+    """A model that takes some bytes and answers when it is told to."""
+
+    clock = 0
+
+    def __init__(self, name: str, size: int, sizes: dict[str, int]) -> None:
+        self.name, self.size, self.sizes = name, size, sizes
+        self.loaded, self.in_flight, self.last_used_s, self.loads = False, 0, 0.0, 0
+        self._idle = asyncio.Event()
+
+    def needs(self) -> int:
+        return self.size
+
+    async def idle(self) -> None:
+        await self._idle.wait()
+
+    async def start(self) -> None:
+        await asyncio.sleep(0)
+        assert not self.loaded
+        self.sizes[self.name] = self.size
+        self.loaded, self.loads = True, self.loads + 1
+        self.use()
+
+    async def rest(self) -> None:
+        assert not self.in_flight
+        self.loaded = False
+        del self.sizes[self.name]
+        await asyncio.sleep(0)
+
+    def use(self) -> None:
+        FakeModel.clock += 1
+        self.last_used_s = FakeModel.clock
+
+    async def answer(self, residency: Residency, turns: int) -> None:
+        with residency.waiting(self, 100):
+            if not self.loaded:
+                await residency.warm(self, None)
+            assert self.loaded
+            self.in_flight += 1
+            self._idle.clear()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+            assert self.loaded
+        self.use()
+        self.in_flight -= 1
+        if not self.in_flight:
+            self._idle.set()
+
+
+@given(
+    sizes=st.lists(st.integers(1, 5), min_size=1, max_size=5),
+    requests=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), st.booleans()), max_size=25),
+)
+def test_models_stay_within_the_budget_and_every_request_is_answered(sizes, requests) -> None:
+    async def test() -> None:
+        taken: dict[str, int] = {}
+        models = [FakeModel(str(number), size, taken) for number, size in enumerate(sizes)]
+        residency = Residency(5)
+        tasks = []
+        for number, turns, breathes in requests:
+            tasks.append(asyncio.create_task(models[number % len(models)].answer(residency, turns)))
+            if breathes:
+                await asyncio.sleep(0)
+            assert sum(taken.values()) <= residency.held <= 5
+        async with asyncio.timeout(10):
+            for task in asyncio.as_completed(tasks):
+                await task
+                assert sum(taken.values()) <= residency.held <= 5
+
+    asyncio.run(test())
+
+
+def test_the_least_recently_used_makes_room() -> None:
+    async def test() -> None:
+        a, b, c = (FakeModel(name, 2, {}) for name in "abc")
+        residency = Residency(5)
+        for model in (a, b, a, c):
+            await model.answer(residency, 0)
+        assert (a.loaded, b.loaded, c.loaded) == (True, False, True)
+        assert residency.evictions == 1
+
+    asyncio.run(test())
+
+
+def test_many_requests_load_a_model_once_and_so_many_may_wait() -> None:
+    async def test() -> None:
+        model, residency = FakeModel("a", 1, {}), Residency(1)
+        await asyncio.gather(*(model.answer(residency, 1) for _ in range(20)))
+        assert model.loads == 1
+        with (
+            residency.waiting(model, 1),
+            pytest.raises(OverloadedError, match="1 requests wait for it"),
+            residency.waiting(model, 1),
+        ):
+            pytest.fail("it may wait")
+
+    asyncio.run(test())
+
+
+def test_a_request_waits_no_longer_than_it_has_and_the_model_is_loaded_all_the_same() -> None:
+    async def test() -> None:
+        busy, model = FakeModel("busy", 1, {}), FakeModel("model", 1, {})
+        residency = Residency(1)
+        await busy.answer(residency, 0)
+        answering = asyncio.create_task(busy.answer(residency, 1000))
+        await asyncio.sleep(0)
+        assert busy.in_flight
+        with residency.waiting(model, 1), pytest.raises(NotReadyError, match="took longer than the request's time"):
+            await residency.warm(model, 0.001)
+        await answering
+        await model.answer(residency, 0)
+        assert model.loads == 1
+
+    asyncio.run(test())
+
+
+def test_a_model_that_cannot_be_loaded_is_told_of() -> None:
+    class Broken(FakeModel):
+        async def start(self) -> None:
+            raise BundleError("damaged")
+
+    async def test() -> None:
+        told: list[tuple[str, str]] = []
+
+        async def on_failure(model: Resident, error: SensaiError) -> None:
+            told.append((model.name, str(error)))
+
+        residency = Residency(5, on_failure=on_failure)
+        with pytest.raises(NotReadyError, match="model a cannot be loaded: damaged"):
+            await Broken("a", 1, {}).answer(residency, 0)
+        assert (told, residency.held) == ([("a", "damaged")], 0)
+
+    asyncio.run(test())
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six small bundles, of the same size but for one."""
+    folder = tmp_path_factory.mktemp("repository")
+    for number in range(5):
+        noop_bundle(folder / f"small-{number}", n_workers=3, shape=SHAPE, name=f"small-{number}")
+    noop_bundle(folder / "large", n_workers=12, n_classes=12, shape=SHAPE, name="large")
+    return folder
+
+
+def needed(directory: Path, name: str = "small-0") -> int:
+    return bytes_of(Bundle.open(directory / name), OPTIONS, fused=True)
+
+
+def inputs(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(1, *SHAPE)).astype(np.float32)
+
+
+def test_a_repository_larger_than_its_memory_answers_for_all_that_fit(directory: Path) -> None:
+    async def test() -> None:
+        budget = 2 * needed(directory) + 1
+        repository = Repository([], OPTIONS, directory, whole=True, strict_readiness=False, memory=budget)
+        await repository.start()
+        assert repository.ready
+        by_name = {entry.name: entry for entry in await repository.index()}
+        assert not by_name["large"].ready
+        assert "takes" in by_name["large"].reason
+        assert [name for name in repository.names() if repository.get(name).loaded] == ["small-0", "small-1"]
+        assert by_name["small-4"].reason == "not in memory, loaded when a request needs it"
+        assert by_name["small-4"].ready
+
+        async def ask(number: int) -> None:
+            gateway = repository.get(f"small-{number % 5}")
+            assert (await gateway.infer(inputs(number))).answer.complete
+            assert repository.residency is not None
+            assert repository.residency.held <= budget
+
+        await asyncio.gather(*(ask(number) for number in range(60)))
+        for number in range(15):
+            await ask(number)
+        assert sum(repository.get(name).loaded for name in repository.names()) == 2
+        await repository.unload("small-4")
+        await repository.load("small-4")
+        assert repository.get("small-4").loaded
+        await repository.stop()
+        assert repository.residency is not None
+        assert repository.residency.held == 0
+
+    asyncio.run(asyncio.wait_for(test(), 60))
+
+
+def test_a_bundle_that_is_damaged_when_it_is_needed_is_not_served_and_the_others_are(directory: Path, tmp_path) -> None:
+    shutil.copytree(directory, tmp_path / "models")
+    shutil.rmtree(tmp_path / "models" / "large")
+
+    async def test() -> None:
+        repository = Repository([], OPTIONS, tmp_path / "models", whole=True, memory=needed(directory))
+        await repository.start()
+        subnet = next((tmp_path / "models" / "small-3" / "subnets").glob("*.onnx"))
+        subnet.write_bytes(b"damaged")
+        gateway = repository.get("small-3")
+        with pytest.raises(NotReadyError, match="model small-3 cannot be loaded"):
+            await gateway.infer(inputs())
+        assert "small-3" not in repository.names()
+        assert not repository.ready
+        assert (await repository.get("small-2").infer(inputs())).answer.complete
+        await repository.stop()
+
+    asyncio.run(asyncio.wait_for(test(), 60))
+
+
+def test_clients_of_both_protocols_are_answered_by_models_that_are_not_in_memory(run_server, directory: Path) -> None:
+    budget = needed(directory)
+    with run_server(
+        repository=directory, whole=True, strict_readiness=False, memory=budget, grpc="127.0.0.1:0"
+    ) as server:
+        over_http = triton_http.InferenceServerClient(server.address)
+        over_grpc = triton_grpc.InferenceServerClient(server.grpc)
+        for client, protocol in ((over_http, triton_http), (over_grpc, triton_grpc)):
+            given = protocol.InferInput("input", [1, *SHAPE], "FP32")
+            given.set_data_from_numpy(inputs())
+            for _ in range(2):
+                for number in range(5):
+                    assert client.is_model_ready(f"small-{number}")
+                    for _ in range(3):  # from the second on as any other: the fast path too
+                        assert client.infer(f"small-{number}", [given]).as_numpy("class_id").shape == (1,)
+        assert sum(server.repository.get(f"small-{n}").loaded for n in range(5)) == 1
+        with urllib.request.urlopen(f"{server.url}/metrics") as reply:
+            text = reply.read().decode()
+        held = re.search(r"^sensai_memory_held_bytes (\S+)$", text, re.MULTILINE)
+        assert held is not None
+        assert 0 < float(held[1]) <= budget
+        assert 'sensai_cold_requests_total{model="small-4"} 4.0' in text
+        assert 'sensai_model_loaded{model="small-4"} 1.0' in text
+
+
+def test_requests_may_be_refused_while_their_model_is_loaded(run_server, directory: Path) -> None:
+    with run_server(
+        repository=directory, whole=True, strict_readiness=False, memory=needed(directory), cold="refuse"
+    ) as server:
+        client = triton_http.InferenceServerClient(server.address)
+        given = triton_http.InferInput("input", [1, *SHAPE], "FP32")
+        given.set_data_from_numpy(inputs())
+        with pytest.raises(triton_http.InferenceServerException, match="small-3 is being loaded, ask again") as refused:
+            client.infer("small-3", [given])
+        assert refused.value.status() == "503"
+        while not server.repository.get("small-3").loaded:
+            with pytest.raises(triton_http.InferenceServerException):
+                client.infer("small-3", [given]) or pytest.fail("it is loaded")
+        assert client.infer("small-3", [given]).as_numpy("class_id").shape == (1,)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"memory": "1GiB"}, "expected --repository"),
+        (
+            {"memory": "1GiB", "repository": "models", "inference": {"devices": "cpu=1GiB"}},
+            "without sizes of their own",
+        ),
+    ],
+)
+def test_a_budget_that_makes_no_sense_is_one_line(settings, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Settings(**settings).gateway_options()
