@@ -14,6 +14,7 @@ import typer
 
 from sensai_serve import __version__, user_code
 from sensai_serve.cli import bench, bundle, cluster, compare, inspect, offline, online, placing, replay, report
+from sensai_serve.cli.ahead import trial_ahead
 from sensai_serve.cli.options import Commands
 from sensai_serve.errors import InputError, SensaiError
 
@@ -57,7 +58,9 @@ def main(args: list[str] | None = None) -> Any:
     whole = TRACEBACK in given
     try:
         user_code.refuse_hidden_packages()
-        return app(args=[argument for argument in given if argument != TRACEBACK])
+        arguments = [argument for argument in given if argument != TRACEBACK]
+        with trial_ahead(arguments):
+            return app(args=arguments)
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sensai_serve.cli.ahead import first_trial
 from sensai_serve.cli.options import takes
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ def _serve(bundles: list[Path], settings_file: Path | None, show_settings: bool,
         strict_readiness=settings.strict_readiness,
         memory=settings.memory,
         cold=settings.cold,
+        first_trial=first_trial(),
     )
 
     def on_ready(urls: Sequence[str]) -> None:

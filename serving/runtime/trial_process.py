@@ -39,6 +39,10 @@ class TrialProcess:
         self.takes_more = True
         """Whether it can be given another bundle."""
 
+    def begin(self) -> None:
+        """Start it, to be given its first bundle later: it imports what it needs meanwhile."""
+        self._executor.submit(self._start)
+
     def submit(self, given: bytes) -> Future[Ended | None]:
         """Have it try a bundle out.
 
@@ -50,17 +54,22 @@ class TrialProcess:
         """
         return self._executor.submit(self._run, given)
 
-    def _run(self, given: bytes) -> Ended | None:
+    def _start(self) -> subprocess.Popen[bytes] | None:
         with self._lock:
             if self._killed:
-                return 1, b"", b""
+                return None
             if self._popen is None:
                 pipe = subprocess.PIPE
                 self._popen = subprocess.Popen(
                     [sys.executable, "-c", _CHILD, json.dumps(sys.path)],
                     stdin=pipe, stdout=pipe, stderr=self._errors, start_new_session=True,
                 )  # fmt: skip
-            popen = self._popen
+            return self._popen
+
+    def _run(self, given: bytes) -> Ended | None:
+        popen = self._start()
+        if popen is None:
+            return 1, b"", b""
         assert popen.stdin is not None
         assert popen.stdout is not None
         try:
@@ -77,8 +86,10 @@ class TrialProcess:
         return code, said, self._errors.read()
 
     def kill(self) -> None:
-        """End it, at whatever it is, and do not wait for it."""
+        """End it, at whatever it is, and do not wait for it. Once it was killed, nothing happens."""
         with self._lock:
+            if self._killed:
+                return
             self._killed = True
             if self._popen is not None:
                 self._popen.kill()
@@ -100,14 +111,15 @@ class TrialProcess:
 class TrialProcesses:
     """Lends processes for trials, and keeps one between two bundles until it is closed. On one event loop."""
 
-    def __init__(self, *, keep: bool = True) -> None:
+    def __init__(self, *, keep: bool = True, first: TrialProcess | None = None) -> None:
         """Start nothing yet.
 
         Args:
             keep: whether a process is kept for the next bundle at all.
+            first: a process that has begun, for the first bundle.
         """
         self._keep = keep
-        self._kept: TrialProcess | None = None
+        self._kept = first
 
     def take(self) -> TrialProcess:
         """A process that has no bundle now. The caller gives it back, or kills it."""

@@ -27,7 +27,7 @@ from serving.engine.repository.folder import bundles_in, folders_in, same, state
 from serving.engine.repository.unserved import Unserved
 from serving.engine.residency import Cold, Residency, Resident
 from serving.placement.ledger import Ledger
-from serving.runtime.trial_process import TrialProcesses
+from serving.runtime.trial_process import TrialProcess, TrialProcesses
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +65,7 @@ class Repository:
         strict_readiness: bool = True,
         memory: int | None = None,
         cold: Cold = "wait",
+        first_trial: TrialProcess | None = None,
     ) -> None:
         """Make the gateways; nothing is loaded yet.
 
@@ -77,6 +78,7 @@ class Repository:
             memory: bytes that all models may take together; those that are asked for are loaded, and the least recently
                 used are closed. None for no bound: all are loaded.
             cold: what becomes of requests for a model that is not in memory.
+            first_trial: a process that the first model is tried out in; None for one that is started then.
 
         Raises:
             InputError: two bundles have one name, or there is neither a bundle nor a directory.
@@ -96,7 +98,7 @@ class Repository:
         self._unserved = Unserved()
         self._watch: asyncio.Task[None] | None = None
         self._changes = Changes()
-        self._trial_processes = TrialProcesses()
+        self._trial_processes = TrialProcesses(first=first_trial)
         self._ledger = Ledger(len(options.devices))
         self.residency = None if memory is None else Residency(memory, cold, self._not_loaded)
         """Decides which models are in memory; None where all are."""

@@ -151,6 +151,13 @@ def until(condition: Callable[[], bool], started: subprocess.Popen[str]) -> None
         time.sleep(0.05)
 
 
+def catches(pid: int, number: int) -> bool:
+    """Whether a process does something of its own when it is sent this signal."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    caught = next(int(line.split()[1], 16) for line in lines if line.startswith("SigCgt:"))
+    return bool(caught >> (number - 1) & 1)
+
+
 def processor_s(pid: int) -> float:
     """Seconds of the processor that a process has used."""
     ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
@@ -170,8 +177,8 @@ def test_sigterm_ends_a_process_that_loads(hostile, command: str, harm: Harm, tr
     address = ["--http" if command == "serve" else "--grpc", "127.0.0.1:0"]
     with process(command, str(hostile(harm)), *address, trial, "--device", "cpu") as started:
         pid = started.pid
-        if trial == "--trial":
-            until(lambda: bool(trials_of(pid)), started)
+        if trial == "--trial":  # the process for it is there before the server is
+            until(lambda: catches(pid, signal.SIGTERM) and bool(trials_of(pid)), started)
         else:  # to start takes less than that
             until(lambda: processor_s(pid) > 3, started)
         started.send_signal(signal.SIGTERM)
@@ -188,6 +195,7 @@ def test_sigterm_does_not_wait_for_a_load_that_a_client_waits_for(tiny_bundle: P
     with process("serve", str(tiny_bundle), *arguments) as started:
         assert started.stdout is not None
         url = started.stdout.readline().split()[1]
+        until(lambda: not trials_of(started.pid), started)  # that of the first bundle has ended
         hidden.rename(bundle)
         outcome: list[httpx.Response] = []
         load = f"{url}/v2/repository/models/hostile/load"
