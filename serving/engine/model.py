@@ -195,15 +195,21 @@ class Model:
             BundleError: the bundle is damaged, cannot be run, gives wrong answers to its golden samples, or takes
                 longer than `GatewayOptions.load_s`.
             DeviceError: this machine lacks a device.
+            NotReadyError: `stop` was called meanwhile.
         """
         placed, options = self._placed, self.options
         try:
-            loaded = self._loaded = await load(
+            loaded = await load(
                 self.bundle, self.plan, self.admission, placed, options, self._trial, self._trial_processes, self._tried
             )
         except BaseException:
             self._ledger.release(self)
             raise
+        if self._stopping:  # while it was being loaded
+            self._ledger.release(self)
+            await loaded.stop()
+            raise NotReadyError(f"model {self.name} is stopping")
+        self._loaded = loaded
         self._ledger.take(self, placed.used(fused=loaded.fused))
         self._tried, self._trial, self._last_used_s = True, None, perf_counter()
         self._counters.loads += 1

@@ -19,6 +19,7 @@ from benchmarks.subjects.noop import noop_bundle
 from sensai_serve.bundles import Bundle
 from sensai_serve.errors import BundleError, InputError, NotReadyError, OverloadedError, SensaiError
 from serving.engine.options import GatewayOptions
+from serving.engine.reply import Reply
 from serving.engine.repository import Repository
 from serving.engine.residency import Residency, Resident, bytes_of
 from serving.runtime.devices import parse_device
@@ -207,6 +208,28 @@ def test_a_repository_larger_than_its_memory_answers_for_all_that_fit(directory:
         await repository.unload("small-4")
         await repository.load("small-4")
         assert repository.get("small-4").loaded
+        await repository.stop()
+        assert repository.residency is not None
+        assert repository.residency.held == 0
+
+    asyncio.run(asyncio.wait_for(test(), 60))
+
+
+@pytest.mark.parametrize("turns", range(6))
+def test_a_model_that_is_unloaded_while_a_request_loads_it_leaves_nothing_behind(directory: Path, turns: int) -> None:
+    async def test() -> None:
+        budget = needed(directory)
+        repository = Repository([], OPTIONS, directory, whole=True, strict_readiness=False, memory=budget)
+        await repository.start()
+        gateway = repository.get("small-4")
+        asking = asyncio.create_task(gateway.infer(inputs()))
+        for _ in range(turns):
+            await asyncio.sleep(0.002)  # some way into the load, or after it
+        await repository.unload("small-4")
+        (outcome,) = await asyncio.gather(asking, return_exceptions=True)
+        assert isinstance(outcome, NotReadyError | Reply)
+        assert not gateway.loaded
+        assert (await repository.get("small-3").infer(inputs())).answer.complete
         await repository.stop()
         assert repository.residency is not None
         assert repository.residency.held == 0
