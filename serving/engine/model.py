@@ -113,8 +113,8 @@ class Model:
 
     @property
     def loaded(self) -> bool:
-        """Whether the model is in memory."""
-        return self._dispatcher is not None
+        """Whether the model is in memory, and stays."""
+        return self._dispatcher is not None and not self._stopping
 
     @property
     def in_flight(self) -> int:
