@@ -156,7 +156,7 @@ def main(args: list[str] | None = None) -> None:
         write(chosen.out, chosen.pages or chosen.out / "pages", 2000)
     source, quiet = source_of(chosen.out), ["--quiet", "--threads", 1]
     images = (
-        ["--recover-images", 64, "--images", 32] if chosen.quick else ["--recover-images", 40_000, "--images", 5000]
+        ["--recover-images", 64, "--images", 32] if chosen.quick else ["--recover-images", 200_000, "--images", 20_000]
     )
     rows = []
     for name in chosen.network or NETWORKS:
