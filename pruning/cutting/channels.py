@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from pruning.criteria import Floats, Member
-from pruning.cutting.graph import dependency_graph, example, first_line, watching
+from pruning.cutting.graph import bounded_walks, dependency_graph, example, first_line, watching
 from pruning.cutting.layers import MAKERS, PRUNABLE, count_outputs, is_depthwise
 from pruning.cutting.operations import count_operations
 from pruning.limits import is_out_of_memory
@@ -70,8 +70,10 @@ def find_channel_groups(model: nn.Module, input_shape: Sequence[int]) -> list[Ch
     graph = dependency_graph(model, input_shape)
     names = {module: name for name, module in model.named_modules()}
     output = model.get_submodule(output_layer(model, input_shape))
+    with bounded_walks(model, graph):
+        walked = list(graph.get_all_groups(ignored_layers=[output], root_module_types=MAKERS))
     groups = []
-    for dependencies in graph.get_all_groups(ignored_layers=[output], root_module_types=MAKERS):
+    for dependencies in walked:
         root = dependencies[0].dep.target.module
         producers, consumers, norms, parts = [], [], [], 1
         for item in dependencies:
@@ -101,7 +103,12 @@ def find_channel_groups(model: nn.Module, input_shape: Sequence[int]) -> list[Ch
 
 
 def _member(layer: str, item: Any) -> Member:
-    """One layer in an entry of torch-pruning's `Group` as a `Member`."""
+    """One layer in an entry of torch-pruning's `Group` as a `Member`. Raises ModelError where it lost the channels."""
+    if None in item.root_idxs:
+        raise ModelError(
+            f"model: torch-pruning cannot follow the channels of {layer}, expected channels that keep their order; "
+            "`sensai bundle` serves the network whole"
+        )
     return Member(layer, np.asarray(item.idxs, np.int64), np.asarray(item.root_idxs, np.int64))
 
 

@@ -12,12 +12,18 @@ from typing import Any
 
 import torch
 import torch_pruning as tp
+import torch_pruning.dependency.graph as torch_pruning_graph
 from torch import Tensor, nn
+from torch_pruning.dependency.group import Group
 
 from pruning.cutting.layouts import correct_layouts
 from pruning.cutting.pruners import pruners
 from pruning.cutting.recurrent import stood_in_for
 from sensai_serve.errors import ModelError
+
+VISITS, LEAST_VISITS = 16, 1000
+"""Times that a walk may come to each operation, on average, and in all; that of a network that can be cut comes to
+each about once."""
 
 
 def dependency_graph(model: nn.Module, input_shape: Sequence[int]) -> Any:
@@ -46,6 +52,34 @@ def dependency_graph(model: nn.Module, input_shape: Sequence[int]) -> Any:
                 f"model: torch-pruning cannot follow {running()} ({first_line(error)}), expected operators that it "
                 "knows, each run the same way for every input"
             ) from None
+
+
+@contextmanager
+def bounded_walks(model: nn.Module, graph: Any) -> Iterator[None]:
+    """While the block runs, refuse networks in which torch-pruning's walk along coupled channels has no end in sight.
+
+    It comes to an operation anew for every order of channels. Halves of heads that turn into each other, and keys that
+    several heads share, make so many orders that it would walk for ever.
+
+    Raises:
+        ModelError: it came to operations too often.
+    """
+    most = max(LEAST_VISITS, VISITS * len(graph.module2node))
+
+    class Bounded(Group):  # type: ignore[misc]
+        def add_dep(self, dep: Any, idxs: Any) -> None:
+            if len(self) >= most:
+                raise ModelError(
+                    f"model: torch-pruning cannot follow {type(model).__name__} (its channels are coupled in ever more "
+                    "orders), expected channels that keep their order; `sensai bundle` serves it whole"
+                )
+            super().add_dep(dep, idxs)
+
+    before, torch_pruning_graph.Group = torch_pruning_graph.Group, Bounded
+    try:
+        yield
+    finally:
+        torch_pruning_graph.Group = before
 
 
 @contextmanager

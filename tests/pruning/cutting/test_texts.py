@@ -15,6 +15,7 @@ from pruning.cutting.profile import profile
 from pruning.cutting.ratios import cut_below_threshold, cut_to_ratio
 from pruning.data import Dataset
 from pruning.models._outputs import with_logits
+from sensai_serve.errors import ModelError
 from sensai_serve.preprocess import InputSpec
 
 SHAPE = (12,)
@@ -92,3 +93,39 @@ def test_tokens_are_profiled(network):
     found = profile(network, dataset, np.arange(12), theta1=0.1)
     assert found.statistics("network.up", [0, 1]).taylor.shape == (32,)
     assert (found.statistics("network.query", [0]).taylor > 0).all()
+
+
+class Rotary(nn.Module):
+    """Attention as Llama and Qwen have it: halves of a head turn into each other, and heads share keys and values."""
+
+    def __init__(self, shared: int) -> None:
+        super().__init__()
+        self.shared = shared
+        self.tokens, self.query, self.project = nn.Linear(8, 32), nn.Linear(32, 32), nn.Linear(32, 32)
+        self.key, self.value, self.linear = nn.Linear(32, 32 // shared), nn.Linear(32, 32 // shared), nn.Linear(32, 5)
+
+    def turned(self, x: Tensor) -> Tensor:
+        first, second = x[..., : SIZE // 2], x[..., SIZE // 2 :]
+        return x * 0.6 + torch.cat((-second, first), -1) * 0.8
+
+    def repeated(self, x: Tensor) -> Tensor:
+        n, heads, length, size = x.shape
+        return x[:, :, None].expand(n, heads, self.shared, length, size).reshape(n, heads * self.shared, length, size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.tokens(x)
+        q, k, v = (
+            layer(x).view(*x.shape[:2], -1, SIZE).transpose(1, 2) for layer in (self.query, self.key, self.value)
+        )
+        y = F.scaled_dot_product_attention(self.turned(q), self.repeated(self.turned(k)), self.repeated(v))
+        return self.linear((x + self.project(y.transpose(1, 2).flatten(2))).mean(1))
+
+
+@pytest.mark.parametrize(
+    ("shared", "why"), [(1, "the channels of (query|key|value|project)"), (2, "coupled in ever more orders")]
+)
+def test_channels_that_change_their_order_are_refused_soon_and_in_one_line(shared, why):
+    """Before, torch-pruning walked along them without an end, or lost them."""
+    with pytest.raises(ModelError, match=rf"cannot follow .*{why}.*expected channels that keep their order") as caught:
+        find_channel_groups(Rotary(shared), (6, 8))
+    assert "\n" not in str(caught.value)
