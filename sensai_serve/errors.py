@@ -23,6 +23,7 @@
         ├── UncoveredError      a class has no copy left, and the operator said to refuse then
         ├── OverloadedError     too many requests are in flight
         ├── NotReadyError       the model is not (or no longer) ready
+        │   └── NotLoadedError  it is not in memory yet, and will be
         ├── ControlOffError     models are not loaded and unloaded by request here
         └── WorkerError         a worker failed
 
@@ -123,6 +124,10 @@ class OverloadedError(ServingError):
 
 class NotReadyError(ServingError):
     """The model is not, or no longer, ready."""
+
+
+class NotLoadedError(NotReadyError):
+    """The model is served and not in memory yet; the request may be sent again."""
 
 
 class ControlOffError(ServingError):

@@ -6,6 +6,7 @@ validate -> admit -> fan out -> collect until decided, out of patience, or out o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from time import perf_counter
 
 from numpy import ndarray
@@ -90,12 +91,8 @@ class Gateway(Model):
                 f"input: shape is {list(inputs.shape)}, expected [N, {', '.join(map(str, self._shape))}] with N of 1 "
                 f"to {options.max_batch}"
             )
-        if self._stopping and self._successor is not None:
-            return self._successor.begin(inputs, wait=wait, timeout_s=timeout_s)
-        if self._dispatcher is None and self._residency is not None and not self._stopping:
-            return self._begin_cold(inputs, wait, timeout_s, self._residency)
-        if self._dispatcher is None or self._stopping:
-            raise NotReadyError(f"model {self.name} is {'stopping' if self._stopping else 'not ready'}")
+        if self._dispatcher is None or not self._takes_requests:
+            return self._begin_later(inputs, wait, timeout_s)
         if not self.admission.enter():
             self._counters.refused += 1
             raise OverloadedError(
@@ -114,12 +111,8 @@ class Gateway(Model):
 
     def _begin_texts(self, texts: Texts, wait: str | None, timeout_s: float | None) -> MaybePending[Reply]:
         """Answer a request of texts: `begin` with the inputs that are made of them."""
-        if self._loaded is None or self._stopping:
-            if self._successor is not None:
-                return self._successor.begin(texts, wait=wait, timeout_s=timeout_s)
-            if self._residency is not None and not self._stopping:
-                return self._begin_cold(texts, wait, timeout_s, self._residency)
-            raise NotReadyError(f"model {self.name} is {'stopping' if self._stopping else 'not ready'}")
+        if self._loaded is None or not self._takes_requests:
+            return self._begin_later(texts, wait, timeout_s)
         if not 1 <= len(texts) <= self.options.max_batch:
             raise RequestError(f"N is {len(texts)}, expected 1 to {self.options.max_batch} texts")
         tokenising = self._loaded.tokenising
@@ -130,6 +123,14 @@ class Gateway(Model):
             return self.begin(inputs, wait=wait, timeout_s=timeout_s)
         return self._long_texts(tokenising, texts, wait, timeout_s)
 
+    def _begin_later(self, inputs: Inputs | Texts, wait: str | None, timeout_s: float | None) -> MaybePending[Reply]:
+        """Answer a request that cannot go to the workers now: have the model loaded, or ask the one in its place."""
+        if self._stopping and self._successor is not None:
+            return self._successor.begin(inputs, wait=wait, timeout_s=timeout_s)
+        if self._residency is None or self._stopping:
+            raise NotReadyError(f"model {self.name} is {'stopping' if self._stopping else 'not ready'}")
+        return self._begin_cold(inputs, wait, timeout_s, self._residency)
+
     async def _begin_cold(
         self, inputs: Inputs | Texts, wait: str | None, timeout_s: float | None, residency: Residency
     ) -> Reply:
@@ -137,18 +138,21 @@ class Gateway(Model):
         deadline_s, started = self.options.deadline_s if timeout_s is None else timeout_s, perf_counter()
         self._counters.cold += 1
         with residency.waiting(self, self.options.max_in_flight):
-            await residency.warm(self, deadline_s)
-            left_s = None if deadline_s is None else max(0.0, deadline_s - (perf_counter() - started))
-            reply = self.begin(inputs, wait=wait, timeout_s=left_s)
+            try:
+                await residency.warm(self, deadline_s)
+            except NotReadyError:
+                if self._successor is None:  # else another model came in its place meanwhile, and answers
+                    raise
+            reply = self.begin(inputs, wait=wait, timeout_s=_left(deadline_s, started))
         return await reply if is_pending(reply) else reply
 
     async def _long_texts(
         self, tokenising: Tokenising, texts: Texts, wait: str | None, timeout_s: float | None
     ) -> Reply:
         deadline_s, started = self.options.deadline_s if timeout_s is None else timeout_s, perf_counter()
-        inputs = await tokenising.in_turn(texts, deadline_s)
-        left_s = None if deadline_s is None else max(0.0, deadline_s - (perf_counter() - started))
-        reply = self.begin(inputs, wait=wait, timeout_s=left_s)
+        with contextlib.nullcontext() if self._residency is None else self._residency.holding(self):
+            inputs = await tokenising.in_turn(texts, deadline_s)
+        reply = self.begin(inputs, wait=wait, timeout_s=_left(deadline_s, started))
         return await reply if is_pending(reply) else reply
 
     async def _queue(self, inputs: Inputs, wait: Wait, expires: float | None) -> Reply:
@@ -167,11 +171,13 @@ class Gateway(Model):
         if placed:
             fan_out = self._dispatcher.submit(inputs, wait, expires)
             return await self._finish(fan_out, perf_counter() - admitted)
-        self.admission.leave()
-        fan_out = self._dispatcher.prepare(inputs, wait)
-        fan_out.expire(Cause.DEADLINE)  # it never reached the workers: every copy is an erasure
-        assert fan_out.result is not None
-        return await self._answered(fan_out.result, perf_counter() - admitted)
+        try:
+            fan_out = self._dispatcher.prepare(inputs, wait)
+            fan_out.expire(Cause.DEADLINE)  # it never reached the workers: every copy is an erasure
+            assert fan_out.result is not None
+            return await self._answered(fan_out.result, perf_counter() - admitted)
+        finally:
+            self.admission.leave()
 
     async def _finish(self, fan_out: FanOut, queued_s: float) -> Reply:
         """Wait for the fan-out to finish, then give up its place and its admission."""
@@ -225,3 +231,8 @@ class Gateway(Model):
             self._counters.abstained += bool(answer.abstained) or bool((answer.class_id < 0).any())
         self._counters.succeeded += 1
         return Reply(answer, result, queued_s)
+
+
+def _left(deadline_s: float | None, started: float) -> float | None:
+    """Seconds that are left of a request's time; None for no limit."""
+    return None if deadline_s is None else max(0.0, deadline_s - (perf_counter() - started))

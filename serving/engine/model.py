@@ -87,6 +87,8 @@ class Model:
         self._deferred: DeferredWrites[FanOutResult | AnsweredAtOnce] = DeferredWrites(self._record)
         self.at_once: AtOnce | None = None
         """Answers the common request in one call; None where this model is not served so, or not any more."""
+        self._answers_at_once: AtOnce | None = None
+        """What `at_once` is while the model takes requests."""
         self._supervisor: Supervisor | None = None
         self._backend: Backend | None = None
         self._dispatcher: Dispatcher | None = None
@@ -98,6 +100,8 @@ class Model:
         self._tried = False
         self._last_used_s = 0.0
         self._stopping = False
+        self._takes_requests = False
+        """Whether requests go to the workers: the model is in memory, neither stopping nor held back."""
 
     @property
     def ready(self) -> bool:
@@ -219,7 +223,8 @@ class Model:
         abstains = bool(options.abstain_unelected or options.abstain_margin)
         plain = self._shape is not None and self.plan.task == "single"
         if plain and isinstance(backend, RunsAtOnce) and not abstains:
-            self.at_once = AtOnce(self.plan, backend, supervisor.health.workers, self.admission)
+            self._answers_at_once = AtOnce(self.plan, backend, supervisor.health.workers, self.admission)
+        self.let_in()
 
     def needs(self) -> int:
         """Bytes that the model takes in memory: at most, while it is not loaded."""
@@ -230,11 +235,23 @@ class Model:
         """Wait until no request is being answered."""
         await self.admission.drained()
 
+    def hold_back(self) -> None:
+        """Let requests from now on wait, as if the model were not in memory; those before go on."""
+        self._takes_requests = False
+        self.at_once = None
+
+    def let_in(self) -> None:
+        """Take requests, as after `start`."""
+        if self._dispatcher is not None and not self._stopping:
+            self._takes_requests = True
+            self.at_once = self._answers_at_once
+
     async def rest(self) -> None:
         """Close what is loaded, until a request needs it again. No request is being answered."""
+        self.hold_back()
         self._deferred.flush()
         loaded, self._loaded = self._loaded, None
-        self.at_once = self._dispatcher = self._supervisor = self._backend = self._reference = None
+        self._answers_at_once = self._dispatcher = self._supervisor = self._backend = self._reference = None
         self._counters.evictions += 1
         if loaded is not None:
             await loaded.stop()
@@ -247,7 +264,7 @@ class Model:
             drain_s: the longest time that requests in flight may take to finish, in seconds.
         """
         self._stopping = True
-        self.at_once = None
+        self.hold_back()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(drain_s):
                 await self.admission.drained()

@@ -2,7 +2,9 @@
 
 A model is loaded when a request needs it, one model at a time, in the order in which they were asked for. What it takes
 is counted before (`bytes_of`), and models that have answered nothing for longest are closed until there is room. A
-model that has requests is never closed under them: the load waits until one is idle.
+model that has requests is never closed under them: the load waits until one is idle. Where none ever is, because
+requests overlap, the least recently used is held back: its next requests wait in line like those of any model that is
+not in memory, so that no model is kept out for ever.
 """
 
 from __future__ import annotations
@@ -10,18 +12,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextvars import Context
+from time import monotonic
 from typing import Any, Literal, Protocol
 
 from sensai_serve.bundle_memory import estimated, memory_of
 from sensai_serve.bundles import Bundle
 from sensai_serve.byte_sizes import show_bytes
-from sensai_serve.errors import BundleError, NotReadyError, OverloadedError, SensaiError
+from sensai_serve.errors import BundleError, NotLoadedError, NotReadyError, OverloadedError, SensaiError
 from serving.engine.options import GatewayOptions
 
 Cold = Literal["wait", "refuse"]
 """What becomes of requests for a model that is not in memory: they wait until it is, or are refused meanwhile."""
+PATIENCE_S = 0.1
+"""Seconds that a load waits for a model without requests before it holds one back."""
 log = logging.getLogger(__name__)
 
 
@@ -57,6 +63,12 @@ class Resident(Protocol):
             SensaiError: it cannot be loaded.
         """
 
+    def hold_back(self) -> None:
+        """Have requests from now on call `Residency.warm`; those before go on."""
+
+    def let_in(self) -> None:
+        """Take requests again."""
+
     async def rest(self) -> None:
         """Close what `start` has opened. It has no requests."""
 
@@ -68,22 +80,33 @@ OnFailure = Callable[[Resident, SensaiError], Awaitable[None]]
 class Residency:
     """Decides which models are in memory. All calls on one event loop."""
 
-    def __init__(self, budget: int, cold: Cold = "wait", on_failure: OnFailure | None = None) -> None:
+    def __init__(
+        self,
+        budget: int,
+        cold: Cold = "wait",
+        on_failure: OnFailure | None = None,
+        *,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
         """Nothing is loaded yet.
 
         Args:
             budget: bytes that the loaded models may take together.
             cold: what becomes of requests for a model that is not in memory.
             on_failure: called where a request has asked for a model that cannot be loaded.
+            patience_s: seconds that a load waits for a model without requests before it holds one back.
         """
         self.budget = budget
         self.cold = cold
         self.evictions = 0
         """How often a model was closed to make room."""
         self._on_failure = on_failure
+        self._patience_s = patience_s
         self._held: dict[Resident, int] = {}
         self._loads: dict[Resident, asyncio.Task[None]] = {}
-        self._waiting: dict[Resident, int] = {}  # requests that wait for it, or have not begun since it was loaded
+        self._waiting: Counter[Resident] = Counter()  # requests that wait for it, or have not begun since it was loaded
+        self._holding: Counter[Resident] = Counter()  # what uses it beside its requests
+        self._held_back: set[Resident] = set()
         self._turn = asyncio.Lock()
         self._let_go = asyncio.Event()
 
@@ -91,6 +114,11 @@ class Residency:
     def held(self) -> int:
         """Bytes that the models in memory take, and the one that is being loaded."""
         return sum(self._held.values())
+
+    @property
+    def loading(self) -> int:
+        """How many models are being loaded or wait for their turn."""
+        return len(self._loads)
 
     def check(self, model: Resident, what: str) -> None:
         """See whether a model could be in memory at all.
@@ -122,17 +150,28 @@ class Residency:
         Raises:
             OverloadedError: so many wait already.
         """
-        if (already := self._waiting.get(model, 0)) >= most:
+        if self._waiting[model] >= most:
             raise OverloadedError(
                 f"model {model.name} is being loaded, and {most} requests wait for it, the most it takes"
             )
-        self._waiting[model] = already + 1
+        with self._counted(self._waiting, model):
+            yield
+
+    @contextlib.contextmanager
+    def holding(self, model: Resident) -> Iterator[None]:
+        """Hold a model that is used, though not by a request that it counts: it is not closed before the block ends."""
+        with self._counted(self._holding, model):
+            yield
+
+    @contextlib.contextmanager
+    def _counted(self, users: Counter[Resident], model: Resident) -> Iterator[None]:
+        users[model] += 1
         try:
             yield
         finally:
-            self._waiting[model] -= 1
-            if not self._waiting[model]:
-                del self._waiting[model]
+            users[model] -= 1
+            if not users[model]:
+                del users[model]
                 self._let_go.set()
 
     async def warm(self, model: Resident, timeout_s: float | None) -> None:
@@ -143,24 +182,25 @@ class Residency:
             timeout_s: seconds that the request may wait; None for any time.
 
         Raises:
-            NotReadyError: it is not loaded in time, requests are refused meanwhile, or it cannot be loaded.
+            NotLoadedError: it is not loaded in time, or requests are refused meanwhile.
+            NotReadyError: it cannot be loaded, or is stopping.
         """
         load = self._load(model)
         if self.cold == "refuse":
-            raise NotReadyError(f"model {model.name} is being loaded, ask again")
+            raise NotLoadedError(f"model {model.name} is being loaded, ask again")
         try:
             async with asyncio.timeout(timeout_s):
                 await asyncio.shield(load)
         except TimeoutError:
-            raise NotReadyError(
+            raise NotLoadedError(
                 f"model {model.name} is being loaded, which took longer than the request's time"
             ) from None
         except asyncio.CancelledError:
             if load.cancelled():
                 raise NotReadyError(f"model {model.name} is stopping") from None
             raise
-        except SensaiError as error:
-            raise NotReadyError(f"model {model.name} cannot be loaded: {error}") from None
+        except SensaiError:  # whose reason, with paths in it, is the operators'
+            raise NotReadyError(f"model {model.name} cannot be loaded, the repository's index says why") from None
 
     async def load(self, model: Resident) -> None:
         """Load a model for an operator.
@@ -195,35 +235,66 @@ class Residency:
         async with self._turn:  # first come, first served
             if model.loaded:
                 return
-            await self._make_room(model.needs())
-            self._held[model] = model.needs()
             try:
+                needed = model.needs()  # which looks at its files
+                await self._make_room(needed)
+                self._held[model] = needed
                 await model.start()
+                self._held[model] = model.needs()
             except BaseException as error:
                 self._held.pop(model, None)
                 if asked_for and isinstance(error, SensaiError) and self._on_failure is not None:
                     await self._on_failure(model, error)
                 raise
-            self._held[model] = model.needs()
 
     async def _make_room(self, needed: int) -> None:
-        while self.held + needed > self.budget and self._held:
-            idle = [model for model in self._held if not model.in_flight and model not in self._waiting]
-            if not idle:
-                await self._until_one_is_idle()
-                continue
-            victim = min(idle, key=lambda model: model.last_used_s)
-            await victim.rest()
-            self._held.pop(victim, None)
-            self.evictions += 1
-            log.info("model %s is closed to make room", victim.name)
+        patient_until = monotonic() + self._patience_s
+        try:
+            while self.held + needed > self.budget and self._held:
+                idle = [model for model in self._held if self._is_idle(model)]
+                if idle:
+                    await self._close(min(idle, key=lambda model: model.last_used_s))
+                    continue
+                if (left_s := patient_until - monotonic()) <= 0:
+                    self._hold_one_back()
+                    left_s, patient_until = self._patience_s, monotonic() + self._patience_s
+                await self._becomes_idle(left_s)
+        finally:
+            for model in self._held_back:
+                model.let_in()
+            self._held_back.clear()
 
-    async def _until_one_is_idle(self) -> None:
+    def _is_idle(self, model: Resident) -> bool:
+        awaited = model in self._waiting and model not in self._held_back  # those held back have their turn later
+        return not (model.in_flight or model in self._holding or awaited)
+
+    async def _close(self, model: Resident) -> None:
+        closing = asyncio.create_task(model.rest(), context=Context())
+        try:
+            await asyncio.shield(closing)
+        finally:  # also where nobody wants the room any more: half closed, it would count and answer nothing
+            await asyncio.wait((closing,))
+            self._held_back.discard(model)
+            self._held.pop(model, None)
+            self.evictions += 1
+        log.info("model %s is closed to make room", model.name)
+
+    def _hold_one_back(self) -> None:
+        # Those that requests wait for have only just been loaded: these requests begin first.
+        busy = [model for model in self._held if model not in self._held_back and model not in self._waiting]
+        if busy:
+            model = min(busy, key=lambda model: model.last_used_s)
+            self._held_back.add(model)
+            model.hold_back()
+
+    async def _becomes_idle(self, most_s: float) -> None:
+        """Wait until some model may be idle, for at most so many seconds where one can still be held back."""
         self._let_go.clear()
         waits: list[asyncio.Future[Any]] = [asyncio.ensure_future(self._let_go.wait())]
         waits += [asyncio.ensure_future(model.idle()) for model in self._held if model.in_flight]
+        timeout = None if self._held_back >= self._held.keys() else most_s
         try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(waits, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for wait in waits:
                 wait.cancel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import subprocess
@@ -14,6 +15,8 @@ PASSED = b"passed\n"
 """What a process writes when a bundle has passed and it can take another."""
 PASSED_LAST = b"passed, the last\n"
 """What a process writes when a bundle has passed and it takes no other."""
+UNUSED_S = 10.0
+"""Seconds that a process is kept without a bundle: it takes the memory of a Python with ONNX Runtime."""
 _CHILD = (
     "import gc; gc.disable(); import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from serving.runtime.trial import main; main()"
@@ -109,7 +112,7 @@ class TrialProcess:
 
 
 class TrialProcesses:
-    """Lends processes for trials, and keeps one between two bundles until it is closed. On one event loop."""
+    """Lends processes for trials, and keeps one for the next bundle for `UNUSED_S`. On one event loop."""
 
     def __init__(self, *, keep: bool = True, first: TrialProcess | None = None) -> None:
         """Start nothing yet.
@@ -120,10 +123,11 @@ class TrialProcesses:
         """
         self._keep = keep
         self._kept = first
+        self._timer: asyncio.TimerHandle | None = None
 
     def take(self) -> TrialProcess:
         """A process that has no bundle now. The caller gives it back, or kills it."""
-        kept, self._kept = self._kept, None
+        kept = self._take_kept()
         if kept is None:
             return TrialProcess()
         if kept.alive:
@@ -135,12 +139,21 @@ class TrialProcesses:
         """Keep a process whose bundle has passed, or end it."""
         if self._keep and process.takes_more and self._kept is None:
             self._kept = process
+            self._timer = asyncio.get_running_loop().call_later(UNUSED_S, self._end_kept)
         else:
             process.kill()
 
     def close(self) -> None:
         """End the process that is kept, and keep none from now on; `take` still gives new ones."""
         self._keep = False
-        if self._kept is not None:
-            self._kept.kill()
-            self._kept = None
+        self._end_kept()
+
+    def _end_kept(self) -> None:
+        if (kept := self._take_kept()) is not None:
+            kept.kill()
+
+    def _take_kept(self) -> TrialProcess | None:
+        if self._timer is not None:
+            self._timer.cancel()
+        kept, self._kept, self._timer = self._kept, None, None
+        return kept

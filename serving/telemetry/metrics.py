@@ -152,6 +152,9 @@ class _Models(Collector):
             yield _gauge(
                 "sensai_memory_held_bytes", "Bytes that models take, as counted", [([], float(residency.held))]
             )
+            yield _gauge(
+                "sensai_models_loading", "Models being loaded or in line for it", [([], float(residency.loading))]
+            )
         yield _gauge("sensai_model_loaded", "The model is in memory", _each(gateways, lambda g: g.loaded))
         yield _gauge(
             "sensai_in_flight", "Requests being answered or in line", _each(gateways, lambda g: g.admission.in_flight)

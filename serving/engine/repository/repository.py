@@ -253,14 +253,15 @@ class Repository:
     async def _not_loaded(self, model: Resident, error: SensaiError) -> None:
         """Serve a model no longer that cannot be loaded when a request needs it; its bundle is looked at again."""
         gateway = self._gateways.get(model.name)
-        if gateway is not model or gateway is None:
-            return
+        if gateway is None or gateway is not model or not gateway.ready:
+            return  # it is being unloaded or replaced
         path, name = gateway.bundle.path, gateway.name
         self._failed[name] = str(error)
         log.error("model %s is not served any more: %s", name, error)
         if path.parent == self._directory:
             del self._gateways[name]
-            self._unserved.add(path, str(error), await asyncio.to_thread(state_of, path))
+            self._unserved.add(path, str(error), ())  # the files may be others than were opened at the start: try again
+            await gateway.stop(0)  # requests that have found it already must not have it loaded once more
 
     async def unload(self, name: str) -> None:
         """Take a model out and let its requests finish.
@@ -276,7 +277,7 @@ class Repository:
 
     async def _remove(self, name: str) -> None:
         await self._end(self.get(name))
-        del self._gateways[name]
+        self._gateways.pop(name, None)  # it has gone by itself where it could not be loaded meanwhile
 
     def begin_trial(self) -> None:
         """Begin to try the first model out, while the caller does something else before it calls `start`."""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import re
 import shutil
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -24,6 +27,7 @@ from serving.engine.repository import Repository
 from serving.engine.residency import Residency, Resident, bytes_of
 from serving.runtime.devices import parse_device
 from serving.settings import Settings
+from tests.fixtures.backend_fixtures import until
 
 OPTIONS = GatewayOptions(devices=(parse_device("cpu"),), patience=0, trial=False)
 SHAPE = (4,)
@@ -37,6 +41,7 @@ class FakeModel:
     def __init__(self, name: str, size: int, sizes: dict[str, int]) -> None:
         self.name, self.size, self.sizes = name, size, sizes
         self.loaded, self.in_flight, self.last_used_s, self.loads = False, 0, 0.0, 0
+        self.takes_requests = False
         self._idle = asyncio.Event()
 
     def needs(self) -> int:
@@ -50,11 +55,19 @@ class FakeModel:
         assert not self.loaded
         self.sizes[self.name] = self.size
         self.loaded, self.loads = True, self.loads + 1
+        self.let_in()
         self.use()
+
+    def hold_back(self) -> None:
+        self.takes_requests = False
+
+    def let_in(self) -> None:
+        assert self.loaded
+        self.takes_requests = True
 
     async def rest(self) -> None:
         assert not self.in_flight
-        self.loaded = False
+        self.loaded = self.takes_requests = False
         del self.sizes[self.name]
         await asyncio.sleep(0)
 
@@ -64,9 +77,9 @@ class FakeModel:
 
     async def answer(self, residency: Residency, turns: int) -> None:
         with residency.waiting(self, 100):
-            if not self.loaded:
+            if not self.takes_requests:
                 await residency.warm(self, None)
-            assert self.loaded
+            assert self.takes_requests
             self.in_flight += 1
             self._idle.clear()
         for _ in range(turns):
@@ -81,12 +94,13 @@ class FakeModel:
 @given(
     sizes=st.lists(st.integers(1, 5), min_size=1, max_size=5),
     requests=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), st.booleans()), max_size=25),
+    patience_s=st.sampled_from([0.0, 10.0]),
 )
-def test_models_stay_within_the_budget_and_every_request_is_answered(sizes, requests) -> None:
+def test_models_stay_within_the_budget_and_every_request_is_answered(sizes, requests, patience_s) -> None:
     async def test() -> None:
         taken: dict[str, int] = {}
         models = [FakeModel(str(number), size, taken) for number, size in enumerate(sizes)]
-        residency = Residency(5)
+        residency = Residency(5, patience_s=patience_s)
         tasks = []
         for number, turns, breathes in requests:
             tasks.append(asyncio.create_task(models[number % len(models)].answer(residency, turns)))
@@ -111,6 +125,41 @@ def test_the_least_recently_used_makes_room() -> None:
         assert residency.evictions == 1
 
     asyncio.run(test())
+
+
+def test_a_model_whose_requests_always_overlap_keeps_no_other_out() -> None:
+    async def test() -> None:
+        busy, other, residency = FakeModel("busy", 1, {}), FakeModel("other", 1, {}), Residency(1, patience_s=0)
+
+        async def keep_busy() -> None:
+            while not other.loads:
+                await busy.answer(residency, 7)
+
+        await busy.answer(residency, 0)
+        async with asyncio.TaskGroup() as group:
+            for turns in range(3):
+                group.create_task(keep_busy())
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+            assert busy.in_flight
+            group.create_task(other.answer(residency, 0))
+
+    asyncio.run(asyncio.wait_for(test(), 10))
+
+
+def test_a_model_that_is_held_is_not_closed() -> None:
+    async def test() -> None:
+        held, other, residency = FakeModel("held", 1, {}), FakeModel("other", 1, {}), Residency(1, patience_s=0)
+        await held.answer(residency, 0)
+        with residency.holding(held):
+            waiting = asyncio.create_task(other.answer(residency, 0))
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert held.loaded
+        await waiting
+        assert (held.loaded, other.loaded) == (False, True)
+
+    asyncio.run(asyncio.wait_for(test(), 10))
 
 
 def test_many_requests_load_a_model_once_and_so_many_may_wait() -> None:
@@ -157,7 +206,7 @@ def test_a_model_that_cannot_be_loaded_is_told_of() -> None:
             told.append((model.name, str(error)))
 
         residency = Residency(5, on_failure=on_failure)
-        with pytest.raises(NotReadyError, match="model a cannot be loaded: damaged"):
+        with pytest.raises(NotReadyError, match="model a cannot be loaded, the repository's index says why"):
             await Broken("a", 1, {}).answer(residency, 0)
         assert (told, residency.held) == ([("a", "damaged")], 0)
 
@@ -257,6 +306,47 @@ def test_a_bundle_that_is_damaged_when_it_is_needed_is_not_served_and_the_others
     asyncio.run(asyncio.wait_for(test(), 60))
 
 
+def test_a_bundle_that_was_replaced_on_disk_before_it_is_needed_is_served(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.engine.repository.repository.LOOK_EVERY_S", 0.01)
+    shutil.copytree(directory, tmp_path / "models")
+    shutil.rmtree(tmp_path / "models" / "large")
+
+    async def test() -> None:
+        repository = Repository([], OPTIONS, tmp_path / "models", whole=True, memory=needed(directory))
+        await repository.start()
+        shutil.rmtree(tmp_path / "models" / "small-3")
+        noop_bundle(tmp_path / "models" / "small-3", n_workers=2, shape=SHAPE, name="small-3")
+        with pytest.raises(NotReadyError, match="model small-3 cannot be loaded"):
+            await repository.get("small-3").infer(inputs())
+        await until(lambda: "small-3" in repository.names())
+        assert repository.ready
+        assert (await repository.get("small-3").infer(inputs())).answer.complete
+        await repository.stop()
+
+    asyncio.run(asyncio.wait_for(test(), 60))
+
+
+def test_requests_that_wait_for_a_model_are_answered_by_the_one_that_replaces_it(directory: Path) -> None:
+    async def test() -> None:
+        repository = Repository([], OPTIONS, directory, whole=True, memory=needed(directory))
+        await repository.start()
+        assert repository.residency is not None
+        cold = repository.get("small-3")
+        with repository.residency.holding(repository.get("small-0")):
+            replacing = asyncio.create_task(repository.load("small-3"))
+            await until(lambda: repository.residency.loading)
+            waiting = [asyncio.create_task(cold.infer(inputs())) for _ in range(5)]
+            await asyncio.sleep(0)
+        await replacing
+        assert all([(await reply).answer.complete for reply in waiting])
+        assert repository.get("small-3") is not cold
+        await repository.stop()
+
+    asyncio.run(asyncio.wait_for(test(), 60))
+
+
 def test_clients_of_both_protocols_are_answered_by_models_that_are_not_in_memory(run_server, directory: Path) -> None:
     budget = needed(directory)
     with run_server(
@@ -292,10 +382,16 @@ def test_requests_may_be_refused_while_their_model_is_loaded(run_server, directo
         with pytest.raises(triton_http.InferenceServerException, match="small-3 is being loaded, ask again") as refused:
             client.infer("small-3", [given])
         assert refused.value.status() == "503"
-        while not server.repository.get("small-3").loaded:
-            with pytest.raises(triton_http.InferenceServerException):
-                client.infer("small-3", [given]) or pytest.fail("it is loaded")
-        assert client.infer("small-3", [given]).as_numpy("class_id").shape == (1,)
+        values = {"name": "input", "datatype": "FP32", "shape": [1, *SHAPE], "data": [0.0] * SHAPE[0]}
+        body = json.dumps({"inputs": [values]}).encode()
+        with pytest.raises(urllib.error.HTTPError) as asked_later:
+            urllib.request.urlopen(f"{server.url}/v2/models/small-4/infer", body)
+        assert asked_later.value.headers["retry-after"] == "1"
+        answered = None
+        while answered is None:
+            with contextlib.suppress(triton_http.InferenceServerException):  # until it is in memory
+                answered = client.infer("small-3", [given])
+        assert answered.as_numpy("class_id").shape == (1,)
 
 
 @pytest.mark.parametrize(

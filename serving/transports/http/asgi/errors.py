@@ -6,12 +6,12 @@ from http import HTTPStatus
 
 import orjson
 
-from sensai_serve.errors import OverloadedError
+from sensai_serve.errors import NotLoadedError, OverloadedError
 from serving.transports.http.asgi.types import Headers, HttpReply
 from serving.v2.status import describe
 
 RETRY_AFTER_S = 1
-"""Seconds after which an overloaded server asks its clients to try again."""
+"""Seconds after which a server asks its clients to try again that is overloaded, or loads their model."""
 RETRY_LATER: Headers = [(b"retry-after", str(RETRY_AFTER_S).encode())]
 """Headers of a reply that asks for that."""
 
@@ -34,7 +34,7 @@ def error_reply(error: Exception) -> HttpReply:
     status, message = describe(error)
     body = error_body(message)
     headers = json_headers(body)
-    if isinstance(error, OverloadedError):
+    if isinstance(error, (OverloadedError, NotLoadedError)):
         headers += RETRY_LATER
     return status.http, headers, body
 
