@@ -199,6 +199,8 @@ class Settings(BaseSettings):
             raise InputError("--memory bounds the models of a repository, expected --repository beside it")
         if self.memory is not None and any(device.memory is not None for device in inference.devices):
             raise InputError("--memory bounds all models together, expected devices without sizes of their own")
+        if self.memory is not None and (workers or any(device.endpoint for device in inference.devices)):
+            raise InputError("--memory bounds models that this process runs, expected no workers on other machines")
         given = dict(inference) | {"devices": inference.devices or default_devices()}
         if workers is not None:
             given |= {"devices": workers.devices, "backend": "remote", "workers": workers}

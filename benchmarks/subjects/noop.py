@@ -25,7 +25,9 @@ _OPSET, _IR_VERSION = 17, 8
 _GOLDEN_SAMPLES = 2
 
 
-def noop_network(shape: Sequence[int], n_outputs: int, *, seed: int = 0, columns: Sequence[int] | None = None) -> bytes:
+def noop_network(
+    shape: Sequence[int], n_outputs: int, *, seed: int = 0, columns: Sequence[int] | None = None, width: int = 0
+) -> bytes:
     """An ONNX file from ``input`` FP32 [N, *shape] to ``scores`` FP32 [N, n_outputs] that looks at one number.
 
     Slice, Flatten, Gemm, Sigmoid: its time does not depend on the input's size.
@@ -35,23 +37,30 @@ def noop_network(shape: Sequence[int], n_outputs: int, *, seed: int = 0, columns
         n_outputs: number of scores.
         seed: seed of the weights.
         columns: the scores to keep, in their order; all where not given.
+        width: neurons of each of two hidden layers, for a network with weights: 4 x `width` ** 2 bytes of them.
     """
     random = np.random.default_rng(seed)
     constants: dict[str, npt.NDArray[np.generic]] = {
         "starts": np.zeros(len(shape), np.int64),
         "ends": np.ones(len(shape), np.int64),
         "axes": np.arange(1, len(shape) + 1, dtype=np.int64),
-        "weight": random.normal(size=(1, n_outputs)).astype(np.float32),
+        "weight": random.normal(size=(width or 1, n_outputs)).astype(np.float32),
         "bias": random.normal(size=n_outputs).astype(np.float32),
     }
     if columns is not None:
         n_outputs = len(columns)
         kept = list(columns)
         constants |= {"weight": constants["weight"][:, kept], "bias": constants["bias"][kept]}
+    hidden: tuple[tuple[str, tuple[str, ...], str], ...] = ()
+    if width:
+        constants["first"] = random.normal(size=(1, width)).astype(np.float32)
+        constants["second"] = (random.normal(size=(width, width)) / width).astype(np.float32)
+        hidden = ("Gemm", ("flat", "first"), "wide"), ("Gemm", ("wide", "second"), "last")
     nodes = (
         ("Slice", ("input", "starts", "ends", "axes"), "one"),
         ("Flatten", ("one",), "flat"),
-        ("Gemm", ("flat", "weight", "bias"), "logits"),
+        *hidden,
+        ("Gemm", ("last" if width else "flat", "weight", "bias"), "logits"),
         ("Sigmoid", ("logits",), "scores"),
     )
     graph = b"".join(
@@ -74,6 +83,7 @@ def noop_bundle(
     shape: Sequence[int] = (3, 32, 32),
     name: str = "noop",
     redundancy: int = 1,
+    width: int = 0,
 ) -> Bundle:
     """A bundle of no-op subnets: the classes in as many equal groups as there are workers, and a no-op reference.
 
@@ -84,6 +94,7 @@ def noop_bundle(
         shape: shape of one input.
         name: the model's name.
         redundancy: the copies of each class; all give the same scores.
+        width: of the subnets' hidden layers; see `noop_network`.
     """
     groups = [part.tolist() for part in np.array_split(np.arange(n_classes), n_workers)]
     copied = redundancy > 1
@@ -95,8 +106,8 @@ def noop_bundle(
     for worker, classes in enumerate(assignment.rows):
         file = f"subnets/{worker:02}.onnx"
         network = (
-            noop_network(shape, n_classes, columns=classes) if copied
-            else noop_network(shape, len(classes), seed=worker)
+            noop_network(shape, n_classes, columns=classes, width=width) if copied
+            else noop_network(shape, len(classes), seed=worker, width=width)
         )  # fmt: skip
         digest = _write(folder / file, network)
         subnets.append(SubnetSpec(worker, file, digest, classes))

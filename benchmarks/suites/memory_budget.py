@@ -28,7 +28,7 @@ from sensai_serve.cli.progress import Report as OnStep
 from sensai_serve.cli.progress import progress
 from sensai_serve.report import Row, Table
 from serving.engine.options import GatewayOptions
-from serving.engine.residency import bytes_of
+from serving.engine.resident import bytes_of
 from serving.runtime.devices import parse_device
 
 SHAPE = (3, 32, 32)
@@ -40,9 +40,10 @@ _HELD = re.compile(rb"^sensai_memory_held_bytes (\S+)$", re.MULTILINE)
 
 def command(
     *,
-    bundles: Annotated[int, typer.Option(min=2, help="Bundles in the repository, three no-op workers each.")] = 100,
+    bundles: Annotated[int, typer.Option(min=2, help="Bundles in the repository, three workers each.")] = 100,
     fit: Annotated[int, typer.Option(min=1, help="Bundles that fit in memory at a time.")] = 10,
     requests: Annotated[int, typer.Option(min=20, help="Requests to each server.")] = 2000,
+    width: Annotated[int, typer.Option(min=1, help="Neurons in a layer of each worker's two.")] = 512,
     seed: Annotated[int, typer.Option(help="Seed of which model is asked for.")] = 0,
     out: Out = None,
     quiet: Quiet = False,
@@ -50,7 +51,8 @@ def command(
     """Measure a repository under a budget of memory for some of its models, beside one that holds all of them."""
     with tempfile.TemporaryDirectory() as folder, progress(quiet=quiet) as on_step:
         for number in range(bundles):
-            noop_bundle(Path(folder) / f"noop-{number}", n_workers=3, shape=SHAPE, name=f"noop-{number}")
+            name = f"noop-{number}"
+            noop_bundle(Path(folder) / name, n_workers=3, shape=SHAPE, name=name, width=width)
         found = measure(Path(folder), fit=fit, requests=requests, seed=seed, on_step=on_step)
     publish(report(found), out)
 
@@ -74,7 +76,7 @@ def measure(
 
     Returns:
         The machine, the settings, and of each server the seconds of every request, which of them found their model in
-        memory, failed requests, the most bytes held as the server counts them, and the bytes of its processes.
+        memory, failed requests, and the most bytes that were held: as the server counts them, and by its processes.
 
     Raises:
         ServingError: a server does not start.
@@ -90,17 +92,20 @@ def measure(
         port = servers.free_port()
         command = ("--repository", str(repository), "--max-batch", str(BATCH), *flags)
         with servers.running(our_server.spec(*command, port=port, name=way)) as server:
-            answered = _ask(port, names, asked, partial(on_step, way))
-            found[way] = answered | {"memory_bytes": server.memory_bytes()}
-    settings = {"bundles": len(names), "fit": fit, "budget_bytes": budget, "requests": requests, "skew": SKEW}
+            found[way] = _ask(port, names, asked, server.memory_bytes, partial(on_step, way))
+    files = sum(file.stat().st_size for file in repository.glob("*/subnets/*"))
+    settings: dict[str, Any] = {"bundles": len(names), "file_bytes": files, "fit": fit, "budget_bytes": budget}
+    settings |= {"requests": requests, "skew": SKEW}
     return {"machine": described, "settings": settings, "servers": found}
 
 
-def _ask(port: int, names: list[str], asked: list[int], on_step: Callable[[int, int], None]) -> dict[str, Any]:
+def _ask(
+    port: int, names: list[str], asked: list[int], memory: Callable[[], int], on_step: Callable[[int, int], None]
+) -> dict[str, Any]:
     client = triton.InferenceServerClient(f"{servers.HOST}:{port}", network_timeout=60)
     given = triton.InferInput("input", [1, *SHAPE], "FP32")
     given.set_data_from_numpy(np.zeros((1, *SHAPE), np.float32))
-    seconds, warm, failed, most_held = [], [], 0, 0.0
+    seconds, warm, failed, most_held, most_memory = [], [], 0, 0.0, memory()
     cold = dict.fromkeys(names, 0.0)  # requests so far that came while their model was not in memory
     for done, number in enumerate(asked, 1):
         name = names[number]
@@ -115,9 +120,16 @@ def _ask(port: int, names: list[str], asked: list[int], on_step: Callable[[int, 
         warm.append(cold[name] == before)
         if (held := _HELD.search(text)) is not None:
             most_held = max(most_held, float(held[1]))
-        if done % 50 == 0:
+        if done % 10 == 0:
+            most_memory = max(most_memory, memory())
             on_step(done, len(asked))
-    return {"seconds": seconds, "warm": warm, "failed": failed, "most_held_bytes": int(most_held)}
+    return {
+        "seconds": seconds,
+        "warm": warm,
+        "failed": failed,
+        "most_held_bytes": int(most_held),
+        "memory_bytes": most_memory,
+    }
 
 
 def _cold_requests(text: bytes, name: str) -> float:
@@ -151,10 +163,20 @@ def report(found: Mapping[str, Any]) -> BenchmarkReport:
             | {name: of[name] for name in ("failed", "most_held_bytes", "memory_bytes")}
             | {"hit_rate": float(warm.mean())}
         )
-    headings = ("", "failed", "in memory", "p50, p99 ms", "loaded first: p50, p99 ms", "counted at most", "processes")
+    headings = (
+        "",
+        "failed",
+        "in memory",
+        "p50, p99 ms",
+        "loaded first: p50, p99 ms",
+        "counted at most",
+        "processes at most",
+    )
+    sizes = {name: show_bytes(settings[f"{name}_bytes"]) for name in ("file", "budget")}
     note = (
-        f"{settings['bundles']} bundles, a budget for {settings['fit']} ({show_bytes(settings['budget_bytes'])}), "
-        f"{settings['requests']} requests by Zipf's law with exponent {SKEW}, one at a time over HTTP."
+        f"{settings['bundles']} bundles ({sizes['file']} of networks), a budget for {settings['fit']} "
+        f"({sizes['budget']}), {settings['requests']} requests by Zipf's law with exponent {SKEW}, one at a time over "
+        "HTTP."
     )
     table = Table("Models under a budget of memory", headings, rows, note)
     return BenchmarkReport("memory-budget", "noop", found["machine"], settings, results, [table])

@@ -24,7 +24,8 @@ from serving.engine.loading import LoadedModel, check_options, load, try_model_o
 from serving.engine.options import GatewayOptions
 from serving.engine.placed import place_model
 from serving.engine.reply import Counters
-from serving.engine.residency import Residency, bytes_of
+from serving.engine.residency import Residency
+from serving.engine.resident import bytes_of
 from serving.engine.supervisor import Supervisor
 from serving.engine.tokenising import can_tokenise
 from serving.engine.waves import WavePlan

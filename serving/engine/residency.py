@@ -16,61 +16,17 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextvars import Context
 from time import monotonic
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
-from sensai_serve.bundle_memory import estimated, memory_of
-from sensai_serve.bundles import Bundle
 from sensai_serve.byte_sizes import show_bytes
 from sensai_serve.errors import BundleError, NotLoadedError, NotReadyError, OverloadedError, SensaiError
-from serving.engine.options import GatewayOptions
+from serving.engine.resident import Resident
 
 Cold = Literal["wait", "refuse"]
 """What becomes of requests for a model that is not in memory: they wait until it is, or are refused meanwhile."""
 PATIENCE_S = 0.1
 """Seconds that a load waits for a model without requests before it holds one back."""
 log = logging.getLogger(__name__)
-
-
-class Resident(Protocol):
-    """A model that can be in memory or not, as `Residency` sees it."""
-
-    @property
-    def name(self) -> str:
-        """Its name."""
-
-    @property
-    def loaded(self) -> bool:
-        """Whether it is in memory and answers."""
-
-    @property
-    def in_flight(self) -> int:
-        """Requests that it is answering."""
-
-    @property
-    def last_used_s(self) -> float:
-        """When it last answered or was loaded, by any clock that only rises."""
-
-    def needs(self) -> int:
-        """Bytes that it takes: at most, while it is not loaded."""
-
-    async def idle(self) -> None:
-        """Wait until it answers no request."""
-
-    async def start(self) -> None:
-        """Load it.
-
-        Raises:
-            SensaiError: it cannot be loaded.
-        """
-
-    def hold_back(self) -> None:
-        """Have requests from now on call `Residency.warm`; those before go on."""
-
-    def let_in(self) -> None:
-        """Take requests again."""
-
-    async def rest(self) -> None:
-        """Close what `start` has opened. It has no requests."""
 
 
 OnFailure = Callable[[Resident, SensaiError], Awaitable[None]]
@@ -298,22 +254,3 @@ class Residency:
         finally:
             for wait in waits:
                 wait.cancel()
-
-
-def bytes_of(bundle: Bundle, options: GatewayOptions, *, fused: bool) -> int:
-    """Bytes that a model takes: its subnets with the largest batch, and its reference network where it is served.
-
-    Args:
-        bundle: the model.
-        options: how it is served.
-        fused: whether its subnets are open a second time, as parts of one network.
-
-    Raises:
-        BundleError: a network's file is missing.
-    """
-    subnets = sum(memory.with_batch(options.max_batch) for memory in memory_of(bundle))
-    name = bundle.manifest.reference
-    reference = 0
-    if name is not None and options.on_missing == "reference":
-        reference = estimated(bundle, name).with_batch(options.max_batch)
-    return (2 if fused else 1) * subnets + reference

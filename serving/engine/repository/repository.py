@@ -25,7 +25,8 @@ from serving.engine.options import GatewayOptions
 from serving.engine.repository.changes import Changes
 from serving.engine.repository.folder import bundles_in, folders_in, same, state_of
 from serving.engine.repository.unserved import Unserved
-from serving.engine.residency import Cold, Residency, Resident
+from serving.engine.residency import Cold, Residency
+from serving.engine.resident import Resident
 from serving.placement.ledger import Ledger
 from serving.runtime.trial_process import TrialProcess, TrialProcesses
 

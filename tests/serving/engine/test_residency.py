@@ -24,7 +24,8 @@ from sensai_serve.errors import BundleError, InputError, NotReadyError, Overload
 from serving.engine.options import GatewayOptions
 from serving.engine.reply import Reply
 from serving.engine.repository import Repository
-from serving.engine.residency import Residency, Resident, bytes_of
+from serving.engine.residency import Residency
+from serving.engine.resident import Resident, bytes_of
 from serving.runtime.devices import parse_device
 from serving.settings import Settings
 from tests.fixtures.backend_fixtures import until
@@ -401,6 +402,10 @@ def test_requests_may_be_refused_while_their_model_is_loaded(run_server, directo
         (
             {"memory": "1GiB", "repository": "models", "inference": {"devices": "cpu=1GiB"}},
             "without sizes of their own",
+        ),
+        (
+            {"memory": "1GiB", "repository": "models", "remote": {"workers": "*=grpc://127.0.0.1:1"}},
+            "no workers on other machines",
         ),
     ],
 )

@@ -86,7 +86,7 @@ function showStatus({ ready, workers }) {
   const uncovered = grid.model.columns.flatMap((_, at) =>
     grid.model.workers.some((worker, id) => worker.columns.includes(at) && !lost.includes(id)) ? [] : [columnName(grid.model, at)],
   );
-  if (!workers.length) setStatus("wait", "loading");
+  if (!workers.length) setStatus("wait", ready ? "not in memory, loaded when a request needs it" : "loading");
   else if (uncovered.length) setStatus("bad", `no copy of ${listed(uncovered, 3)}`);
   else if (lost.length) setStatus("warn", `${lost.length} of ${workers.length} workers lost, every class has a copy`);
   else setStatus(ready ? "good" : "wait", ready ? `ready, all ${workers.length} workers live` : "not ready");
