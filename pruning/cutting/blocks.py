@@ -23,7 +23,7 @@ from torch import Tensor, fx, nn
 from pruning.criteria import Floats
 from pruning.cutting.profile import add_by_label, backward_over
 from pruning.data import Dataset, Labels, examples_of_each
-from pruning.models import Separate
+from pruning.models import Separate, kind_of
 from sensai_serve.errors import ModelError
 
 ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
@@ -78,7 +78,7 @@ def trace(model: nn.Module) -> fx.GraphModule:
     try:
         graph = tracer.trace(model)
     except Exception as error:  # whatever the code of the network makes of a value that is not there
-        where = f"{type(model).__name__} in {tracer.failed}" if tracer.failed else type(model).__name__
+        where = f"{kind_of(model)} in {tracer.failed}" if tracer.failed else kind_of(model)
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(
             f"model: torch.fx cannot follow {where} ({reason}), expected no control flow that depends on values; "
@@ -88,7 +88,7 @@ def trace(model: nn.Module) -> fx.GraphModule:
         if node.op == "call_module" and isinstance(model.get_submodule(str(node.target)), nn.Identity):
             node.replace_all_uses_with(node.args[0])  # so that a skip which is one is seen to be its input
             graph.erase_node(node)
-    return fx.GraphModule(model, graph, class_name=type(model).__name__)
+    return fx.GraphModule(model, graph, class_name=kind_of(model))
 
 
 def remove_blocks(model: nn.Module, names: Sequence[str], input_shape: Sequence[int]) -> nn.Module:

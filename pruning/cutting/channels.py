@@ -16,7 +16,7 @@ from pruning.cutting.graph import bounded_walks, dependency_graph, example, firs
 from pruning.cutting.layers import MAKERS, PRUNABLE, count_outputs, is_depthwise
 from pruning.cutting.operations import count_operations
 from pruning.limits import is_out_of_memory
-from pruning.models import ClassLogits, direct_layers
+from pruning.models import ClassLogits, direct_layers, kind_of
 from sensai_serve.errors import ModelError
 
 Cut = Mapping[str, tuple[int, ...]]
@@ -95,7 +95,7 @@ def find_channel_groups(model: nn.Module, input_shape: Sequence[int]) -> list[Ch
             groups.append(ChannelGroup(names[root], channels, parts, tuple(producers), tuple(consumers), tuple(norms)))
     if not groups:
         raise ModelError(
-            f"model: torch-pruning finds no channels in {type(model).__name__} that could be cut, expected layers that "
+            f"model: torch-pruning finds no channels in {kind_of(model)} that could be cut, expected layers that "
             f"gradients pass: it sees none before {names[output]}"
         )
     order = list(names.values())
@@ -136,7 +136,7 @@ def _cuttable(model: nn.Module, groups: list[ChannelGroup], input_shape: Sequenc
         ]
         if found and not (reason := _trial(bare, found, input_shape)):
             return found
-    raise ModelError(f"model: no channels of {type(model).__name__} can be cut: {reason}")
+    raise ModelError(f"model: no channels of {kind_of(model)} can be cut: {reason}")
 
 
 def _parts_of(

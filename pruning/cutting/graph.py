@@ -19,6 +19,7 @@ from torch_pruning.dependency.group import Group
 from pruning.cutting.layouts import correct_layouts
 from pruning.cutting.pruners import pruners
 from pruning.cutting.recurrent import stood_in_for
+from pruning.models import kind_of
 from sensai_serve.errors import ModelError
 
 VISITS, LEAST_VISITS = 16, 1000
@@ -70,7 +71,7 @@ def bounded_walks(model: nn.Module, graph: Any) -> Iterator[None]:
         def add_dep(self, dep: Any, idxs: Any) -> None:
             if len(self) >= most:
                 raise ModelError(
-                    f"model: torch-pruning cannot follow {type(model).__name__} (its channels are coupled in ever more "
+                    f"model: torch-pruning cannot follow {kind_of(model)} (its channels are coupled in ever more "
                     "orders), expected channels that keep their order; `sensai bundle` serves it whole"
                 )
             super().add_dep(dep, idxs)
@@ -85,7 +86,7 @@ def bounded_walks(model: nn.Module, graph: Any) -> Iterator[None]:
 @contextmanager
 def watching(model: nn.Module) -> Iterator[Callable[[], str]]:
     """While the block runs, name the module of `model` that is running; once one raised, the innermost of them."""
-    kind, entered = type(model).__name__, [""]
+    kind, entered = kind_of(model), [""]
 
     def enter(name: str) -> Callable[..., None]:
         return lambda *_: entered.append(name)

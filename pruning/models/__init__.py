@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pruning.models._adapted import Adapted, ClassLogits, direct_layers
+from pruning.models._adapted import Adapted, ClassLogits, direct_layers, kind_of
 from pruning.models._outputs import first_line, refuse_cells, with_logits
 from pruning.models._plain import make_plain, with_shared_names
 from pruning.models._separate import Separate
@@ -24,7 +24,7 @@ from sensai_serve import plugins
 from sensai_serve.errors import ModelError
 from sensai_serve.preprocess import InputSpec
 
-__all__ = ["ClassLogits", "Separate", "create", "direct_layers", "first_line", "load_weights", "make_plain"]
+__all__ = ["ClassLogits", "Separate", "create", "direct_layers", "first_line", "kind_of", "load_weights", "make_plain"]
 
 
 def create(name: str, n_classes: int, input_shape: tuple[int, ...], inputs: Sequence[InputSpec] = ()) -> nn.Module:

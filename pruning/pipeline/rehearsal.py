@@ -17,6 +17,7 @@ from pruning.cutting.graph import first_line, watching
 from pruning.cutting.ratios import cut_to_ratio
 from pruning.heads import replace_output
 from pruning.limits import enough_memory, is_out_of_memory
+from pruning.models import kind_of
 from pruning.pipeline.subnet import labels_as
 from pruning.planning.plan import RunPlan
 from pruning.planning.stages import specialisation
@@ -102,7 +103,7 @@ def _cut(source: SourceNetwork) -> tuple[nn.Module, Network]:
             shape = network(torch.zeros(2, *plan.shape, device=plan.device)).shape
         if shape != (2, outputs):
             raise ModelError(
-                f"model: with {outputs} outputs in {output}, {type(whole).__name__} gives {['N', *shape[1:]]}, "
+                f"model: with {outputs} outputs in {output}, {kind_of(whole)} gives {['N', *shape[1:]]}, "
                 f"expected [N, {outputs}]: logits that are the outputs of a last Linear or Conv2d layer"
             )
     size = measure(network, plan.shape)
@@ -136,7 +137,7 @@ def _check_same(network: nn.Module, again: nn.Module, inputs: Floats) -> None:
         off = (again(x) - expected).abs().max() / expected.abs().max().clamp(min=1)
     if not off <= TOLERANCE:
         raise ModelError(
-            f"model: {type(network).__name__} answers otherwise once it is saved and read back, expected all that its "
+            f"model: {kind_of(network)} answers otherwise once it is saved and read back, expected all that its "
             "answers depend on in its state dict, and to be built the same each time"
         )
 
@@ -151,5 +152,5 @@ def _refused(model: nn.Module, what: str, expected: str, running: Callable[[], s
     except Exception as error:  # whatever the network's code raises
         if is_out_of_memory(error):
             raise
-        where = running() if running else type(model).__name__
+        where = running() if running else kind_of(model)
         raise ModelError(f"model: {where} {what} ({first_line(error)}), expected {expected}") from None

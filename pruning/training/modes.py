@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.limits import is_out_of_memory
-from pruning.models import first_line
+from pruning.models import first_line, kind_of
 from pruning.notices import say
 from sensai_serve.errors import ModelError
 
@@ -37,11 +37,9 @@ def into_training(model: nn.Module, shape: tuple[int, ...]) -> None:
         if any(True for _ in module.children()):
             module.training = False
             if _is_logits(_output(model, shape)):
-                say(f"model: {type(model).__name__} {got} in training mode; it is trained without auxiliary heads")
+                say(f"model: {kind_of(model)} {got} in training mode; it is trained without auxiliary heads")
                 return
-    raise ModelError(
-        f"model: {type(model).__name__} {got} in training mode, expected logits [N, C] as in evaluation mode"
-    )
+    raise ModelError(f"model: {kind_of(model)} {got} in training mode, expected logits [N, C] as in evaluation mode")
 
 
 def _is_logits(out: Any) -> bool:
