@@ -148,7 +148,9 @@ class _Models(Collector):
         )  # fmt: skip
         yield _gauge("sensai_model_ready", "Every class has a live, checked worker", _each(gateways, lambda g: g.ready))
         if (residency := self._repository.residency) is not None:
-            yield _gauge("sensai_memory_budget_bytes", "Bytes that models may take", [([], float(residency.budget))])
+            yield _gauge(
+                "sensai_memory_budget_bytes", "Bytes that models may take (`--memory`)", [([], float(residency.budget))]
+            )
             yield _gauge(
                 "sensai_memory_held_bytes", "Bytes that models take, as counted", [([], float(residency.held))]
             )

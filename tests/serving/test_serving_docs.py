@@ -23,7 +23,7 @@ GIVEN = {"http": "127.0.0.1:1", "admin": "127.0.0.1:3", "grpc": "127.0.0.1:1",
          "inference.allow_faults": None, "console": None,
          "otlp.endpoint": "http://127.0.0.1:4",
          "shared_memory": None, "limits.header_bytes": "2000", "limits.image_formats": "PNG",
-         "root_path": "/x", "strict_readiness": None}  # fmt: skip
+         "root_path": "/x", "strict_readiness": None, "cold": "refuse"}  # fmt: skip
 """What a flag is tried with; None where it takes no value."""
 
 
@@ -36,8 +36,9 @@ def rows(first: str) -> list[list[str]]:
 
 
 @pytest.fixture(scope="module")
-def served(run_server, make_bundle):
-    with run_server(make_bundle(name="digits", shape=(1, 8, 8)), grpc="127.0.0.1:0") as server:
+def served(run_server, make_bundle, tmp_path_factory):
+    settings = {"repository": tmp_path_factory.mktemp("models"), "memory": "1GB"}  # which has metrics of its own
+    with run_server(make_bundle(name="digits", shape=(1, 8, 8)), grpc="127.0.0.1:0", **settings) as server:
         yield server
 
 

@@ -299,6 +299,7 @@ def test_every_error_of_ours_has_a_status() -> None:
         "UncoveredError": 503,
         "OverloadedError": 503,
         "NotReadyError": 503,
+        "NotLoadedError": 503,
         "ControlOffError": 503,
         "SensaiError": 500,
         "ServingError": 500,
