@@ -32,6 +32,8 @@ class Flag:
     """The spelling with its dashes; empty: as usual."""
     metavar: str = ""
     """What stands for the value in ``--help``; empty: the values where they are listed, else the type."""
+    text: bool = False
+    """Its value is text, which the field's own validator reads."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ def make_option(
     metavar, section, package = "|".join(choices), "", ""
     for mark in marks:
         if isinstance(mark, Flag):
-            flag, metavar = mark.name or flag, mark.metavar or metavar
+            flag, metavar, kind = mark.name or flag, mark.metavar or metavar, str if mark.text else kind
         elif isinstance(mark, NoFlag):
             flag = None
         elif isinstance(mark, Section):

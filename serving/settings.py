@@ -44,7 +44,7 @@ def _check_origins(origins: tuple[str, ...]) -> tuple[str, ...]:
 
 def _parse_memory(value: Any) -> Any:
     try:
-        return parse_bytes(value) if isinstance(value, str) else value
+        return parse_bytes(str(value)) if isinstance(value, str | int) else value
     except InputError as error:
         raise ValueError(str(error)) from None
 
@@ -79,7 +79,7 @@ class Settings(BaseSettings):
     trial: bool = True
     """Whether bundles are loaded in a process of their own first, which is ended if it never ends or takes too much
     memory. Without it the server of small networks is ready about 0.2 s sooner."""
-    memory: Annotated[int | None, BeforeValidator(_parse_memory), Flag(metavar="SIZE")] = None
+    memory: Annotated[int | None, BeforeValidator(_parse_memory), Flag(metavar="SIZE", text=True)] = None
     """Memory that the models of the repository may take together, as it is counted: ``1GiB``. Those that requests need
     are loaded, and the least recently used make room; without it all are loaded."""
     cold: Cold = "wait"

@@ -23,7 +23,7 @@ GIVEN = {"http": "127.0.0.1:1", "admin": "127.0.0.1:3", "grpc": "127.0.0.1:1",
          "inference.allow_faults": None, "console": None,
          "otlp.endpoint": "http://127.0.0.1:4",
          "shared_memory": None, "limits.header_bytes": "2000", "limits.image_formats": "PNG",
-         "root_path": "/x", "strict_readiness": None, "cold": "refuse"}  # fmt: skip
+         "root_path": "/x", "strict_readiness": None, "cold": "refuse", "memory": "200MiB"}  # fmt: skip
 """What a flag is tried with; None where it takes no value."""
 
 

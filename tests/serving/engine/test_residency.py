@@ -27,7 +27,7 @@ from serving.engine.repository import Repository
 from serving.engine.residency import Residency
 from serving.engine.resident import Resident, bytes_of
 from serving.runtime.devices import parse_device
-from serving.settings import Settings
+from serving.settings import load_settings
 from tests.fixtures.backend_fixtures import until
 
 OPTIONS = GatewayOptions(devices=(parse_device("cpu"),), patience=0, trial=False)
@@ -399,6 +399,8 @@ def test_requests_may_be_refused_while_their_model_is_loaded(run_server, directo
     ("settings", "message"),
     [
         ({"memory": "1GiB"}, "expected --repository"),
+        ({"memory": 0}, "size is '0', expected at least one byte"),
+        ({"memory": "lots"}, "size is 'lots', expected at least one byte, such as 6GiB"),
         (
             {"memory": "1GiB", "repository": "models", "inference": {"devices": "cpu=1GiB"}},
             "without sizes of their own",
@@ -411,4 +413,4 @@ def test_requests_may_be_refused_while_their_model_is_loaded(run_server, directo
 )
 def test_a_budget_that_makes_no_sense_is_one_line(settings, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        Settings(**settings).gateway_options()
+        load_settings(**settings).gateway_options()
