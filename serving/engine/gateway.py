@@ -150,9 +150,12 @@ class Gateway(Model):
         self, tokenising: Tokenising, texts: Texts, wait: str | None, timeout_s: float | None
     ) -> Reply:
         deadline_s, started = self.options.deadline_s if timeout_s is None else timeout_s, perf_counter()
-        with contextlib.nullcontext() if self._residency is None else self._residency.holding(self):
-            inputs = await tokenising.in_turn(texts, deadline_s)
-        reply = self.begin(inputs, wait=wait, timeout_s=_left(deadline_s, started))
+        if self._loaded is None:  # closed to make room before this coroutine began
+            reply = self._begin_later(texts, wait, timeout_s)
+        else:
+            with contextlib.nullcontext() if self._residency is None else self._residency.holding(self):
+                inputs = await tokenising.in_turn(texts, deadline_s)
+            reply = self.begin(inputs, wait=wait, timeout_s=_left(deadline_s, started))
         return await reply if is_pending(reply) else reply
 
     async def _queue(self, inputs: Inputs, wait: Wait, expires: float | None) -> Reply:

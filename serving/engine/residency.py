@@ -225,6 +225,7 @@ class Residency:
         return not (model.in_flight or model in self._holding or awaited)
 
     async def _close(self, model: Resident) -> None:
+        model.hold_back()  # the task begins a moment later
         closing = asyncio.create_task(model.rest(), context=Context())
         try:
             await asyncio.shield(closing)

@@ -163,6 +163,20 @@ def test_a_model_that_is_held_is_not_closed() -> None:
     asyncio.run(asyncio.wait_for(test(), 10))
 
 
+def test_a_request_that_comes_while_its_model_makes_room_is_not_cut_off() -> None:
+    async def test(later: int) -> None:
+        asked, other, residency = FakeModel("asked", 1, {}), FakeModel("other", 1, {}), Residency(1)
+        await asked.answer(residency, 0)
+        closing = asyncio.create_task(other.answer(residency, 0))
+        for _ in range(later):
+            await asyncio.sleep(0)
+        await asked.answer(residency, 3)
+        await closing
+
+    for later in range(10):
+        asyncio.run(asyncio.wait_for(test(later), 10))
+
+
 def test_many_requests_load_a_model_once_and_so_many_may_wait() -> None:
     async def test() -> None:
         model, residency = FakeModel("a", 1, {}), Residency(1)
