@@ -143,7 +143,10 @@ def measure(bundle: Bundle, data: LabelledInputs, options: LatencyOptions, on_st
         _loads(endpoints, samples, measured, on_step)
     if options.steps:
         on_step("steps of a request", 0, 1)
-        places = [t for t in options.transports if (PARALLEL, t) in measured.times and is_lean(t)]
+        traced = [
+            t for t in options.transports if is_lean(t) and not uses_grpc_native(t)
+        ]  # which the server with a stopwatch does not speak
+        places = [t for t in traced if (PARALLEL, t) in measured.times]
         measured.steps.extend(
             breakdown(bundle, samples, places, count=options.steps, backend=options.backend, devices=options.devices)
         )
