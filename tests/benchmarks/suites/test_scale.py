@@ -49,7 +49,7 @@ def test_a_run_tells_every_point(bench, tmp_path: Path) -> None:
     places = [f"{n}, {place}" for n in (1, 8) for place in ("in process", "HTTP binary")]
     assert set(results["workers"]) == {"0, no-op subnet", *places}
     assert set(results["clients"]) == {"1", "3"}
-    assert len(results["floor"]) == 4
+    assert len(results["floor"]) == 5
     assert all(estimate["value"] > 0 for estimate in results["ratios"].values())
     assert len(list(out.glob("*.png"))) == 4
 
