@@ -122,7 +122,7 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/patches"), help="a directory; what is there goes on")
     parser.add_argument("--passes", type=int, default=8, help="over the training part, for the reference")
     parser.add_argument(
-        "--images", type=int, default=90_000, help="to retrain the compact network with; a tenth for each worker"
+        "--images", type=int, default=180_000, help="to retrain the compact network with; a tenth for each worker"
     )
     parser.add_argument(
         "--macs", type=float, default=0.4, help="fraction of the reference's multiplications that a worker keeps"
