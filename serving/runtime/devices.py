@@ -107,7 +107,7 @@ def require(devices: Sequence[Device]) -> None:
 def providers(device: Device) -> list[str | tuple[str, dict[str, Any]]]:
     """Return ONNX Runtime's execution providers and their options for one session, on a device that `require` accepts.
 
-    A card's `Device.memory` is then what this session alone may take there, beside CUDA's own context and libraries.
+    A card's `Device.memory` is then what that session alone may take there, beside CUDA's own context and libraries.
     """
     if device.kind == "cpu":
         return ["CPUExecutionProvider"]
