@@ -14,10 +14,11 @@ from benchmarks.harness.interleave import TimedCalls, in_turns
 from benchmarks.harness.stats import Summary, summarise
 from sensai_serve.bundles import GOLDEN, MANIFEST, Bundle
 from sensai_serve.errors import BundleError, InputError
-from sensai_serve.input_spec import InputSpec
+from sensai_serve.input_spec import ONNX_TYPES, InputSpec
 from sensai_serve.manifest import SubnetSpec
 from sensai_serve.onnxfile import read_signature
 from sensai_serve.preprocess import Floats
+from sensai_serve.tensors import Array
 from serving.runtime.devices import Device, Threads, require
 from serving.runtime.session import Session
 
@@ -28,7 +29,7 @@ SEARCH_ROUNDS, SEARCH_RUNS = 10, 30
 
 
 class OnnxNetwork:
-    """An ONNX network from FP32 [N, *shape] to scores FP32 [N, C], run by as many threads as wanted."""
+    """An ONNX network from one tensor [N, *shape] to scores FP32 [N, C], run by as many threads as wanted."""
 
     def __init__(self, data: bytes, input_name: str, threads: Threads, device: Device | None = None) -> None:
         """Open it.
@@ -45,12 +46,15 @@ class OnnxNetwork:
         """
         device = device or Device("cpu")
         require([device])
-        shape = tuple(size or 1 for size in (read_signature(data).inputs[0].shape or ())[1:]) or (1,)
-        specs = [InputSpec(shape=shape, name=input_name)]
-        self._runner = Session(data, device, specs, "the network", threads).runner  # as our own workers are
+        taken = read_signature(data).inputs[0]
+        shape = tuple(size or 1 for size in (taken.shape or ())[1:]) or (1,)
+        spec = InputSpec(shape=shape, name=input_name, dtype=ONNX_TYPES.get(taken.element_type, "FP32"))
+        self.dtype = spec.numpy
+        """Of its inputs."""
+        self._runner = Session(data, device, [spec], "the network", threads).runner  # as our own workers are
 
-    def run(self, inputs: Floats) -> Floats:
-        """Scores FP32 [N, C] of inputs FP32 [N, *shape]."""
+    def run(self, inputs: Array) -> Floats:
+        """Scores FP32 [N, C] of inputs [N, *shape] of the network's datatype."""
         return self._runner.run(inputs)
 
 
@@ -116,8 +120,9 @@ def fastest(data: bytes, input_name: str, samples: Sequence[Floats], device: Dev
 
 
 def direct(network: OnnxNetwork, samples: Sequence[Floats]) -> TimedCalls:
-    """A network run in this process, without any server, as something to measure."""
-    return TimedCalls(lambda index: network.run(samples[index]))
+    """A network run in this process, without any server, as something to measure; samples get its datatype before."""
+    given = [np.asarray(sample, network.dtype) for sample in samples]
+    return TimedCalls(lambda index: network.run(given[index]))
 
 
 def as_bundle(data: bytes, bundle: Bundle, folder: Path, name: str) -> Bundle:
