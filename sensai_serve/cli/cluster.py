@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from sensai_serve.cli.options import WorkerCa, WorkerCert, WorkerKey, WorkerTokenFile
+
 app = typer.Typer()
 
 
@@ -62,7 +64,7 @@ def node(
     worker_cert: Annotated[
         Path | None, typer.Option(metavar="PEM", help="With --relay: certificate to show nodes that ask for one.")
     ] = None,
-    worker_key: Annotated[Path | None, typer.Option(metavar="PEM", help="The private key of that certificate.")] = None,
+    worker_key: WorkerKey = None,
     worker_token_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="With --relay: file with the token that those nodes ask for.")
     ] = None,
@@ -139,16 +141,10 @@ def check(
     workers: Annotated[
         Path | None, typer.Option(metavar="FILE", help="File of such lines, as `sensai place` prints it.")
     ] = None,
-    worker_ca: Annotated[
-        Path | None, typer.Option(metavar="PEM", help="Certificates that nodes' must be signed by.")
-    ] = None,
-    worker_cert: Annotated[
-        Path | None, typer.Option(metavar="PEM", help="Certificate to show nodes that ask for one (mutual TLS).")
-    ] = None,
-    worker_key: Annotated[Path | None, typer.Option(metavar="PEM", help="The private key of that certificate.")] = None,
-    worker_token_file: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="File with the token that nodes ask for.")
-    ] = None,
+    worker_ca: WorkerCa = None,
+    worker_cert: WorkerCert = None,
+    worker_key: WorkerKey = None,
+    worker_token_file: WorkerTokenFile = None,
 ) -> None:
     """Check that all nodes and Triton servers are there, and are the bundle's: checksums, golden samples."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sensai_serve.cli.options import select, takes
+from sensai_serve.cli.options import Quiet, select, takes
 from sensai_serve.cli.progress import Report, progress
 from sensai_serve.errors import InputError
 
@@ -94,7 +94,7 @@ def compare(
     device: Annotated[str, typer.Option(help="Device that torch computes on.")] = "cpu",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of torch.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the points and their passes; make none.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
+    quiet: Quiet = False,
     **options: Any,
 ) -> None:
     """Compare a reference with monoliths and class-parallel networks: accuracy against per-device latency.

@@ -1,4 +1,4 @@
-"""Command line options made of what a recipe or settings declare, and those that several offline commands share."""
+"""Command line options made of what a recipe or settings declare, and those that several commands share."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
@@ -21,6 +22,12 @@ Devices = Annotated[
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of torch; as many as pay where not given.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
+WorkerCa = Annotated[Path | None, typer.Option(metavar="PEM", help="Certificates that nodes' must be signed by.")]
+WorkerCert = Annotated[
+    Path | None, typer.Option(metavar="PEM", help="Certificate to show nodes that ask for one (mutual TLS).")
+]
+WorkerKey = Annotated[Path | None, typer.Option(metavar="PEM", help="The private key of that certificate.")]
+WorkerTokenFile = Annotated[Path | None, typer.Option(metavar="FILE", help="File with the token that nodes ask for.")]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _DECLARED = "__declared_options__"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sensai_serve.cli.options import Quiet
 from sensai_serve.cli.progress import progress
 from sensai_serve.errors import InputError
 
@@ -38,7 +39,7 @@ def report(
         ),
     ] = None,
     data: Annotated[str | None, typer.Option(metavar="SOURCE", help="The run's data, where it has moved.")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Draw a run: accuracy per class, mistakes, kept channels, sizes, groups, lost workers, copies that err together.
 
