@@ -9,7 +9,7 @@ from typing import Any
 import httptools
 
 from serving.engine.body_budget import FULL
-from serving.setting_groups import Limits
+from serving.settings.groups import Limits
 from serving.transports.http.asgi.errors import RETRY_LATER, STOPPING, error_body, json_headers
 from serving.transports.http.asgi.types import Headers
 from serving.transports.http.direct import DirectCycle

@@ -12,7 +12,7 @@ from serving.address import Address
 from serving.engine.admission import CLIENT
 from serving.engine.body_budget import BodyBudget
 from serving.security.access import Access
-from serving.setting_groups import Limits
+from serving.settings.groups import Limits
 from serving.transports.http.asgi.requests import HELD
 from serving.transports.http.asgi.sites import Sites
 from serving.transports.http.direct import DirectCycle, RequestHeads

@@ -8,7 +8,7 @@ from typing import Any
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import Frame
 
-from serving.setting_groups import Limits
+from serving.settings.groups import Limits
 from serving.transports.http.asgi.errors import error_body, json_headers
 from serving.transports.http.pieces import FrameCutter
 
