@@ -16,8 +16,7 @@ from sensai_serve.bundles import Bundle
 from sensai_serve.cpus import usable_cores
 from sensai_serve.local import load
 from sensai_serve.lost_workers import accuracy
-from sensai_serve.merge import MergePlan
-from sensai_serve.merge.collector import merge
+from sensai_serve.merge import MergePlan, merge
 from sensai_serve.preprocess import Floats
 from sensai_serve.tensors import Inputs
 

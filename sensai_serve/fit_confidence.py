@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from sensai_serve.errors import InputError
 from sensai_serve.lost_workers import Labels, ScoredInputs
-from sensai_serve.merge.collector import MergePlan, merge
+from sensai_serve.merge import MergePlan, merge
 from sensai_serve.merge.confidence import Confidence, lead, leads, least_copies
 from sensai_serve.merge.order import ask_order
 from sensai_serve.merge.rules import Verdict

@@ -14,8 +14,7 @@ import numpy.typing as npt
 
 from sensai_serve.errors import BundleError, RequestError
 from sensai_serve.input_spec import DYNAMIC, InputSpec
-from sensai_serve.merge import Answer, MergePlan
-from sensai_serve.merge.collector import merge
+from sensai_serve.merge import Answer, MergePlan, merge
 from sensai_serve.merge.rules import Task
 from sensai_serve.tensors import Array, Inputs, NamedInputs, agree, check_values, exact, inputs_of
 

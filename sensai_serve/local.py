@@ -20,7 +20,7 @@ from sensai_serve.errors import BundleError, RequestError, WorkerError
 from sensai_serve.examples import file_path
 from sensai_serve.input_spec import InputSpec, Normalisation
 from sensai_serve.manifest import Manifest
-from sensai_serve.merge import Answer, Wait
+from sensai_serve.merge import Answer, Collector, Wait
 from sensai_serve.preprocess import from_image, from_raw
 from sensai_serve.tensors import Inputs, arrays_of
 from sensai_serve.text_spec import TokenizerSpec
@@ -131,7 +131,7 @@ class Classifier:
         Raises:
             RequestError: the wait is ``confident``, and the bundle has no thresholds for it.
         """
-        collector, feed = self.plan.collect(len(inputs), wait), arrays_of(inputs, self.manifest.inputs)
+        collector, feed = Collector(self.plan, len(inputs), wait), arrays_of(inputs, self.manifest.inputs)
         left = list(self.plan.order)
         while left and not collector.done:
             worker = collector.next_of(left)

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sensai_serve.merge import MergePlan
-from sensai_serve.merge.collector import merge
+from sensai_serve.merge import MergePlan, merge
 
 Labels = npt.NDArray[np.int64]
 """Classes [N]; where inputs have several labels at once, 0 and 1 [N, C]."""
@@ -40,7 +39,7 @@ class AccuracyAtLoss:
 class ScoredInputs:
     """Every worker's scores of the same N inputs, to be merged as if some workers were lost.
 
-    Labels are those of the rule of `plan`, as `sensai_serve.merge.collector.merge` gives them for each input alone.
+    Labels are those of the rule of `plan`, as `sensai_serve.merge.merge` gives them for each input alone.
     """
 
     plan: MergePlan

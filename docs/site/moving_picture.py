@@ -21,7 +21,7 @@ from benchmarks.harness.browser import Page, find_chromium, opened_browser
 from benchmarks.subjects import our_server
 from sensai_serve.bundles import Bundle
 from sensai_serve.local import load
-from sensai_serve.merge.collector import merge
+from sensai_serve.merge import merge
 from sensai_serve.preprocess import Floats
 
 BUNDLE = "example:cifar10"

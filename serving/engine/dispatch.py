@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from sensai_serve.merge import MergePlan, Wait
+from sensai_serve.merge import Collector, MergePlan, Wait
 from sensai_serve.tensors import Inputs
 from serving.backends import Backend
 from serving.engine.fanout import FanOut
@@ -37,7 +37,7 @@ class Dispatcher:
 
     def prepare(self, inputs: Inputs, wait: Wait) -> FanOut:
         """Make a request that no worker has been asked for."""
-        return FanOut(inputs, self._plan.collect(len(inputs), wait), self._supervisor.late)
+        return FanOut(inputs, Collector(self._plan, len(inputs), wait), self._supervisor.late)
 
     def submit(self, inputs: Inputs, wait: Wait, expires: float | None) -> FanOut:
         """Fan a request out that has its place at the workers.

@@ -15,8 +15,7 @@ import numpy as np
 from sensai_serve.bundles import Bundle
 from sensai_serve.errors import BundleError, OverloadedError
 from sensai_serve.golden import Golden
-from sensai_serve.merge import Answer, MergePlan
-from sensai_serve.merge.collector import merge
+from sensai_serve.merge import Answer, MergePlan, merge
 from sensai_serve.tensors import Inputs, contiguous, one_by_one
 from serving.backends import Backend, Cause, Scores
 from serving.engine.admission import Admission

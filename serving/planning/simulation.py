@@ -174,7 +174,7 @@ class Simulation:
         samples = random.integers(self._copies[0].shape[1], size=requests)
         took, early, asked = [], 0, 0
         for at in range(requests):
-            collector = plan.collect(1, self._wait)
+            collector = Collector(plan, 1, self._wait)
             outcome = self._request(
                 collector, assignment, waves, seconds[at], down[at], int(samples[at]), random, patience_s
             )

@@ -10,7 +10,7 @@ from backend_fixtures import inputs, run, serving, until
 
 import sensai_serve
 from sensai_serve.assignment import full
-from sensai_serve.merge.collector import merge
+from sensai_serve.merge import merge
 from serving.backends import Cause
 from serving.engine.health import State
 from serving.placement.place import place

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from sensai_serve.assignment import Assignment, cyclic
 from sensai_serve.fit_thresholds import fit_thresholds
 from sensai_serve.lost_workers import ScoredInputs, accuracy
-from sensai_serve.merge import Collector, MergePlan
-from sensai_serve.merge.collector import merge
+from sensai_serve.merge import Collector, MergePlan, merge
 from sensai_serve.merge.rules import find_rule
 from sensai_serve.plugins import available
 
@@ -55,7 +54,7 @@ def labels(plan: MergePlan, scores: dict[int, np.ndarray]) -> list[bool]:
 
 
 def feed(plan: MergePlan, scores: list[np.ndarray], events: Events) -> Collector:
-    collector = plan.collect(1, "decided")
+    collector = Collector(plan, 1, "decided")
     for worker, arrives in events:
         if collector.done:
             break
@@ -155,7 +154,7 @@ def test_many_inputs_get_what_each_gets_alone(rule: str, request_) -> None:
 @every_rule
 def test_clear_labels_are_decided_before_all_arrive(rule: str) -> None:
     plan = MergePlan(cyclic(10, (0, 1, 3)), rule, task="multilabel")
-    collector = plan.collect()
+    collector = Collector(plan)
     for worker, row in enumerate(plan.assignment.rows):
         if not collector.done and worker != 9:
             collector.add(worker, np.array([[float(c in (4, 6)) for c in row]], np.float32))

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from sensai_serve.assignment import Assignment, cyclic
 from sensai_serve.fit_confidence import fit_confidence
 from sensai_serve.lost_workers import ScoredInputs
-from sensai_serve.merge import Collector, MergePlan, Wait
-from sensai_serve.merge.collector import merge
+from sensai_serve.merge import Collector, MergePlan, Wait, merge
 from sensai_serve.merge.confidence import Confidence, least_copies
 from sensai_serve.plugins import available
 
@@ -54,7 +53,7 @@ def merged(plan: MergePlan, scores: Scores) -> int:
 
 
 def feed(plan: MergePlan, scores: list[np.ndarray], events: list[tuple[int, bool]]):
-    collector = plan.collect(1, "decided")
+    collector = Collector(plan, 1, "decided")
     for worker, arrives in events:
         if collector.done:
             break
@@ -70,7 +69,7 @@ def feed(plan: MergePlan, scores: list[np.ndarray], events: list[tuple[int, bool
 def test_workers_asked_in_the_most_decisive_order_say_what_all_would(rule: str, request_) -> None:
     assignment, scores, events = request_
     plan = MergePlan(assignment, rule)
-    collector, left = plan.collect(1, "decided"), [worker for worker, arrives in events if arrives]
+    collector, left = Collector(plan, 1, "decided"), [worker for worker, arrives in events if arrives]
     present = {worker: scores[worker] for worker in left}
     for worker, arrives in events:
         if not arrives:
@@ -145,7 +144,7 @@ def test_order_of_arrival_changes_nothing(rule: str, request_) -> None:
     assignment, scores, events = request_
     plan, answers = MergePlan(assignment, rule), []
     for order in (events, events[::-1], sorted(events)):
-        collector = plan.collect(1, "all")
+        collector = Collector(plan, 1, "all")
         for worker, arrives in order:
             if arrives:
                 collector.add(worker, scores[worker])
@@ -182,7 +181,7 @@ def test_an_answer_makes_sense(rule: str, request_) -> None:
 @every_rule
 def test_a_clear_answer_is_decided_before_all_arrive(rule: str) -> None:
     plan = MergePlan(cyclic(10, (0, 1, 3)), rule)
-    collector = plan.collect()
+    collector = Collector(plan)
     for worker, row in enumerate(plan.assignment.rows):
         collector.add(worker, np.array([[1.0 if c == 4 else 0.0 for c in row]], np.float32))
         if collector.done:
@@ -215,7 +214,7 @@ def scored(draw: st.DrawFn) -> tuple[Assignment, list[np.ndarray]]:
 
 def stop(plan: MergePlan, scores: list[np.ndarray], at: int, wait: Wait) -> Collector:
     """One input's merge when the workers of the plan's order arrive one by one."""
-    collector = plan.collect(1, wait)
+    collector = Collector(plan, 1, wait)
     for worker in plan.order:
         if collector.done:
             break
@@ -258,7 +257,7 @@ def test_thresholds_that_nothing_reaches_wait_for_all(rule: str, request_) -> No
     never = Confidence((np.inf,) * 5, tuple(range(assignment.n_workers)), 0.999, 1, (0.0,) * 5)
     plan, answers = MergePlan(assignment, rule, confidence=never), []
     for wait in ("confident", "all"):
-        collector = plan.collect(1, wait)
+        collector = Collector(plan, 1, wait)
         for worker, arrives in events:
             assert not collector.done
             if arrives:

@@ -14,8 +14,7 @@ import sensai_serve
 from sensai_serve.assignment import full
 from sensai_serve.bundles import Bundle
 from sensai_serve.errors import BundleError, RequestError
-from sensai_serve.merge import Answer
-from sensai_serve.merge.collector import merge
+from sensai_serve.merge import Answer, merge
 from sensai_serve.merge.confidence import lead
 from serving.backends import Cause
 from serving.engine.gateway import Gateway

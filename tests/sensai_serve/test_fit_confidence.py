@@ -14,8 +14,7 @@ from sensai_serve.assignment import Assignment, binary, cyclic, full
 from sensai_serve.errors import InputError, RequestError
 from sensai_serve.fit_confidence import fit_confidence
 from sensai_serve.lost_workers import ScoredInputs
-from sensai_serve.merge import MergePlan
-from sensai_serve.merge.collector import merge
+from sensai_serve.merge import Collector, MergePlan, merge
 from sensai_serve.merge.confidence import Confidence, lead, least_copies
 from sensai_serve.merge.order import ask_order
 
@@ -59,7 +58,7 @@ def test_without_copies_or_inputs_there_is_nothing_to_fit() -> None:
 def test_a_class_that_nobody_has_scored_makes_an_answer_unsure() -> None:
     assignment = cyclic(4, (0, 1))
     plan = MergePlan(assignment, confidence=Confidence((0.0,), (0, 2, 1, 3), 0.999, 1, (1.0,)))
-    collector = plan.collect(1, "confident")
+    collector = Collector(plan, 1, "confident")
     collector.add(0, np.array([[0.6, 0.0]], np.float32))
     assert not collector.done
     collector.add(2, np.array([[0.0, 0.0]], np.float32))
@@ -71,7 +70,7 @@ def test_a_class_that_nobody_has_scored_makes_an_answer_unsure() -> None:
 
 def test_a_class_whose_copies_are_lost_is_not_waited_for() -> None:
     plan = MergePlan(cyclic(4, (0, 1)), confidence=Confidence((0.5,), (0, 2, 1, 3), 0.999, 1, (1.0,)))
-    collector = plan.collect(1, "confident")
+    collector = Collector(plan, 1, "confident")
     for worker in (2, 1):  # the copies of class 2
         collector.erase(worker)
     collector.add(3, np.array([[0.0, 0.9]], np.float32))
@@ -83,7 +82,7 @@ def test_a_class_whose_copies_are_lost_is_not_waited_for() -> None:
 
 def test_a_batch_stops_when_each_of_its_inputs_was_sure() -> None:
     plan = replace(TWO, confidence=Confidence((0.5, 0.1), (0, 1, 2), 0.999, 1, (0.5, 0.1)))
-    collector = plan.collect(2, "confident")
+    collector = Collector(plan, 2, "confident")
     collector.add(0, rows(0.9, 0.6))
     assert not collector.done
     collector.add(1, rows(0.5, 0.9))
@@ -93,7 +92,7 @@ def test_a_batch_stops_when_each_of_its_inputs_was_sure() -> None:
 
 def test_an_early_answer_that_is_decided_is_exact() -> None:
     plan = replace(TWO, confidence=Confidence((1.0, 0.5), (0, 1, 2), 0.999, 1, (0.5, 0.1)))
-    collector = plan.collect(1, "confident")
+    collector = Collector(plan, 1, "confident")
     for worker in (0, 1):
         collector.add(worker, rows(1.0))
     answer = collector.answer()
@@ -102,7 +101,7 @@ def test_an_early_answer_that_is_decided_is_exact() -> None:
 
 def test_confident_without_thresholds_is_refused() -> None:
     with pytest.raises(RequestError, match=r"no thresholds for it, expected one of decided, all, quorum, first$"):
-        TWO.collect(1, "confident")
+        Collector(TWO, 1, "confident")
 
 
 def test_workers_are_asked_so_that_classes_are_covered_evenly() -> None:
@@ -147,7 +146,7 @@ def test_no_smaller_lead_would_do(seed: int, agreement: float) -> None:
         list[tuple[float, bool]]
     ] = []  # of each input, while every class has one copy: lead, and if it is right
     for at in range(15):
-        collector, whole, trace = plan.collect(1, "all"), merge(plan, [s[at : at + 1] for s in scores]), []
+        collector, whole, trace = Collector(plan, 1, "all"), merge(plan, [s[at : at + 1] for s in scores]), []
         for worker in found.order:
             collector.add(worker, scores[worker][at : at + 1])
             answer = collector.answer()

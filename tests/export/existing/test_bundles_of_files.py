@@ -22,8 +22,7 @@ from sensai_serve.assignment import full
 from sensai_serve.cli.main import main
 from sensai_serve.errors import DataError, InputError, OutputExistsError
 from sensai_serve.guarantees import guarantees
-from sensai_serve.merge import MergePlan
-from sensai_serve.merge.collector import merge
+from sensai_serve.merge import MergePlan, merge
 from sensai_serve.preprocess import normalise
 from serving.backends.ort.fused import Fused
 from serving.backends.ort.inline import share_run

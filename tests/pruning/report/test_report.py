@@ -22,8 +22,7 @@ from pruning.report import facts
 from pruning.report.copies import compare
 from sensai_serve.cli.main import main
 from sensai_serve.evaluation import EVALUATION
-from sensai_serve.merge import MergePlan
-from sensai_serve.merge.collector import merge
+from sensai_serve.merge import MergePlan, merge
 from sensai_serve.preprocess import normalise
 
 

@@ -27,7 +27,7 @@ from sensai_serve import load
 from sensai_serve.bundles import Bundle
 from sensai_serve.cli.main import main
 from sensai_serve.errors import InputError
-from sensai_serve.merge.collector import merge
+from sensai_serve.merge import merge
 from sensai_serve.preprocess import normalise
 
 OPTIONS = ("--data", "wine", "--model", "mlp", "--macs", "0.5", "--passes", "900", "--batch", "32", "--threads", "1")

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from sensai_serve.assignment import Assignment, binary, cyclic
 from sensai_serve.errors import RequestError
-from sensai_serve.merge import WAITS, MergePlan, parse_wait
-from sensai_serve.merge.collector import merge
+from sensai_serve.merge import WAITS, Collector, MergePlan, merge, parse_wait
 
 
 def naive_class(plan: MergePlan, scores: dict[int, np.ndarray]) -> int:
@@ -58,7 +57,7 @@ def requests(draw: st.DrawFn) -> tuple[MergePlan, list[np.ndarray], list[tuple[i
 @given(requests())
 def test_decided_is_what_waiting_for_all_would_have_said(request_: tuple) -> None:
     plan, scores, events = request_
-    collector = plan.collect(1, "decided")
+    collector = Collector(plan, 1, "decided")
     early = None
     for worker, arrives in events:
         if arrives:
@@ -97,7 +96,7 @@ def one_hot(plan: MergePlan, label: int) -> list[np.ndarray]:
 @pytest.mark.parametrize(("wait", "copies"), [("all", 3), ("quorum", 2), ("first", 1)])
 def test_waits_end_with_the_arrival_that_gives_every_class_its_copies(wait: str, copies: int) -> None:
     plan = MergePlan(cyclic(10, (0, 1, 3)))
-    collector = plan.collect(1, parse_wait(wait))
+    collector = Collector(plan, 1, parse_wait(wait))
     for worker, scores in enumerate(one_hot(plan, 4)):
         assert collector.answer().copies[0].min() < copies
         collector.add(worker, scores)
@@ -108,7 +107,7 @@ def test_waits_end_with_the_arrival_that_gives_every_class_its_copies(wait: str,
 
 def test_a_clear_vote_is_decided_before_all_arrive_and_says_so() -> None:
     plan = MergePlan(cyclic(10, (0, 1, 3)))
-    collector = plan.collect()
+    collector = Collector(plan)
     fed = 0
     for worker, scores in enumerate(one_hot(plan, 4)):
         if collector.done:
@@ -124,7 +123,7 @@ def test_a_clear_vote_is_decided_before_all_arrive_and_says_so() -> None:
 
 def test_without_redundancy_every_copy_is_awaited() -> None:
     plan = MergePlan(binary(4))
-    collector = plan.collect()
+    collector = Collector(plan)
     for worker, scores in enumerate(one_hot(plan, 0)):
         assert not collector.done
         collector.add(worker, scores)
@@ -135,7 +134,7 @@ def test_without_redundancy_every_copy_is_awaited() -> None:
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, -0.001, 1.001])
 def test_a_score_that_is_none_erases_its_worker(bad: float) -> None:
     plan = MergePlan(cyclic(10, (0, 1, 3)))
-    collector = plan.collect(1, "all")
+    collector = Collector(plan, 1, "all")
     for worker, scores in enumerate(one_hot(plan, 4)):
         given = scores.copy()
         if worker == 3:  # covers class 4
@@ -149,7 +148,7 @@ def test_a_score_that_is_none_erases_its_worker(bad: float) -> None:
 
 def test_scores_of_another_shape_erase_their_worker() -> None:
     plan = MergePlan(binary(2))
-    collector = plan.collect(1, "all")
+    collector = Collector(plan, 1, "all")
     assert not collector.add(0, np.zeros((1, 2), np.float32))
     assert collector.add(1, np.zeros((1, 1), np.float32))
     assert collector.uncovered == (0,)
@@ -179,7 +178,7 @@ def test_ties_go_to_the_lower_index_and_votes_beat_means() -> None:
 
 def test_late_and_repeated_scores_change_nothing() -> None:
     plan = MergePlan(binary(2))
-    collector = plan.collect(1, "all")
+    collector = Collector(plan, 1, "all")
     first, other = np.array([[0.9]], np.float32), np.array([[0.1]], np.float32)
     collector.add(0, first)
     collector.add(0, other)

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from sensai_serve.assignment import Assignment, cyclic
 from sensai_serve.errors import PluginError
-from sensai_serve.merge import MergePlan
-from sensai_serve.merge.collector import merge
+from sensai_serve.merge import Collector, MergePlan, merge
 from sensai_serve.merge.rules import ALLOWED, CopyLayout, _many_classes, allow, find_rule, majority, make_layout
 from sensai_serve.merge.rules.log import CLIP
 
@@ -113,7 +112,7 @@ def test_an_answer_over_many_classes_is_what_the_rule_says_of_its_copies(n_class
     for _ in range(20):
         scores = [random.random((1, width), np.float32) for width in plan.widths]
         scores[int(random.integers(7))][0, 0] = np.nan
-        collector, rule = plan.collect(), majority.Rule(plan.layout)
+        collector, rule = Collector(plan), majority.Rule(plan.layout)
         for worker, given_ in enumerate(scores):
             if collector.done:
                 break

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sensai_serve.assignment import Assignment
-from sensai_serve.merge import Answer, MergePlan, Wait
+from sensai_serve.merge import Answer, Collector, MergePlan, Wait
 from serving.engine.admission import Admission
 from serving.engine.at_once import WAITS, AtOnce
 from serving.engine.health import State, WorkerHealth
@@ -46,7 +46,7 @@ def at_once(plan: MergePlan, scores: list[float] | None, admission: Admission | 
 
 def collected(plan: MergePlan, scores: list[float], wait: Wait) -> Answer:
     """The answer of a collector that is given one worker's scores after the other's until it wants no more."""
-    collector = plan.collect(1, wait)
+    collector = Collector(plan, 1, wait)
     for worker, (start, end) in enumerate(itertools.pairwise(itertools.accumulate(plan.widths, initial=0))):
         collector.add(worker, np.array([scores[start:end]], np.float32))
         if collector.done:

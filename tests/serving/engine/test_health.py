@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from sensai_serve.assignment import binary, cyclic, full
-from sensai_serve.merge import MergePlan
-from sensai_serve.merge.collector import merge
+from sensai_serve.merge import MergePlan, merge
 from serving.engine.health import FAILED_RUNS, RECOVERED_PROBES, SLOW_SAMPLES, Health, State, disagreements
 
 
