@@ -18,7 +18,7 @@ from export.parity import check_parity
 from export.sessions import session
 from export.to_onnx import OUTPUT, to_onnx
 from pruning import heads, models
-from pruning.cutting.channels import measure
+from pruning.cutting.size import measure
 from pruning.data import Dataset, Labels
 from pruning.heads import Subnet
 from pruning.run import Run

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from export.to_onnx import tensors
 from pruning import heads, models
 from pruning.cutting.blocks import remove_blocks
-from pruning.cutting.channels import Cut, apply_cut, output_layer
+from pruning.cutting.cut import Cut, apply_cut
+from pruning.cutting.graph import output_layer
 from pruning.cutting.layers import count_outputs
 from pruning.heads import Subnet, replace_output
 from pruning.run import Run

@@ -29,7 +29,9 @@ from torch import Tensor, nn
 
 from pruning import data, heads, models
 from pruning.cutting.blocks import remove_blocks
-from pruning.cutting.channels import Cut, Size, apply_cut, output_layer
+from pruning.cutting.cut import Cut, apply_cut
+from pruning.cutting.graph import output_layer
+from pruning.cutting.size import Size
 from pruning.data import Dataset, Labels
 from pruning.heads import Subnet, replace_output
 from pruning.limits import enough_disk

@@ -1,9 +1,9 @@
-"""Cuts channels out of a network of any architecture: the dependency graph says which can only be cut together."""
+"""Finds what can be cut out of a network of any architecture: groups of channels that only go together."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,15 +12,12 @@ import torch
 from torch import nn
 
 from pruning.criteria import Floats, Member
-from pruning.cutting.graph import bounded_walks, dependency_graph, example, first_line, watching
+from pruning.cutting.cut import Cut, apply_cut
+from pruning.cutting.graph import bounded_walks, dependency_graph, example, first_line, output_layer, watching
 from pruning.cutting.layers import MAKERS, PRUNABLE, count_outputs, is_depthwise
-from pruning.cutting.operations import count_operations
-from pruning.limits import is_out_of_memory
-from pruning.models import ClassLogits, direct_layers, kind_of
+from pruning.models import ClassLogits, kind_of
 from sensai_serve.errors import ModelError
 
-Cut = Mapping[str, tuple[int, ...]]
-"""The output channels that stay, ascending, by the name of the channel group."""
 PART_COUNTS = (1, 2, 3, 4, 6, 8, 12, 16)
 """Numbers of equal parts, attention heads mostly, that are tried for a group."""
 HEAD_TOLERANCE = 1e-3
@@ -45,16 +42,6 @@ class ChannelGroup:
     """Batch and layer normalisations that scale the channels."""
     block: int = 1
     """Channels side by side of which all or none stay: those of an attention head whose size is written in code."""
-
-
-@dataclass(frozen=True)
-class Size:
-    """Size of a network."""
-
-    macs: int
-    """Multiply-accumulate operations for one input."""
-    parameters: int
-    """Number of weights."""
 
 
 def find_channel_groups(model: nn.Module, input_shape: Sequence[int]) -> list[ChannelGroup]:
@@ -240,17 +227,6 @@ def _trial(bare: nn.Module, groups: Sequence[ChannelGroup], input_shape: Sequenc
     return ""
 
 
-def output_layer(model: nn.Module, input_shape: Sequence[int]) -> str:
-    """Name of the layer that makes the logits: the last convolution or linear layer that they come of.
-
-    Raises:
-        ModelError: there is none.
-    """
-    if not (layers := direct_layers(model.eval(), example(model, input_shape))):
-        raise ModelError("model: has no convolution and no linear layer, nothing to cut")
-    return layers[-1]
-
-
 def alike_in_parts(group: ChannelGroup, importance: Floats) -> Floats:
     """Importance [group.channels], each channel's replaced by the mean over the channels that it stays or goes with.
 
@@ -270,54 +246,3 @@ def kept_outputs(groups: Sequence[ChannelGroup], cut: Cut) -> dict[str, list[int
             stays = member.positions[np.isin(member.channels, cut[group.layer])]
             kept[member.layer] = sorted({*kept.get(member.layer, ()), *map(int, stays)})
     return kept
-
-
-def apply_cut(model: nn.Module, cut: Cut, input_shape: Sequence[int]) -> nn.Module:
-    """A copy of `model` with only the channels of `cut` left.
-
-    Raises:
-        ModelError: the cut is not of this network, or leaves a layer without channels.
-    """
-    model = copy.deepcopy(model)
-    graph = dependency_graph(model, input_shape)
-    for name, kept in cut.items():
-        try:
-            layer = model.get_submodule(name)
-        except AttributeError:
-            raise ModelError(f"cut: the model has no layer {name}") from None
-        pruner = graph.get_pruner_of_module(layer)
-        n_channels = None if pruner is None else graph.get_out_channels(layer)
-        if n_channels is None or not kept or max(kept) >= n_channels:
-            raise ModelError(f"cut: layer {name} has {n_channels} channels, expected some of them to stay, not {kept}")
-        if gone := sorted(set(range(n_channels)) - set(kept)):
-            graph.get_pruning_group(layer, pruner.prune_out_channels, gone).prune(record_history=False)
-    return model
-
-
-def compose(first: Mapping[str, Sequence[int]], second: Cut) -> Cut:
-    """The one cut that does what `first` does and then `second` to what is left.
-
-    Args:
-        first: channels that stay, by layer, for at least the layers of `second` that lost outputs: a cut, or its
-            `kept_outputs`.
-        second: a cut of all groups that are left.
-    """
-    return {name: tuple(first[name][i] for i in kept) if name in first else kept for name, kept in second.items()}
-
-
-def measure(model: nn.Module, input_shape: Sequence[int]) -> Size:
-    """Size of a network for inputs of `input_shape` (without the batch axis).
-
-    Raises:
-        ModelError: the network does not run; names the module.
-    """
-    with watching(model) as running:
-        try:
-            macs, parameters = count_operations(model, example(model, input_shape))
-        except Exception as error:  # whatever code makes of a size that it does not expect
-            if is_out_of_memory(error):
-                raise
-            raise ModelError(
-                f"model: {running()} does not run ({first_line(error)}), expected sizes that follow its layers"
-            ) from None
-    return Size(int(macs), int(parameters))

@@ -1,4 +1,4 @@
-"""Follows a network: torch-pruning's dependency graph of it, and the module to blame where that fails.
+"""Follows a network: its dependency graph, its output layer, and the module to blame where torch-pruning fails.
 
 Source of the graph: Fang et al., "DepGraph: Towards Any Structural Pruning", 2023,
 https://arxiv.org/abs/2301.12900.
@@ -19,7 +19,7 @@ from torch_pruning.dependency.group import Group
 from pruning.cutting.layouts import correct_layouts
 from pruning.cutting.pruners import pruners
 from pruning.cutting.recurrent import stood_in_for
-from pruning.models import kind_of
+from pruning.models import direct_layers, kind_of
 from sensai_serve.errors import ModelError
 
 VISITS, LEAST_VISITS = 16, 1000
@@ -53,6 +53,17 @@ def dependency_graph(model: nn.Module, input_shape: Sequence[int]) -> Any:
                 f"model: torch-pruning cannot follow {running()} ({first_line(error)}), expected operators that it "
                 "knows, each run the same way for every input"
             ) from None
+
+
+def output_layer(model: nn.Module, input_shape: Sequence[int]) -> str:
+    """Name of the layer that makes the logits: the last convolution or linear layer that they come of.
+
+    Raises:
+        ModelError: there is none.
+    """
+    if not (layers := direct_layers(model.eval(), example(model, input_shape))):
+        raise ModelError("model: has no convolution and no linear layer, nothing to cut")
+    return layers[-1]
 
 
 @contextmanager

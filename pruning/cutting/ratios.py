@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pruning.criteria import Floats
-from pruning.cutting.channels import ChannelGroup, Cut
+from pruning.cutting.channels import ChannelGroup
+from pruning.cutting.cut import Cut
 from sensai_serve.errors import ModelError
 
 

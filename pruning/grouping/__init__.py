@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from pruning.cutting.channels import output_layer
+from pruning.cutting.graph import output_layer
 from pruning.data import Dataset, Labels, examples_of_each, has_label
 from pruning.training.loop import infer
 from sensai_serve.errors import AssignmentError

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from pruning import heads
-from pruning.cutting.channels import Size, measure, output_layer
+from pruning.cutting.graph import output_layer
+from pruning.cutting.size import Size, measure
 from pruning.executors import Slot
 from pruning.heads import replace_output
 from pruning.limits import enough_memory

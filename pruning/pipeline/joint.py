@@ -13,7 +13,8 @@ import numpy as np
 from torch import Tensor
 
 from pruning import heads
-from pruning.cutting.channels import measure, output_layer
+from pruning.cutting.graph import output_layer
+from pruning.cutting.size import measure
 from pruning.heads import Subnet
 from pruning.pipeline.subnet import calibrate, distillation
 from pruning.pipeline.teacher import TeacherLogits

@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from pruning import heads
-from pruning.cutting.channels import apply_cut, measure, output_layer
-from pruning.cutting.graph import first_line, watching
+from pruning.cutting.cut import apply_cut
+from pruning.cutting.graph import first_line, output_layer, watching
 from pruning.cutting.ratios import cut_to_ratio
+from pruning.cutting.size import measure
 from pruning.heads import replace_output
 from pruning.limits import enough_memory, is_out_of_memory
 from pruning.models import kind_of

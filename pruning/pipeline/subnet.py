@@ -12,8 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pruning import heads
-from pruning.cutting.channels import Cut, apply_cut, compose, kept_outputs, measure, output_layer
+from pruning.cutting.channels import kept_outputs
+from pruning.cutting.cut import Cut, apply_cut, compose
+from pruning.cutting.graph import output_layer
 from pruning.cutting.reconstruct import reconstruct
+from pruning.cutting.size import measure
 from pruning.heads import Head, Subnet, replace_output
 from pruning.pipeline.teacher import TeacherLogits, make_teacher
 from pruning.planning.plan import RunPlan

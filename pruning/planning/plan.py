@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from pruning import data, models
-from pruning.cutting.channels import Size, measure
 from pruning.cutting.profile import some_of_each_class
+from pruning.cutting.size import Size, measure
 from pruning.data import Dataset, Labels
 from pruning.grouping import Classes, Group, check_groups
 from pruning.heads import check_head

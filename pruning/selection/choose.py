@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from pruning.criteria import Criterion, Floats, Thresholds
-from pruning.cutting.channels import ChannelGroup, Cut, alike_in_parts
+from pruning.cutting.channels import ChannelGroup, alike_in_parts
+from pruning.cutting.cut import Cut
 from pruning.cutting.evidence import gather_evidence
 from pruning.cutting.ratios import cut_below_threshold, cut_to_ratio
 from pruning.selection.source import SourceNetwork, Trimmed

@@ -13,7 +13,8 @@ from torch import nn
 
 from pruning import heads
 from pruning.cutting.blocks import find_blocks, trace
-from pruning.cutting.channels import Cut, apply_cut, output_layer
+from pruning.cutting.cut import Cut, apply_cut
+from pruning.cutting.graph import output_layer
 from pruning.cutting.ratios import cut_to_ratio, search_ratio
 from pruning.heads import Subnet, replace_output
 from pruning.planning.plan import RunPlan

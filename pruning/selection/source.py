@@ -11,9 +11,11 @@ from torch import nn
 
 from pruning.criteria import Floats
 from pruning.cutting.blocks import block_importance, find_blocks, remove_blocks, trace
-from pruning.cutting.channels import ChannelGroup, Cut, Size, apply_cut, find_channel_groups, kept_outputs, measure
+from pruning.cutting.channels import ChannelGroup, find_channel_groups, kept_outputs
+from pruning.cutting.cut import Cut, apply_cut
 from pruning.cutting.profile import Profile, profile, some_of_each_class
 from pruning.cutting.ratios import cut_to_ratio, search_ratio
+from pruning.cutting.size import Size, measure
 from pruning.data import Labels
 from pruning.planning.plan import RunPlan
 from pruning.progress import OnProgress, silent

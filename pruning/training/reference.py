@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pruning import data, heads, models
-from pruning.cutting.channels import measure
+from pruning.cutting.size import measure
 from pruning.data import Dataset
 from pruning.limits import enough_memory
 from pruning.recipe import Optimiser, Precision

@@ -13,8 +13,11 @@ from export.assemble import export
 from export.networks import MULTIPLES, Exporter, least_padding
 from export.padding import padded
 from pruning import data, heads, models
-from pruning.cutting.channels import apply_cut, find_channel_groups, measure, output_layer
+from pruning.cutting.channels import find_channel_groups
+from pruning.cutting.cut import apply_cut
+from pruning.cutting.graph import output_layer
 from pruning.cutting.ratios import cut_to_ratio
+from pruning.cutting.size import measure
 from pruning.heads import replace_output
 from pruning.pipeline.prune import prune_reference
 from pruning.planning.plan import make_plan

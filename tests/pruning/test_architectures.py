@@ -16,7 +16,8 @@ from export.parity import check_parity
 from export.to_onnx import to_onnx
 from pruning import models
 from pruning.cutting.blocks import find_blocks, trace
-from pruning.cutting.channels import ChannelGroup, apply_cut, find_channel_groups
+from pruning.cutting.channels import ChannelGroup, find_channel_groups
+from pruning.cutting.cut import apply_cut
 from pruning.cutting.ratios import cut_to_ratio
 from pruning.pipeline.prune import prune_reference
 from pruning.planning.plan import make_plan

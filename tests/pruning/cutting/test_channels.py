@@ -10,16 +10,12 @@ from torch import Tensor, nn
 
 from pruning import models
 from pruning.criteria import Statistics
-from pruning.cutting.channels import (
-    ChannelGroup,
-    apply_cut,
-    compose,
-    find_channel_groups,
-    measure,
-    output_layer,
-)
+from pruning.cutting.channels import ChannelGroup, find_channel_groups
+from pruning.cutting.cut import apply_cut, compose
 from pruning.cutting.evidence import gather_evidence
+from pruning.cutting.graph import output_layer
 from pruning.cutting.ratios import cut_below_threshold, cut_to_ratio, search_ratio
+from pruning.cutting.size import measure
 from sensai_serve.errors import ModelError
 
 IMAGE = (3, 32, 32)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pruning import models
-from pruning.cutting.channels import apply_cut, find_channel_groups, kept_outputs
+from pruning.cutting.channels import find_channel_groups, kept_outputs
+from pruning.cutting.cut import apply_cut
 from pruning.cutting.ratios import cut_to_ratio
 from pruning.cutting.reconstruct import reconstruct
 

@@ -15,11 +15,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import sequences
 
 from pruning.criteria import Member
-from pruning.cutting.channels import ChannelGroup, apply_cut, find_channel_groups, measure
+from pruning.cutting.channels import ChannelGroup, find_channel_groups
+from pruning.cutting.cut import apply_cut
 from pruning.cutting.evidence import gather_evidence
 from pruning.cutting.layers import count_outputs
 from pruning.cutting.ratios import cut_to_ratio
 from pruning.cutting.reconstruct import reconstruct
+from pruning.cutting.size import measure
 from sensai_serve.errors import ModelError
 
 SHAPE = (12, sequences.READINGS)

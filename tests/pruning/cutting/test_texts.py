@@ -10,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pruning.cutting.channels import alike_in_parts, apply_cut, find_channel_groups, measure
+from pruning.cutting.channels import alike_in_parts, find_channel_groups
+from pruning.cutting.cut import apply_cut
 from pruning.cutting.profile import profile
 from pruning.cutting.ratios import cut_below_threshold, cut_to_ratio
+from pruning.cutting.size import measure
 from pruning.data import Dataset
 from pruning.models._adapted import Adapted
 from pruning.models._outputs import with_logits

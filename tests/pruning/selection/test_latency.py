@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from pruning import models
-from pruning.cutting.channels import measure
+from pruning.cutting.size import measure
 from pruning.pipeline.prune import prune_reference
 from pruning.planning.plan import RunPlan, make_plan
 from pruning.recipe import Recipe

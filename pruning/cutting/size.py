@@ -1,22 +1,48 @@
-"""Counts the multiply-accumulate operations and weights of a network."""
+"""The size of a network: its multiply-accumulate operations and weights, counted."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch_pruning.utils import op_counter
 
+from pruning.cutting.graph import example, first_line, watching
 from pruning.cutting.layers import RECURRENT
+from pruning.limits import is_out_of_memory
+from sensai_serve.errors import ModelError
 
 
-def count_operations(model: nn.Module, inputs: Tensor) -> tuple[int, int]:
-    """Multiply-accumulate operations for `inputs`, as torch-pruning counts them, and number of weights."""
-    with _own_counters():
-        macs, parameters = op_counter.count_ops_and_params(model, inputs)
-    return int(macs), int(parameters)
+@dataclass(frozen=True)
+class Size:
+    """Size of a network."""
+
+    macs: int
+    """Multiply-accumulate operations for one input."""
+    parameters: int
+    """Number of weights."""
+
+
+def measure(model: nn.Module, input_shape: Sequence[int]) -> Size:
+    """Size of a network, as torch-pruning counts it, for inputs of `input_shape` (without the batch axis).
+
+    Raises:
+        ModelError: the network does not run; names the module.
+    """
+    with watching(model) as running:
+        try:
+            with _own_counters():
+                macs, parameters = op_counter.count_ops_and_params(model, example(model, input_shape))
+        except Exception as error:  # whatever code makes of a size that it does not expect
+            if is_out_of_memory(error):
+                raise
+            raise ModelError(
+                f"model: {running()} does not run ({first_line(error)}), expected sizes that follow its layers"
+            ) from None
+    return Size(int(macs), int(parameters))
 
 
 @contextmanager
