@@ -77,7 +77,8 @@ def node(
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its library would write lines of its own to stderr
     from sensai_serve.errors import InputError
     from serving.address import Address
-    from serving.node.node import Node, NodeOptions
+    from serving.node.node import Node
+    from serving.node.options import NodeOptions
     from serving.node.server import run
     from serving.placement.worker_map import parse_ids, parse_workers, workers_on
     from serving.runtime.devices import default_devices, parse_device

@@ -28,9 +28,10 @@ from serving.backends.remote.message import (
     output_name,
 )
 from serving.backends.remote.pieces import MOST_PIECES, PiecedInput
-from serving.node.node import Node, Version
+from serving.node.node import Node
 from serving.node.relaying import NodesBelow, endpoint_below
 from serving.node.stream_task import StreamTask, TracedRuns, read_input
+from serving.node.version import Version
 from serving.runtime.trace_context import TRACEPARENT, continued
 from serving.transports.grpc.bounds import bounded_parser
 

@@ -11,7 +11,7 @@ from serving.backends.remote.branch import Branch, decode, digest_of
 from serving.backends.remote.grpc import RemoteGrpcConnection
 from serving.backends.remote.pieces import PiecedInput
 from serving.backends.remote.server import RemoteConnection, RemoteServer, WorkerReports
-from serving.node.node import Version
+from serving.node.version import Version
 from serving.runtime.endpoint import Security, WorkerEndpoint, parse_endpoint
 
 

@@ -24,8 +24,9 @@ from sensai_serve.remote import BUNDLE, SCORES, WORKER, checksum_key, model_name
 from serving.backends import Cause, Scores
 from serving.backends.remote.message import RELAYS, TAKES_PIECES, TREE_VERSION, WORKERS, output_name
 from serving.node.gateway_stream import GatewayStream
-from serving.node.node import Node, Version
+from serving.node.node import Node
 from serving.node.stream_task import StreamTask, read_input
+from serving.node.version import Version
 from serving.v2.metadata import data_type
 from serving.v2.status import describe
 

@@ -13,7 +13,7 @@ from tritonclient.grpc import service_pb2 as pb
 from sensai_serve.errors import RequestError
 from sensai_serve.tensors import Array, Inputs, agree, inputs_of
 from serving.backends import Cause, Scores
-from serving.node.node import Version
+from serving.node.version import Version
 from serving.runtime.trace_context import TraceContext
 from serving.v2.decode_named import matched
 from serving.v2.tensors import check_input, from_bytes

@@ -29,7 +29,8 @@ import sensai_serve
 from sensai_serve.bundles import Bundle
 from sensai_serve.cli.main import main
 from serving.address import Address
-from serving.node.node import Node, NodeOptions
+from serving.node.node import Node
+from serving.node.options import NodeOptions
 from serving.node.server import serving
 from serving.runtime.devices import parse_device
 from serving.runtime.endpoint import Security

@@ -16,7 +16,8 @@ import pytest
 import sensai_serve
 from serving.address import Address
 from serving.engine.health import State
-from serving.node.node import Node, NodeOptions
+from serving.node.node import Node
+from serving.node.options import NodeOptions
 from serving.node.server import serving as node_serving
 from serving.runtime.devices import parse_device
 from tests.fixtures.relay_nodes import Link

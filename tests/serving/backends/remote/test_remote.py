@@ -13,7 +13,8 @@ import pytest
 
 import sensai_serve
 from sensai_serve.cli.main import main
-from serving.node.node import Node, NodeOptions
+from serving.node.node import Node
+from serving.node.options import NodeOptions
 from serving.node.server import serving as node_serving
 from serving.runtime.devices import parse_device
 from serving.runtime.faults import parse_fault

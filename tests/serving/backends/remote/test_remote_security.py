@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 import sensai_serve
-from serving.node.node import Node, NodeOptions
+from serving.node.node import Node
+from serving.node.options import NodeOptions
 from serving.node.server import serving as node_serving
 from serving.runtime.devices import parse_device
 from serving.runtime.endpoint import Security
