@@ -1,22 +1,15 @@
-"""The work that all transports share: answering requests, counting them, controlling models."""
+"""The work that all transports share: answering requests and controlling models."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import logging
 import os
-from collections import defaultdict
-from collections.abc import Callable, Coroutine, Iterator, Mapping
-from time import perf_counter, perf_counter_ns
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Coroutine, Mapping
+from time import perf_counter_ns
+from typing import Any, TypeVar
 
 from sensai_serve.errors import BundleError, ControlOffError, RequestError, UnknownModelError, UnsupportedError
-from serving.engine.admission import client_address
-from serving.engine.at_once import AnsweredAtOnce
 from serving.engine.body_budget import BodyBudget
 from serving.engine.decoding import ImageDecoder
-from serving.engine.deferred import DeferredWrites
 from serving.engine.gateway import Gateway
 from serving.engine.pending import MaybePending, is_pending
 from serving.engine.reply import Reply
@@ -27,27 +20,18 @@ from serving.security.reloading import Reloadable
 from serving.settings import Settings
 from serving.telemetry.controls import LogFilter, Tracing
 from serving.telemetry.metrics import Metrics
-from serving.telemetry.recent import RecentRequests
 from serving.telemetry.recorder import Recorder
-from serving.telemetry.statistics import ModelStatistics, Stages
+from serving.telemetry.requests import RequestTelemetry
 from serving.v2 import InferRequest
 from serving.v2.shared_memory import Regions
-
-if TYPE_CHECKING:
-    from serving.telemetry.otlp.telemetry import OtlpTelemetry
 
 FORWARDED = frozenset((b"forwarded", b"x-forwarded-for", b"x-real-ip", b"via"))
 """Headers by which a proxy says that it passes a request on."""
 _T = TypeVar("_T")
-_Times = tuple[int, int, int, int]
-"""When a request was begun, decoded, answered and encoded (`time.perf_counter_ns`)."""
-_Replied = tuple[Gateway, InferRequest, Reply, _Times]
-_Entry = _Replied | tuple[Gateway, InferRequest, AnsweredAtOnce, _Times]
-_access = logging.getLogger("serving.access")
 
 
 class DataPlane:
-    """The served models with their statistics, metrics, log and trace settings. All calls from one event loop."""
+    """The served models, and what all transports need to answer for them. All calls from one event loop."""
 
     def __init__(self, repository: Repository, settings: Settings, inherited: InheritedSockets | None = None) -> None:
         """Make the data plane.
@@ -77,20 +61,13 @@ class DataPlane:
         self.images = ImageDecoder(limits.images, limits.in_flight, limits.decode_s)
         self.tracing = Tracing()
         self.logs = LogFilter()
-        self._metrics = Metrics(repository, self.tls)
-        self._deferred: DeferredWrites[_Entry] = DeferredWrites(self._record)
-        kept = settings.record
-        self._recorder = None if kept.folder is None else Recorder(kept.folder, kept.bytes, kept.margin)
         self.otlp = settings.otlp.open("sensai-serve")
         """Traces requests and sends metrics to a collector; None where none is given."""
-        self._metrics_s = settings.otlp.metrics_s
-        self._note: Callable[[_Replied], None] = self._deferred.add
-        if self._recorder is not None or self.otlp is not None:
-            self._note = self._note_for_all
-        self._access_log = settings.access_log
+        kept = settings.record
+        recorder = None if kept.folder is None else Recorder(kept.folder, kept.bytes, kept.margin)
+        metrics = Metrics(repository, self.tls)
+        self.telemetry = RequestTelemetry(metrics, self.tracing, recorder, self.otlp, access_log=settings.access_log)
         self._directory = settings.repository
-        self._statistics: defaultdict[tuple[str, str], ModelStatistics] = defaultdict(ModelStatistics)
-        self._watched: list[tuple[str, RecentRequests]] = []
 
     @property
     def secrets(self) -> list[Reloadable]:
@@ -107,28 +84,6 @@ class DataPlane:
             headers: the request's headers, names in lower case.
         """
         return self.regions if self._forwarded_share or FORWARDED.isdisjoint(headers) else self.no_regions
-
-    def metrics(self) -> bytes:
-        """The metrics in Prometheus' text format."""
-        self._deferred.flush()
-        return self._metrics.text()
-
-    def observe(self, transport: str, call: str, target: str, status: str, started: float) -> None:
-        """Count an answered request in the metrics, and write it to the access log where that is on.
-
-        Args:
-            transport: the transport's name, such as ``http``.
-            call: ``infer``, ``predict``, ``stream`` or ``other``.
-            target: method and path, for the access log.
-            status: the transport's status, such as ``200`` or ``OK``.
-            started: `time.perf_counter` when the request came.
-        """
-        seconds = perf_counter() - started
-        self._metrics.observe(transport, call, status, seconds)
-        if self._access_log:
-            milliseconds = round(seconds * 1000, 3)
-            more = {"transport": transport, "milliseconds": milliseconds, "client": client_address()}
-            _access.info("%s %s", target, status, extra=more)
 
     async def infer(
         self, gateway: Gateway, decode: Callable[[], InferRequest], encode: Callable[[InferRequest, Reply], _T]
@@ -162,7 +117,7 @@ class DataPlane:
             if not is_pending(reply):
                 return self._answered(gateway, request, reply, encode, (started, decoded))
         except BaseException as error:
-            self._failed(gateway, started, error)
+            self.telemetry.failed(gateway, started, error)
             raise
         return self._finish(gateway, request, reply, encode, (started, decoded))
 
@@ -177,7 +132,7 @@ class DataPlane:
         try:
             return self._answered(gateway, request, await reply, encode, times)
         except BaseException as error:
-            self._failed(gateway, times[0], error)
+            self.telemetry.failed(gateway, times[0], error)
             raise
 
     def _answered(
@@ -190,100 +145,8 @@ class DataPlane:
     ) -> _T:
         answered = perf_counter_ns()
         encoded = encode(request, reply)
-        self._note((gateway, request, reply, (*times, answered, perf_counter_ns())))
+        self.telemetry.answered((gateway, request, reply, (*times, answered, perf_counter_ns())))
         return encoded
-
-    def _note_for_all(self, entry: _Replied) -> None:
-        """Note an entry for the recorder and the collector too, where there are any."""
-        gateway, request, reply, times = entry
-        if self._recorder is not None:  # now: the memory of its inputs may be another request's in a moment
-            self._recorder.consider(gateway, request, reply)
-        if self.otlp is not None:
-            self.otlp.answered(gateway, request.id, reply, times)
-        self._deferred.add(entry)
-
-    @property
-    def looks_at_each(self) -> bool:
-        """Whether every request is looked at as it is answered: it is logged, or may be recorded or traced."""
-        return self._access_log or self._recorder is not None or self.otlp is not None
-
-    def count(
-        self,
-        transport: str,
-        status: str,
-        gateway: Gateway,
-        request: InferRequest,
-        answered: AnsweredAtOnce,
-        times: _Times,
-    ) -> None:
-        """Count a request that `Gateway.at_once` has answered, everywhere that a request is counted.
-
-        Args:
-            transport: the transport's name, as for `observe`.
-            status: the transport's status, as for `observe`.
-            gateway: the model.
-            request: the request, which may be without its values.
-            answered: what the answer is made of.
-            times: when it was begun, decoded, answered and encoded (`time.perf_counter_ns`).
-        """
-        gateway.count(answered)
-        self._deferred.add((gateway, request, answered, times))
-        self._metrics.observe(transport, "infer", status, (times[3] - times[0]) / 1e9)
-
-    def _failed(self, gateway: Gateway, started: int, error: BaseException) -> None:
-        self._statistics[gateway.name, gateway.version].fail.add(perf_counter_ns() - started)
-        if self.otlp is not None:
-            self.otlp.failed(gateway, started, error)
-
-    async def send_metrics(self) -> None:
-        """Send the metrics to the collector, where there is one, at intervals, and once more when cancelled."""
-        if self.otlp is None:
-            return
-        try:
-            while True:
-                await asyncio.sleep(self._metrics_s)
-                self._send_metrics(self.otlp)
-        finally:
-            self._send_metrics(self.otlp)
-
-    def _send_metrics(self, otlp: OtlpTelemetry) -> None:
-        self._deferred.flush()
-        otlp.put_metrics(self._metrics.families())
-
-    async def close(self) -> None:
-        """Write and send what is left of requests, when all of them are answered."""
-        self._deferred.flush()
-        if self._recorder is not None:
-            await asyncio.to_thread(self._recorder.close)
-        if self.otlp is not None:
-            self.otlp.flush()
-            await asyncio.to_thread(self.otlp.close)
-
-    def _record(self, entries: list[_Entry]) -> None:
-        made = [(g, request, reply if isinstance(reply, Reply) else reply.reply, t) for g, request, reply, t in entries]
-        for gateway, request, reply, (started, decoded, answered, ended) in made:
-            queue = min(int(reply.queue_s * 1e9), answered - decoded)  # the two clocks differ by nanoseconds
-            stages = Stages(decoded - started, queue, answered - decoded - queue, ended - answered)
-            self._statistics[gateway.name, gateway.version].succeeded(len(request.inputs), stages)
-            self.tracing.answered(gateway.name, request.id, stages)
-            if reply.answer.decided_early:
-                workers = gateway.workers  # none where the model was closed since, to make room for another
-                usual = max(workers[worker].latency_s or 0.0 for worker in reply.answer.missing) if workers else 0.0
-                self._metrics.decided_early(gateway.name, max(0.0, usual - reply.elapsed_s))
-        for name, recent in self._watched:
-            for gateway, _, reply, (started, *_, ended) in made:
-                if gateway.name == name:
-                    recent.add(gateway, reply, (ended - started) / 1e9)
-
-    @contextlib.contextmanager
-    def watching(self, model: str) -> Iterator[RecentRequests]:
-        """Keep what the requests of a model are like, for as long as the block runs."""
-        entry = model, RecentRequests()
-        self._watched.append(entry)
-        try:
-            yield entry[1]
-        finally:
-            self._watched = [other for other in self._watched if other is not entry]
 
     def statistics(self, name: str = "", version: str = "") -> dict[str, Any]:
         """Statistics of one model, or of every model where `name` is empty, in the protocol's JSON.
@@ -291,12 +154,11 @@ class DataPlane:
         Raises:
             RequestError: no model of that name and version. Clients of the protocol expect 400 here and not 404.
         """
-        self._deferred.flush()
         try:
             gateways = [self.repository.get(n, version) for n in ([name] if name else self.repository.names())]
         except UnknownModelError as error:
             raise RequestError(str(error)) from None
-        return {"model_stats": [self._statistics[g.name, g.version].to_json(g.name, g.version) for g in gateways]}
+        return {"model_stats": [self.telemetry.statistics(gateway) for gateway in gateways]}
 
     async def index(self, *, only_ready: bool = False) -> list[dict[str, str]]:
         """Every model that is loaded or can be loaded, and whether it is ready."""

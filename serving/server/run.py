@@ -90,7 +90,7 @@ async def serve(plane: DataPlane, settings: Settings, stop: asyncio.Event, on_re
         stopping = asyncio.create_task(stop.wait())
         loading = asyncio.create_task(repository.start())
         reloading = asyncio.create_task(reload_changed(plane.secrets))
-        sending = asyncio.create_task(plane.send_metrics())
+        sending = asyncio.create_task(plane.telemetry.send_metrics(settings.otlp.metrics_s))
         try:
             await asyncio.wait((loading, stopping, *broken), return_when=asyncio.FIRST_COMPLETED)
             if loading.done():
@@ -109,7 +109,7 @@ async def serve(plane: DataPlane, settings: Settings, stop: asyncio.Event, on_re
             await repository.end_changes()  # a request that waits for a model to load must not hold up the end
     # The transports have drained: only requests that ran out of time can still be in flight.
     await repository.stop(drain_s=0)
-    await plane.close()
+    await plane.telemetry.close()
 
 
 def _warn_of_strangers(plane: DataPlane, settings: Settings) -> None:

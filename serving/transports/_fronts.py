@@ -97,7 +97,7 @@ class FrontAnswer(Generic[_Front]):
             status: the transport's status, as for `DataPlane.observe`.
         """
         times = (*self._times, perf_counter_ns())
-        plane.count(transport, status, self.gateway, self.front.request, self.answered, times)
+        plane.telemetry.count(transport, status, self.gateway, self.front.request, self.answered, times)
 
 
 class KnownFronts(Generic[_Front]):

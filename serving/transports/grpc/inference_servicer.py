@@ -98,7 +98,7 @@ class InferenceServicer:
 
     def observe(self, call: str, method: str, status: str, started: float) -> None:
         """Count a request that came at `started` (`time.perf_counter`)."""
-        self._plane.observe("grpc", call, method, status, started)
+        self._plane.telemetry.observe("grpc", call, method, status, started)
 
     @_call
     async def ServerLive(self, _: pb.ServerLiveRequest) -> pb.ServerLiveResponse:

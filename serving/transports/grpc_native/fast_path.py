@@ -81,7 +81,7 @@ class GrpcFastPath:
             metadata: what came beside it.
             request: the message, parsed.
         """
-        if request.id or self._plane.looks_at_each or not _UNUSUAL.isdisjoint(key for key, _ in metadata):
+        if request.id or self._plane.telemetry.looks_at_each or not _UNUSUAL.isdisjoint(key for key, _ in metadata):
             return
         try:
             gateway = self._plane.repository.get(request.model_name, request.model_version)

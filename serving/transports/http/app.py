@@ -111,7 +111,7 @@ class Application(FastAPI):
         headers = [*json_headers(body), *more, (b"x-request-id", name)]
         await send({"type": f"{kind}http.response.start", "status": status, "headers": headers})
         await send({"type": f"{kind}http.response.body", "body": body})
-        self._plane.observe("http", "other", f"{method} {scope['path']}", str(int(status)), started)
+        self._plane.telemetry.observe("http", "other", f"{method} {scope['path']}", str(int(status)), started)
 
     async def _routed(self, scope: Scope, receive: Receive, send: Send) -> None:
         started, status = perf_counter(), 0
@@ -132,7 +132,7 @@ class Application(FastAPI):
         call = "predict" if scope["path"] == v1.PREDICT else "other"
         if scope["path"] == "/" or scope["path"].startswith(f"{console.PREFIX}/"):
             call = "console"
-        self._plane.observe("http", call, f"{scope['method']} {scope['path']}", str(status), started)
+        self._plane.telemetry.observe("http", call, f"{scope['method']} {scope['path']}", str(status), started)
 
     async def _options(self, scope: Scope, send: Send) -> None:
         """Say which methods a path has."""
@@ -144,7 +144,7 @@ class Application(FastAPI):
         else:
             status, headers, body = HTTPStatus.NOT_FOUND, *http_error(HTTPStatus.NOT_FOUND, [])[1:]
         await send_reply(send, status, [*headers, (b"x-request-id", name)], body)
-        self._plane.observe("http", "other", f"OPTIONS {scope['path']}", str(int(status)), started)
+        self._plane.telemetry.observe("http", "other", f"OPTIONS {scope['path']}", str(int(status)), started)
 
     def methods(self, scope: Scope) -> list[str]:
         """The methods that the path of `scope` has, sorted; none where there is no such path."""
@@ -200,7 +200,7 @@ def create_app(plane: DataPlane, sites: Sites, access: Access, prefix: str, *, c
 
     @app.get("/metrics", tags=["Control"], summary="Metrics for Prometheus", response_class=PlainTextResponse)
     async def metrics() -> Response:
-        return Response(plane.metrics(), media_type=CONTENT_TYPE)
+        return Response(plane.telemetry.metrics(), media_type=CONTENT_TYPE)
 
     app.add_exception_handler(SensaiError, _ours)
     app.add_exception_handler(RequestValidationError, _invalid)

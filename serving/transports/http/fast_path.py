@@ -126,7 +126,7 @@ class FastPath:
         if not head.keep_alive or not length.isdigit() or not _UNUSUAL.isdisjoint(head.headers):
             return
         found = self._route.known(head.model, data[len(data) - head.length :][: int(length)])
-        if found is None or self._plane.looks_at_each:
+        if found is None or self._plane.telemetry.looks_at_each:
             return
         gateway, request = found
         wait, inputs = gateway.wait_at_once(request.wait), common_input(request)

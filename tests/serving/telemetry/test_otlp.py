@@ -343,7 +343,7 @@ def test_packages_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_without_a_collector_nothing_of_it_is_there(tiny_bundle) -> None:
-    """No module, no thread, and the very functions that there would be without tracing."""
+    """No module, no thread, and requests are identified and answered as they would be without tracing."""
     code = f"""
 import sys, threading
 from pathlib import Path
@@ -356,7 +356,7 @@ from serving.transports.http.v2.infer import InferRoute
 from serving.node.server import run
 plane = DataPlane(Repository([Bundle.open(Path({str(tiny_bundle)!r}))], Settings().gateway_options()), Settings())
 assert InferRoute(plane)._identify is request_id
-assert plane._note == plane._deferred.add
+assert plane.otlp is None and not plane.telemetry.looks_at_each
 assert not [name for name in sys.modules if name.startswith("opentelemetry.sdk")]
 assert threading.active_count() == 1, threading.enumerate()
 """

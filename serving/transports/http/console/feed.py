@@ -126,7 +126,7 @@ class Feed:
 
     async def _run(self) -> None:
         try:
-            with self._plane.watching(self._model) as recent:
+            with self._plane.telemetry.watching(self._model) as recent:
                 while True:
                     self._tell(recent.take())
                     await asyncio.sleep(TICK_S)

@@ -96,7 +96,7 @@ async def _answer(
         except Exception as error:
             code, message = describe(error)
             reply, status = {"frame": number, "error": message}, str(code.http)
-        plane.observe("http", "stream", "WS /v1/stream", status, started)
+        plane.telemetry.observe("http", "stream", "WS /v1/stream", status, started)
         try:
             await socket.send_text(orjson.dumps(reply).decode())
         except (WebSocketDisconnect, RuntimeError):

@@ -177,7 +177,7 @@ class InferRoute:
         except Exception as error:
             answer = error_reply(error)
         await send_reply(send, *self._named(answer, name))
-        self._plane.observe("http", "infer", f"{scope['method']} {scope['path']}", str(answer[0]), started)
+        self._plane.telemetry.observe("http", "infer", f"{scope['method']} {scope['path']}", str(answer[0]), started)
 
     def begin(
         self, model: tuple[str, str], given: Mapping[bytes, bytes], body: bytes | memoryview, target: str
@@ -202,7 +202,7 @@ class InferRoute:
         if is_pending(answer):
             end_request()  # the connection's next log line may be of another request; `_finish` runs in its own task
             return self._finish(answer, name, target, started)
-        self._plane.observe("http", "infer", f"POST {target}", str(answer[0]), started)
+        self._plane.telemetry.observe("http", "infer", f"POST {target}", str(answer[0]), started)
         end_request()
         return self._named(answer, name)
 
@@ -214,7 +214,7 @@ class InferRoute:
             reply = await answer
         except Exception as error:
             reply = error_reply(error)
-        self._plane.observe("http", "infer", f"POST {target}", str(reply[0]), started)
+        self._plane.telemetry.observe("http", "infer", f"POST {target}", str(reply[0]), started)
         return self._named(reply, name)
 
     @staticmethod
