@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from export.onnx_files import finish, quiet
 from export.recurrent import as_operators
-from sensai_serve.errors import ModelError
+from sensai_serve.errors import ModelError, first_line
 from sensai_serve.preprocess import InputSpec
 from sensai_serve.tensors import Inputs, NamedInputs, example
 
@@ -51,9 +51,8 @@ def to_onnx(model: nn.Module, specs: Sequence[InputSpec]) -> bytes:
     except Exception as error:  # the exporter's own failures are of any kind
         if (own := _own_error(error)) is not None:
             raise own from None
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(
-            f"export: the network has something that ONNX export cannot express ({first})"
+            f"export: the network has something that ONNX export cannot express ({first_line(error)})"
             + (f", expected one that takes any {' and '.join(dict.fromkeys(free))}" if free else "")
         ) from None
     if program is None:

@@ -136,3 +136,9 @@ class ControlOffError(ServingError):
 
 class WorkerError(ServingError):
     """A worker failed."""
+
+
+def first_line(error: BaseException) -> str:
+    """First line of the message of an error that others raised, at most 300 characters; its type if it has none."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:300]

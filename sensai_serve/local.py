@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from sensai_serve.anonymous_file import openable
 from sensai_serve.bundles import Bundle
-from sensai_serve.errors import BundleError, RequestError, WorkerError
+from sensai_serve.errors import BundleError, RequestError, WorkerError, first_line
 from sensai_serve.examples import file_path
 from sensai_serve.input_spec import InputSpec, Normalisation
 from sensai_serve.manifest import Manifest
@@ -106,7 +106,7 @@ class Classifier:
             except BundleError:
                 raise
             except Exception as error:  # onnxruntime's exceptions share no base of its own
-                raise BundleError(f"{bundle.path}: {spec.file} cannot be run: {str(error).splitlines()[0]}") from None
+                raise BundleError(f"{bundle.path}: {spec.file} cannot be run: {first_line(error)}") from None
             self._sessions.append(session)
 
     def scores(self, inputs: Inputs) -> list[npt.NDArray[np.float32]]:

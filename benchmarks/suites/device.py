@@ -24,7 +24,7 @@ from benchmarks.subjects.in_process import in_process
 from benchmarks.subjects.networks import monolith
 from sensai_serve.bundles import Bundle
 from sensai_serve.cli.progress import progress
-from sensai_serve.errors import InputError
+from sensai_serve.errors import InputError, first_line
 from sensai_serve.onnxfuse import fuse
 from sensai_serve.preprocess import Floats
 from sensai_serve.report import Row, Table
@@ -165,7 +165,7 @@ def _subjects(
         try:
             yield name, make()
         except Exception as error:  # a way that a device does not have is a finding, not an end
-            yield name, without_paths((str(error).splitlines() or [type(error).__name__])[0])
+            yield name, without_paths(first_line(error))
 
 
 def _ways(device: Device) -> dict[str, Device]:

@@ -17,7 +17,7 @@ from onnx.inliner import inline_local_functions
 from export.existing.graphs import keep_what_gives, nodes_of
 from export.sessions import session
 from sensai_serve.bundles import MAX_NETWORK_BYTES
-from sensai_serve.errors import ModelError
+from sensai_serve.errors import ModelError, first_line
 from sensai_serve.onnxfile import read_signature
 
 OLDEST_OPERATORS, NEWER_OPERATORS = 9, 13
@@ -113,7 +113,7 @@ class Original:
                 found = self._session.run(list(given.outputs), feed)
             except Exception as error:  # onnxruntime's exceptions share no base of its own
                 shapes = " and ".join(str(list(array.shape[1:])) for array in named.values())
-                raise ModelError(f"{given.name} does not run on an input of {shapes}: {_first(error)}") from None
+                raise ModelError(f"{given.name} does not run on an input of {shapes}: {first_line(error)}") from None
             rows.append(
                 {name: _numbers(one, given.labels.get(name)) for name, one in zip(given.outputs, found, strict=True)}
             )
@@ -206,7 +206,7 @@ def _load_weights(source: Source, data: bytes, model: onnx.ModelProto, name: str
         onnx.load_external_data_for_model(model, str(Path(source).parent))
     except Exception as error:  # a missing file, one outside the folder, one that is too short
         raise ModelError(
-            f"{name} keeps weights in another file that cannot be taken in ({_first(error)}), {where}"
+            f"{name} keeps weights in another file that cannot be taken in ({first_line(error)}), {where}"
         ) from None
 
 
@@ -241,7 +241,7 @@ def _make_plain(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
         except Exception as error:  # the converter raises whatever it likes
             raise ModelError(
                 f"{name} is of operator set {standard[0].version}, expected {OLDEST_OPERATORS} or newer, and cannot be "
-                f"converted ({_first(error)})"
+                f"converted ({first_line(error)})"
             ) from None
     plain.ir_version = max(plain.ir_version, 4)  # from which on weights need not be inputs
     return plain
@@ -273,7 +273,7 @@ def _open(model: onnx.ModelProto, name: str) -> Any:
         strange = sorted({f"{n.domain}:{n.op_type}" for n in nodes_of(model.graph) if n.domain not in _STANDARD})
         uses = f" (it uses {', '.join(strange[:3])})" if strange else ""
         way = "export it with the standard operators" if strange else "export it anew, or for an older operator set"
-        raise ModelError(f"{name} cannot be run by ONNX Runtime{uses}: {_first(error)}; {way}") from None
+        raise ModelError(f"{name} cannot be run by ONNX Runtime{uses}: {first_line(error)}; {way}") from None
 
 
 def _numbers(output: Any, labels: tuple[str, ...] | None) -> Array:
@@ -289,7 +289,3 @@ def _described(value: ValueInfoProto) -> str:
     if kind != "tensor_type":
         return (kind or "nothing").removesuffix("_type").replace("_", " ")
     return f"a tensor of {TensorProto.DataType.Name(value.type.tensor_type.elem_type).lower()}"
-
-
-def _first(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

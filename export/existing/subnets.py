@@ -16,7 +16,7 @@ from export.existing.members import Member, class_indices
 from export.existing.takes import Takes
 from export.existing.wrap import wrap
 from export.sessions import session
-from sensai_serve.errors import ModelError
+from sensai_serve.errors import ModelError, first_line
 from sensai_serve.input_spec import InputSpec
 from sensai_serve.merge.rules import Task
 from sensai_serve.preprocess import Floats
@@ -175,7 +175,7 @@ def build(subnet: Subnet, specs: Sequence[InputSpec], samples: Inputs, numbers: 
             network = made.network(specs[0].name)
             off = difference(network, specs, some, expected)
         except Exception as error:  # onnx and onnxruntime raise whatever they like; what was tried next says more
-            why = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+            why = first_line(error)
             continue
         if off <= tolerance:
             return made, network

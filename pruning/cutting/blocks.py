@@ -24,7 +24,7 @@ from pruning.criteria import Floats
 from pruning.cutting.profile import add_by_label, backward_over
 from pruning.data import Dataset, Labels, examples_of_each
 from pruning.models import Separate, kind_of
-from sensai_serve.errors import ModelError
+from sensai_serve.errors import ModelError, first_line
 
 ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 RELUS = (F.relu, torch.relu, "relu", "relu_")
@@ -79,10 +79,9 @@ def trace(model: nn.Module) -> fx.GraphModule:
         graph = tracer.trace(model)
     except Exception as error:  # whatever the code of the network makes of a value that is not there
         where = f"{kind_of(model)} in {tracer.failed}" if tracer.failed else kind_of(model)
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(
-            f"model: torch.fx cannot follow {where} ({reason}), expected no control flow that depends on values; "
-            "without --depth it need not"
+            f"model: torch.fx cannot follow {where} ({first_line(error)}), expected no control flow that depends on "
+            "values; without --depth it need not"
         ) from None
     for node in graph.nodes:
         if node.op == "call_module" and isinstance(model.get_submodule(str(node.target)), nn.Identity):

@@ -13,10 +13,10 @@ from torch import nn
 
 from pruning.criteria import Floats, Member
 from pruning.cutting.cut import Cut, apply_cut
-from pruning.cutting.graph import bounded_walks, dependency_graph, example, first_line, output_layer, watching
+from pruning.cutting.graph import bounded_walks, dependency_graph, example, output_layer, watching
 from pruning.cutting.layers import MAKERS, PRUNABLE, count_outputs, is_depthwise
 from pruning.models import ClassLogits, kind_of
-from sensai_serve.errors import ModelError
+from sensai_serve.errors import ModelError, first_line
 
 PART_COUNTS = (1, 2, 3, 4, 6, 8, 12, 16)
 """Numbers of equal parts, attention heads mostly, that are tried for a group."""

@@ -20,7 +20,7 @@ from pruning.cutting.layouts import correct_layouts
 from pruning.cutting.pruners import pruners
 from pruning.cutting.recurrent import stood_in_for
 from pruning.models import direct_layers, kind_of
-from sensai_serve.errors import ModelError
+from sensai_serve.errors import ModelError, first_line
 
 VISITS, LEAST_VISITS = 16, 1000
 """Times that a walk may come to each operation, on average, and in all; that of a network that can be cut comes to
@@ -120,8 +120,3 @@ def example(model: nn.Module, input_shape: Sequence[int]) -> Tensor:
     """An input [1, *input_shape] of zeros, on the network's device."""
     parameter = next(model.parameters(), None)
     return torch.zeros(1, *input_shape, device=None if parameter is None else parameter.device)
-
-
-def first_line(error: BaseException) -> str:
-    """First line of an error's message, at most 200 characters; its type where it has no message."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -10,10 +10,10 @@ from typing import Any
 from torch import nn
 from torch_pruning.utils import op_counter
 
-from pruning.cutting.graph import example, first_line, watching
+from pruning.cutting.graph import example, watching
 from pruning.cutting.layers import RECURRENT
 from pruning.limits import is_out_of_memory
-from sensai_serve.errors import ModelError
+from sensai_serve.errors import ModelError, first_line
 
 
 @dataclass(frozen=True)

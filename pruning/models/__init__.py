@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.models._adapted import Adapted, ClassLogits, direct_layers, kind_of
-from pruning.models._outputs import first_line, refuse_cells, with_logits
+from pruning.models._outputs import in_one_line, refuse_cells, with_logits
 from pruning.models._plain import make_plain, with_shared_names
 from pruning.models._separate import Separate
 from pruning.models._weights import match, read_weights
@@ -24,7 +24,7 @@ from sensai_serve import plugins
 from sensai_serve.errors import ModelError
 from sensai_serve.preprocess import InputSpec
 
-__all__ = ["ClassLogits", "Separate", "create", "direct_layers", "first_line", "kind_of", "load_weights", "make_plain"]
+__all__ = ["ClassLogits", "Separate", "create", "direct_layers", "in_one_line", "kind_of", "load_weights", "make_plain"]
 
 
 def create(name: str, n_classes: int, input_shape: tuple[int, ...], inputs: Sequence[InputSpec] = ()) -> nn.Module:
@@ -85,7 +85,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
             raise TypeError("it holds no tensors by name")
     except Exception as error:  # three readers, each with errors of its own
         raise ModelError(
-            f"weights: {path} cannot be read ({first_line(error)}), expected .safetensors, .npz or a state dict"
+            f"weights: {path} cannot be read ({in_one_line(error)}), expected .safetensors, .npz or a state dict"
         ) from None
     try:
         target.load_state_dict(with_shared_names(found.state, target))
@@ -119,8 +119,9 @@ def _call(factory: Any, name: str, n_classes: int, input_shape: Any) -> nn.Modul
         except (TypeError, ValueError) as error:
             failure = failure or error
     else:
+        assert failure is not None
         raise ModelError(
-            f"model: {name} cannot be called ({first_line(failure)}), expected a callable that needs at most "
+            f"model: {name} cannot be called ({in_one_line(failure)}), expected a callable that needs at most "
             "n_classes (or num_classes) and input_shape"
         ) from None
     if not isinstance(model, nn.Module):
@@ -151,4 +152,4 @@ def _mismatch(model: nn.Module, state: Mapping[str, Tensor], error: Exception) -
             return f"{key} has shape {list(state[key].shape)}, expected {list(value.shape)}"
     if extra := sorted(set(state) - set(expected)):
         return f"{extra[0]} is not in the model"
-    return first_line(error)
+    return in_one_line(error)

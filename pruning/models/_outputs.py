@@ -11,7 +11,7 @@ from pruning.models._adapted import Adapted, adapt, find_logits
 from pruning.models._plain import listed
 from pruning.models._separate import keywords_of
 from sensai_serve import user_code
-from sensai_serve.errors import ModelError
+from sensai_serve.errors import ModelError, first_line
 from sensai_serve.preprocess import InputSpec
 
 
@@ -46,7 +46,7 @@ def with_logits(
         raise
     except Exception as error:  # whatever the network's code raises
         what = f"inputs of shape {list(input_shape)}" if len(inputs) < 2 else ", ".join(map(_described, inputs))
-        raise ModelError(f"model: {name} does not take {what} ({first_line(error)})") from None
+        raise ModelError(f"model: {name} does not take {what} ({in_one_line(error)})") from None
     if not isinstance(out, Tensor) and find_logits(out, n_classes) is None:
         raise ModelError(f"model: {name} gives {describe(out)}, expected logits [N, {n_classes}], or some in it")
     if isinstance(out, Tensor) and out.shape != (2, n_classes):
@@ -82,8 +82,8 @@ def describe(out: object) -> str:
     return f"{article} {kind}"
 
 
-def first_line(error: BaseException | None) -> str:
+def in_one_line(error: BaseException) -> str:
     """One line about an error: where a user's code raised it and what, else its first line."""
-    if error is not None and (theirs := user_code.describe(error)):
+    if theirs := user_code.describe(error):
         return theirs[:400]
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return first_line(error)

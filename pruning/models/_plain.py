@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weig
 from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDictPreHook
 from torch.nn.utils.weight_norm import WeightNorm
 
-from sensai_serve.errors import ModelError
+from sensai_serve.errors import ModelError, first_line
 
 
 def make_plain(model: nn.Module) -> list[str]:
@@ -75,7 +75,7 @@ def _fold(name: str, module: nn.Module) -> bool:
     except (RuntimeError, ValueError, NotImplementedError) as error:
         kind = type(module).__name__
         raise ModelError(
-            f"model: the parametrization of {name or kind} ({kind}) cannot be removed ({str(error).splitlines()[0]}), "
+            f"model: the parametrization of {name or kind} ({kind}) cannot be removed ({first_line(error)}), "
             "expected a plain weight: save the network without it"
         ) from None
     return found

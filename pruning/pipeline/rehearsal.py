@@ -13,7 +13,7 @@ from torch import nn
 
 from pruning import heads
 from pruning.cutting.cut import apply_cut
-from pruning.cutting.graph import first_line, output_layer, watching
+from pruning.cutting.graph import output_layer, watching
 from pruning.cutting.ratios import cut_to_ratio
 from pruning.cutting.size import measure
 from pruning.heads import replace_output
@@ -27,7 +27,7 @@ from pruning.run import REFERENCE, Network, Run
 from pruning.selection.source import SourceNetwork, equal_importance
 from pruning.training.loop import Schedule, Trainer
 from pruning.training.optimisers import RETRAINING
-from sensai_serve.errors import ModelError, SensaiError
+from sensai_serve.errors import ModelError, SensaiError, first_line
 from sensai_serve.preprocess import Floats, normalise
 from sensai_serve.tensors import Inputs
 

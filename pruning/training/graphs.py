@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.limits import is_out_of_memory
-from pruning.models import first_line, kind_of
+from pruning.models import in_one_line, kind_of
 from pruning.notices import say
 
 Forward = Callable[[Tensor], Tensor]
@@ -49,7 +49,7 @@ def record(model: nn.Module, x: Tensor, *, bf16: bool) -> Forward | None:
             torch.Generator(x.device).graphsafe_get_state()
         )
         torch.cuda.set_rng_state(random, x.device)
-        say(f"model: {kind_of(model)} is trained without a CUDA graph ({first_line(error)})")
+        say(f"model: {kind_of(model)} is trained without a CUDA graph ({in_one_line(error)})")
         return None
 
 

@@ -21,7 +21,7 @@ from pruning.training.graphs import Forward, record
 from pruning.training.modes import into_training
 from pruning.training.optimisers import Rates, make_optimiser, suited
 from pruning.training.snapshot import Snapshot
-from sensai_serve.errors import DeviceError
+from sensai_serve.errors import DeviceError, first_line
 from sensai_serve.preprocess import Floats, normalise
 
 Loss = Callable[[Batch, Tensor], Tensor]
@@ -233,7 +233,7 @@ def require_device(device: str) -> None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # torch raises either, by how it was built
-        raise DeviceError(f"--device {device}: torch cannot use it here ({str(error).splitlines()[0]})") from None
+        raise DeviceError(f"--device {device}: torch cannot use it here ({first_line(error)})") from None
 
 
 def autocast(device: torch.device, *, enabled: bool) -> AbstractContextManager[Any]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.limits import is_out_of_memory
-from pruning.models import first_line, kind_of
+from pruning.models import in_one_line, kind_of
 from pruning.notices import say
 from sensai_serve.errors import ModelError
 
@@ -32,7 +32,7 @@ def into_training(model: nn.Module, shape: tuple[int, ...]) -> None:
     out = _output(model, shape)
     if _is_logits(out):
         return
-    got = f"raises ({first_line(out)})" if isinstance(out, Exception) else f"gives a {type(out).__name__}"
+    got = f"raises ({in_one_line(out)})" if isinstance(out, Exception) else f"gives a {type(out).__name__}"
     for module in model.modules():
         if any(True for _ in module.children()):
             module.training = False

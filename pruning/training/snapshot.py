@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from pruning.limits import enough_disk
 from sensai_serve.bundles import atomic_file
-from sensai_serve.errors import InputError, OutputExistsError
+from sensai_serve.errors import InputError, OutputExistsError, first_line
 
 SECONDS = 60.0
 """Seconds between two snapshots: the most that a killed training loses."""
@@ -66,8 +66,9 @@ class Snapshot:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
             recipe = state["recipe"]
         except Exception as error:  # torch raises whatever its unpickler meets
-            reason = (str(error).splitlines() or [""])[0]
-            raise InputError(f"{self.path} cannot be read ({reason}), expected a snapshot; remove it") from None
+            raise InputError(
+                f"{self.path} cannot be read ({first_line(error)}), expected a snapshot; remove it"
+            ) from None
         if different := [key for key in self.recipe if recipe.get(key) != self.recipe[key]]:
             key = different[0]
             raise OutputExistsError(

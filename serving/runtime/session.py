@@ -10,7 +10,7 @@ from typing import Any
 
 from sensai_serve.anonymous_file import openable
 from sensai_serve.bundles import Bundle
-from sensai_serve.errors import BundleError, DeviceError
+from sensai_serve.errors import BundleError, DeviceError, first_line
 from sensai_serve.input_spec import InputSpec
 from sensai_serve.onnxfile import has_loops
 from sensai_serve.tensors import Inputs
@@ -61,12 +61,12 @@ class Session:
                 if not device.graphs:
                     raise
                 ending.check()
-                log.warning("%s runs on %s without a CUDA graph: %s", what, device, _first_line(error))
+                log.warning("%s runs on %s without a CUDA graph: %s", what, device, first_line(error))
                 self.runner = _open(data, replace(device, graphs=False), specs, threads, ending, self.loops)
         except DeviceError as error:
             raise DeviceError(f"{what} {error}") from None
         except Exception as error:  # onnxruntime's exceptions share no base of its own
-            raise BundleError(f"{what} cannot be run on {device}: {_first_line(error)}") from None
+            raise BundleError(f"{what} cannot be run on {device}: {first_line(error)}") from None
 
     @classmethod
     def of_worker(
@@ -118,7 +118,3 @@ def _open(
         runner = GatedRunner(runner, graphs=device.graphs)
     runner.warm()
     return runner
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from sensai_serve.bundles import Bundle
-from sensai_serve.errors import BundleError, ChecksumError, DeviceError, UnsupportedError
+from sensai_serve.errors import BundleError, ChecksumError, DeviceError, UnsupportedError, first_line
 from sensai_serve.manifest import Manifest
 from sensai_serve.tensors import one_by_one
 from serving.runtime.devices import ONE_THREAD, Device, Threads, parse_device, require
@@ -154,8 +154,7 @@ def _try_out(wanted: Mapping[str, Any]) -> None:
             for sample in one_by_one(golden.inputs):
                 session.run(sample)
         except Exception as error:  # ONNX Runtime raises anything
-            first = (str(error).splitlines() or [type(error).__name__])[0]
-            raise BundleError(f"{bundle.path}: {file} fails on the golden samples: {first}") from None
+            raise BundleError(f"{bundle.path}: {file} fails on the golden samples: {first_line(error)}") from None
 
 
 def _bound_memory(most_bytes: int) -> None:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from sensai_serve.anonymous_file import openable
 from sensai_serve.bundles import Bundle
+from sensai_serve.errors import first_line
 from sensai_serve.onnxfuse import CannotFuseError, fuse
 from sensai_serve.tensors import Inputs, example
 from serving.backends import Cause
@@ -56,7 +57,7 @@ class Fused:
                 session: Any = ort.InferenceSession(opened, session_options(cpu), providers=providers(cpu))
             self._runner = runner_of(session, cpu, specs, Cancellation(), loops=False)
         except Exception as error:  # onnxruntime's exceptions share no base class
-            raise CannotFuseError((str(error).splitlines() or [""])[0]) from None
+            raise CannotFuseError(first_line(error)) from None
 
     def run(self, inputs: Inputs) -> _Scores:
         """Run [N, *shape] to each worker's scores FP32 [N, k]."""
