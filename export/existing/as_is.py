@@ -1,7 +1,7 @@
 """Files whose inputs a bundle takes as they are: several of them, tokens and truth values, axes of any size.
 
 Nothing is put in front of such a file: pictures, normalisation and other layouts are for one input of numbers, which
-`takes` has.
+`file_input` has.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from onnx import TensorProto, ValueInfoProto, helper
 
-from export.existing.given import Array, Given, axes_of
+from export.existing.given_file import Array, GivenFile, axes_of
 from export.existing.options import BundleOptions
 from export.vocabulary import vocabulary_of
 from sensai_serve.errors import InputError, ModelError
@@ -55,12 +55,12 @@ class AsIs:
         """The same for one row, without the batch axis, under other names."""
         return [_value(replace(spec, name=name), []) for spec, name in zip(self.specs, names, strict=True)]
 
-    def largest(self, given: Given) -> Mapping[str, tuple[int, ...]]:
+    def largest(self, given: GivenFile) -> Mapping[str, tuple[int, ...]]:
         """The largest shape of each input of the file, by its own names."""
         return {own: spec.largest for own, spec in zip(self.names, self.specs, strict=True)}
 
 
-def as_is(files: Sequence[Given], options: BundleOptions) -> tuple[AsIs, ...] | None:
+def as_is(files: Sequence[GivenFile], options: BundleOptions) -> tuple[AsIs, ...] | None:
     """What each file takes, if the bundle takes inputs as the files do; None for files of one input of numbers.
 
     Raises:
@@ -119,7 +119,7 @@ def samples(specs: Sequence[InputSpec], n: int, seed: int, length: int = LENGTH)
     return inputs_of(arrays, specs)
 
 
-def _specs(given: Given, options: BundleOptions) -> tuple[InputSpec, ...]:
+def _specs(given: GivenFile, options: BundleOptions) -> tuple[InputSpec, ...]:
     most = _maxima(given, options)
     made = []
     for value in given.inputs:
@@ -146,7 +146,7 @@ def _specs(given: Given, options: BundleOptions) -> tuple[InputSpec, ...]:
     return tuple(made)
 
 
-def _maxima(given: Given, options: BundleOptions) -> dict[str, int]:
+def _maxima(given: GivenFile, options: BundleOptions) -> dict[str, int]:
     """The largest size of each free axis of a file's inputs, by the axis' name."""
     if options.shape is not None:
         return {}

@@ -16,10 +16,10 @@ from export.existing.cascade import Cascade, confidence_of
 from export.existing.choose import Chooser
 from export.existing.cost import macs, parameters
 from export.existing.examine import Examined, OnProgress, assignment_of, examine
-from export.existing.made_of import provenance
 from export.existing.measure import Measured, measure, scores_of
 from export.existing.members import Member
 from export.existing.options import BEST_RULE, BundleOptions
+from export.existing.provenance import provenance
 from export.existing.samples import Data, RawInputs, ready
 from export.existing.subnets import build
 from export.existing.texts import tokenizer_spec

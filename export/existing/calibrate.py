@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from export.existing.gives import LEAST, Gives, tempered
+from export.existing.file_outputs import LEAST, FileOutputs, tempered
 from sensai_serve.lost_workers import Labels
 from sensai_serve.preprocess import Floats
 
@@ -16,7 +16,7 @@ _LOG_TEMPERATURES, _STEPS = (np.log(0.1), np.log(10.0)), 24
 _GOLDEN = (5**0.5 - 1) / 2
 
 
-def temperature_of(gives: Gives, classes: Sequence[int], scores: Floats, y: Labels) -> float:
+def temperature_of(gives: FileOutputs, classes: Sequence[int], scores: Floats, y: Labels) -> float:
     """The temperature at which scores are likeliest to be right (Guo et al., ICML 2017).
 
     Args:

@@ -9,7 +9,7 @@ import numpy as np
 
 from export.existing.calibrate import temperature_of
 from export.existing.cascade import Cascade, fit_cascade
-from export.existing.gives import tempered
+from export.existing.file_outputs import tempered
 from export.existing.options import BEST_RULE
 from export.existing.subnets import Subnet
 from sensai_serve import plugins

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 import onnx
 from onnx import TensorProto
 
-from export.existing.given import Given
+from export.existing.given_file import GivenFile
 from export.existing.graphs import nodes_of
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def parameters(given: Given) -> int:
+def parameters(given: GivenFile) -> int:
     """Numbers that a file holds: weights, and the thresholds and leaves of trees."""
     graph = given.plain.graph
     weights = sum(math.prod(t.dims) for t in graph.initializer if t.data_type != TensorProto.INT64)
@@ -24,7 +24,7 @@ def parameters(given: Given) -> int:
     return int(weights + constants) + sum(len(attribute.floats) for attribute in attributes)
 
 
-def macs(given: Given, largest: Mapping[str, tuple[int, ...]]) -> int:
+def macs(given: GivenFile, largest: Mapping[str, tuple[int, ...]]) -> int:
     """Multiply-accumulate operations of convolutions and matrix products for one input; 0 where they are unknown.
 
     Args:

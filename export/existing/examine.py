@@ -10,14 +10,14 @@ import numpy as np
 
 from export.existing.as_is import AsIs, as_is
 from export.existing.as_is import samples as samples_of
-from export.existing.given import Array, Given, Original, read
-from export.existing.gives import LEAST
+from export.existing.file_input import FileInput, fit, own_shape
+from export.existing.file_outputs import LEAST
+from export.existing.given_file import Array, GivenFile, Original, read
 from export.existing.inputs import input_spec, normalisations
 from export.existing.members import Member
 from export.existing.options import BundleOptions
 from export.existing.samples import RANDOM, Data, RawInputs, random_inputs, ready
 from export.existing.subnets import HALF_TOLERANCE, Numbers, Subnet, build, choose_output, decide, difference
-from export.existing.takes import Takes, fit, own_shape
 from export.existing.wrap import input_name
 from sensai_serve.assignment import Assignment, explicit
 from sensai_serve.errors import InputError, ModelError
@@ -108,7 +108,7 @@ def examine(
 
 def _of_numbers(
     members: Sequence[Member],
-    given: Sequence[Given],
+    given: Sequence[GivenFile],
     labels: tuple[str, ...],
     data: Data | None,
     options: BundleOptions,
@@ -129,7 +129,7 @@ def _of_numbers(
 
 
 def _samples(
-    specs: tuple[InputSpec, ...], given: Sequence[Given], data: Data | RawInputs | None, options: BundleOptions
+    specs: tuple[InputSpec, ...], given: Sequence[GivenFile], data: Data | RawInputs | None, options: BundleOptions
 ) -> Inputs:
     """Inputs that the files are examined with: some of the data, or random ones.
 
@@ -178,8 +178,8 @@ def assignment_of(rows: Sequence[tuple[int, ...]], n_classes: int) -> Assignment
 @dataclass(frozen=True)
 class _Files:
     members: Sequence[Member]
-    given: Sequence[Given]
-    takes: Sequence[Takes | AsIs]
+    given: Sequence[GivenFile]
+    takes: Sequence[FileInput | AsIs]
     labels: tuple[str, ...]
     options: BundleOptions
 
@@ -198,7 +198,7 @@ class _Files:
         return made
 
 
-def _labels(labels: Sequence[str] | None, data: Data | None, given: Sequence[Given]) -> tuple[str, ...]:
+def _labels(labels: Sequence[str] | None, data: Data | None, given: Sequence[GivenFile]) -> tuple[str, ...]:
     """The labels of the classes.
 
     Raises:

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 from onnx import TensorProto
 
-from export.existing.given import FLOATS, Given
+from export.existing.file_input import dtype_of, is_channels_last
+from export.existing.given_file import FLOATS, GivenFile
 from export.existing.options import BundleOptions
 from export.existing.samples import Data
-from export.existing.takes import dtype_of, is_channels_last
 from sensai_serve.errors import InputError, ModelError
 from sensai_serve.preprocess import MODES, ImageSpec, InputSpec, Normalisation
 
@@ -25,7 +25,7 @@ _COMMON = (
 """How networks commonly want the pixels of pictures: 0 to 1, 0 to 255, -1 to 1, by the moments of ImageNet."""
 
 
-def input_spec(files: Sequence[Given], own: Sequence[int], data: Data | None, options: BundleOptions) -> InputSpec:
+def input_spec(files: Sequence[GivenFile], own: Sequence[int], data: Data | None, options: BundleOptions) -> InputSpec:
     """The bundle's input, its normalisation aside.
 
     Args:
@@ -66,7 +66,7 @@ def input_spec(files: Sequence[Given], own: Sequence[int], data: Data | None, op
 
 
 def normalisations(
-    files: Sequence[Given], spec: InputSpec, data: Data | None, options: BundleOptions
+    files: Sequence[GivenFile], spec: InputSpec, data: Data | None, options: BundleOptions
 ) -> list[Normalisation]:
     """How raw numbers may become what the files take; where there are several, labelled data has to show which.
 
@@ -94,7 +94,7 @@ def normalisations(
     return [_AS_THEY_ARE]
 
 
-def _mode(shape: Sequence[int], files: Sequence[Given], data: Data | None, options: BundleOptions) -> str | None:
+def _mode(shape: Sequence[int], files: Sequence[GivenFile], data: Data | None, options: BundleOptions) -> str | None:
     """The mode of the pictures that the bundle takes; None where it takes none."""
     if options.image != "auto":
         return None if options.image == "no" else options.image

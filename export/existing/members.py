@@ -10,8 +10,8 @@ from typing import Any, get_args
 
 import onnx
 
-from export.existing.given import Source
-from export.existing.gives import Activation
+from export.existing.file_outputs import Activation
+from export.existing.given_file import Source
 from sensai_serve.errors import InputError
 
 NO_CLASS = "-"

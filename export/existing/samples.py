@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from onnx import TensorProto
 
-from export.existing.given import FLOATS, Array
+from export.existing.given_file import FLOATS, Array
 from pruning.data import check_task, from_arrays, load, with_labels
 from sensai_serve.errors import DataError, RequestError
 from sensai_serve.lost_workers import Labels

@@ -10,10 +10,10 @@ import onnx
 from onnx import TensorProto
 
 from export.existing.as_is import SCORES, AsIs
-from export.existing.given import Array, Given
-from export.existing.gives import Activation, Gives, activation_of
+from export.existing.file_input import FileInput
+from export.existing.file_outputs import Activation, FileOutputs, activation_of
+from export.existing.given_file import Array, GivenFile
 from export.existing.members import Member, class_indices
-from export.existing.takes import Takes
 from export.existing.wrap import wrap
 from export.sessions import session
 from sensai_serve.errors import ModelError, first_line
@@ -35,9 +35,9 @@ Numbers = dict[str, Array]
 class Subnet:
     """A given file, and how it becomes a worker's network."""
 
-    given: Given
-    takes: Takes | AsIs
-    gives: Gives
+    given: GivenFile
+    takes: FileInput | AsIs
+    gives: FileOutputs
     classes: tuple[int, ...]
     """The classes of its scores, in their order."""
     one_by_one: bool = False
@@ -54,7 +54,7 @@ class Subnet:
 
 
 def choose_output(
-    member: Member, given: Given, numbers: Numbers, expected: int | None, wanted: Sequence[str]
+    member: Member, given: GivenFile, numbers: Numbers, expected: int | None, wanted: Sequence[str]
 ) -> tuple[str, ...]:
     """The outputs of a file that scores are made of.
 
@@ -90,8 +90,8 @@ def choose_output(
 
 def decide(
     member: Member,
-    given: Given,
-    takes: Takes | AsIs,
+    given: GivenFile,
+    takes: FileInput | AsIs,
     numbers: Numbers,
     labels: Sequence[str],
     outputs: tuple[str, ...],
@@ -148,7 +148,7 @@ def decide(
         )
     if chosen is not None and chosen != found:
         found, sums = chosen, chosen == "softmax"
-    gives = Gives(outputs, width, found, columns, both, sums or both)
+    gives = FileOutputs(outputs, width, found, columns, both, sums or both)
     return Subnet(given, takes, gives, classes)
 
 
@@ -193,7 +193,7 @@ def difference(network: bytes, specs: Sequence[InputSpec], samples: Inputs, expe
     return float(np.max([np.abs(together - expected), np.abs(single - expected)], initial=0.0))
 
 
-def _by_label(given: Given, outputs: tuple[str, ...], labels: Sequence[str]) -> tuple[int, ...] | None:
+def _by_label(given: GivenFile, outputs: tuple[str, ...], labels: Sequence[str]) -> tuple[int, ...] | None:
     """The places among `labels` of the classes that the file itself names; None where it names none, or numbers."""
     named = given.labels.get(outputs[0]) if len(outputs) == 1 else None
     if named is None or (all(label.isdecimal() for label in named) and set(named) != set(labels)):
@@ -206,7 +206,7 @@ def _by_label(given: Given, outputs: tuple[str, ...], labels: Sequence[str]) -> 
     return tuple(list(labels).index(label) for label in named)
 
 
-def _is_linear(given: Given, outputs: tuple[str, ...]) -> bool:
+def _is_linear(given: GivenFile, outputs: tuple[str, ...]) -> bool:
     """Whether all of these outputs come from a layer with nothing after it: they are logits, whatever their range."""
     producers: dict[str, onnx.NodeProto] = {out: node for node in given.plain.graph.node for out in node.output}
 

@@ -9,10 +9,10 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from export.existing.as_is import INPUT, SCORES, AsIs
-from export.existing.given import Given
-from export.existing.gives import Gives
+from export.existing.file_input import FileInput
+from export.existing.file_outputs import FileOutputs
+from export.existing.given_file import GivenFile
 from export.existing.graphs import free_name, keep_what_gives, rename, used_names
-from export.existing.takes import Takes
 from export.onnx_files import finish
 from sensai_serve.input_spec import ONNX_TYPES
 
@@ -21,13 +21,13 @@ _BATCH = "N"
 _TYPES = {datatype: number for number, datatype in ONNX_TYPES.items()}
 
 
-def input_name(files: Sequence[tuple[Given, Takes]]) -> str:
+def input_name(files: Sequence[tuple[GivenFile, FileInput]]) -> str:
     """The name of the input of all subnets: the files' own, where all have the same one and need nothing in front."""
     own = {given.input.name for given, _ in files}
     return own.pop() if len(own) == 1 and all(takes.same for _, takes in files) and own != {SCORES} else INPUT
 
 
-def wrap(given: Given, takes: Takes | AsIs, gives: Gives, name: str, *, one_by_one: bool) -> bytes:
+def wrap(given: GivenFile, takes: FileInput | AsIs, gives: FileOutputs, name: str, *, one_by_one: bool) -> bytes:
     """Make a subnet.
 
     Args:
@@ -81,14 +81,16 @@ def wrap(given: Given, takes: Takes | AsIs, gives: Gives, name: str, *, one_by_o
     return finish(model)
 
 
-def _outputs(given: Given, gives: Gives, graph: onnx.GraphProto) -> list[str]:
+def _outputs(given: GivenFile, gives: FileOutputs, graph: onnx.GraphProto) -> list[str]:
     """The names in the graph of the outputs that scores are made of; one of them may have been renamed."""
     names = [value.name for value in given.plain.graph.output if value.name in gives.outputs]
     renamed = dict(zip(names, [value.name for value in graph.output], strict=True))
     return [renamed[output] for output in gives.outputs]
 
 
-def _side_by_side(outputs: Sequence[str], gives: Gives, wanted: str) -> tuple[list[onnx.NodeProto], list[TensorProto]]:
+def _side_by_side(
+    outputs: Sequence[str], gives: FileOutputs, wanted: str
+) -> tuple[list[onnx.NodeProto], list[TensorProto]]:
     """Nodes that make FP32 [N, width] of the outputs, whatever their type and their other axes."""
     nodes, parts = list[onnx.NodeProto](), list[str]()
     for number, output in enumerate(outputs):
@@ -105,7 +107,7 @@ def _side_by_side(outputs: Sequence[str], gives: Gives, wanted: str) -> tuple[li
 
 
 def _loop(
-    model: onnx.ModelProto, scanned: Sequence[str], outputs: Sequence[str], takes: Takes | AsIs, prefix: str
+    model: onnx.ModelProto, scanned: Sequence[str], outputs: Sequence[str], takes: FileInput | AsIs, prefix: str
 ) -> tuple[list[onnx.NodeProto], list[TensorProto]]:
     """A Scan over the batch axis whose body is the given graph; it gives the values `outputs`, [N, ...] each.
 

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from export.existing.given import FLOATS, NUMBERS, Array, Given
+from export.existing.given_file import FLOATS, NUMBERS, Array, GivenFile
 from export.existing.options import BundleOptions
 from sensai_serve.errors import ModelError
 from sensai_serve.input_spec import ONNX_TYPES, Datatype
@@ -22,7 +22,7 @@ _LAST = (1, 2, 0)  # of (channels, height, width)
 
 
 @dataclass(frozen=True)
-class Takes:
+class FileInput:
     """The way from a bundle's inputs to those of one file."""
 
     shape: tuple[int, ...]
@@ -73,7 +73,7 @@ class Takes:
             nodes.append(helper.make_node("Identity", [given], [wanted], name=wanted))
         return nodes, constants
 
-    def largest(self, given: Given) -> Mapping[str, tuple[int, ...]]:
+    def largest(self, given: GivenFile) -> Mapping[str, tuple[int, ...]]:
         """The shape of the file's input, by its own name."""
         return {given.input.name: self.own}
 
@@ -105,12 +105,12 @@ class Takes:
         return np.float32(bounds.min), high if int(high) <= bounds.max else np.nextafter(high, np.float32(0))
 
 
-def dtype_of(files: Sequence[Given], options: BundleOptions) -> Datatype:
+def dtype_of(files: Sequence[GivenFile], options: BundleOptions) -> Datatype:
     """The datatype of a bundle's input: bytes where all files take bytes and nothing is said of normalisation."""
     return "UINT8" if all(one.element_type == TensorProto.UINT8 for one in files) and not options.normalised else "FP32"
 
 
-def own_shape(given: Given, shape: Sequence[int] | None) -> tuple[int, ...]:
+def own_shape(given: GivenFile, shape: Sequence[int] | None) -> tuple[int, ...]:
     """The shape of one input of a file.
 
     Args:
@@ -142,8 +142,8 @@ def is_channels_last(own: Sequence[int], layout: Layout) -> bool:
 
 
 def fit(
-    given: Given, own: tuple[int, ...], shape: tuple[int, ...], layout: Layout, *, pictures: bool, dtype: Datatype
-) -> Takes:
+    given: GivenFile, own: tuple[int, ...], shape: tuple[int, ...], layout: Layout, *, pictures: bool, dtype: Datatype
+) -> FileInput:
     """Find out how the bundle's inputs become those of a file.
 
     Args:
@@ -159,14 +159,14 @@ def fit(
     """
     turned = tuple(shape[axis] for axis in _LAST) if len(shape) == 3 else None
     if pictures and turned == own and (own != shape or layout == "NHWC"):
-        return Takes(shape, own, True, given.element_type, dtype)
+        return FileInput(shape, own, True, given.element_type, dtype)
     if own == shape:
-        return Takes(shape, own, False, given.element_type, dtype)
+        return FileInput(shape, own, False, given.element_type, dtype)
     flat = pictures and len(own) < 3 and shape[0] > 1
     if flat and layout != "auto" and math.prod(own) == math.prod(shape):
-        return Takes(shape, own, layout == "NHWC", given.element_type, dtype)
+        return FileInput(shape, own, layout == "NHWC", given.element_type, dtype)
     if math.prod(own) == math.prod(shape) and not flat and (len(own) == 1 or _significant(own) == _significant(shape)):
-        return Takes(shape, own, False, given.element_type, dtype)
+        return FileInput(shape, own, False, given.element_type, dtype)
     way = ": say --layout, NCHW or NHWC, the order in which it takes a picture's numbers" if flat else ""
     raise ModelError(f"{given.name} takes {list(own)} for one input, expected {list(shape)}{way}")
 

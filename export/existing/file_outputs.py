@@ -22,7 +22,7 @@ _BOUNDS = float(np.float32(LEAST)), float(np.float32(1 - LEAST))
 
 
 @dataclass(frozen=True)
-class Gives:
+class FileOutputs:
     """The way from a file's outputs to a worker's scores."""
 
     outputs: tuple[str, ...]

@@ -44,7 +44,7 @@ Source = str | Path | bytes | onnx.ModelProto
 
 
 @dataclass(frozen=True)
-class Given:
+class GivenFile:
     """An ONNX file that was made elsewhere, whose operators ONNX Runtime has."""
 
     name: str
@@ -92,7 +92,7 @@ def axes_of(value: ValueInfoProto) -> tuple[int | None, ...]:
 class Original:
     """A file as it was given, run for one input after the other: what a made subnet has to agree with."""
 
-    def __init__(self, given: Given) -> None:
+    def __init__(self, given: GivenFile) -> None:
         self._given = given
         self._session = _open(given.model, given.name)
 
@@ -121,7 +121,7 @@ class Original:
         return {name: np.concatenate([row[name] for row in rows]) for name in same}
 
 
-def read(source: Source, name: str | None = None) -> Given:
+def read(source: Source, name: str | None = None) -> GivenFile:
     """Read an ONNX file.
 
     Args:
@@ -162,7 +162,7 @@ def read(source: Source, name: str | None = None) -> Given:
     kept = [value for value in plain.graph.input if value.name in names]
     del plain.graph.input[:]
     plain.graph.input.extend(kept)
-    return Given(name, model, plain, sha256, tuple(kept), tuple(outputs), tuple(others), labels)
+    return GivenFile(name, model, plain, sha256, tuple(kept), tuple(outputs), tuple(others), labels)
 
 
 def _load(source: Source, name: str) -> tuple[onnx.ModelProto, str]:
