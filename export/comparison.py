@@ -26,7 +26,7 @@ from sensai_serve.bundles import Bundle, atomic_directory, atomic_file, sha256_o
 from sensai_serve.errors import InputError, OutputExistsError
 from sensai_serve.fit_confidence import answer_in_turn
 from sensai_serve.lost_workers import ScoredInputs, accuracy, accuracy_curve
-from sensai_serve.onnxfile import read_signature
+from sensai_serve.onnx_signature import read_signature
 from sensai_serve.preprocess import InputSpec, normalise
 
 RESULT, NETWORK = "result.json", "network.onnx"

@@ -27,7 +27,7 @@ from sensai_serve.golden import MAX_GOLDEN_BYTES, Golden, read_golden
 from sensai_serve.manifest import Manifest
 from sensai_serve.merge import MergePlan
 from sensai_serve.merge.rules import check_heads
-from sensai_serve.onnxfile import OnnxSignature, read_signature
+from sensai_serve.onnx_signature import OnnxSignature, read_signature
 from sensai_serve.temporaries import exchange, temporary_beside
 from sensai_serve.tokenizer import MAX_TOKENIZER_BYTES, TextTokenizer, check_vocabulary
 

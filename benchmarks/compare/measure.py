@@ -15,7 +15,7 @@ from benchmarks.harness.interleave import RoundTimes, in_turns
 from benchmarks.harness.stats import IntervalEstimate, Seconds, Summary, ratio, summarise
 from benchmarks.subjects.networks import OnnxNetwork, direct
 from sensai_serve.errors import InputError
-from sensai_serve.onnxfile import read_signature
+from sensai_serve.onnx_signature import read_signature
 from sensai_serve.preprocess import Floats
 from serving.runtime.devices import Threads
 

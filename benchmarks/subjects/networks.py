@@ -16,7 +16,7 @@ from sensai_serve.bundles import GOLDEN, MANIFEST, Bundle
 from sensai_serve.errors import BundleError, InputError
 from sensai_serve.input_spec import ONNX_TYPES, InputSpec
 from sensai_serve.manifest import SubnetSpec
-from sensai_serve.onnxfile import read_signature
+from sensai_serve.onnx_signature import read_signature
 from sensai_serve.preprocess import Floats
 from sensai_serve.tensors import Array
 from serving.runtime.devices import Device, Threads, require

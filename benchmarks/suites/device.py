@@ -25,7 +25,7 @@ from benchmarks.subjects.networks import monolith
 from sensai_serve.bundles import Bundle
 from sensai_serve.cli.progress import progress
 from sensai_serve.errors import InputError, first_line
-from sensai_serve.onnxfuse import fuse
+from sensai_serve.onnx_fuse import fuse
 from sensai_serve.preprocess import Floats
 from sensai_serve.report import Row, Table
 from serving.engine.options import GatewayOptions

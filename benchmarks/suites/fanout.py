@@ -31,7 +31,7 @@ from sensai_serve.bundles import Bundle
 from sensai_serve.cli.progress import Report as OnStep
 from sensai_serve.cli.progress import progress
 from sensai_serve.preprocess import Floats
-from sensai_serve.remote import model_name
+from sensai_serve.remote_names import model_name
 from sensai_serve.report import Row, Table
 from serving.engine.gateway import Gateway
 from serving.engine.options import GatewayOptions

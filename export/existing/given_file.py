@@ -18,7 +18,7 @@ from export.existing.graphs import keep_what_gives, nodes_of
 from export.sessions import session
 from sensai_serve.bundles import MAX_NETWORK_BYTES
 from sensai_serve.errors import ModelError, first_line
-from sensai_serve.onnxfile import read_signature
+from sensai_serve.onnx_signature import read_signature
 
 OLDEST_OPERATORS, NEWER_OPERATORS = 9, 13
 """Files of an older operator set than the first are converted to the second."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from export.triton.options import TritonOptions
-from sensai_serve.remote import BUNDLE, checksum_key, version_of
+from sensai_serve.remote_names import BUNDLE, checksum_key, version_of
 
 _PARAMETER = re.compile(r'key: "([^"]+)" value \{ string_value: ("(?:[^"\\]|\\.)*") \}')
 

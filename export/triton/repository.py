@@ -21,7 +21,7 @@ from export.triton.workers import worker_model
 from sensai_serve.bundles import Bundle, atomic_directory, atomic_file
 from sensai_serve.errors import OutputExistsError
 from sensai_serve.manifest import Manifest
-from sensai_serve.remote import BUNDLE, ensemble_name, tokenizer_name
+from sensai_serve.remote_names import BUNDLE, ensemble_name, tokenizer_name
 
 
 def write_repository(bundle: Bundle, out: Path, gpu_of: Sequence[int | None], options: TritonOptions) -> str:

@@ -18,7 +18,7 @@ from export.triton.options import KEPT, TritonOptions
 from sensai_serve.bundles import Bundle
 from sensai_serve.input_spec import InputSpec
 from sensai_serve.manifest import Manifest
-from sensai_serve.remote import SCORES, ensemble_name, model_name, tokenizer_name
+from sensai_serve.remote_names import SCORES, ensemble_name, model_name, tokenizer_name
 from sensai_serve.text_spec import TOKENIZER, TokenizerSpec
 
 MODULES = ("errors", "images/formats", "input_spec", "tensors", "text_spec", "tokenizer")

@@ -9,7 +9,7 @@ from export.triton.models import TritonModel, copy_code, entries, quoted, tensor
 from export.triton.options import KEPT, WARM_UP_RUNS, TritonOptions
 from sensai_serve.bundles import Bundle
 from sensai_serve.manifest import SubnetSpec
-from sensai_serve.remote import SCORES, WORKER, model_name
+from sensai_serve.remote_names import SCORES, WORKER, model_name
 
 
 def worker_model(bundle: Bundle, subnet: SubnetSpec, gpu: int | None, options: TritonOptions) -> TritonModel:

@@ -25,7 +25,7 @@ def write_triton(bundle: Bundle, out: Path, backend: str, devices: Sequence[str]
     """
     from export.triton import TritonBackend, TritonOptions, write_repository
     from sensai_serve.errors import DeviceError
-    from sensai_serve.remote import ensemble_name, model_name, tokenizer_name
+    from sensai_serve.remote_names import ensemble_name, model_name, tokenizer_name
     from serving.placement.place import place
     from serving.runtime.devices import parse_device
 

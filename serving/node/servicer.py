@@ -20,7 +20,7 @@ from tritonclient.grpc import service_pb2_grpc
 
 import sensai_serve
 from sensai_serve.errors import OverloadedError, RequestError, UnknownModelError, WorkerError
-from sensai_serve.remote import BUNDLE, SCORES, WORKER, checksum_key, model_name
+from sensai_serve.remote_names import BUNDLE, SCORES, WORKER, checksum_key, model_name
 from serving.backends import Cause, Scores
 from serving.backends.remote.message import RELAYS, TAKES_PIECES, TREE_VERSION, WORKERS, output_name
 from serving.node.gateway_stream import GatewayStream

@@ -10,7 +10,7 @@ from sensai_serve.bundles import Bundle
 from sensai_serve.errors import BundleError, InputError
 from sensai_serve.manifest import Manifest
 from sensai_serve.plugins import find
-from sensai_serve.remote import model_name
+from sensai_serve.remote_names import model_name
 from serving.backends import HOLDS, Backend, BackendPlan, Task
 from serving.node.options import NodeOptions
 from serving.placement.budgets import budgets_of, unbounded

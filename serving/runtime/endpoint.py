@@ -77,7 +77,7 @@ class WorkerEndpoint:
     """A name or an address; an IPv6 address without its brackets."""
     port: int
     model: str = ""
-    """The model of the one worker there; empty for the name that `sensai_serve.remote.model_name` gives."""
+    """The model of the one worker there; empty for the name that `sensai_serve.remote_names.model_name` gives."""
     security: Security = Security()
     keepalive: Keepalive = NO_PINGS
     """When a gRPC connection is pinged."""

@@ -12,7 +12,7 @@ from sensai_serve.anonymous_file import openable
 from sensai_serve.bundles import Bundle
 from sensai_serve.errors import BundleError, DeviceError, first_line
 from sensai_serve.input_spec import InputSpec
-from sensai_serve.onnxfile import has_loops
+from sensai_serve.onnx_signature import has_loops
 from sensai_serve.tensors import Inputs
 from serving.runtime.cancellation import Cancellation
 from serving.runtime.card_gate import GATE, GatedRunner

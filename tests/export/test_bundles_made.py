@@ -20,7 +20,7 @@ from pruning.run import Run
 from sensai_serve.bundles import GOLDEN, Bundle, sha256_of
 from sensai_serve.errors import InputError, ModelError, OutputExistsError
 from sensai_serve.evaluation import EVALUATION
-from sensai_serve.onnxfile import read_signature
+from sensai_serve.onnx_signature import read_signature
 from sensai_serve.preprocess import InputSpec, normalise
 
 

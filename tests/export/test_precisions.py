@@ -29,7 +29,7 @@ from sensai_serve.cli.main import main
 from sensai_serve.errors import ModelError, PluginError
 from sensai_serve.input_spec import InputSpec
 from sensai_serve.local import load
-from sensai_serve.onnxfile import read_signature
+from sensai_serve.onnx_signature import read_signature
 from serving.engine.options import GatewayOptions
 from serving.runtime.devices import default_devices
 

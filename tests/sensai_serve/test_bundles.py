@@ -21,7 +21,7 @@ from sensai_serve.bundles import Bundle, atomic_directory, atomic_file, sha256_o
 from sensai_serve.errors import BundleError, ChecksumError, OutputExistsError
 from sensai_serve.golden import Golden
 from sensai_serve.manifest import Manifest
-from sensai_serve.onnxfile import has_loops, read_signature
+from sensai_serve.onnx_signature import has_loops, read_signature
 
 
 @pytest.fixture

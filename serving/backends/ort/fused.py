@@ -14,7 +14,7 @@ import numpy.typing as npt
 from sensai_serve.anonymous_file import openable
 from sensai_serve.bundles import Bundle
 from sensai_serve.errors import first_line
-from sensai_serve.onnxfuse import CannotFuseError, fuse
+from sensai_serve.onnx_fuse import CannotFuseError, fuse
 from sensai_serve.tensors import Inputs, example
 from serving.backends import Cause
 from serving.backends.ort.core_thread import LoadedWorker

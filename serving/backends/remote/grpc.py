@@ -16,7 +16,7 @@ from tritonclient.grpc import service_pb2_grpc
 from sensai_serve.errors import BundleError, InputError, ServingError
 from sensai_serve.input_spec import DATATYPES
 from sensai_serve.manifest import Manifest
-from sensai_serve.remote import BUNDLE, model_name
+from sensai_serve.remote_names import BUNDLE, model_name
 from serving.backends import Cause, Task
 from serving.backends.remote.branch import Branch, digest_of, encode
 from serving.backends.remote.identity import ModelDescription, version_for

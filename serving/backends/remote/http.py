@@ -19,7 +19,7 @@ import numpy as np
 from sensai_serve.errors import BundleError, InputError, ServingError
 from sensai_serve.input_spec import DATATYPES
 from sensai_serve.manifest import Manifest
-from sensai_serve.remote import SCORES, model_name
+from sensai_serve.remote_names import SCORES, model_name
 from serving.backends import HOLDS, Cause, Scores, Task
 from serving.backends.remote.http_client import HEADER_LENGTH, HttpClientProtocol
 from serving.backends.remote.identity import ModelDescription, version_for

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sensai_serve.errors import BundleError
 from sensai_serve.manifest import Manifest
-from sensai_serve.remote import BUNDLE, SCORES, WORKER, version_of
+from sensai_serve.remote_names import BUNDLE, SCORES, WORKER, version_of
 
 
 @dataclass(frozen=True)

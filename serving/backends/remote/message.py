@@ -16,7 +16,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from sensai_serve.input_spec import InputSpec
 from sensai_serve.protobuf import varint
-from sensai_serve.remote import SCORES
+from sensai_serve.remote_names import SCORES
 from sensai_serve.tensors import Inputs, arrays_of, type_of
 from serving.runtime.trace_context import TRACEPARENT
 

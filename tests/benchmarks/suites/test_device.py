@@ -11,7 +11,7 @@ import pytest
 from benchmarks.subjects.networks import OnnxNetwork
 from benchmarks.suites.device import BOUND, FUSED, ONE_BY_ONE, PARALLEL, PLAIN, DeviceOptions, measure, report
 from sensai_serve.bundles import Bundle
-from sensai_serve.onnxfuse import fuse
+from sensai_serve.onnx_fuse import fuse
 from serving.runtime.devices import Threads, card_name, missing_for_cuda
 
 ONE = Threads(1, spinning=False)

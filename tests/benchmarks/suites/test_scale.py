@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from benchmarks.subjects.networks import OnnxNetwork
 from benchmarks.subjects.noop import noop_bundle, noop_network
-from sensai_serve.onnxfile import read_signature
+from sensai_serve.onnx_signature import read_signature
 from serving.runtime.devices import Threads
 
 

@@ -25,7 +25,7 @@ from websockets.sync.client import connect
 
 from sensai_serve.bundles import Bundle
 from sensai_serve.errors import InputError
-from sensai_serve.remote import BUNDLE, WORKER, checksum_key
+from sensai_serve.remote_names import BUNDLE, WORKER, checksum_key
 from serving.runtime.devices import Device
 from serving.runtime.session import Session
 from serving.runtime.trace_context import TraceContext, continued

@@ -8,7 +8,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from sensai_serve.onnxfuse import CannotFuseError, fuse
+from sensai_serve.onnx_fuse import CannotFuseError, fuse
 
 SHAPE = (3,)
 

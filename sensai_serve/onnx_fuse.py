@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sensai_serve.onnxfile import FLOAT
+from sensai_serve.onnx_signature import FLOAT
 from sensai_serve.protobuf import bytes_field, fields, number_field
 
 _GRAPH, _OPSETS, _TRAINING, _FUNCTIONS = 7, 8, 20, 25  # of a model
