@@ -25,6 +25,7 @@ sys.dont_write_bytecode = False
 pytest_plugins = (
     "backend_fixtures",
     "bundle_fixtures",
+    "command_fixtures",
     "input_fixtures",
     "onnx_fixtures",
     "otlp_fixtures",

@@ -24,7 +24,8 @@ FULL = "full"
 """The redundancy where every worker covers every class."""
 REDUNDANCIES = ("1", "3", "5", FULL)
 """The redundancies that are compared where the user does not say which."""
-PER_NETWORK, TOTAL = BUDGETS = ("per-network", "total")
+PER_NETWORK = "per-network"
+BUDGETS = (PER_NETWORK, "total")
 MONOLITH, SUMMED, SINGLE, GROUPED = "monolith", "monolith, all passes", "r = 1", "grouped"
 
 

@@ -34,16 +34,15 @@ class Reloadable(Protocol):
         """
 
 
-async def reload_changed(secrets: Sequence[Reloadable], period_s: float = PERIOD_S) -> None:
+async def reload_changed(secrets: Sequence[Reloadable]) -> None:
     """Read what has changed anew, until cancelled.
 
     Args:
         secrets: what is read from files.
-        period_s: seconds between two looks at the files.
     """
     stamps = [_stamp(secret) for secret in secrets]
     while secrets:
-        await asyncio.sleep(period_s)
+        await asyncio.sleep(PERIOD_S)
         for at, secret in enumerate(secrets):
             stamp = await asyncio.to_thread(_stamp, secret)
             if stamp == stamps[at]:

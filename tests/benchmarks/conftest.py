@@ -6,13 +6,14 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
+from command_fixtures import Sensai
 
 from benchmarks.harness import servers
 from benchmarks.subjects import our_server
-from sensai_serve.cli.main import main
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -85,13 +86,6 @@ def answer_with():
 
 
 @pytest.fixture
-def bench(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+def bench(sensai: Sensai) -> Sensai:
     """Runs ``sensai bench`` in this process; gives exit code, stdout and stderr."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            main(["bench", *map(str, arguments)])
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
-
-    return run
+    return partial(sensai, "bench")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from merge_requests import Events, assignments, feed
 
 from sensai_serve.assignment import Assignment, cyclic
 from sensai_serve.fit_thresholds import fit_thresholds
@@ -24,23 +25,18 @@ every_rule = pytest.mark.parametrize("rule", RULES)
 edges = [0.0, 1.0, 0.5, 0.25, 0.75, 1e-30, float(np.nextafter(np.float32(0.5), np.float32(0)))]
 score = st.one_of(st.sampled_from(edges), st.floats(0, 1, width=32).map(abs))
 threshold = st.sampled_from([0.5, 0.25, 0.75, 0.05, 0.95, 1e-6, 1 - 1e-6])
-Events = list[tuple[int, bool]]
 fewer = settings(max_examples=settings().max_examples // 2)  # three rules and five properties
 
 
 @st.composite
 def requests(draw: st.DrawFn) -> tuple[Assignment, tuple[float, ...], list[np.ndarray], Events]:
-    """A random matrix, a threshold of each class, random scores, and who arrives (True) or is erased, in what order."""
-    n_workers, n_classes = draw(st.integers(1, 4)), draw(st.integers(1, 4))
-    rows = [set(draw(st.sets(st.integers(0, n_classes - 1), min_size=1))) for _ in range(n_workers)]
-    for c in range(n_classes):
-        if not any(c in row for row in rows):
-            rows[draw(st.integers(0, n_workers - 1))].add(c)
-    ordered = tuple(tuple(draw(st.permutations(sorted(row)))) for row in rows)
-    scores = [np.array([draw(st.lists(score, min_size=len(r), max_size=len(r)))], np.float32) for r in ordered]
+    """A random matrix, a threshold of each class, random scores, and who arrives."""
+    assignment = draw(assignments(4))
+    widths, n_classes = map(len, assignment.rows), assignment.n_classes
+    scores = [np.array([draw(st.lists(score, min_size=n, max_size=n))], np.float32) for n in widths]
     thresholds = tuple(draw(st.lists(threshold, min_size=n_classes, max_size=n_classes)))
-    order = draw(st.permutations(range(n_workers)))
-    return Assignment(ordered, n_classes), thresholds, scores, [(w, draw(st.integers(0, 3)) > 0) for w in order]
+    order = draw(st.permutations(range(assignment.n_workers)))
+    return assignment, thresholds, scores, [(w, draw(st.integers(0, 3)) > 0) for w in order]
 
 
 def plan_of(rule: str, assignment: Assignment, thresholds: tuple[float, ...]) -> MergePlan:
@@ -51,18 +47,6 @@ def labels(plan: MergePlan, scores: dict[int, np.ndarray]) -> list[bool]:
     """The labels when these workers arrive, and no others."""
     answer = merge(plan, [scores.get(w) for w in range(plan.assignment.n_workers)])
     return answer.labels[0].tolist()
-
-
-def feed(plan: MergePlan, scores: list[np.ndarray], events: Events) -> Collector:
-    collector = Collector(plan, 1, "decided")
-    for worker, arrives in events:
-        if collector.done:
-            break
-        if arrives:
-            assert collector.add(worker, scores[worker])
-        else:
-            collector.erase(worker)
-    return collector
 
 
 def drawn(data: st.DataObject, assignment: Assignment, worker: int) -> np.ndarray:

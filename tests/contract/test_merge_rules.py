@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from merge_requests import feed, requests, score
 
 from sensai_serve.assignment import Assignment, cyclic
 from sensai_serve.fit_confidence import fit_confidence
@@ -21,47 +22,13 @@ from sensai_serve.plugins import available
 
 every_rule = pytest.mark.parametrize("rule", available("sensai_serve.merge.rules"))
 
-# Few distinct values make ties and near-ties common; the neighbours of 0, 0.5 and 1 are where rounding would show.
-edges = [0.0, 1.0, 0.5, np.nextafter(np.float32(0.5), np.float32(0)), np.nextafter(np.float32(1), np.float32(0)), 1e-30]
-score = st.one_of(
-    st.sampled_from([float(e) for e in edges]), st.floats(0, 1, width=32).map(abs), st.sampled_from([0.25, 0.75, 0.9])
-)
 Scores = dict[int, np.ndarray]
-
-
-@st.composite
-def requests(draw: st.DrawFn) -> tuple[Assignment, list[np.ndarray], list[tuple[int, bool]]]:
-    """A random matrix, random scores, and an order in which workers arrive (True) or are erased (False)."""
-    n_workers = draw(st.integers(1, 6))
-    n_classes = draw(st.integers(1, 6))
-    rows = [set(draw(st.sets(st.integers(0, n_classes - 1), min_size=1))) for _ in range(n_workers)]
-    for c in range(n_classes):
-        if not any(c in row for row in rows):
-            rows[draw(st.integers(0, n_workers - 1))].add(c)
-    ordered = [tuple(draw(st.permutations(sorted(row)))) for row in rows]
-    scores = [
-        np.array([draw(st.lists(score, min_size=len(r), max_size=len(r)))], np.float32) for r in ordered
-    ]  # fmt: skip
-    order = draw(st.permutations(range(n_workers)))
-    return Assignment(tuple(ordered), n_classes), scores, [(w, draw(st.integers(0, 4)) > 0) for w in order]
 
 
 def merged(plan: MergePlan, scores: Scores) -> int:
     """The class when these workers arrive, in their order, and no others."""
     given_ = [scores[w].reshape(1, -1) if w in scores else None for w in range(plan.assignment.n_workers)]
     return int(merge(plan, given_).class_id[0])
-
-
-def feed(plan: MergePlan, scores: list[np.ndarray], events: list[tuple[int, bool]]):
-    collector = Collector(plan, 1, "decided")
-    for worker, arrives in events:
-        if collector.done:
-            break
-        if arrives:
-            assert collector.add(worker, scores[worker])
-        else:
-            collector.erase(worker)
-    return collector
 
 
 @every_rule

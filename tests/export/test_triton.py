@@ -9,23 +9,6 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from sensai_serve.bundles import Bundle
-from sensai_serve.cli.main import main
-
-
-@pytest.fixture
-def sensai(capsys):
-    """Run a command; its exit code, stdout and stderr."""
-
-    def run(*args: object) -> tuple[int, str, str]:
-        code = 0
-        try:
-            main([str(arg) for arg in args])
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
 
 
 def config_of(repository: Path, model: str):

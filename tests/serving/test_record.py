@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 import sensai_serve
-from sensai_serve.cli.main import main
 from sensai_serve.errors import DataError, InputError
 from sensai_serve.preprocess import normalise
 from sensai_serve.recording import Recorded, raw_inputs, recordings
@@ -26,13 +25,6 @@ def ask(url: str, raw: np.ndarray, **query: str) -> dict:
     return reply.json()
 
 
-def sensai(capsys, *args: object) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as ended:
-        main(["replay", *map(str, args)])
-    captured = capsys.readouterr()
-    return int(ended.value.code or 0), captured.out, captured.err
-
-
 @pytest.fixture
 def kept(run_server, tiny_bundle, tmp_path) -> tuple[Path, list[dict]]:
     """A folder with recorded requests, and the answers to all of `PIXELS`."""
@@ -43,7 +35,7 @@ def kept(run_server, tiny_bundle, tmp_path) -> tuple[Path, list[dict]]:
     return folder, answers
 
 
-def test_what_is_not_sure_is_kept_with_its_reason_and_nothing_else(kept, tiny_bundle, capsys):
+def test_what_is_not_sure_is_kept_with_its_reason_and_nothing_else(kept, tiny_bundle, sensai):
     folder, answers = kept
     expected = [n for n, answer in enumerate(answers) if not (answer["elected"] and answer["complete"])]
     assert len(expected) > 0
@@ -58,7 +50,7 @@ def test_what_is_not_sure_is_kept_with_its_reason_and_nothing_else(kept, tiny_bu
         assert "3" in one.answer["missing"]
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
-    code, out, _ = sensai(capsys, folder, "--bundle", tiny_bundle, "--json", "--npz", folder / "again.npz")
+    code, out, _ = sensai("replay", folder, "--bundle", tiny_bundle, "--json", "--npz", folder / "again.npz")
     assert code == 0
     rows = [json.loads(line) for line in out.splitlines()]
     classifier = sensai_serve.load(tiny_bundle)
@@ -69,7 +61,7 @@ def test_what_is_not_sure_is_kept_with_its_reason_and_nothing_else(kept, tiny_bu
             np.testing.assert_array_equal(arrays["x"], PIXELS[expected])
         else:
             np.testing.assert_allclose(arrays["x"], PIXELS[expected], rtol=1e-4, atol=1e-3)
-    code, out, _ = sensai(capsys, folder)
+    code, out, _ = sensai("replay", folder)
     assert code == 0
     assert "incomplete" in out or "unelected" in out
 
@@ -102,7 +94,7 @@ def test_pictures_come_back_as_they_were(make_bundle):
     np.testing.assert_allclose([normalise(each, spec) for each in raw], given, atol=1e-5)
 
 
-def test_what_cannot_be_read_or_written_is_one_line(tmp_path, capsys):
+def test_what_cannot_be_read_or_written_is_one_line(tmp_path, sensai):
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(InputError, match="cannot be written to"):
         Recorder(tmp_path / "file", 1, 0.0)
@@ -111,7 +103,7 @@ def test_what_cannot_be_read_or_written_is_one_line(tmp_path, capsys):
         ((tmp_path,), "holds no recorded requests"),
         ((tmp_path, "--npz", "x.npz"), "--npz needs --bundle"),
     ):
-        code, _, err = sensai(capsys, *args)
+        code, _, err = sensai("replay", *args)
         assert (code, err.count("\n")) == (2, 1)
         assert message in err
     for content in (b"", b"PK\x03\x04 broken"):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pruning import data, notices
+from pruning import data
 from sensai_serve.errors import DataError
 from sensai_serve.preprocess import from_image, normalise
 
@@ -16,11 +16,6 @@ RNG = np.random.default_rng(0)
 COLOUR = RNG.integers(0, 256, (10, 3, 6, 5), dtype=np.uint8)
 GREY = RNG.integers(0, 256, (10, 1, 6, 5), dtype=np.uint8)
 Y = np.arange(10) % 2
-
-
-@pytest.fixture(autouse=True)
-def nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(notices, "_said", set())
 
 
 def saved(tmp_path, **arrays: object) -> str:

@@ -10,14 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pruning import data, notices
+from pruning import data
 from sensai_serve.errors import DataError
 from sensai_serve.images.formats import readable
-
-
-@pytest.fixture(autouse=True)
-def nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(notices, "_said", set())
 
 
 def put(root: Path, *folders: str, count: int = 3) -> None:

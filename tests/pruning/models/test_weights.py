@@ -8,7 +8,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pruning import notices
 from pruning.models import load_weights
 from sensai_serve.errors import ModelError
 
@@ -29,11 +28,6 @@ def plain() -> nn.Module:
 
 def under(prefix: str, state: State) -> State:
     return {prefix + name: value for name, value in state.items()}
-
-
-@pytest.fixture(autouse=True)
-def nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(notices, "_said", set())
 
 
 OTHER = {"loss.weight": torch.ones(3)}

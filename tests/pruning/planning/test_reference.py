@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-from pruning import notices
 from pruning.data import Dataset
 from pruning.planning.plan import make_plan
 from pruning.planning.reference import SAMPLE, check_reference
@@ -19,11 +18,6 @@ from sensai_serve.errors import ModelError
 from sensai_serve.preprocess import InputSpec, Normalisation
 
 CLASSES = 5
-
-
-@pytest.fixture(autouse=True)
-def nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(notices, "_said", set())
 
 
 class Reads(nn.Module):

@@ -16,23 +16,6 @@ from safetensors.torch import save_file
 from benchmarks.subjects.networks import monolith
 from pruning import data, models
 from sensai_serve.bundles import Bundle
-from sensai_serve.cli.main import main
-
-
-@pytest.fixture
-def sensai(capsys):
-    """Run a command; its exit code, stdout and stderr."""
-
-    def run(*args: object) -> tuple[int, str, str]:
-        code = 0
-        try:
-            main([str(arg) for arg in args])
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
 
 
 @pytest.fixture(scope="module")

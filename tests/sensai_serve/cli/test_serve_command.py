@@ -17,7 +17,6 @@ import pytest
 from PIL import Image
 
 import sensai_serve
-from sensai_serve.cli.main import main
 
 READY = re.compile(r"ready: (http://127\.0\.0\.1:\d+)  tiny \(10 classes, 10 workers\)\n")
 
@@ -28,19 +27,6 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pixels = np.random.default_rng(1).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
     return path
-
-
-@pytest.fixture
-def sensai(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Runs the command in this process; gives exit code, stdout and stderr."""
-
-    def run(*args: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            main([str(arg) for arg in args])
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from merge_requests import requests
 
 from sensai_serve.assignment import Assignment, binary, cyclic
 from sensai_serve.errors import RequestError
@@ -29,34 +30,10 @@ def naive_class(plan: MergePlan, scores: dict[int, np.ndarray]) -> int:
     return best
 
 
-# Few distinct values make ties and near-ties common; the neighbours of 0, 0.5 and 1 are where rounding would show.
-edges = [0.0, 1.0, 0.5, np.nextafter(np.float32(0.5), np.float32(0)), np.nextafter(np.float32(1), np.float32(0)), 1e-30]
-score = st.one_of(
-    st.sampled_from([float(e) for e in edges]), st.floats(0, 1, width=32).map(abs), st.sampled_from([0.25, 0.75, 0.9])
-)
-
-
-@st.composite
-def requests(draw: st.DrawFn) -> tuple[MergePlan, list[np.ndarray], list[tuple[int, bool]]]:
-    """A random matrix, random scores, and an order in which workers arrive (True) or are erased (False)."""
-    n_workers = draw(st.integers(1, 6))
-    n_classes = draw(st.integers(1, 6))
-    rows = [set(draw(st.sets(st.integers(0, n_classes - 1), min_size=1))) for _ in range(n_workers)]
-    for c in range(n_classes):
-        if not any(c in row for row in rows):
-            rows[draw(st.integers(0, n_workers - 1))].add(c)
-    ordered = [tuple(draw(st.permutations(sorted(row)))) for row in rows]
-    plan = MergePlan(Assignment(tuple(ordered), n_classes))
-    scores = [
-        np.array([draw(st.lists(score, min_size=len(r), max_size=len(r)))], np.float32) for r in ordered
-    ]  # fmt: skip
-    order = draw(st.permutations(range(n_workers)))
-    return plan, scores, [(w, draw(st.integers(0, 4)) > 0) for w in order]
-
-
 @given(requests())
 def test_decided_is_what_waiting_for_all_would_have_said(request_: tuple) -> None:
-    plan, scores, events = request_
+    assignment, scores, events = request_
+    plan = MergePlan(assignment)
     collector = Collector(plan, 1, "decided")
     early = None
     for worker, arrives in events:

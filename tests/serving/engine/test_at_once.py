@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+from merge_requests import assignments
 
 from sensai_serve.assignment import Assignment
 from sensai_serve.merge import Answer, Collector, MergePlan, Wait
@@ -30,13 +31,7 @@ class GivenScores:
 
 @st.composite
 def plans(draw: st.DrawFn) -> MergePlan:
-    n_workers, n_classes = draw(st.integers(1, 6)), draw(st.integers(1, 6))
-    rows = [set(draw(st.sets(st.integers(0, n_classes - 1), min_size=1))) for _ in range(n_workers)]
-    for c in range(n_classes):
-        if not any(c in row for row in rows):
-            rows[draw(st.integers(0, n_workers - 1))].add(c)
-    ordered = tuple(tuple(draw(st.permutations(sorted(row)))) for row in rows)
-    return MergePlan(Assignment(ordered, n_classes), draw(st.sampled_from(["majority", "mean", "log"])))
+    return MergePlan(draw(assignments()), draw(st.sampled_from(["majority", "mean", "log"])))
 
 
 def at_once(plan: MergePlan, scores: list[float] | None, admission: Admission | None = None) -> AtOnce:

@@ -11,12 +11,13 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+from backend_fixtures import until
 
 from sensai_serve.assignment import full
 from sensai_serve.bundles import Bundle
@@ -115,13 +116,6 @@ class Held:
     def no_more_than(self, before: Held) -> bool:
         """Less may be: of what came before `before` was taken, something may have been about to end."""
         return self.threads <= before.threads and self.files <= before.files and self.objects <= before.objects
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for what threads and timers that are about to end still hold."""
-    async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
 
 
 async def swap(repository: Repository, name: str) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from backend_fixtures import until
 from tritonclient import grpc as triton_grpc
 from tritonclient import http as triton_http
 
@@ -25,7 +26,6 @@ from serving.engine.repository import Repository
 from serving.engine.resident import bytes_of
 from serving.runtime.devices import parse_device
 from serving.settings import load_settings
-from tests.fixtures.backend_fixtures import until
 
 OPTIONS = GatewayOptions(devices=(parse_device("cpu"),), patience=0, trial=False)
 SHAPE = (4,)

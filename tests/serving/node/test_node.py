@@ -211,7 +211,7 @@ def test_certificates_and_tokens_change_while_it_runs(
     tiny_bundle: Path, authority: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two tokens are valid at a time, so that nodes and gateways need not change at the same moment."""
-    monkeypatch.setattr(reloading.reload_changed, "__defaults__", (0.02,))
+    monkeypatch.setattr(reloading, "PERIOD_S", 0.02)
     for name, copy in (("gateway.pem", "cert.pem"), ("gateway.key", "key.pem")):
         shutil.copy(authority / name, tmp_path / copy)
     tokens, ca = tmp_path / "tokens", (authority / "ca.pem").read_bytes()

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from backend_fixtures import until
 from relay_nodes import (
     PARTS,
     SIZE,
@@ -23,7 +24,6 @@ from relay_nodes import (
     directly,
     in_pieces,
     inputs,
-    until,
     until_relayed,
 )
 

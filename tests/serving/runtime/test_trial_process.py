@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import cast
 
 import pytest
+from backend_fixtures import run, until
 
 from serving.runtime import trial_process
 from serving.runtime.trial_process import TrialProcess, TrialProcesses
-from tests.fixtures.backend_fixtures import run, until
 
 
 class FakeProcess:

@@ -143,7 +143,7 @@ def live(port: int, context: ssl.SSLContext) -> int:
 
 
 def test_files_change_under_load_and_no_request_fails(run_server, tiny_bundle, files, authority, monkeypatch, caplog):
-    monkeypatch.setattr(reloading.reload_changed, "__defaults__", (0.02,))
+    monkeypatch.setattr(reloading, "PERIOD_S", 0.02)
     context, stop, failures, asked = trusting(authority), threading.Event(), [], [0, 0]
 
     def ask(number: int, kept: http.client.HTTPSConnection | None) -> None:

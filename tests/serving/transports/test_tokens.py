@@ -222,7 +222,7 @@ def test_a_call_over_grpc_needs_its_role(server):
 def test_other_tokens_are_in_force_a_moment_later_on_open_connections_too(
     run_server, tiny_bundle, tokens, monkeypatch, caplog
 ):
-    monkeypatch.setattr(reloading.reload_changed, "__defaults__", (0.02,))
+    monkeypatch.setattr(reloading, "PERIOD_S", 0.02)
     new = "new-0123456789abcdef"
     with (
         run_server(tiny_bundle, clients={"tokens": tokens}, grpc="127.0.0.1:0") as server,
@@ -336,14 +336,15 @@ def test_a_file_that_others_may_read_is_refused(tokens):
         Tokens(tokens.with_name("none"))
 
 
-def test_one_secret_that_cannot_be_read_anew_does_not_stop_others(tokens, tmp_path):
+def test_one_secret_that_cannot_be_read_anew_does_not_stop_others(tokens, tmp_path, monkeypatch):
+    monkeypatch.setattr(reloading, "PERIOD_S", 0.01)
     second = tmp_path / "second"
     second.write_text(FILE)
     second.chmod(0o600)
     both = [Tokens(tokens), Tokens(second)]
 
     async def change() -> None:
-        task = asyncio.create_task(reloading.reload_changed(both, 0.01))
+        task = asyncio.create_task(reloading.reload_changed(both))
         await asyncio.sleep(0)
         tokens.unlink()
         second.write_text("other-0123456789abcdef control\n")

@@ -18,8 +18,6 @@ from typing import NamedTuple
 from benchmarks.harness.servers import HOST
 from benchmarks.suites.chaos.target import Target
 
-ATTACKS = ("slow", "half_closed", "lying", "flooding", "calls")
-"""Our own attacks."""
 Tally = Counter[str]
 Attack = Callable[[Target, Tally], Awaitable[None]]
 _CLOSE = b"\x88"

@@ -8,21 +8,19 @@ import os
 import resource
 import signal
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from backend_fixtures import inputs, run, started, until
 
 import sensai_serve
-from sensai_serve.bundles import Bundle
 from serving.backends import Cause
-from serving.backends.process import handles as _processes
+from serving.backends.process import handles
 from serving.backends.process.backend import Backend
 from serving.engine.gateway import Gateway, Reply
 from serving.engine.health import State
-from serving.engine.options import GatewayOptions
 from serving.runtime.devices import parse_device
 from serving.runtime.faults import parse_fault
 
@@ -33,32 +31,13 @@ TWO = (parse_device("cpu"),) * 2
 @contextlib.asynccontextmanager
 async def serving(bundle: Path, *faults: str, **options: Any) -> AsyncIterator[Gateway]:
     given = {"backend": "process", "devices": TWO, "faults": tuple(map(parse_fault, faults)), **options}
-    gateway = Gateway(Bundle.open(bundle), GatewayOptions(**given))
-    await gateway.start()
-    try:
+    async with started(bundle, given) as gateway:
         yield gateway
-    finally:
-        await gateway.stop(drain_s=1)
 
 
 @pytest.fixture(scope="module")
 def bundle(make_bundle) -> Path:
     return make_bundle(n_classes=4)
-
-
-def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    asyncio.run(asyncio.wait_for(test(), 120))
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for something that a test has set in motion."""
-    async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
-
-
-def inputs(n: int = 1, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=(n, 3, 8, 8)).astype(np.float32)
 
 
 def together(gateway: Gateway, worker: int) -> set[int]:
@@ -72,7 +51,7 @@ def broken(reply: Reply) -> set[int]:
     return {w for w, cause in reply.erasures.items() if cause in (Cause.DEAD, Cause.FAILED)}
 
 
-def process_of(gateway: Gateway, worker: int) -> _processes.WorkerProcess:
+def process_of(gateway: Gateway, worker: int) -> handles.WorkerProcess:
     backend = gateway._backend
     assert isinstance(backend, Backend)
     (process,) = (p for p in backend._processes if worker in [w.id for w in p.workers])
@@ -217,7 +196,7 @@ def test_without_memory_a_run_fails_and_its_process_goes_on(bundle: Path) -> Non
 
 
 def test_the_kernel_kills_a_worker_without_memory_and_it_comes_back(bundle: Path, memory_limit, monkeypatch) -> None:
-    monkeypatch.setattr(_processes, "HANG_S", 60.0)  # on a busy machine memory runs out slowly
+    monkeypatch.setattr(handles, "HANG_S", 60.0)  # on a busy machine memory runs out slowly
 
     async def test() -> None:
         async with serving(bundle, "2:oom,after=20") as gateway:
@@ -251,8 +230,8 @@ def test_a_process_that_dies_before_it_has_served_is_started_again_after_growing
 
 
 def test_a_worker_that_stops_while_it_starts_is_started_again(bundle: Path, monkeypatch) -> None:
-    monkeypatch.setattr(_processes, "RESTART_S", 0.1)
-    monkeypatch.setattr(_processes, "HANG_FACTOR", 1.5)
+    monkeypatch.setattr(handles, "RESTART_S", 0.1)
+    monkeypatch.setattr(handles, "HANG_FACTOR", 1.5)
 
     async def test() -> None:
         async with serving(bundle) as gateway:

@@ -12,6 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from backend_fixtures import until
+from relay_nodes import Link
+from remote_workers import LOOPBACK, NOBODY, a_gateway, a_node, inputs
 
 import sensai_serve
 from serving.address import Address
@@ -20,8 +23,6 @@ from serving.node.node import Node
 from serving.node.options import NodeOptions
 from serving.node.server import serving as node_serving
 from serving.runtime.devices import parse_device
-from tests.fixtures.relay_nodes import Link
-from tests.fixtures.remote_workers import LOOPBACK, NOBODY, a_gateway, a_node, inputs, until
 
 
 def linked(url: str) -> AbstractAsyncContextManager[Link]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from remote_workers import LOOPBACK, NOBODY, a_gateway, a_node, inputs
 
 import sensai_serve
 from sensai_serve.cli.main import main
@@ -18,7 +19,6 @@ from serving.node.options import NodeOptions
 from serving.node.server import serving as node_serving
 from serving.runtime.devices import parse_device
 from serving.runtime.faults import parse_fault
-from tests.fixtures.remote_workers import LOOPBACK, NOBODY, a_gateway, a_node, inputs
 
 
 def test_some_here_some_there(tiny_bundle: Path) -> None:

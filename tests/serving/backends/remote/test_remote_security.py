@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from remote_workers import LOOPBACK, NOBODY, a_gateway, inputs
 
 import sensai_serve
 from serving.node.node import Node
@@ -13,7 +14,6 @@ from serving.node.options import NodeOptions
 from serving.node.server import serving as node_serving
 from serving.runtime.devices import parse_device
 from serving.runtime.endpoint import Security
-from tests.fixtures.remote_workers import LOOPBACK, NOBODY, a_gateway, inputs
 
 
 def test_the_token_is_shown_and_asked_for(tiny_bundle: Path, tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from urllib.request import urlopen
 import grpc
 import numpy as np
 import pytest
+from bundle_fixtures import write_bundle
+from fast_path_fixtures import INLINE, MODELS, OUTPUTS, counted, leave_nothing_to_chance, tensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2 as pb
@@ -22,8 +24,6 @@ from sensai_serve.protobuf import bytes_field
 from serving.engine.health import State
 from serving.security import reloading
 from serving.transports.grpc_native.fast_path import GrpcFastPath
-from tests.fixtures.bundle_fixtures import write_bundle
-from tests.fixtures.fast_path_fixtures import INLINE, MODELS, OUTPUTS, counted, leave_nothing_to_chance, tensors
 
 LISTEN = ("grpc-native=127.0.0.1:0",)
 _odd = itertools.count()
@@ -220,7 +220,7 @@ def test_another_model_of_that_name_answers_as_soon_as_it_is_loaded(
 def test_a_token_that_is_not_valid_any_more_is_refused(
     run_server: Any, tiny_bundle: Path, tmp_path: Path, answered: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reloading.reload_changed, "__defaults__", (0.02,))
+    monkeypatch.setattr(reloading, "PERIOD_S", 0.02)
     tokens = tmp_path / "tokens"
     replace(tokens, "one-0123456789abcdef predict\n")
     shown, other = ((("authorization", f"Bearer {token}-0123456789abcdef"),) for token in ("one", "two"))

@@ -16,11 +16,11 @@ from urllib.request import urlopen
 import numpy as np
 import orjson
 import pytest
+from bundle_fixtures import write_bundle
+from fast_path_fixtures import INLINE, MODELS, OUTPUTS, counted, leave_nothing_to_chance, tensors
 
 from serving.engine.health import State
 from serving.transports.http.fast_path import FastPath
-from tests.fixtures.bundle_fixtures import write_bundle
-from tests.fixtures.fast_path_fixtures import INLINE, MODELS, OUTPUTS, counted, leave_nothing_to_chance, tensors
 
 _odd = itertools.count()
 
