@@ -14,7 +14,6 @@ import asyncio
 import logging
 from collections.abc import Coroutine, Sequence
 from contextvars import Context
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from serving.engine.gateway import Gateway
 from serving.engine.options import GatewayOptions
 from serving.engine.repository.changes import Changes
 from serving.engine.repository.folder import bundles_in, folders_in, same, state_of
+from serving.engine.repository.index import Entry, list_models
 from serving.engine.repository.unserved import Unserved
 from serving.engine.residency import Cold, Residency
 from serving.engine.resident import Resident
@@ -34,23 +34,6 @@ log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 1.0
 """Seconds between two looks at the files of bundles that could not be served."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One model, as the repository index lists it."""
-
-    name: str
-    version: str
-    ready: bool
-    reason: str = ""
-    """Why the model is not ready; empty if it is."""
-
-
-def _reason(gateway: Gateway) -> str:
-    if gateway.ready and not gateway.loaded:
-        return "not in memory, loaded when a request needs it"
-    return "" if gateway.ready else "not ready"
 
 
 class Repository:
@@ -147,14 +130,7 @@ class Repository:
     async def index(self) -> list[Entry]:
         """List every model that is loaded or could be loaded from the directory, sorted by name."""
         found = {} if self._directory is None else await asyncio.to_thread(bundles_in, self._directory)
-        entries = {n: Entry(n, g.version, g.ready, _reason(g)) for n, g in self._gateways.items()}
-        for name in found:
-            entries.setdefault(name, Entry(name, "", ready=False, reason=self._failed.get(name, "unloaded")))
-        for path, reason in self._unserved.reasons.items():
-            entries[path.name] = entries.get(path.name) or Entry(path.name, "", ready=False, reason="")
-            if not entries[path.name].ready:
-                entries[path.name] = replace(entries[path.name], reason=reason)
-        return sorted(entries.values(), key=lambda entry: entry.name)
+        return list_models(self._gateways, found, self._failed, self._unserved.reasons)
 
     async def load(self, name: str) -> None:
         """Load a model from the directory, or replace it by what the directory holds now.
