@@ -28,8 +28,7 @@ def merge_plan(run: Run, truth: Labels | None = None) -> MergePlan:
         truth: the labels of its validation part, where they are at hand; else its data is loaded if they are needed.
 
     Raises:
-        InputError: the run is not finished.
-        InputError: the rule does not fit the head.
+        InputError: the run is not finished, or the rule does not fit the head.
         PluginError: there is no rule of that name.
     """
     rule = run.recipe.merge

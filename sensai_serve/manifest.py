@@ -152,7 +152,11 @@ class Manifest:
 
     @property
     def assignment(self) -> Assignment:
-        """The assignment that the subnets' classes make."""
+        """The assignment that the subnets' classes make.
+
+        Raises:
+            BundleError: they make none.
+        """
         try:
             return Assignment(
                 tuple(s.classes for s in self.subnets),

@@ -62,7 +62,11 @@ def read_mapping(path: Path) -> tuple[Member, ...]:
 
 
 def members_of(models: Iterable[Source | tuple[Source, Classes] | Member]) -> tuple[Member, ...]:
-    """What a caller from Python names: paths, bytes or models, each alone or with its classes."""
+    """What a caller from Python names: paths, bytes or models, each alone or with its classes.
+
+    Raises:
+        InputError: one is nothing of the kind.
+    """
     made = list[Member]()
     for number, model in enumerate(models):
         if isinstance(model, Member):

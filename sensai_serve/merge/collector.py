@@ -218,7 +218,12 @@ def runs_in_turn(
 
 
 def merge(plan: MergePlan, scores: Sequence[npt.NDArray[np.float32] | None]) -> Answer:
-    """Merge the scores of all workers at once, None for one that is lost. For offline use and for checking."""
+    """Merge the scores of all workers at once, for offline use and for checking.
+
+    Args:
+        plan: the merge.
+        scores: of every worker, FP32 [N, k], one column per class of its row; None for one that is lost.
+    """
     n_inputs = next((len(s) for s in scores if s is not None), 1)
     collector = Collector(plan, n_inputs, "all")
     for worker, given in enumerate(scores):
