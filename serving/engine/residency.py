@@ -63,6 +63,7 @@ class Residency:
         self._waiting: Counter[Resident] = Counter()  # requests that wait for it, or have not begun since it was loaded
         self._holding: Counter[Resident] = Counter()  # what uses it beside its requests
         self._held_back: set[Resident] = set()
+        self._in_line: set[Resident] = set()  # whose load waits for its turn
         self._turn = asyncio.Lock()
         self._let_go = asyncio.Event()
 
@@ -179,16 +180,19 @@ class Residency:
             # What the model starts must not name the request that loaded it in its logs for ever.
             load = asyncio.create_task(self._make_resident(model, asked_for=asked_for), context=Context())
             self._loads[model] = load
+            self._in_line.add(model)
             load.add_done_callback(lambda done: self._loaded(model, done))
         return load
 
     def _loaded(self, model: Resident, load: asyncio.Task[None]) -> None:
         del self._loads[model]
+        self._in_line.discard(model)  # given up before it had its turn
         if not load.cancelled():
             load.exception()  # marks it as seen: there may be nobody who waits for it
 
     async def _make_resident(self, model: Resident, *, asked_for: bool) -> None:
         async with self._turn:  # first come, first served
+            self._in_line.discard(model)
             if model.loaded:
                 return
             try:
@@ -221,8 +225,11 @@ class Residency:
             self._held_back.clear()
 
     def _is_idle(self, model: Resident) -> bool:
-        awaited = model in self._waiting and model not in self._held_back  # those held back have their turn later
-        return not (model.in_flight or model in self._holding or awaited)
+        return not (model.in_flight or model in self._holding or self._begins(model))
+
+    def _begins(self, model: Resident) -> bool:
+        """Whether requests begin that have waited for it; those whose load is in line have their turn later."""
+        return model in self._waiting and model not in self._in_line
 
     async def _close(self, model: Resident) -> None:
         model.hold_back()  # the task begins a moment later
@@ -238,7 +245,7 @@ class Residency:
 
     def _hold_one_back(self) -> None:
         # Those that requests wait for have only just been loaded: these requests begin first.
-        busy = [model for model in self._held if model not in self._held_back and model not in self._waiting]
+        busy = [model for model in self._held if model not in self._held_back and not self._begins(model)]
         if busy:
             model = min(busy, key=lambda model: model.last_used_s)
             self._held_back.add(model)

@@ -127,6 +127,27 @@ def test_a_model_whose_requests_always_overlap_keeps_no_other_out() -> None:
     asyncio.run(asyncio.wait_for(test(), 10))
 
 
+def test_a_model_whose_requests_wait_behind_another_load_makes_room_for_it() -> None:
+    async def test() -> None:
+        taken: dict[str, int] = {}
+        large, small, first, second = (
+            FakeModel(name, size, taken) for name, size in (("large", 2), ("small", 1), ("first", 1), ("second", 3))
+        )
+        residency = Residency(3, patience_s=0)
+        for model in (large, small):
+            await model.answer(residency, 0)
+        tasks = [asyncio.create_task(large.answer(residency, 60)), asyncio.create_task(small.answer(residency, 30))]
+        await asyncio.sleep(0)
+        tasks.append(asyncio.create_task(first.answer(residency, 0)))
+        while large.takes_requests:  # noqa: ASYNC110 - until it is held back; then the other one makes room
+            await asyncio.sleep(0)
+        tasks += [asyncio.create_task(model.answer(residency, 0)) for model in (second, large)]
+        await asyncio.gather(*tasks)
+        assert (first.loads, second.loads, large.loads) == (1, 1, 2)
+
+    asyncio.run(asyncio.wait_for(test(), 10))
+
+
 def test_a_model_that_is_held_is_not_closed() -> None:
     async def test() -> None:
         held, other, residency = FakeModel("held", 1, {}), FakeModel("other", 1, {}), Residency(1, patience_s=0)
