@@ -1,1 +1,1 @@
-"""The `sensai` command: one file per group of commands, put together in `sensai_serve.cli.main`."""
+"""The `sensai` command: one file per command, put together in `sensai_serve.cli.main`."""

@@ -13,7 +13,23 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from sensai_serve import __version__, user_code
-from sensai_serve.cli import bench, bundle, cluster, compare, inspect, offline, online, place, plan, replay, report
+from sensai_serve.cli import (
+    bench,
+    bundle,
+    check,
+    compare,
+    export,
+    inspect,
+    node,
+    place,
+    plan,
+    predict,
+    prune,
+    replay,
+    report,
+    serve,
+    train,
+)
 from sensai_serve.cli.ahead import trial_ahead
 from sensai_serve.cli.options import Commands
 from sensai_serve.errors import InputError, SensaiError
@@ -29,7 +45,10 @@ app = typer.Typer(
     add_completion=True,
     cls=Commands,
 )
-for part in (offline, bundle, report, compare, inspect, online, replay, cluster, place, plan, bench):
+# In the order in which `sensai --help` lists them.
+COMMANDS = (train, prune, export, bundle, report, compare, inspect,
+            serve, predict, replay, node, check, place, plan, bench)  # fmt: skip
+for part in COMMANDS:
     app.registered_commands.extend(part.app.registered_commands)
     app.registered_groups.extend(part.app.registered_groups)
 

@@ -19,12 +19,16 @@ if TYPE_CHECKING:
     from sensai_serve.options import Option
 
 
+app = typer.Typer()
+
+
 def _recipe_options() -> tuple[Option, ...]:
     from pruning.recipe import recipe_options
 
     return recipe_options()
 
 
+@app.command()
 @takes(_recipe_options)
 def prune(
     *,
