@@ -28,7 +28,7 @@ from sensai_serve.bundles import REFERENCE as REFERENCE_FILE
 from sensai_serve.evaluation import EVALUATION
 from sensai_serve.fit_confidence import fit_confidence
 from sensai_serve.golden import golden_answers, golden_names
-from sensai_serve.local import load
+from sensai_serve.local import Classifier, load
 from sensai_serve.lost_workers import ScoredInputs
 from sensai_serve.manifest import Manifest, MergeSpec, SubnetSpec
 from sensai_serve.merge import MergePlan
@@ -118,29 +118,13 @@ def export(
         if exporter.dynamic:
             found = lengths.compare(classifier, exporter.specs, exporter.samples)
             manifest = dataclasses.replace(manifest, provenance={**manifest.provenance, "length": found})
-        samples = exporter.given_samples
-        chosen = choose_golden(files.differences, classifier.predict_tensor(samples).class_id, GOLDEN_SAMPLES)
-        inputs = samples[chosen]
-        arrays: dict[str, Any] = {
-            key: arrays_of(inputs, files.inputs)[spec.name] for key, spec in golden_names(files.inputs).items()
-        }
-        arrays |= golden_answers(bundle.merge_plan, classifier.scores(inputs))
-        np.savez(folder / GOLDEN, **arrays)
+        _write_golden(exporter, files, classifier, folder)
         checksums = {**files.checksums, GOLDEN: sha256_of(folder / GOLDEN)}
         accuracy: dict[str, Any] = {}
         if with_evaluation:
-            result = (evaluate if merge.task == "single" else evaluate_sets)(
-                bundle,
-                run.dataset.x_test,
-                run.dataset.y_test,
-                exporter.given,
-                monolith=files.monolith,
-                by_reference=run.recipe.labels == "reference",
-                on_step=lambda done, total: on_progress("evaluate", done, total),
-            )
-            result.save(folder / EVALUATION)
+            accuracy = _evaluate(exporter, bundle, files.monolith, folder, on_progress)
+            accuracy |= _validated(run, merge, validated, precision)
             checksums[EVALUATION] = sha256_of(folder / EVALUATION)
-            accuracy = result.accuracy() | _validated(run, merge, validated, precision)
         _rewrite(folder, dataclasses.replace(manifest, checksums=checksums, accuracy=accuracy)).verify()
     return Bundle.open(out)
 
@@ -210,6 +194,35 @@ def _write_networks(exporter: Exporter, folder: Path, with_monolith: bool, on_pr
         files.provenance[MONOLITH] = file
         files.provenance[f"{MONOLITH}_size"] = {"macs": network.macs, "parameters": network.parameters}
     return files
+
+
+def _write_golden(exporter: Exporter, files: _Files, classifier: Classifier, folder: Path) -> None:
+    """Write the golden samples: inputs whose scores depend least on rounding, and the answers of the bundle to them."""
+    samples = exporter.given_samples
+    chosen = choose_golden(files.differences, classifier.predict_tensor(samples).class_id, GOLDEN_SAMPLES)
+    inputs = samples[chosen]
+    by_name = arrays_of(inputs, files.inputs)
+    arrays: dict[str, Any] = {key: by_name[spec.name] for key, spec in golden_names(files.inputs).items()}
+    arrays |= golden_answers(classifier.plan, classifier.scores(inputs))
+    np.savez(folder / GOLDEN, **arrays)
+
+
+def _evaluate(
+    exporter: Exporter, bundle: Bundle, monolith: bytes | None, folder: Path, on_progress: OnProgress
+) -> dict[str, float]:
+    """Label the test part with the bundle, keep the labels, and say how many are right."""
+    run = exporter.run
+    result = (evaluate if run.recipe.task == "single" else evaluate_sets)(
+        bundle,
+        run.dataset.x_test,
+        run.dataset.y_test,
+        exporter.given,
+        monolith=monolith,
+        by_reference=run.recipe.labels == "reference",
+        on_step=lambda done, total: on_progress("evaluate", done, total),
+    )
+    result.save(folder / EVALUATION)
+    return result.accuracy()
 
 
 def _validation_scores(exporter: Exporter, bundle: Bundle) -> list[Floats]:
