@@ -1,6 +1,7 @@
-"""Looks after the workers of one model: admits those that answer the golden samples, probes stragglers, checks workers
-that requests seldom ask, and records what every request shows. Nothing here delays a request: records are written after
-its answer.
+"""Looks after the workers of one model: admits, probes and checks them, and records what every request shows.
+
+Only workers that answer the golden samples are admitted; stragglers are probed, and workers that requests seldom ask
+are checked. Nothing here delays a request: records are written after its answer.
 """
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -52,6 +54,7 @@ class Supervisor:
         """
         self.health = Health(plan.assignment, eject=eject, costs=bundle.manifest.costs)
         self.late_copies = 0
+        """Number of workers' arrivals that came after their request's answer."""
         self._bundle = bundle
         self._plan = plan
         self._admission = admission
@@ -289,11 +292,12 @@ class Supervisor:
         finally:
             probe.closed = True
 
-    def _spawn(self, coroutine: object, name: str) -> None:
+    def _spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
+        """Run a coroutine in the background, unless the one of that name still runs."""
         if any(task.get_name() == name for task in self._tasks):
-            coroutine.close()  # type: ignore[attr-defined]
+            coroutine.close()
             return
-        task: asyncio.Task[None] = self._loop.create_task(coroutine, name=name)  # type: ignore[arg-type]
+        task = self._loop.create_task(coroutine, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
