@@ -94,6 +94,7 @@ class Lane:
         self._words = words
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix=name)
         self._admission = Admission(most, places=threads)
+        self._closed = False
 
     async def run(self, work: Callable[[Check], _T], expires: float) -> _T:
         """Run `work` in a thread by the time `expires` (`time.monotonic`); a cancelled one ends soon."""
@@ -121,10 +122,16 @@ class Lane:
                 left = True
         finally:
             admission.leave()
+            self._end_if_done()
 
     def close(self) -> None:
-        """End the threads when their work is done."""
-        self._threads.shutdown(wait=False)
+        """End the threads when their work is done, that which waits too."""
+        self._closed = True
+        self._end_if_done()
+
+    def _end_if_done(self) -> None:
+        if self._closed and not self._admission.in_flight:
+            self._threads.shutdown(wait=False)
 
 
 def _decode(image: bytes, spec: InputSpec, limits: ImageLimits, check: Check) -> Array:

@@ -150,12 +150,13 @@ class Gateway(Model):
         self, tokenising: Tokenising, texts: Texts, wait: str | None, timeout_s: float | None
     ) -> Reply:
         deadline_s, started = self.options.deadline_s if timeout_s is None else timeout_s, perf_counter()
-        if self._loaded is None:  # closed to make room before this coroutine began
+        if self._loaded is None or self._stopping:  # closed to make room, or replaced, before this coroutine began
             reply = self._begin_later(texts, wait, timeout_s)
         else:
             with contextlib.nullcontext() if self._residency is None else self._residency.holding(self):
                 inputs = await tokenising.in_turn(texts, deadline_s)
-            reply = self.begin(inputs, wait=wait, timeout_s=_left(deadline_s, started))
+            given = texts if self._stopping else inputs  # the model in its place may make other tokens
+            reply = self.begin(given, wait=wait, timeout_s=_left(deadline_s, started))
         return await reply if is_pending(reply) else reply
 
     async def _queue(self, inputs: Inputs, wait: Wait, expires: float | None) -> Reply:
@@ -171,6 +172,11 @@ class Gateway(Model):
         except BaseException:
             self.admission.leave()
             raise
+        if placed and self._ended:
+            self.admission.release()
+            self.admission.leave()
+            reply = self._begin_later(inputs, wait, _until(expires))
+            return await reply if is_pending(reply) else reply
         if placed:
             fan_out = self._dispatcher.submit(inputs, wait, expires)
             return await self._finish(fan_out, perf_counter() - admitted)
@@ -234,6 +240,11 @@ class Gateway(Model):
             self._counters.abstained += bool(answer.abstained) or bool((answer.class_id < 0).any())
         self._counters.succeeded += 1
         return Reply(answer, result, queued_s)
+
+
+def _until(expires: float | None) -> float | None:
+    """Seconds until a time of the event loop's clock; None for no limit."""
+    return None if expires is None else max(0.0, expires - asyncio.get_running_loop().time())
 
 
 def _left(deadline_s: float | None, started: float) -> float | None:

@@ -101,6 +101,8 @@ class Model:
         self._tried = False
         self._last_used_s = 0.0
         self._stopping = False
+        self._ended = False
+        """Whether the workers are being ended: requests that wait in line get no turn any more."""
         self._takes_requests = False
         """Whether requests go to the workers: the model is in memory, neither stopping nor held back."""
 
@@ -269,6 +271,7 @@ class Model:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(drain_s):
                 await self.admission.drained()
+        self._ended = True
         if self._loaded is not None:
             self._deferred.flush()
             await self._loaded.stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 import uuid
@@ -16,6 +17,8 @@ import pytest
 import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 import tritonclient.utils.shared_memory as shm
+from input_fixtures import write_pooled_bundle
+from text_fixtures import TEXT_KINDS, WORDS, word_tokenizer
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.utils import InferenceServerException, serialize_byte_tensor
 from websockets.sync.client import connect
@@ -24,6 +27,8 @@ import sensai_serve
 from sensai_serve.bundles import Bundle
 from sensai_serve.cli.main import main
 from sensai_serve.tokenizer import Texts
+from serving.engine.gateway import Gateway
+from serving.engine.options import GatewayOptions
 
 SENTENCES = ["Guten Tag", "hello ü world", "bonjour bonjour bonjour"]
 
@@ -146,6 +151,28 @@ def test_long_texts_are_made_in_a_thread_and_cut_where_the_bundle_says_so(served
         400,
         "input 'text': has 302 tokens, expected at most 12",
     )
+
+
+def test_long_texts_of_a_model_that_is_replaced_are_made_by_its_successor(text_bundles, tmp_path: Path) -> None:
+    specs, tokenizer = TEXT_KINDS["fixed"]
+    others = [*WORDS[:4], *WORDS[:3:-1]]
+    vocab = {"type": "WordLevel", "vocab": {word: at for at, word in enumerate(others)}, "unk_token": "[UNK]"}
+    new = write_pooled_bundle(tmp_path / "new", specs, tokenizer=(word_tokenizer(model=vocab), tokenizer))
+    age = np.zeros((1, 2), np.float32)
+    text = Texts(("hello world " * 4000,), {"age": age})
+
+    async def test() -> None:
+        old, successor = (Gateway(Bundle.open(path), GatewayOptions()) for path in (text_bundles["fixed"], new))
+        await old.start()
+        await successor.start()
+        asked = [asyncio.create_task(old.infer(text, wait="all")) for _ in range(6)]
+        await asyncio.sleep(0)
+        await old.stop(0, successor=successor)
+        for reply in await asyncio.gather(*asked):
+            assert np.allclose(reply.answer.scores, expected(new, list(text.texts), age=age), atol=1e-6)
+        await successor.stop()
+
+    asyncio.run(asyncio.wait_for(test(), 30))
 
 
 def test_metadata_describes_texts_in_place_of_what_is_made_of_them(served) -> None:

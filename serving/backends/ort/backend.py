@@ -251,7 +251,7 @@ class Backend:
             by_thread.setdefault(self._threads[number], []).append(number)
         for thread, numbers in by_thread.items():
             for full in thread.offer(task, numbers):
-                task.fail(full, Cause.FULL)
+                task.fail(full, Cause.DEAD if self._cancellation.cancelled else Cause.FULL)
         if by_thread and not self._checking:
             self._checking = True
             self._event_loop.call_later(CHECK_EVERY_S, self._check_stragglers)

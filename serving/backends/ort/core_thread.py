@@ -85,10 +85,13 @@ class CoreThread:
         be able to take the next one.
 
         Returns:
-            The workers that have `HOLDS` open tasks waiting already and did not take it.
+            The workers that have `HOLDS` open tasks waiting already and did not take it; all of them once the thread
+            was given up.
         """
         full: list[int] = []
         with self._lock:
+            if self._stopping:
+                return list(workers)
             waiting = self._waiting
             while waiting and waiting[0][1].closed:
                 waiting.popleft()

@@ -181,7 +181,8 @@ class RemoteServer:
             self._connection.relay(task, message, there)
 
     async def stop(self) -> None:
-        """Disconnect."""
+        """Disconnect; tasks that come later fail."""
+        self._up.clear()
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):

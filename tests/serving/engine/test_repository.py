@@ -22,11 +22,15 @@ from sensai_serve.errors import (
     DeviceError,
     InputError,
     OverloadedError,
+    UncoveredError,
     UnknownModelError,
 )
+from serving.engine.gateway import Gateway
 from serving.engine.options import GatewayOptions
+from serving.engine.reply import Reply
 from serving.engine.repository import Repository
 from serving.runtime.devices import Device, parse_device
+from serving.runtime.faults import parse_fault
 
 OPTIONS = GatewayOptions(devices=(parse_device("cpu"),), patience=0, wait="all")
 
@@ -156,6 +160,27 @@ def test_a_request_that_holds_on_to_a_replaced_model_is_answered_by_its_successo
         await repository.stop()
 
     asyncio.run(asyncio.wait_for(test(), 60))
+
+
+def test_requests_in_line_at_a_model_that_is_replaced_are_answered_by_its_successor(make_bundle) -> None:
+    made = [make_bundle(name="a", n_classes=3, seed=seed) for seed in (1, 2)]
+    slow = OPTIONS.model_copy(update={"inline_ms": 0.0, "faults": (parse_fault("*:delay=100ms,after=8"),)})
+
+    async def test() -> None:
+        old, new = Gateway(Bundle.open(made[0]), slow), Gateway(Bundle.open(made[1]), OPTIONS)
+        for gateway in (old, new):
+            await gateway.start()
+        asked = [asyncio.create_task(old.infer(inputs())) for _ in range(5)]
+        await asyncio.sleep(0)
+        assert old.admission.waiting == 3
+        await old.stop(drain_s=0, successor=new)
+        outcomes = await asyncio.gather(*asked, return_exceptions=True)
+        assert isinstance(outcomes[1], UncoveredError)  # it was at the workers, which had one before it
+        expected = (await new.infer(inputs())).answer.scores
+        assert all(isinstance(o, Reply) and np.array_equal(o.answer.scores, expected) for o in outcomes[2:])
+        await new.stop()
+
+    asyncio.run(asyncio.wait_for(test(), 30))
 
 
 def test_a_client_that_leaves_while_a_model_is_replaced_stops_nothing_halfway(make_bundle, tmp_path) -> None:
