@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from sensai_serve.lost_workers import ScoredInputs
 from sensai_serve.manifest import Manifest, MergeSpec, SubnetSpec
 from sensai_serve.merge import MergePlan
 from sensai_serve.preprocess import Floats, InputSpec
+from sensai_serve.progress import OnProgress, silent
 from sensai_serve.tensors import arrays_of
 from sensai_serve.text_spec import TOKENIZER, TokenizerSpec
 
@@ -40,7 +41,6 @@ GOLDEN_SAMPLES = 8
 """Number of golden samples in a bundle."""
 MONOLITH = "monolith"
 """Key in a manifest's provenance that names the file of the one pruned network for all classes."""
-OnProgress = Callable[[str, int, int], None]
 
 
 def export(
@@ -56,7 +56,7 @@ def export(
     replace: bool = False,
     dynamic: Mapping[str, int] | None = None,
     maximum: int | None = None,
-    on_progress: OnProgress = lambda stage, done, total: None,
+    on_progress: OnProgress = silent,
 ) -> Bundle:
     """Make the bundle of a finished run.
 

@@ -19,9 +19,9 @@ from benchmarks.subjects import our_server
 from benchmarks.subjects.inputs import golden_inputs
 from benchmarks.subjects.transports import TRANSPORTS, ServedModel
 from sensai_serve.bundles import Bundle
-from sensai_serve.cli.progress import Report as OnStep
 from sensai_serve.cli.progress import progress
 from sensai_serve.errors import InputError
+from sensai_serve.progress import OnProgress
 from sensai_serve.report import Row, Table
 
 HERE, THERE = "this tree", "the other checkout"
@@ -58,7 +58,7 @@ def measure(
     *,
     requests: int,
     rounds: int,
-    on_step: OnStep = lambda stage, done, total: None,
+    on_step: OnProgress = lambda stage, done, total: None,
 ) -> dict[str, Any]:
     """Start both servers, and send both the same requests in turns.
 

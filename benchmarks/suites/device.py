@@ -27,6 +27,7 @@ from sensai_serve.cli.progress import progress
 from sensai_serve.errors import InputError, first_line
 from sensai_serve.onnx_fuse import fuse
 from sensai_serve.preprocess import Floats
+from sensai_serve.progress import OnProgress
 from sensai_serve.report import Row, Table
 from serving.engine.options import GatewayOptions
 from serving.runtime.devices import Device, card_name, parse_device, providers, require, session_options
@@ -34,7 +35,6 @@ from serving.runtime.io_binding import BoundRunner, PlainRunner, Runner
 
 PLAIN, BOUND, GRAPH = "plain", "bound", "CUDA graph"
 ONE_BY_ONE, FUSED, PARALLEL = "all subnets, one after another", "all subnets, one graph", "class-parallel"
-OnStep = Callable[[str, int, int], None]
 Key = tuple[str, str, str]
 """Bundle, network, and the way it is run."""
 
@@ -85,7 +85,7 @@ def command(
 
 
 def measure(
-    bundles: Sequence[Bundle], samples: Sequence[Floats], options: DeviceOptions, on_step: OnStep
+    bundles: Sequence[Bundle], samples: Sequence[Floats], options: DeviceOptions, on_step: OnProgress
 ) -> DeviceResult:
     """Run the benchmark.
 

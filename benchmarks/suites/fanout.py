@@ -28,9 +28,9 @@ from benchmarks.reporting.report import BenchmarkReport
 from benchmarks.subjects.nodes import NodeProcess
 from benchmarks.subjects.noop import noop_bundle
 from sensai_serve.bundles import Bundle
-from sensai_serve.cli.progress import Report as OnStep
 from sensai_serve.cli.progress import progress
 from sensai_serve.preprocess import Floats
+from sensai_serve.progress import OnProgress
 from sensai_serve.remote_names import model_name
 from sensai_serve.report import Row, Table
 from serving.engine.gateway import Gateway
@@ -60,7 +60,7 @@ def command(
 
 
 def measure(
-    bundle: Bundle, *, rounds: int, per_round: int, on_step: OnStep = lambda stage, done, total: None
+    bundle: Bundle, *, rounds: int, per_round: int, on_step: OnProgress = lambda stage, done, total: None
 ) -> dict[str, Any]:
     """Start the nodes, measure all subjects in turns, and end the nodes.
 

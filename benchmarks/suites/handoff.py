@@ -25,8 +25,8 @@ from benchmarks.reporting.report import BenchmarkReport
 from benchmarks.subjects.in_process import InProcess, in_process
 from benchmarks.subjects.noop import noop_bundle
 from sensai_serve.bundles import Bundle
-from sensai_serve.cli.progress import Report as OnStep
 from sensai_serve.cli.progress import progress
+from sensai_serve.progress import OnProgress
 from sensai_serve.report import Row, Table
 from serving.engine.options import GatewayOptions
 
@@ -73,7 +73,7 @@ class _Stages:
 
 
 def measure(
-    bundle: Bundle, *, rounds: int, per_round: int, on_step: OnStep = lambda stage, done, total: None
+    bundle: Bundle, *, rounds: int, per_round: int, on_step: OnProgress = lambda stage, done, total: None
 ) -> dict[str, Any]:
     """Start a gateway for each way of running workers, and measure them in turns.
 

@@ -24,9 +24,9 @@ from benchmarks.options import BundleDirectory, Out, Quiet, open_bundle, publish
 from benchmarks.reporting.report import BenchmarkReport
 from benchmarks.subjects.nodes import NodeProcess
 from sensai_serve.bundles import Bundle
-from sensai_serve.cli.progress import Report as OnStep
 from sensai_serve.cli.progress import progress
 from sensai_serve.errors import SensaiError, ServingError
+from sensai_serve.progress import OnProgress
 from sensai_serve.report import Row, Table
 from serving.engine.gateway import Gateway
 from serving.engine.health import State
@@ -88,7 +88,7 @@ def measure(
     bundle: Bundle,
     seconds: float,
     cases: Sequence[str] = CASES,
-    on_step: OnStep = lambda stage, done, total: None,
+    on_step: OnProgress = lambda stage, done, total: None,
 ) -> dict[str, Any]:
     """Run the cases one after the other.
 

@@ -16,10 +16,10 @@ from benchmarks.options import Out, Quiet, publish
 from benchmarks.reporting.report import BenchmarkReport
 from sensai_serve.bundles import Bundle
 from sensai_serve.byte_sizes import show_bytes
-from sensai_serve.cli.progress import Report as OnStep
 from sensai_serve.cli.progress import progress
 from sensai_serve.errors import ServingError
 from sensai_serve.memory import anonymous_bytes
+from sensai_serve.progress import OnProgress
 from sensai_serve.report import Row, Table
 from sensai_serve.tensors import arrays_of, example
 
@@ -44,7 +44,7 @@ def command(
 
 
 def measure(
-    bundle: Bundle, counts: Sequence[int] = COUNTS, *, on_step: OnStep = lambda stage, done, total: None
+    bundle: Bundle, counts: Sequence[int] = COUNTS, *, on_step: OnProgress = lambda stage, done, total: None
 ) -> dict[str, Any]:
     """Open so many subnets in a fresh process, one after the other, and run each once.
 

@@ -24,8 +24,8 @@ from benchmarks.subjects import our_server
 from benchmarks.subjects.noop import noop_bundle
 from sensai_serve.bundles import Bundle
 from sensai_serve.byte_sizes import show_bytes
-from sensai_serve.cli.progress import Report as OnStep
 from sensai_serve.cli.progress import progress
+from sensai_serve.progress import OnProgress
 from sensai_serve.report import Row, Table
 from serving.engine.options import GatewayOptions
 from serving.engine.resident import bytes_of
@@ -63,7 +63,7 @@ def measure(
     fit: int,
     requests: int,
     seed: int = 0,
-    on_step: OnStep = lambda stage, done, total: None,
+    on_step: OnProgress = lambda stage, done, total: None,
 ) -> dict[str, Any]:
     """Send the same requests to a server with a budget and to one without, one after the other.
 

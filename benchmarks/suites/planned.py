@@ -20,8 +20,8 @@ from benchmarks.harness import machine
 from benchmarks.options import BundleDirectory, Out, Quiet, open_bundle, publish
 from benchmarks.reporting.report import BenchmarkReport
 from sensai_serve.bundles import Bundle
-from sensai_serve.cli.progress import Report as OnStep
 from sensai_serve.cli.progress import progress
+from sensai_serve.progress import OnProgress
 from sensai_serve.report import Row, Table
 from serving.backends import BackendPlan, Cause, Scores, Task
 from serving.engine.gateway import Gateway
@@ -90,7 +90,7 @@ def command(
 
 
 def compare(
-    bundle: Bundle, latency: Latency, requests: int, on_step: OnStep = lambda stage, done, total: None
+    bundle: Bundle, latency: Latency, requests: int, on_step: OnProgress = lambda stage, done, total: None
 ) -> dict[str, Any]:
     """Simulate requests, and measure as many.
 

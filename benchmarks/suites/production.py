@@ -35,10 +35,10 @@ from benchmarks.subjects import our_server
 from benchmarks.subjects.inputs import golden_inputs
 from benchmarks.subjects.noop import noop_bundle
 from sensai_serve.bundles import Bundle
-from sensai_serve.cli.progress import Report as OnStep
 from sensai_serve.cli.progress import progress
 from sensai_serve.errors import InputError, ServingError
 from sensai_serve.preprocess import Floats
+from sensai_serve.progress import OnProgress
 from sensai_serve.report import Row, Table
 
 WORKERS = 10
@@ -127,7 +127,7 @@ def command(
 
 
 def measure(
-    bundle: Bundle, *, pages: int, rounds: int, per_round: int, on_step: OnStep = lambda stage, done, total: None
+    bundle: Bundle, *, pages: int, rounds: int, per_round: int, on_step: OnProgress = lambda stage, done, total: None
 ) -> dict[str, Any]:
     """Serve a bundle with each setting that production asks for and without any, and measure in turns.
 

@@ -7,7 +7,6 @@ but without a server. Replies that say that a copy that was not waited for could
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -30,13 +29,13 @@ from sensai_serve.cli.progress import progress
 from sensai_serve.errors import DataError, InputError, WorkerError
 from sensai_serve.evaluation import kept_labels
 from sensai_serve.merge import parse_wait
+from sensai_serve.progress import OnProgress
 from sensai_serve.report import Table
 
 WARM_UP = 50
 CLIENTS = ("lean", "tritonclient")
 ARGUMENTS = ("--patience", "0")
 """Patience is off: on a busy machine it would give up a straggler, and the label might then differ."""
-OnStep = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ def replay(
     *,
     client: str = "lean",
     wait: str | None = None,
-    on_step: OnStep = lambda name, done, total: None,
+    on_step: OnProgress = lambda name, done, total: None,
 ) -> Replay:
     """Serve a bundle and send it labelled inputs over HTTP, one at a time.
 

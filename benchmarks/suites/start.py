@@ -20,8 +20,8 @@ from benchmarks.reporting.report import BenchmarkReport
 from benchmarks.subjects import our_server
 from benchmarks.subjects.noop import noop_bundle
 from sensai_serve.bundles import Bundle
-from sensai_serve.cli.progress import Report as OnStep
 from sensai_serve.cli.progress import progress
+from sensai_serve.progress import OnProgress
 from sensai_serve.report import Row, Table
 
 EMPTY = "FastAPI and uvicorn, no model"
@@ -48,7 +48,7 @@ def command(
 
 
 def measure(
-    bundle: Bundle, repository: Path, *, starts: int, on_step: OnStep = lambda stage, done, total: None
+    bundle: Bundle, repository: Path, *, starts: int, on_step: OnProgress = lambda stage, done, total: None
 ) -> dict[str, Any]:
     """Start every server in turns, each until its first healthy answer, and end it.
 

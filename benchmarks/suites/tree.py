@@ -26,10 +26,10 @@ from benchmarks.reporting.report import BenchmarkReport
 from benchmarks.subjects.nodes import NodeProcess
 from benchmarks.subjects.noop import noop_bundle
 from sensai_serve.bundles import Bundle
-from sensai_serve.cli.progress import Report as OnStep
 from sensai_serve.cli.progress import progress
 from sensai_serve.errors import SensaiError
 from sensai_serve.merge import Wait
+from sensai_serve.progress import OnProgress
 from sensai_serve.report import Row, Table
 from serving.engine.gateway import Gateway
 from serving.engine.health import State
@@ -74,7 +74,7 @@ def measure(
     rounds: int,
     seconds: float,
     cases: Sequence[str] = CASES,
-    on_step: OnStep = lambda stage, done, total: None,
+    on_step: OnProgress = lambda stage, done, total: None,
 ) -> dict[str, Any]:
     """Run everything; once in a process, because gRPC's threads stay in the gateway's namespace.
 
@@ -177,7 +177,7 @@ async def _measure(
     rounds: int,
     seconds: float,
     cases: Sequence[str],
-    on_step: OnStep,
+    on_step: OnProgress,
 ) -> dict[str, Any]:
     async with _gateway(bundle, plan, tree=False) as direct, _gateway(bundle, plan, tree=True) as tree:
         clients = {"direct": _Client(direct, bundle), "tree": _Client(tree, bundle)}

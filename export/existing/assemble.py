@@ -15,7 +15,7 @@ from export.evaluate_sets import measures
 from export.existing.cascade import Cascade, confidence_of
 from export.existing.choose import Chooser
 from export.existing.cost import macs, parameters
-from export.existing.examine import Examined, OnProgress, assignment_of, examine
+from export.existing.examine import Examined, assignment_of, examine
 from export.existing.measure import Measured, measure, scores_of
 from export.existing.members import Member
 from export.existing.options import BEST_RULE, BundleOptions
@@ -36,6 +36,7 @@ from sensai_serve.manifest import Manifest, MergeSpec, SubnetSpec
 from sensai_serve.merge import MergePlan, Wait
 from sensai_serve.merge.confidence import Confidence
 from sensai_serve.preprocess import Floats
+from sensai_serve.progress import OnProgress, silent
 from sensai_serve.tensors import Inputs, arrays_of
 from sensai_serve.text_spec import TokenizerSpec
 
@@ -55,7 +56,7 @@ def make_bundle(
     name: str | None = None,
     reference: Member | None = None,
     tokenizer: bytes | None = None,
-    on_progress: OnProgress = lambda stage, done, total: None,
+    on_progress: OnProgress = silent,
 ) -> Bundle:
     """Make a bundle of ONNX files.
 

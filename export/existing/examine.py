@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,6 +24,7 @@ from sensai_serve.errors import InputError, ModelError
 from sensai_serve.lost_workers import ScoredInputs, accuracy
 from sensai_serve.merge import MergePlan
 from sensai_serve.preprocess import InputSpec, Normalisation, normalise
+from sensai_serve.progress import OnProgress
 from sensai_serve.tensors import Inputs
 
 SAMPLES = 64
@@ -32,7 +33,6 @@ TRIED = 300
 """Labelled inputs that show how raw numbers are normalised."""
 SHOWN = 4
 """The most means or deviations that are shown."""
-OnProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ from pruning.pipeline.prune import check_cuts, prune_reference
 from pruning.pipeline.teacher import FOLDER, compute_teacher_logits, reuse_teacher_logits
 from pruning.planning.plan import RunPlan, check_scores, groups_of
 from pruning.planning.stages import recovered
-from pruning.progress import OnProgress
 from pruning.run import Run, finished
 from pruning.selection.source import reference_source
 from sensai_serve import assignment, plugins
 from sensai_serve.bundles import atomic_directory
+from sensai_serve.progress import OnProgress
 
 
 @dataclass(frozen=True)

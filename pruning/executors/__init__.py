@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pruning.progress import OnProgress
 from sensai_serve.cpus import usable_cores
 from sensai_serve.errors import InputError
+from sensai_serve.progress import OnProgress
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from queue import Empty, SimpleQueue
 from typing import IO, Any
 
 from pruning.executors import ExecutorTask, Slot
-from pruning.progress import OnProgress
 from sensai_serve import errors
 from sensai_serve.errors import SensaiError, WorkError
+from sensai_serve.progress import OnProgress
 
 
 def execute(tasks: Sequence[ExecutorTask], slots: Sequence[Slot], on_progress: OnProgress) -> None:

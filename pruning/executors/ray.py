@@ -20,9 +20,9 @@ from typing import Any
 
 from pruning.executors import ExecutorTask, Slot, carry_out
 from pruning.executors.local import describe
-from pruning.progress import OnProgress
 from sensai_serve import errors, user_code
 from sensai_serve.errors import InputError, PluginError, SensaiError, WorkError
+from sensai_serve.progress import OnProgress
 
 RETRIES = 10
 """The number of times that a lost task is carried out again."""

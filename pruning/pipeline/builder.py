@@ -19,12 +19,12 @@ from pruning.pipeline.subnet import make_network
 from pruning.pipeline.teacher import FOLDER, TeacherLogits, open_teacher_logits
 from pruning.planning.plan import RunPlan, plan_of
 from pruning.planning.stages import Stage, origin, recovered, recovery_images, rounds, specialisation
-from pruning.progress import OnProgress, silent
 from pruning.run import REFERENCE, Run
 from pruning.selection.source import SourceNetwork, reference_source
 from pruning.training.exchange import Exchange, exchange_between
 from pruning.training.loop import require_device
 from pruning.training.snapshot import Snapshot
+from sensai_serve.progress import OnProgress, silent
 
 
 def network_task(run: Run, data: str, *, worker: int | None = None, recovery: int = 0, label: str = "") -> ExecutorTask:

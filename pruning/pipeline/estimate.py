@@ -22,12 +22,12 @@ from pruning.pipeline.subnet import cut_network, distillation
 from pruning.pipeline.teacher import BATCH, STAGE, TeacherLogits, make_teacher, views_of
 from pruning.planning.plan import RunPlan
 from pruning.planning.stages import Stage, recoveries_of, rounds, specialisation
-from pruning.progress import OnProgress, silent
 from pruning.selection.latency import Latency, meet_budget
 from pruning.selection.source import SourceNetwork, reference_source
 from pruning.training.augment import Views
 from pruning.training.loop import fit, threads_for
 from sensai_serve import plugins
+from sensai_serve.progress import OnProgress, silent
 
 BURST = 6
 """Training steps that are timed; the first two warm up."""

@@ -20,7 +20,6 @@ from pruning.pipeline.subnet import calibrate, distillation
 from pruning.pipeline.teacher import TeacherLogits
 from pruning.planning.plan import RunPlan
 from pruning.planning.stages import joint_schedule
-from pruning.progress import OnProgress
 from pruning.run import Run
 from pruning.training.batches import Batch
 from pruning.training.exchange import Exchange
@@ -28,6 +27,7 @@ from pruning.training.joint import JointLoss, JointSnapshots, fit_jointly, merge
 from pruning.training.loop import infer, threads_for
 from sensai_serve import plugins
 from sensai_serve.errors import InputError
+from sensai_serve.progress import OnProgress
 
 STAGE = "joint"
 SNAPSHOTS = ".joint.training"

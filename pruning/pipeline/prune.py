@@ -15,7 +15,6 @@ from pruning.pipeline.joint import check_outputs, forget_joint
 from pruning.pipeline.teacher import FOLDER, compute_teacher_logits
 from pruning.planning.plan import RunPlan
 from pruning.planning.stages import recovered, recoveries_of, recovery, recovery_images, specialisation
-from pruning.progress import OnProgress, silent
 from pruning.run import Run
 from pruning.selection.choose import choose_cut
 from pruning.selection.latency import Latency, meet_budget
@@ -23,6 +22,7 @@ from pruning.selection.source import SourceNetwork, reference_source
 from pruning.training.loop import infer
 from sensai_serve import plugins
 from sensai_serve.lost_workers import ScoredInputs, accuracy
+from sensai_serve.progress import OnProgress, silent
 
 
 def prune_reference(

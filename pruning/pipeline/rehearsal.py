@@ -22,13 +22,13 @@ from pruning.models import kind_of
 from pruning.pipeline.subnet import labels_as
 from pruning.planning.plan import RunPlan
 from pruning.planning.stages import specialisation
-from pruning.progress import OnProgress, silent
 from pruning.run import REFERENCE, Network, Run
 from pruning.selection.source import SourceNetwork, equal_importance
 from pruning.training.loop import Schedule, Trainer
 from pruning.training.optimisers import RETRAINING
 from sensai_serve.errors import ModelError, SensaiError, first_line
 from sensai_serve.preprocess import Floats, normalise
+from sensai_serve.progress import OnProgress, silent
 from sensai_serve.tensors import Inputs
 
 TryExport = Callable[[Run, str, Inputs], None]

@@ -25,12 +25,12 @@ from pruning.data import Labels
 from pruning.limits import enough_disk, enough_memory
 from pruning.planning.plan import RunPlan
 from pruning.planning.stages import recoveries_of, recovery_images, specialisation
-from pruning.progress import OnProgress
 from pruning.training.augment import Views, changes
 from pruning.training.batches import Batches, fits
 from pruning.training.loop import autocast, use_bf16
 from sensai_serve.bundles import atomic_file
 from sensai_serve.errors import InputError
+from sensai_serve.progress import OnProgress
 
 FOLDER = "teacher-logits"
 """Name of the folder in a run directory."""

@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from pruning.grouping import Features
-from pruning.progress import OnProgress
 from pruning.report import copies, facts, pictures
 from pruning.report.class_map import class_map
 from pruning.report.copies import Copies
@@ -18,6 +17,7 @@ from pruning.report.facts import Kept, Latency
 from pruning.run import RECOVERED, REFERENCE, Network, Run
 from sensai_serve.guarantees import guarantees
 from sensai_serve.lost_workers import AccuracyAtLoss
+from sensai_serve.progress import OnProgress
 from sensai_serve.report import Picture, Row, Table, precision
 from sensai_serve.report.answers import GivenLabels, accuracy_per_class, confusion, confusions, mistakes
 from sensai_serve.report.page import page

@@ -19,10 +19,10 @@ from pruning.cutting.ratios import cut_to_ratio, search_ratio
 from pruning.heads import Subnet, replace_output
 from pruning.planning.plan import RunPlan
 from pruning.planning.stages import Stage, recovery, specialisation
-from pruning.progress import OnProgress
 from pruning.recipe import Budget
 from pruning.selection.source import SourceNetwork, Trimmed, equal_importance, reference_source
 from sensai_serve.errors import InputError, ModelError
+from sensai_serve.progress import OnProgress
 
 Latency = Callable[[nn.Module], float]
 """Measures the microseconds that one input takes in an exported subnet, where it is going to run."""

@@ -18,8 +18,8 @@ from pruning.cutting.ratios import cut_to_ratio, search_ratio
 from pruning.cutting.size import Size, measure
 from pruning.data import Labels
 from pruning.planning.plan import RunPlan
-from pruning.progress import OnProgress, silent
 from sensai_serve.errors import ModelError
+from sensai_serve.progress import OnProgress, silent
 
 
 @dataclass(frozen=True)

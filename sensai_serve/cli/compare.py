@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sensai_serve.cli.options import Quiet, select, takes
-from sensai_serve.cli.progress import Report, progress
+from sensai_serve.cli.progress import progress
 from sensai_serve.errors import InputError
+from sensai_serve.progress import OnProgress
 
 if TYPE_CHECKING:
     from benchmarks.compare.measure import Candidate
@@ -177,7 +178,7 @@ def _print_points(points: list[Point]) -> None:
 
 
 def _entries(
-    builder: PointBuilder, points: list[Point], given: list[str], weights: Path, report: Report
+    builder: PointBuilder, points: list[Point], given: list[str], weights: Path, report: OnProgress
 ) -> list[Candidate]:
     """Make all networks, then, and only then, look at the test part."""
     from benchmarks.compare.measure import GIVEN, REFERENCE
@@ -216,7 +217,7 @@ def _entries(
     return entries
 
 
-def _outer(report: Report) -> Report:
+def _outer(report: OnProgress) -> OnProgress:
     """Without the short stages of networks that are made at the same time."""
 
     def hear(stage: str, done: int, total: int) -> None:
@@ -226,7 +227,7 @@ def _outer(report: Report) -> Report:
     return hear
 
 
-def _within(name: str, passes: int, workers: int, report: Report) -> Report:
+def _within(name: str, passes: int, workers: int, report: OnProgress) -> OnProgress:
     """One stage for a whole point: image passes done, in whichever of its networks."""
     from pruning.pipeline.joint import STAGE as JOINT
     from pruning.pipeline.teacher import STAGE

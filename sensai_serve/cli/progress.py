@@ -6,24 +6,17 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+
+from sensai_serve.progress import OnProgress, silent
 
 LINE_EVERY_S = 10.0
 
 
-class Report(Protocol):
-    """Called with how far each stage is."""
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        """`done` of `total` units of `stage`; the first call of a new stage starts it."""
-        ...
-
-
 @contextmanager
-def progress(*, quiet: bool = False) -> Iterator[Report]:
+def progress(*, quiet: bool = False) -> Iterator[OnProgress]:
     """Show on stderr what is reported while the block runs."""
     if quiet:
-        yield lambda stage, done, total: None
+        yield silent
     elif sys.stderr.isatty():
         with _bars() as report:
             yield report
@@ -32,7 +25,7 @@ def progress(*, quiet: bool = False) -> Iterator[Report]:
 
 
 @contextmanager
-def _bars() -> Iterator[Report]:
+def _bars() -> Iterator[OnProgress]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,

@@ -20,7 +20,7 @@ from benchmarks.suites.chaos.honest import GRPC, RATE, WAYS, Block, HonestProces
 from benchmarks.suites.chaos.hostile import hostile
 from benchmarks.suites.chaos.target import target
 from sensai_serve.bundles import Bundle
-from sensai_serve.cli.progress import Report as OnStep
+from sensai_serve.progress import OnProgress
 
 ALONE_SHARE = 1 / 3
 """Length of a block of the honest clients alone, as a share of one beside the hostile."""
@@ -140,7 +140,7 @@ class ChaosResult:
     cases: dict[str, CaseFigures]
 
 
-def measure(bundle: Bundle, seconds: float, cases: Sequence[str], on_step: OnStep) -> ChaosResult:
+def measure(bundle: Bundle, seconds: float, cases: Sequence[str], on_step: OnProgress) -> ChaosResult:
     """Run cases one after the other.
 
     Args:

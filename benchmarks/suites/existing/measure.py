@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,11 @@ from benchmarks.suites.existing.members import MembersResult
 from benchmarks.suites.existing.replicas import Install, ReplicasResult
 from benchmarks.suites.existing.workshop import ExistingOptions
 from sensai_serve.errors import InputError
+from sensai_serve.progress import OnProgress
 
 __all__ = ["CASES", "ExistingOptions", "ExistingResult", "measure"]
 
 CASES = ("replicas", "ensemble", "cascade", "table", "first-answer")
-OnStep = Callable[[str, int, int], None]
 
 
 @dataclass
@@ -36,7 +36,7 @@ class ExistingResult:
 
 
 def measure(
-    options: ExistingOptions, cases: Sequence[str], on_step: OnStep, install: Install = environment
+    options: ExistingOptions, cases: Sequence[str], on_step: OnProgress, install: Install = environment
 ) -> ExistingResult:
     """Run cases.
 

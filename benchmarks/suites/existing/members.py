@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,8 @@ from benchmarks.options import labelled_inputs
 from benchmarks.suites.existing.workshop import ExistingOptions, codec, make, make_plain, served
 from sensai_serve.bundles import Bundle
 from sensai_serve.errors import ServingError
+from sensai_serve.progress import OnProgress
 
-OnStep = Callable[[str, int, int], None]
 ALONE, TOGETHER = "most expensive file alone", "bundle"
 
 
@@ -61,7 +60,7 @@ class MembersResult:
         }
 
 
-def ensemble(options: ExistingOptions, folder: Path, on_step: OnStep) -> MembersResult:
+def ensemble(options: ExistingOptions, folder: Path, on_step: OnProgress) -> MembersResult:
     """All files together, every one on whatever core is free.
 
     Raises:
@@ -72,7 +71,7 @@ def ensemble(options: ExistingOptions, folder: Path, on_step: OnStep) -> Members
     return _beside(bundle, alone, (), options, "ensemble", on_step)
 
 
-def cascade(options: ExistingOptions, folder: Path, on_step: OnStep) -> MembersResult:
+def cascade(options: ExistingOptions, folder: Path, on_step: OnProgress) -> MembersResult:
     """The first and the last file, the last asked only where the first is not sure, on one core.
 
     Raises:
@@ -84,7 +83,7 @@ def cascade(options: ExistingOptions, folder: Path, on_step: OnStep) -> MembersR
     return _beside(bundle, alone, ("--device", "cpu:0"), options, "cascade", on_step)
 
 
-def first_answer(options: ExistingOptions, folder: Path, on_step: OnStep) -> dict[str, float]:
+def first_answer(options: ExistingOptions, folder: Path, on_step: OnProgress) -> dict[str, float]:
     """Seconds from an ONNX file to a bundle, and on to the first answer over HTTP.
 
     Raises:
@@ -108,7 +107,7 @@ def first_answer(options: ExistingOptions, folder: Path, on_step: OnStep) -> dic
 
 
 def _beside(
-    bundle: Bundle, alone: Bundle, arguments: tuple[str, ...], options: ExistingOptions, name: str, on_step: OnStep
+    bundle: Bundle, alone: Bundle, arguments: tuple[str, ...], options: ExistingOptions, name: str, on_step: OnProgress
 ) -> MembersResult:
     test = labelled_inputs(bundle, options.data)
     labels = test.labels

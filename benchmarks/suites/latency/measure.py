@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +29,7 @@ from sensai_serve.bundles import Bundle
 from sensai_serve.errors import ServingError
 from sensai_serve.merge import Wait
 from sensai_serve.preprocess import Floats
+from sensai_serve.progress import OnProgress
 from serving.engine.options import GatewayOptions
 from serving.runtime.devices import Device, Threads, default_devices, parse_device
 
@@ -38,7 +39,6 @@ SURE = "class-parallel, confident"
 """The bundle again, whose answers are sure and ask no more workers than they need; where it has thresholds for that."""
 LOADED = "HTTP binary"
 """The transport that loads and the histogram are shown for."""
-OnStep = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class LatencyResult:
     steps: list[Breakdown] = field(default_factory=list)
 
 
-def measure(bundle: Bundle, data: LabelledInputs, options: LatencyOptions, on_step: OnStep) -> LatencyResult:
+def measure(bundle: Bundle, data: LabelledInputs, options: LatencyOptions, on_step: OnProgress) -> LatencyResult:
     """Run the benchmark.
 
     Raises:
@@ -206,7 +206,7 @@ def _clients(
                 measured.missing[kind, transport] = without_paths(str(error))
 
 
-def _time(subjects: dict[Key, Subject], measured: LatencyResult, n_samples: int, on_step: OnStep) -> None:
+def _time(subjects: dict[Key, Subject], measured: LatencyResult, n_samples: int, on_step: OnProgress) -> None:
     options = measured.options
     times = in_turns(
         subjects,
@@ -233,7 +233,7 @@ def _check_labels(clients: dict[Key, Client], samples: Sequence[Floats], measure
 
 
 def _loads(
-    endpoints: dict[str, ServedModel], samples: Sequence[Floats], measured: LatencyResult, on_step: OnStep
+    endpoints: dict[str, ServedModel], samples: Sequence[Floats], measured: LatencyResult, on_step: OnProgress
 ) -> None:
     options = measured.options
     alone = [summarise(measured.times[kind, LOADED]).p50 for kind in endpoints if (kind, LOADED) in measured.times]

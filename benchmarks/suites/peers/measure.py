@@ -24,6 +24,7 @@ from sensai_serve.bundles import Bundle
 from sensai_serve.errors import InputError, ServingError
 from sensai_serve.plugins import available, find
 from sensai_serve.preprocess import Floats
+from sensai_serve.progress import OnProgress
 from serving.runtime.devices import Threads
 
 PACKAGE = "benchmarks.peers"
@@ -33,7 +34,6 @@ _OURS = {LEAN: "HTTP binary", "tritonclient HTTP": "tritonclient HTTP", "tritonc
 NATIVE = "grpc-native"
 _NATIVE = {"tritonclient gRPC": "tritonclient grpc-native"}
 """Clients that are compared with another transport of ours too."""
-OnStep = Callable[[str, int, int], None]
 Install = Callable[[str, Sequence[str]], tuple[Path, dict[str, str]]]
 """Gives the Python that has some requirements, and the versions of its packages."""
 
@@ -111,7 +111,7 @@ def measure(
     samples: Sequence[Floats],
     chosen: Sequence[str],
     options: PeersOptions,
-    on_step: OnStep,
+    on_step: OnProgress,
     install: Install = environment,
 ) -> PeersResult:
     """Run the benchmark.

@@ -25,6 +25,7 @@ from benchmarks.subjects.networks import OnnxNetwork, direct
 from benchmarks.subjects.noop import noop_bundle, noop_network
 from sensai_serve.bundles import Bundle
 from sensai_serve.preprocess import Floats
+from sensai_serve.progress import OnProgress
 from serving.engine.options import GatewayOptions
 from serving.runtime.devices import Threads, default_devices, parse_device
 
@@ -35,7 +36,6 @@ HTTP, ALONE, NETWORK = "HTTP binary", "in process", "no-op subnet"
 FLOOR, FLOOR_FREE = "empty server, on the client's core", "empty server, on any core"
 OURS, OURS_FREE = "sensai-serve W = 1, on the client's core", "sensai-serve W = 1, on any core"
 OURS_FUSED = f"sensai-serve W = {WORKERS} fused, on the client's core"
-OnStep = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class ScaleResult:
     """Latency and answers per second, by number of clients."""
 
 
-def measure(options: ScaleOptions, on_step: OnStep) -> ScaleResult:
+def measure(options: ScaleOptions, on_step: OnProgress) -> ScaleResult:
     """Run the benchmark.
 
     Raises:

@@ -8,15 +8,16 @@ from dataclasses import asdict
 from benchmarks.harness import machine
 from benchmarks.reporting import aims
 from benchmarks.reporting.report import BenchmarkReport
-from benchmarks.suites.stragglers.cases import CASES, CaseResult, Context, OnStep
+from benchmarks.suites.stragglers.cases import CASES, CaseResult, Context
 from sensai_serve.errors import InputError, ServingError
 from sensai_serve.plugins import available, find
+from sensai_serve.progress import OnProgress
 from sensai_serve.report import Picture, Row, Table
 
 PACKAGE = "benchmarks.suites.stragglers.cases"
 
 
-def measure(context: Context, cases: Sequence[str], on_step: OnStep) -> BenchmarkReport:
+def measure(context: Context, cases: Sequence[str], on_step: OnProgress) -> BenchmarkReport:
     """Run cases one after the other.
 
     Args:

@@ -12,10 +12,10 @@ from pruning import models
 from pruning.pipeline.prune import prune_reference
 from pruning.pipeline.rehearsal import STAGE, rehearse
 from pruning.planning.plan import make_plan
-from pruning.progress import silent
 from pruning.recipe import Recipe
 from pruning.selection.source import reference_source
 from sensai_serve.errors import ModelError
+from sensai_serve.progress import silent
 
 SHAPE = (1, 8, 8)
 

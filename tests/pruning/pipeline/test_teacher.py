@@ -18,13 +18,13 @@ from pruning.pipeline.teacher import (
     views_of,
 )
 from pruning.planning.plan import RunPlan, make_plan
-from pruning.progress import silent
 from pruning.recipe import Recipe
 from pruning.run import Run
 from pruning.training.augment import Moves, Views, augment, draw
 from pruning.training.reference import train
 from sensai_serve.errors import InputError
 from sensai_serve.preprocess import normalise
+from sensai_serve.progress import silent
 
 BOTH = Augmentation(flip=True, shift=2)
 

@@ -27,7 +27,6 @@ from sensai_serve.report import Picture
 
 CASES = ("delay", "dead", "killed", "stopped", "hung", "memory", "curve", "wrong", "overload", "swaps")
 """Our own cases, in the order that they are run."""
-OnStep = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
