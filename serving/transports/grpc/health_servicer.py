@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 
 import grpc
@@ -28,6 +29,11 @@ class HealthServicer:
         """
         self._repository = repository
         self._service = service
+        self._ending = asyncio.Event()
+
+    def end_streams(self) -> None:
+        """Tell those who watch that nothing is ready any more, and end their calls: the server stops."""
+        self._ending.set()
 
     async def Check(self, request: pb.HealthCheckRequest, context: grpc.aio.ServicerContext) -> pb.HealthCheckResponse:
         """The current state."""
@@ -39,14 +45,17 @@ class HealthServicer:
     async def Watch(
         self, request: pb.HealthCheckRequest, _: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.HealthCheckResponse]:
-        """The current state, and each new one."""
+        """The current state, and each new one, until the server stops."""
         last = None
-        while True:
+        while not self._ending.is_set():
             status = self._status(request.service)
             if status != last:
                 yield pb.HealthCheckResponse(status=status)
                 last = status
-            await asyncio.sleep(LOOK_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_S):
+                    await self._ending.wait()
+        yield pb.HealthCheckResponse(status=pb.HealthCheckResponse.NOT_SERVING)
 
     def _status(self, service: str) -> int:
         states = pb.HealthCheckResponse

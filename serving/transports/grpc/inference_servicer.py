@@ -32,6 +32,8 @@ STREAM_DEPTH = 8
 """Number of requests of one stream that are answered at a time; further ones are not read yet."""
 REPLY_SHARE, REPLY_S = 0.1, 0.1
 """Fraction of a call's deadline, and the most seconds, that are kept for the reply to reach the client."""
+STOPPING = "the server is stopping"
+"""What clients are told of calls that come too late, and of streams that end with the server."""
 _Method = Callable[["InferenceServicer", Any], Awaitable[Any]]
 
 
@@ -90,6 +92,7 @@ class InferenceServicer:
         self._otlp = plane.otlp
         self.identify = _identify if plane.otlp is None else self._identify_traced
         """Called with the metadata of each unary call."""
+        self._readers: set[asyncio.Task[None]] = set()
 
     def _identify_traced(self, metadata: Mapping[str, Any]) -> None:
         assert self._otlp is not None
@@ -147,7 +150,10 @@ class InferenceServicer:
     async def ModelStreamInfer(
         self, requests: AsyncIterator[pb.ModelInferRequest | RequestError], context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.ModelStreamInferResponse]:
-        """Answer requests in their order. An error is sent as a reply, and the stream goes on."""
+        """Answer requests in their order. An error is sent as a reply, and the stream goes on.
+
+        When the server stops the stream ends with an error, after the replies to what has begun.
+        """
         CLIENT.set(context.peer())
         traceparent = dict(context.invocation_metadata() or ()).get(TRACEPARENT)
         replies: asyncio.Queue[asyncio.Task[pb.ModelStreamInferResponse] | None] = asyncio.Queue()
@@ -163,16 +169,25 @@ class InferenceServicer:
                 replies.put_nowait(None)
 
         reader = asyncio.create_task(read())
+        self._readers.add(reader)
         try:
             while (reply := await replies.get()) is not None:
                 yield await reply
                 slots.release()
+            if reader.cancelled():
+                await context.abort(grpc.StatusCode.UNAVAILABLE, STOPPING)
             await reader
         finally:
+            self._readers.discard(reader)
             reader.cancel()
             while not replies.empty():
                 if (reply := replies.get_nowait()) is not None:
                     reply.cancel()
+
+    def end_streams(self) -> None:
+        """Read no more requests of open streams, and end each when what has begun is answered: the server stops."""
+        for reader in self._readers:
+            reader.cancel()
 
     @_call
     async def ModelStatistics(self, request: pb.ModelStatisticsRequest) -> Message:

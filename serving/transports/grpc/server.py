@@ -37,10 +37,21 @@ class InferenceServer:
     server: grpc.aio.Server
     servicer: InferenceServicer
     """Answers the calls of the inference service."""
+    health: HealthServicer
     turns: Turns
     """Has to be closed after the server has stopped."""
     parse_infer: Callable[[bytes], Message | RequestError]
     """Parses the requests of ModelInfer; see `serving.transports.grpc.bounds.bounded_parser`."""
+
+    async def stop(self, drain_s: float) -> None:
+        """Take no more calls, and give those that are being answered some time.
+
+        Args:
+            drain_s: that time in seconds.
+        """
+        self.servicer.end_streams()
+        self.health.end_streams()
+        await self.server.stop(drain_s)
 
 
 def make_server(plane: DataPlane, settings: Settings) -> InferenceServer:
@@ -77,10 +88,11 @@ def make_server(plane: DataPlane, settings: Settings) -> InferenceServer:
     servicer = InferenceServicer(plane, turns)
     bounded = BoundedServer(server, requests, bounds={infer: largest})
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, bounded)
-    health = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-    health_pb2_grpc.add_HealthServicer_to_server(HealthServicer(plane.repository, SERVICE), server)
-    reflection.enable_server_reflection((SERVICE, health, reflection.SERVICE_NAME), server)
-    return InferenceServer(server, servicer, turns, bounded_parser(infer, largest))
+    service = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+    health = HealthServicer(plane.repository, SERVICE)
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    reflection.enable_server_reflection((SERVICE, service, reflection.SERVICE_NAME), server)
+    return InferenceServer(server, servicer, health, turns, bounded_parser(infer, largest))
 
 
 def parse_listened(plane: DataPlane, address: str) -> tuple[Address | UnixAddress, str]:
@@ -130,7 +142,7 @@ async def listen(plane: DataPlane, settings: Settings, address: str) -> AsyncIte
         try:
             yield Listener(url_of(where, port, encrypted=tls is not None), running)
         finally:
-            await server.stop(settings.drain_s)
+            await made.stop(settings.drain_s)
             await running
             made.turns.close()
 

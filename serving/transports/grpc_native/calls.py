@@ -15,15 +15,13 @@ from pygrpc_native import EVENT_CANCEL, NativeGrpcFront
 
 from sensai_serve.errors import RequestError, TooLargeError
 from serving.security.access import Access
-from serving.transports.grpc.inference_servicer import InferenceServicer
+from serving.transports.grpc.inference_servicer import STOPPING, InferenceServicer
 from serving.transports.grpc.roles import PREDICT, shown_token
 from serving.transports.grpc_native.fast_path import GrpcFastPath, Metadata
 from serving.v2.status import describe
 
 BATCH = 64
 """Calls that are handed over at a time, at most."""
-STOPPING = "the server is stopping"
-"""What clients are told of calls that come too late."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +107,9 @@ class NativeCalls:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def close(self) -> None:
+        """End all connections, those too whose calls the other server answers. The calls have stopped."""
         await asyncio.to_thread(self._front.close)
         await self.done.wait()
 
@@ -135,7 +136,8 @@ class NativeCalls:
                 begun.add(context.client)
                 if self._answered_at_once(call, message, context):
                     continue
-            self._tasks[call] = self._loop.create_task(self._answer(call, message, context))
+            task = self._tasks[call] = self._loop.create_task(self._answer(call, message, context))
+            task.add_done_callback(partial(self._ended, call))  # one that is cancelled now never begins
 
     def _answered_at_once(self, call: int, message: bytes, context: CallContext) -> bool:
         try:
@@ -161,8 +163,9 @@ class NativeCalls:
             raise
         except Exception as error:
             self._refuse(call, error)
-        finally:
-            self._tasks.pop(call, None)
+
+    def _ended(self, call: int, _: asyncio.Task[None]) -> None:
+        self._tasks.pop(call, None)
 
     def _refuse(self, call: int, error: Exception) -> None:
         status, text = describe(error)

@@ -66,6 +66,7 @@ async def listen(plane: DataPlane, settings: Settings, address: str) -> AsyncIte
         try:
             yield Listener(url_of(where, front.bound_port, encrypted=False), running)
         finally:
-            await asyncio.gather(calls.stop(settings.drain_s), made.server.stop(settings.drain_s))
+            await asyncio.gather(calls.stop(settings.drain_s), made.stop(settings.drain_s))
+            await calls.close()
             await running
             made.turns.close()

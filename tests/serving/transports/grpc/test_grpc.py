@@ -6,6 +6,7 @@ import json
 import queue
 import uuid
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import grpc
@@ -282,6 +283,25 @@ def test_health_service(channel) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         health.Check(health_pb2.HealthCheckRequest(service="nobody"))
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+def test_streams_that_ask_nothing_do_not_hold_up_the_end(run_server, loopback, tiny_bundle, golden) -> None:
+    asked: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    with ExitStack() as stack:
+        with run_server(tiny_bundle, **loopback, drain_s=120) as server:  # it must end in 30 s
+            channel = stack.enter_context(grpc.insecure_channel(server.grpc))
+            watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=""))
+            assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+            replies = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer(iter(asked.get, None))
+            stack.callback(asked.put, None)
+            request = pb.ModelInferRequest(model_name="tiny", id="1", raw_input_contents=[golden.inputs[:1].tobytes()])
+            request.inputs.add(name="input", datatype="FP32", shape=[1, 3, 8, 8])
+            asked.put(request)
+            assert next(replies).infer_response.id == "1"
+        assert [reply.status for reply in watch] == [health_pb2.HealthCheckResponse.NOT_SERVING]
+        with pytest.raises(grpc.RpcError) as caught:
+            next(replies)
+        assert (caught.value.code(), caught.value.details()) == (grpc.StatusCode.UNAVAILABLE, "the server is stopping")
 
 
 def test_reflection(channel) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import shutil
 import time
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 from urllib.request import urlopen
 
 import grpc
@@ -18,11 +20,13 @@ from bundle_fixtures import write_bundle
 from fast_path_fixtures import INLINE, MODELS, OUTPUTS, counted, leave_nothing_to_chance, tensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pygrpc_native import EVENT_CALL, EVENT_CANCEL
 from tritonclient.grpc import service_pb2 as pb
 
 from sensai_serve.protobuf import bytes_field
 from serving.engine.health import State
 from serving.security import reloading
+from serving.transports.grpc_native.calls import NativeCalls
 from serving.transports.grpc_native.fast_path import GrpcFastPath
 
 LISTEN = ("grpc-native=127.0.0.1:0",)
@@ -252,6 +256,18 @@ def replace(file: Path, text: str) -> None:
     new.write_text(text)
     new.chmod(0o600)
     new.rename(file)
+
+
+def test_nothing_is_kept_of_calls_that_are_cancelled_as_soon_as_they_come() -> None:
+    async def test() -> None:
+        calls = NativeCalls(Mock(), Mock(), Mock(), Mock(**{"answer.return_value": False}), Mock(), 0)
+        details = ((), "client", None)
+        calls._take([(EVENT_CALL, 7, 0, b"", False, details), (EVENT_CANCEL, 7, 0, b"", False, details)])
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert not calls._tasks
+
+    asyncio.run(test())
 
 
 def test_calls_that_are_held_open_when_the_server_stops_are_answered(run_server: Any, tiny_bundle: Path) -> None:
