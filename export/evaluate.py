@@ -15,12 +15,11 @@ from export.sessions import scores_by, session
 from sensai_serve.bundles import Bundle
 from sensai_serve.cpus import usable_cores
 from sensai_serve.local import load
-from sensai_serve.lost_workers import accuracy
+from sensai_serve.lost_workers import Labels, accuracy
 from sensai_serve.merge import MergePlan, merge
 from sensai_serve.preprocess import Floats
 from sensai_serve.tensors import Inputs
 
-Labels = npt.NDArray[np.int64]
 Prepare = Callable[[npt.NDArray[Any]], Inputs]
 """Makes inputs that are ready for the network of raw ones [N, *shape], as `pruning.data.Dataset.prepared` does."""
 _BATCH = 64

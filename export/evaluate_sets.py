@@ -14,10 +14,9 @@ import numpy.typing as npt
 from export.sessions import scores_by, session
 from sensai_serve.bundles import Bundle
 from sensai_serve.local import load
+from sensai_serve.lost_workers import Labels
+from sensai_serve.preprocess import Floats
 from sensai_serve.tensors import Inputs
-
-Labels = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.floating]
 
 
 @dataclass(frozen=True)

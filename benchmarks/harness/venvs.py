@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import venv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +19,8 @@ from sensai_serve.errors import ServingError
 
 INSTALL_S = 1800.0
 """Seconds that an installation may take."""
+Install = Callable[[str, Sequence[str]], tuple[Path, dict[str, str]]]
+"""Gives the Python that has some requirements, and the versions of its packages, as `environment` does."""
 _DONE = "installed.json"
 _VERSIONS = (
     "import json; from importlib.metadata import distributions as d; "

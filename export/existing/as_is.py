@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from onnx import TensorProto, ValueInfoProto, helper
 
-from export.existing.given_file import Array, GivenFile, axes_of
+from export.existing.given_file import GivenFile, axes_of
 from export.existing.options import BundleOptions
 from export.vocabulary import vocabulary_of
 from sensai_serve.errors import InputError, ModelError
 from sensai_serve.input_spec import AXIS, DYNAMIC, FLOATS, ONNX_TYPES, InputSpec
-from sensai_serve.tensors import Inputs, arrays_of, inputs_of
+from sensai_serve.tensors import Array, Inputs, arrays_of, inputs_of
 
 INPUT, SCORES = "input", "scores"
 LENGTH = 16

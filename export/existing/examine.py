@@ -12,7 +12,7 @@ from export.existing.as_is import AsIs, as_is
 from export.existing.as_is import samples as samples_of
 from export.existing.file_input import FileInput, fit, own_shape
 from export.existing.file_outputs import LEAST
-from export.existing.given_file import Array, GivenFile, Original, read
+from export.existing.given_file import GivenFile, Original, read
 from export.existing.inputs import input_spec, normalisations
 from export.existing.members import Member
 from export.existing.options import BundleOptions
@@ -25,7 +25,7 @@ from sensai_serve.lost_workers import ScoredInputs, accuracy
 from sensai_serve.merge import MergePlan
 from sensai_serve.preprocess import InputSpec, Normalisation, normalise
 from sensai_serve.progress import OnProgress
-from sensai_serve.tensors import Inputs
+from sensai_serve.tensors import Array, Inputs
 
 SAMPLES = 64
 """Inputs that files are examined with."""

@@ -11,10 +11,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from export.existing.given_file import FLOATS, NUMBERS, Array, GivenFile
+from export.existing.given_file import FLOATS, NUMBERS, GivenFile
 from export.existing.options import BundleOptions
 from sensai_serve.errors import ModelError
 from sensai_serve.input_spec import ONNX_TYPES, Datatype
+from sensai_serve.tensors import Array
 
 Layout = Literal["auto", "NCHW", "NHWC"]
 _CHANNELS = (1, 3)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import TensorProto, ValueInfoProto
 from onnx.inliner import inline_local_functions
@@ -19,6 +18,7 @@ from export.sessions import session
 from sensai_serve.bundles import MAX_NETWORK_BYTES
 from sensai_serve.errors import ModelError, first_line
 from sensai_serve.onnx_signature import read_signature
+from sensai_serve.tensors import Array
 
 OLDEST_OPERATORS, NEWER_OPERATORS = 9, 13
 """Files of an older operator set than the first are converted to the second."""
@@ -39,7 +39,6 @@ NUMBERS: Mapping[int, Any] = {**FLOATS, **WHOLE}
 """The numpy type of each element type that an input may have."""
 _STANDARD = ("", "ai.onnx", "ai.onnx.ml")
 _ZIP_MAP = "ZipMap"
-Array = npt.NDArray[Any]
 Source = str | Path | bytes | onnx.ModelProto
 
 

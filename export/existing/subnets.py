@@ -12,7 +12,7 @@ from onnx import TensorProto
 from export.existing.as_is import SCORES, AsIs
 from export.existing.file_input import FileInput
 from export.existing.file_outputs import Activation, FileOutputs, activation_of
-from export.existing.given_file import Array, GivenFile
+from export.existing.given_file import GivenFile
 from export.existing.members import Member, class_indices
 from export.existing.wrap import wrap
 from export.sessions import session
@@ -20,7 +20,7 @@ from sensai_serve.errors import ModelError, first_line
 from sensai_serve.input_spec import InputSpec
 from sensai_serve.merge.rules import Task
 from sensai_serve.preprocess import Floats
-from sensai_serve.tensors import Inputs, arrays_of, one_by_one
+from sensai_serve.tensors import Array, Inputs, arrays_of, one_by_one
 
 TOLERANCE, HALF_TOLERANCE = 1e-4, 5e-3
 """The largest difference between scores of a subnet and of its file, and where the file computes in half precision."""

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
+Doubles = npt.NDArray[np.float64]
 Role = Literal["producer", "consumer", "batch_norm", "layer_norm"]
 """A layer's part in a channel: it makes the channel, reads it, or normalises and scales it."""
 TINY = float(np.finfo(np.float64).tiny)
@@ -25,13 +25,13 @@ TINY = float(np.finfo(np.float64).tiny)
 class Statistics:
     """Statistics of the inputs of one layer over the images of some classes; each [inputs], means over images."""
 
-    sparsity: Floats
+    sparsity: Doubles
     """Fraction of activations whose magnitude is below theta1."""
-    zeros: Floats
+    zeros: Doubles
     """Fraction of activations at or below 0."""
-    magnitude: Floats
+    magnitude: Doubles
     """Mean |activation|."""
-    taylor: Floats
+    taylor: Doubles
     """Mean |sum over positions of activation x gradient of the loss|: the first-order change of the loss without it."""
 
 
@@ -62,7 +62,7 @@ class MemberWeights:
 
     member: Member
     role: Role
-    values: Floats
+    values: Doubles
     """[P, numbers]: for each place of the member, all weights that are gone once its channel is cut."""
 
 
@@ -81,7 +81,7 @@ class GroupEvidence:
     """Statistics of the inputs of the layer of that name. The network is profiled when this is first called, so a
     criterion of weights alone costs no profile."""
 
-    def over_activations(self, judge: Callable[[Statistics], Floats]) -> Floats:
+    def over_activations(self, judge: Callable[[Statistics], Doubles]) -> Doubles:
         """Importance from activations, [n_channels].
 
         Args:
@@ -97,7 +97,7 @@ class GroupEvidence:
             rows.append(self._sum(values, consumer.channels) / np.maximum(count, 1))
         return np.asarray(np.mean(rows, axis=0), np.float64)
 
-    def over_weights(self, judge: Callable[[Floats], Floats], roles: Sequence[Role] = ()) -> Floats:
+    def over_weights(self, judge: Callable[[Doubles], Doubles], roles: Sequence[Role] = ()) -> Doubles:
         """Importance from weights, [n_channels].
 
         Args:
@@ -115,14 +115,14 @@ class GroupEvidence:
         ]
         return np.asarray(np.mean(rows, axis=0), np.float64) if rows else np.zeros(self.n_channels)
 
-    def _sum(self, values: Floats, channels: npt.NDArray[np.int64]) -> Floats:
+    def _sum(self, values: Doubles, channels: npt.NDArray[np.int64]) -> Doubles:
         return np.asarray(np.bincount(channels, values, minlength=self.n_channels), np.float64)
 
 
-Criterion = Callable[[GroupEvidence, Thresholds], Floats]
+Criterion = Callable[[GroupEvidence, Thresholds], Doubles]
 """The evidence of one group and the recipe's thresholds, to the importance [n_channels] of its channels."""
 
 
-def relative_to_mean(importance: Floats) -> Floats:
+def relative_to_mean(importance: Doubles) -> Doubles:
     """Importance [n_channels] divided by its mean, so that groups compare."""
     return importance / max(float(importance.mean()), TINY)

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from pruning.criteria import Floats, GroupEvidence, Thresholds, relative_to_mean
+from pruning.criteria import Doubles, GroupEvidence, Thresholds, relative_to_mean
 from sensai_serve.errors import ModelError
 
 
-def importance(evidence: GroupEvidence, thresholds: Thresholds) -> Floats:
+def importance(evidence: GroupEvidence, thresholds: Thresholds) -> Doubles:
     """|scale| of each channel [n_channels], the mean over batch normalisations, relative to the group's mean.
 
     Raises:

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from pruning.criteria import TINY, Floats, GroupEvidence, Statistics, Thresholds
+from pruning.criteria import TINY, Doubles, GroupEvidence, Statistics, Thresholds
 
 
-def importance(evidence: GroupEvidence, thresholds: Thresholds) -> Floats:
+def importance(evidence: GroupEvidence, thresholds: Thresholds) -> Doubles:
     """Importance of each channel [n_channels].
 
     The fraction of activations that are at least theta1, in [0, 1]; for channels whose mean |activation| is above
     theta2 a number above 1 that rises with the mean |activation|.
     """
 
-    def judge(statistics: Statistics) -> Floats:
+    def judge(statistics: Statistics) -> Doubles:
         magnitude = statistics.magnitude
         kept = 1.0 + magnitude / (magnitude + max(thresholds.theta2, TINY))
         return np.where(magnitude > thresholds.theta2, kept, 1.0 - statistics.sparsity)

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from pruning.criteria import Floats, GroupEvidence, Thresholds, relative_to_mean
+from pruning.criteria import Doubles, GroupEvidence, Thresholds, relative_to_mean
 
 
-def importance(evidence: GroupEvidence, thresholds: Thresholds) -> Floats:
+def importance(evidence: GroupEvidence, thresholds: Thresholds) -> Doubles:
     """L1 norm of each channel's weights [n_channels], the mean over layers, relative to the group's mean."""
     return relative_to_mean(evidence.over_weights(lambda values: np.abs(values).sum(axis=1)))

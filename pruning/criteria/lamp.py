@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from pruning.criteria import TINY, Floats, GroupEvidence, Thresholds
+from pruning.criteria import TINY, Doubles, GroupEvidence, Thresholds
 
 
-def importance(evidence: GroupEvidence, thresholds: Thresholds) -> Floats:
+def importance(evidence: GroupEvidence, thresholds: Thresholds) -> Doubles:
     """LAMP score of each channel [n_channels], in [0, 1]; the largest channel of a group has 1."""
     squares = evidence.over_weights(lambda values: np.square(values).sum(axis=1))
     order = np.argsort(squares, kind="stable")

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from pruning.criteria import TINY, Floats, GroupEvidence, Thresholds
+from pruning.criteria import TINY, Doubles, GroupEvidence, Thresholds
 
 
-def importance(evidence: GroupEvidence, thresholds: Thresholds) -> Floats:
+def importance(evidence: GroupEvidence, thresholds: Thresholds) -> Doubles:
     """|activation x gradient| of each channel [n_channels], divided by the layer's L2 norm so that layers compare."""
     return evidence.over_activations(
         lambda statistics: statistics.taylor / max(float(np.linalg.norm(statistics.taylor)), TINY)

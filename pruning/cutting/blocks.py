@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from pruning.criteria import Floats
+from pruning.criteria import Doubles
 from pruning.cutting.profile import add_by_label, backward_over
 from pruning.data import Dataset, Labels, examples_of_each
 from pruning.models import Separate, kind_of
@@ -118,7 +118,7 @@ def block_importance(
     indices: Labels,
     *,
     on_step: Callable[[int, int], None] = lambda done, total: None,
-) -> Mapping[str, Floats]:
+) -> Mapping[str, Doubles]:
     """First-order change of the loss if a block's output were zero: mean over images of |sum of output x gradient|.
 
     Source: Molchanov et al., "Importance Estimation for Neural Network Pruning", 2019, with the block as the unit.

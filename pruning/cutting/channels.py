@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from pruning.criteria import Floats, Member
+from pruning.criteria import Doubles, Member
 from pruning.cutting.cut import Cut, apply_cut
 from pruning.cutting.graph import bounded_walks, dependency_graph, example, output_layer, watching
 from pruning.cutting.layers import MAKERS, PRUNABLE, count_outputs, is_depthwise
@@ -227,7 +227,7 @@ def _trial(bare: nn.Module, groups: Sequence[ChannelGroup], input_shape: Sequenc
     return ""
 
 
-def alike_in_parts(group: ChannelGroup, importance: Floats) -> Floats:
+def alike_in_parts(group: ChannelGroup, importance: Doubles) -> Doubles:
     """Importance [group.channels], each channel's replaced by the mean over the channels that it stays or goes with.
 
     These are its block, and the channels at the same place of the group's other parts.

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pruning.criteria import Floats, Statistics
+from pruning.criteria import Doubles, Statistics
 from pruning.cutting.layers import PRUNABLE, RECURRENT, channel_axis
 from pruning.data import Dataset, Labels, examples_of_each, has_label
 from sensai_serve.errors import ModelError
@@ -26,7 +26,7 @@ BATCH = 128
 class Profile:
     """Statistics of activations, by layer, class and input channel."""
 
-    layers: Mapping[str, Floats]
+    layers: Mapping[str, Doubles]
     """Arrays [4, C, channels] by the layer's name; the first axis is the fields of `Statistics`, in their order."""
 
     def statistics(self, layer: str, classes: Sequence[int]) -> Statistics:

@@ -8,14 +8,14 @@ from contextlib import suppress
 import numpy as np
 import numpy.typing as npt
 
-from pruning.criteria import Floats
+from pruning.criteria import Doubles
 from pruning.cutting.channels import ChannelGroup
 from pruning.cutting.cut import Cut
 from sensai_serve.errors import ModelError
 
 
 def cut_to_ratio(
-    groups: Sequence[ChannelGroup], importance: Mapping[str, Floats], ratio: float, *, multiple: int = 1
+    groups: Sequence[ChannelGroup], importance: Mapping[str, Doubles], ratio: float, *, multiple: int = 1
 ) -> Cut:
     """Cut the least important channels of every group, the same fraction of each of its sections.
 
@@ -51,7 +51,7 @@ def cut_to_ratio(
     return kept
 
 
-def cut_below_threshold(groups: Sequence[ChannelGroup], importance: Mapping[str, Floats], threshold: float) -> Cut:
+def cut_below_threshold(groups: Sequence[ChannelGroup], importance: Mapping[str, Doubles], threshold: float) -> Cut:
     """Cut every channel whose importance is below `threshold`.
 
     Args:

@@ -16,8 +16,8 @@ from pruning.data._labels import Labels, class_indices, names_of
 from pruning.notices import say
 from sensai_serve.errors import DataError
 from sensai_serve.preprocess import MODES, ImageSpec, InputSpec, Normalisation
+from sensai_serve.tensors import Array
 
-Array = npt.NDArray[Any]
 Picture = Literal["guess", "no", "RGB", "L"]
 NAMES = {
     "x": ("x", "x_train", "train_images"),

@@ -14,8 +14,8 @@ from pruning.data._dataset import Dataset
 from pruning.data._packed import pack, packed_spec
 from sensai_serve.errors import DataError, InputError
 from sensai_serve.preprocess import InputSpec
+from sensai_serve.tensors import Array
 
-Array = npt.NDArray[Any]
 _OTHERS = tuple(other for meant, names in NAMES.items() if not meant.startswith("x") for other in names)
 """What labels may be called; no input has such a name."""
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pruning.criteria import Criterion, Floats, Thresholds
+from pruning.criteria import Criterion, Doubles, Thresholds
 from pruning.cutting.channels import ChannelGroup, alike_in_parts
 from pruning.cutting.cut import Cut
 from pruning.cutting.evidence import gather_evidence
@@ -50,7 +50,7 @@ def choose_cut(
 
 def _importance(
     criterion: Criterion, source: SourceNetwork, trimmed: Trimmed, group: ChannelGroup, classes: Sequence[int]
-) -> Floats:
+) -> Doubles:
     """Importance [channels] of a group's channels for some classes."""
     recipe = source.plan.recipe
     evidence = gather_evidence(group, trimmed.network, lambda layer: source.profile.statistics(layer, classes))

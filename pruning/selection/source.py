@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from torch import nn
 
-from pruning.criteria import Floats
+from pruning.criteria import Doubles
 from pruning.cutting.blocks import block_importance, find_blocks, remove_blocks, trace
 from pruning.cutting.channels import ChannelGroup, find_channel_groups, kept_outputs
 from pruning.cutting.cut import Cut, apply_cut
@@ -81,7 +81,7 @@ class SourceNetwork:
         )
 
     @cached_property
-    def block_importance(self) -> Mapping[str, Floats]:
+    def block_importance(self) -> Mapping[str, Doubles]:
         """The change of the loss for each class [C] without a block, by the name of each removable block."""
         traced = trace(self.network)
         blocks = find_blocks(traced, self.plan.shape)
@@ -178,6 +178,6 @@ def reference_source(plan: RunPlan, on_progress: OnProgress) -> SourceNetwork:
     return SourceNetwork(plan, plan.reference, {}, on_progress=on_progress)
 
 
-def equal_importance(groups: Sequence[ChannelGroup]) -> dict[str, Floats]:
+def equal_importance(groups: Sequence[ChannelGroup]) -> dict[str, Doubles]:
     """Zero for every channel, by group: for cuts of which only the size matters."""
     return {group.layer: np.zeros(group.channels) for group in groups}

@@ -114,7 +114,7 @@ def _endpoint(device: Device) -> WorkerEndpoint:
 def _tree(opened: Bundle, used: Sequence[Device], links: Links, devices: Sequence[Device]) -> dict[Device, Device]:
     """Plan the tree of the hosts that run workers, and say what it is worth; the parent of each host that has one."""
     from sensai_serve.errors import InputError
-    from serving.placement.network import tree_lines, tree_worth
+    from serving.placement.host_network import tree_lines, tree_worth
     from serving.placement.tree import GATEWAY, plan_tree
     from serving.placement.worker_map import LEAST_PIECE_BYTES
 

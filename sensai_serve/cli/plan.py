@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from sensai_serve.bundles import Bundle
-    from serving.placement.network import Network
+    from serving.placement.host_network import HostNetwork
     from serving.planning import Expected
 
 app = typer.Typer()
@@ -70,14 +70,14 @@ def plan(
     from sensai_serve.bundles import Bundle
     from sensai_serve.cli.progress import progress
     from sensai_serve.merge import parse_wait
-    from serving.placement.network import tree_worth
+    from serving.placement.host_network import tree_worth
     from serving.planning import Simulation, parse_latency, simulate
 
     opened = Bundle.open(bundle)
     merge = opened.manifest.merge
     waits = merge.wait or "decided" if wait is None else parse_wait(wait)
     sizes = _sizes(wave) or (merge.wave if waits == "confident" else ())
-    ways: dict[str, Network | None] = {"": None} if links is None else _ways(opened, links, hosts)
+    ways: dict[str, HostNetwork | None] = {"": None} if links is None else _ways(opened, links, hosts)
     simulations = {
         way: Simulation(
             opened,
@@ -123,16 +123,16 @@ def plan(
         )
 
 
-def _ways(opened: Bundle, links: Path, hosts: int) -> dict[str, Network | None]:
+def _ways(opened: Bundle, links: Path, hosts: int) -> dict[str, HostNetwork | None]:
     """The networks to simulate: without a tree and, where one is faster, with it."""
+    from serving.placement.host_network import HostNetwork
     from serving.placement.links import read_links
-    from serving.placement.network import Network
     from serving.runtime.endpoint import WorkerEndpoint
 
     joined = read_links(links, [WorkerEndpoint("grpc", f"host-{number}", 8001) for number in range(1, hosts + 1)])
     size = sum(spec.bytes for spec in opened.manifest.inputs)
-    trees = Network(joined, size, tree=True)
-    found: dict[str, Network | None] = {DIRECT: Network(joined, size, tree=False)}
+    trees = HostNetwork(joined, size, tree=True)
+    found: dict[str, HostNetwork | None] = {DIRECT: HostNetwork(joined, size, tree=False)}
     if not trees.plan(min(hosts, len(opened.manifest.subnets))).is_direct:
         found[TREE] = trees
     return found

@@ -10,14 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from sensai_serve.fit_thresholds import f1_of_classes
-from sensai_serve.lost_workers import accuracy
+from sensai_serve.lost_workers import Labels, accuracy
 from sensai_serve.report import Picture
 from sensai_serve.report.drawing import MANY, colour, finish, heat_map, shortened
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Labels = npt.NDArray[np.int64]
 WIDTH = 4.8
 """Inches: narrow enough for a phone."""
 FEW = 14

@@ -24,7 +24,7 @@ from serving.engine.resident import Resident
 
 Cold = Literal["wait", "refuse"]
 """What becomes of requests for a model that is not in memory: they wait until it is, or are refused meanwhile."""
-PATIENCE_S = 0.1
+HOLD_BACK_S = 0.1
 """Seconds that a load waits for a model without requests before it holds one back."""
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Residency:
         cold: Cold = "wait",
         on_failure: OnFailure | None = None,
         *,
-        patience_s: float = PATIENCE_S,
+        hold_back_s: float = HOLD_BACK_S,
     ) -> None:
         """Nothing is loaded yet.
 
@@ -50,14 +50,14 @@ class Residency:
             budget: bytes that the loaded models may take together.
             cold: what becomes of requests for a model that is not in memory.
             on_failure: called where a request has asked for a model that cannot be loaded.
-            patience_s: seconds that a load waits for a model without requests before it holds one back.
+            hold_back_s: seconds that a load waits for a model without requests before it holds one back.
         """
         self.budget = budget
         self.cold = cold
         self.evictions = 0
         """How often a model was closed to make room."""
         self._on_failure = on_failure
-        self._patience_s = patience_s
+        self._hold_back_s = hold_back_s
         self._held: dict[Resident, int] = {}
         self._loads: dict[Resident, asyncio.Task[None]] = {}
         self._waiting: Counter[Resident] = Counter()  # requests that wait for it, or have not begun since it was loaded
@@ -208,16 +208,16 @@ class Residency:
                 raise
 
     async def _make_room(self, needed: int) -> None:
-        patient_until = monotonic() + self._patience_s
+        waits_until = monotonic() + self._hold_back_s
         try:
             while self.held + needed > self.budget and self._held:
                 idle = [model for model in self._held if self._is_idle(model)]
                 if idle:
                     await self._close(min(idle, key=lambda model: model.last_used_s))
                     continue
-                if (left_s := patient_until - monotonic()) <= 0:
+                if (left_s := waits_until - monotonic()) <= 0:
                     self._hold_one_back()
-                    left_s, patient_until = self._patience_s, monotonic() + self._patience_s
+                    left_s, waits_until = self._hold_back_s, monotonic() + self._hold_back_s
                 await self._becomes_idle(left_s)
         finally:
             for model in self._held_back:

@@ -17,7 +17,7 @@ from sensai_serve.errors import InputError
 from sensai_serve.manifest import Manifest
 from sensai_serve.merge import Collector, Wait, runs_in_turn
 from serving.engine.health import FLOOR_S
-from serving.placement.network import Network
+from serving.placement.host_network import HostNetwork
 from serving.placement.place import place
 from serving.placement.waves import Waves, make_waves
 from serving.planning.latency import Latency
@@ -80,7 +80,7 @@ class Simulation:
         patience: float = 4.0,
         wait: Wait = "decided",
         wave: Sequence[int] = (),
-        network: Network | None = None,
+        network: HostNetwork | None = None,
         seed: int = 0,
     ) -> None:
         """Run the subnets on the golden samples, once.

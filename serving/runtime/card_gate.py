@@ -12,8 +12,9 @@ from __future__ import annotations
 import threading
 from types import TracebackType
 
+from sensai_serve.preprocess import Floats
 from sensai_serve.tensors import Inputs
-from serving.runtime.io_binding import Floats, Runner
+from serving.runtime.io_binding import Runner
 
 
 class CardGate:

@@ -12,14 +12,12 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from sensai_serve.input_spec import InputSpec
+from sensai_serve.preprocess import Floats
 from sensai_serve.tensors import Inputs, arrays_of, example
 from serving.runtime.cancellation import Cancellation
 from serving.runtime.devices import Device, page_locked
-
-Floats = npt.NDArray[np.float32]
 
 OUTPUT = "scores"
 WARM_UP_RUNS = 3

@@ -13,11 +13,12 @@ from sensai_serve.bundles import Bundle
 from sensai_serve.errors import BundleError, DeviceError, first_line
 from sensai_serve.input_spec import InputSpec
 from sensai_serve.onnx_signature import has_loops
+from sensai_serve.preprocess import Floats
 from sensai_serve.tensors import Inputs
 from serving.runtime.cancellation import Cancellation
 from serving.runtime.card_gate import GATE, GatedRunner
 from serving.runtime.devices import ONE_THREAD, Device, Threads, providers, session_options
-from serving.runtime.io_binding import Floats, InPlaceRunner, Runner, in_place, runner_of
+from serving.runtime.io_binding import InPlaceRunner, Runner, in_place, runner_of
 
 log = logging.getLogger(__name__)
 

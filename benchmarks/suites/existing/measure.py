@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import machine
-from benchmarks.harness.venvs import environment
+from benchmarks.harness.venvs import Install, environment
 from benchmarks.suites.existing import members, replicas, table
 from benchmarks.suites.existing.members import MembersResult
-from benchmarks.suites.existing.replicas import Install, ReplicasResult
+from benchmarks.suites.existing.replicas import ReplicasResult
 from benchmarks.suites.existing.workshop import ExistingOptions
 from sensai_serve.errors import InputError
 from sensai_serve.progress import OnProgress

@@ -24,6 +24,7 @@ from benchmarks.harness.codecs import Codec, Raw, V2Binary
 from benchmarks.harness.load_generator import OK, TimedRequest, open_loop
 from benchmarks.harness.servers import RunningServer
 from benchmarks.harness.stats import IntervalEstimate, Seconds, ratio, summarise
+from benchmarks.harness.venvs import Install
 from benchmarks.options import labelled_inputs
 from benchmarks.peers import Peer, PeerWorkload, Setup, fastapi, triton
 from benchmarks.reporting.report import without_paths
@@ -42,7 +43,6 @@ DELAY_MS, EVERY_S = 50.0, 1.0
 SAMPLES = 64
 CONNECTIONS = 32
 ALONE = "one server, undisturbed"
-Install = Callable[[str, Sequence[str]], tuple[Path, dict[str, str]]]
 
 
 @dataclass

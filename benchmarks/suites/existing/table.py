@@ -16,12 +16,12 @@ from benchmarks.harness import venvs
 from benchmarks.harness.client import RawClient
 from benchmarks.harness.codecs import workers_of
 from benchmarks.harness.stats import summarise
+from benchmarks.harness.venvs import Install
 from benchmarks.options import labelled_inputs
 from benchmarks.suites.existing.workshop import ExistingOptions, codec, make, served
 from sensai_serve.errors import ServingError
 
 REQUIREMENTS = ("scikit-learn", "skl2onnx")
-Install = Callable[[str, Sequence[str]], tuple[Path, dict[str, str]]]
 
 
 def measure(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.harness import machine, servers
 from benchmarks.harness.client import Client
 from benchmarks.harness.interleave import RoundTimes, Subject, TimedCalls, in_turns
-from benchmarks.harness.venvs import environment
+from benchmarks.harness.venvs import Install, environment
 from benchmarks.peers import LEAN, Peer, PeerWorkload, Setup
 from benchmarks.reporting.report import without_paths
 from benchmarks.subjects import our_server
@@ -34,8 +34,6 @@ _OURS = {LEAN: "HTTP binary", "tritonclient HTTP": "tritonclient HTTP", "tritonc
 NATIVE = "grpc-native"
 _NATIVE = {"tritonclient gRPC": "tritonclient grpc-native"}
 """Clients that are compared with another transport of ours too."""
-Install = Callable[[str, Sequence[str]], tuple[Path, dict[str, str]]]
-"""Gives the Python that has some requirements, and the versions of its packages."""
 
 
 @dataclass(frozen=True)

@@ -74,13 +74,13 @@ class FakeModel:
 @given(
     sizes=st.lists(st.integers(1, 5), min_size=1, max_size=5),
     requests=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), st.booleans()), max_size=25),
-    patience_s=st.sampled_from([0.0, 10.0]),
+    hold_back_s=st.sampled_from([0.0, 10.0]),
 )
-def test_models_stay_within_the_budget_and_every_request_is_answered(sizes, requests, patience_s) -> None:
+def test_models_stay_within_the_budget_and_every_request_is_answered(sizes, requests, hold_back_s) -> None:
     async def test() -> None:
         taken: dict[str, int] = {}
         models = [FakeModel(str(number), size, taken) for number, size in enumerate(sizes)]
-        residency = Residency(5, patience_s=patience_s)
+        residency = Residency(5, hold_back_s=hold_back_s)
         tasks = []
         for number, turns, breathes in requests:
             tasks.append(asyncio.create_task(models[number % len(models)].answer(residency, turns)))
@@ -109,7 +109,7 @@ def test_the_least_recently_used_makes_room() -> None:
 
 def test_a_model_whose_requests_always_overlap_keeps_no_other_out() -> None:
     async def test() -> None:
-        busy, other, residency = FakeModel("busy", 1, {}), FakeModel("other", 1, {}), Residency(1, patience_s=0)
+        busy, other, residency = FakeModel("busy", 1, {}), FakeModel("other", 1, {}), Residency(1, hold_back_s=0)
 
         async def keep_busy() -> None:
             while not other.loads:
@@ -133,7 +133,7 @@ def test_a_model_whose_requests_wait_behind_another_load_makes_room_for_it() -> 
         large, small, first, second = (
             FakeModel(name, size, taken) for name, size in (("large", 2), ("small", 1), ("first", 1), ("second", 3))
         )
-        residency = Residency(3, patience_s=0)
+        residency = Residency(3, hold_back_s=0)
         for model in (large, small):
             await model.answer(residency, 0)
         tasks = [asyncio.create_task(large.answer(residency, 60)), asyncio.create_task(small.answer(residency, 30))]
@@ -150,7 +150,7 @@ def test_a_model_whose_requests_wait_behind_another_load_makes_room_for_it() -> 
 
 def test_a_model_that_is_held_is_not_closed() -> None:
     async def test() -> None:
-        held, other, residency = FakeModel("held", 1, {}), FakeModel("other", 1, {}), Residency(1, patience_s=0)
+        held, other, residency = FakeModel("held", 1, {}), FakeModel("other", 1, {}), Residency(1, hold_back_s=0)
         await held.answer(residency, 0)
         with residency.holding(held):
             waiting = asyncio.create_task(other.answer(residency, 0))

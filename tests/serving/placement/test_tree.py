@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from sensai_serve.bundles import Bundle
 from sensai_serve.cli.main import main
 from sensai_serve.errors import InputError
+from serving.placement.host_network import HostNetwork
 from serving.placement.links import Links, even_links, links_text, read_links
-from serving.placement.network import Network
 from serving.placement.tree import GATEWAY, answered_s, arrivals_s, plan_tree, top_down
 from serving.placement.worker_map import parse_workers
 from serving.runtime.endpoint import Relaying, Security, WorkerEndpoint
@@ -85,11 +85,11 @@ def test_what_is_no_tree_is_one_line(parents: tuple[int, ...], message: str) -> 
 
 def test_the_children_of_a_host_that_is_down_are_sent_to_directly() -> None:
     links = even_links(SIXTEEN, GBIT, 100e-6)
-    network = Network(links, 600_000, tree=True)
+    network = HostNetwork(links, 600_000, tree=True)
     parents = network.plan(16).parent_of
     middle = next(host for host in range(16) if host in parents)
     took, all_well = network.seconds(16, frozenset({middle})), network.seconds(16)
-    assert max(took) < Network(links, 600_000, tree=False).seconds(16)[-1]
+    assert max(took) < HostNetwork(links, 600_000, tree=False).seconds(16)[-1]
     assert took[middle] == 0 < all_well[middle]
     assert network.seconds(16, frozenset(range(16))) == (0.0,) * 16
 

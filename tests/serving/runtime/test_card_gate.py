@@ -8,8 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from sensai_serve.preprocess import Floats
 from serving.runtime.card_gate import CardGate, GatedRunner
-from serving.runtime.io_binding import Floats
 
 INPUTS = np.zeros((1, 2), np.float32)
 

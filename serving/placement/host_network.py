@@ -8,7 +8,7 @@ from serving.placement.links import Links
 from serving.placement.tree import GATEWAY, TreePlan, arrivals_s, backs_s, plan_tree, top_down
 
 
-class Network:
+class HostNetwork:
     """The links between a gateway and its hosts, and the tree that inputs of one size take."""
 
     def __init__(self, links: Links, size: int, *, tree: bool) -> None:
