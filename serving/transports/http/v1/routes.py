@@ -75,7 +75,7 @@ def router(plane: DataPlane) -> APIRouter:
     routes = APIRouter(tags=["Predict"], responses={"default": ERROR_RESPONSE})
 
     @routes.get("/v1/models", summary="What is served", response_model=list[ModelSummary])
-    def models() -> list[ModelSummary]:
+    async def models() -> list[ModelSummary]:
         return [summary_of(repository.get(name)) for name in repository.names()]
 
     @routes.get("/v1/workers", summary="How each worker is", response_model=list[ModelWorkers])

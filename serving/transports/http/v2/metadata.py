@@ -22,20 +22,20 @@ def router(plane: DataPlane) -> APIRouter:
 
     # The protocol defines these two bodies, and KServe's client reads them; Triton sends none.
     @routes.get("/health/live", summary="Is the server running")
-    def live() -> Response:
+    async def live() -> Response:
         return reply({"live": True})
 
     @routes.get("/health/ready", summary="Is every model ready")
-    def ready() -> Response:
+    async def ready() -> Response:
         if not repository.ready:
             raise NotReadyError("the server is not ready")
         return reply({"ready": True})
 
     @routes.get("", summary="Server metadata")
-    def server() -> Response:
+    async def server() -> Response:
         return reply(metadata.server_metadata(shares_memory=plane.regions.allowed))
 
-    def model_ready(name: str, version: str = "") -> Response:
+    async def model_ready(name: str, version: str = "") -> Response:
         # An unknown model is 400 here and 404 elsewhere: clients of the protocol expect 200 or 400 from this route.
         try:
             ready = repository.get(name, version).ready
@@ -45,11 +45,11 @@ def router(plane: DataPlane) -> APIRouter:
             raise RequestError(f"model {name!r} is not ready")
         return Response()
 
-    def model(name: str, version: str = "") -> Response:
+    async def model(name: str, version: str = "") -> Response:
         gateway = repository.get(name, version)
         return reply(metadata.model_metadata(gateway.manifest, gateway.version, texts=gateway.takes_texts))
 
-    def config(name: str, version: str = "") -> Response:
+    async def config(name: str, version: str = "") -> Response:
         gateway = repository.get(name, version)
         most = gateway.options.max_batch
         return reply(metadata.model_config(gateway.manifest, most, texts=gateway.takes_texts))

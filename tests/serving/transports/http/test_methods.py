@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 
 import httpx
 import pytest
+
+from serving.engine.repository import Repository
 
 PATHS = ["/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/tiny", "/v2/models/tiny/ready", "/v2/models/stats",
          "/v1/models", "/metrics", "/docs", "/openapi.json", "/docs/swagger-ui.css"]  # fmt: skip
@@ -40,6 +43,19 @@ def test_options_and_errors_say_what_a_path_can(server, path: str, allow: str) -
     assert (options.status_code, options.headers["allow"], options.content) == (204, allow, b"")
     wrong = httpx.request("DELETE", server.url + path)
     assert (wrong.status_code, wrong.headers["allow"]) == (405, allow)
+
+
+def test_models_are_looked_at_on_the_event_loop_alone_where_they_come_and_go(server, monkeypatch) -> None:
+    names = Repository.names
+
+    def looked_at(repository: Repository) -> list[str]:
+        asyncio.get_running_loop()  # which a thread beside it has not
+        return names(repository)
+
+    monkeypatch.setattr(Repository, "names", looked_at)
+    monkeypatch.setattr(Repository, "ready", property(lambda repository: bool(repository.names())))
+    for path in ("/v1/models", "/v1/workers", "/v2/health/ready", "/metrics"):
+        assert httpx.get(server.url + path).status_code == 200
 
 
 def test_options_of_no_path(server) -> None:
