@@ -157,7 +157,13 @@ class Backend:
             self._memory.counts[worker.at] = 0
             worker.given = worker.reads = worker.answered = 0
         popen = launch(process, plan, self._layout, self._memory_fd, self._done_fd, self._wake_all_fd)
-        self._loop.call_soon_threadsafe(self._watch, process, popen, os.pidfd_open(popen.pid))
+        try:
+            pidfd = os.pidfd_open(popen.pid)
+        except OSError:  # no file is left: a process that nobody watches must not run
+            popen.kill()
+            popen.wait()
+            raise
+        self._loop.call_soon_threadsafe(self._watch, process, popen, pidfd)
 
     def _watch(self, process: WorkerProcess, popen: subprocess.Popen[bytes], pidfd: int) -> None:
         if self._stopping:  # it started while `stop` ended the others
@@ -202,14 +208,25 @@ class Backend:
             self._settled.set()  # during the first start: `start` raises the error
             return
         process.failures = 0 if had_served else process.failures + 1
+        log.warning("%s: the process ended%s; starting it again", process, f" ({said})" if said else "")
+        self._respawn_later(process)
+
+    def _respawn_later(self, process: WorkerProcess) -> None:
         first, last = BACKOFF_S
         pause = min(last, first * 2 ** (process.failures - 1)) if process.failures else 0.0
-        log.warning("%s: the process ended%s; starting it again", process, f" ({said})" if said else "")
         self._loop.call_later(pause, self._respawn, process)
 
     def _respawn(self, process: WorkerProcess) -> None:
         if not self._stopping:
-            self._loop.run_in_executor(None, self._spawn, process)
+            starting = self._loop.run_in_executor(None, self._spawn, process)
+            starting.add_done_callback(lambda done: self._respawned(process, done))
+
+    def _respawned(self, process: WorkerProcess, starting: asyncio.Future[None]) -> None:
+        """Try again where the system has no memory for a process, or no file."""
+        if not starting.cancelled() and (error := starting.exception()) is not None:
+            process.failures += 1
+            log.warning("%s: cannot be started again yet: %s", process, error)
+            self._respawn_later(process)
 
     def _clean_up(self, process: WorkerProcess) -> None:
         """Free a process's resources and fail its workers' open tasks."""

@@ -26,9 +26,10 @@ class Slots:
         if slot is None:
             return None
         n_inputs = len(task.inputs)
-        self._memory.slots[slot].write(task.inputs)
         self._ticket += 1
+        # First the ticket: a straggler may still read here, and must not take these inputs for those before.
         self._memory.tickets[slot] = self._ticket
+        self._memory.slots[slot].write(task.inputs)
         word = self._written[id(task)] = pack(self._ticket, slot, n_inputs)
         return word
 

@@ -13,7 +13,7 @@ from sensai_serve.tensors import Inputs
 from serving.backends import Cause, Scores
 from serving.backends.process.exchange import Exchange
 from serving.backends.process.handles import WorkerHandle
-from serving.backends.process.shared import OK, RAISED, RING, Memory, MemoryLayout
+from serving.backends.process.shared import OK, RAISED, RING, SLOTS, Memory, MemoryLayout
 
 WORKERS = 4
 
@@ -104,6 +104,22 @@ def test_a_record_of_another_task_is_a_failure_and_not_an_answer(side: Side) -> 
     side.exchange.collect()
     assert task.scores == {0: [[0.5]]}
     assert task.causes == {1: Cause.FAILED, 2: Cause.FAILED}
+
+
+def test_a_slot_names_its_task_before_it_holds_the_inputs(side: Side, monkeypatch) -> None:
+    slot, seen = side.memory.slots[0], list[int]()
+    write = slot.write
+
+    def noted(inputs: Inputs) -> None:
+        seen.append(side.memory.tickets[0])
+        write(inputs)
+
+    monkeypatch.setattr(slot, "write", noted)
+    tasks = [Noted() for _ in range(SLOTS + 1)]
+    for task in tasks:
+        side.exchange.submit(task, [])
+        task.closed = True
+    assert seen == [1, 1 + SLOTS]
 
 
 def test_tasks_beyond_a_full_ring_are_handed_over_as_results_come(side: Side) -> None:

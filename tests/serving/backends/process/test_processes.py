@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import resource
 import signal
@@ -17,7 +18,7 @@ from backend_fixtures import inputs, run, started, until
 
 import sensai_serve
 from serving.backends import Cause
-from serving.backends.process import handles
+from serving.backends.process import backend, handles
 from serving.backends.process.backend import Backend
 from serving.engine.gateway import Gateway, Reply
 from serving.engine.health import State
@@ -52,9 +53,9 @@ def broken(reply: Reply) -> set[int]:
 
 
 def process_of(gateway: Gateway, worker: int) -> handles.WorkerProcess:
-    backend = gateway._backend
-    assert isinstance(backend, Backend)
-    (process,) = (p for p in backend._processes if worker in [w.id for w in p.workers])
+    runs = gateway._backend
+    assert isinstance(runs, Backend)
+    (process,) = (p for p in runs._processes if worker in [w.id for w in p.workers])
     return process
 
 
@@ -225,6 +226,25 @@ def test_a_process_that_dies_before_it_has_served_is_started_again_after_growing
             assert [await kill() for _ in range(3)] == [0, 1, 2]  # the first time it had served
             await until(lambda: gateway.workers[2].state is State.LIVE)
             assert await kill() == 0
+
+    run(test)
+
+
+def test_a_process_that_the_system_cannot_start_is_started_once_it_can(bundle: Path, monkeypatch) -> None:
+    tries, launch = list[int](), backend.launch
+
+    def no_memory_twice(process: handles.WorkerProcess, *given: Any) -> Any:
+        tries.append(process.failures)
+        if len(tries) < 3:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        return launch(process, *given)
+
+    async def test() -> None:
+        async with serving(bundle) as gateway:
+            monkeypatch.setattr(backend, "launch", no_memory_twice)
+            os.kill(pid_of(gateway, 2), signal.SIGKILL)
+            await until(lambda: gateway.workers[2].restarts == 1)
+            assert tries == [0, 1, 2]
 
     run(test)
 
