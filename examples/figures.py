@@ -41,7 +41,7 @@ def row(name: str, bundle: Bundle, x: np.ndarray, y: np.ndarray, prepare: object
         prepare: makes the network's inputs of them, as `pruning.data.Dataset.prepared`.
     """
     from export.evaluate import scores_of
-    from sensai_serve.lost_workers import ScoredInputs, accuracy_curve
+    from sensai_serve.merge.lost_workers import ScoredInputs, accuracy_curve
 
     scored = ScoredInputs(bundle.merge_plan, scores_of(bundle, x, prepare))  # type: ignore[arg-type]
     whole, one, two = accuracy_curve(scored, y, up_to=2)

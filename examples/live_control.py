@@ -22,7 +22,7 @@ from figures import sensai, table
 from torch import Tensor, nn
 
 from sensai_serve.bundles import Bundle
-from sensai_serve.lost_workers import ScoredInputs
+from sensai_serve.merge.lost_workers import ScoredInputs
 
 Policy = Callable[[np.ndarray], int]
 """The action for an observation."""

@@ -26,12 +26,12 @@ from pruning.run import RECOVERED, REFERENCE, Run
 from sensai_serve.bundles import GOLDEN, MANIFEST, Bundle, atomic_directory, sha256_of
 from sensai_serve.bundles import REFERENCE as REFERENCE_FILE
 from sensai_serve.evaluation import EVALUATION
-from sensai_serve.fit_confidence import fit_confidence
 from sensai_serve.golden import golden_answers, golden_names
 from sensai_serve.local import Classifier, load
-from sensai_serve.lost_workers import ScoredInputs
 from sensai_serve.manifest import Manifest, MergeSpec, SubnetSpec
 from sensai_serve.merge import MergePlan
+from sensai_serve.merge.fit_confidence import fit_confidence
+from sensai_serve.merge.lost_workers import ScoredInputs
 from sensai_serve.preprocess import Floats, InputSpec
 from sensai_serve.progress import OnProgress, silent
 from sensai_serve.tensors import arrays_of

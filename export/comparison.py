@@ -24,8 +24,8 @@ from pruning.heads import Subnet
 from pruning.run import Run
 from sensai_serve.bundles import Bundle, atomic_directory, atomic_file, sha256_of
 from sensai_serve.errors import InputError, OutputExistsError
-from sensai_serve.fit_confidence import answer_in_turn
-from sensai_serve.lost_workers import ScoredInputs, accuracy, accuracy_curve
+from sensai_serve.merge.fit_confidence import answer_in_turn
+from sensai_serve.merge.lost_workers import ScoredInputs, accuracy, accuracy_curve
 from sensai_serve.onnx_signature import read_signature
 from sensai_serve.preprocess import InputSpec, normalise
 

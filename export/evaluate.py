@@ -15,8 +15,8 @@ from export.sessions import scores_by, session
 from sensai_serve.bundles import Bundle
 from sensai_serve.cpus import usable_cores
 from sensai_serve.local import load
-from sensai_serve.lost_workers import Labels, accuracy
 from sensai_serve.merge import MergePlan, merge
+from sensai_serve.merge.lost_workers import Labels, accuracy
 from sensai_serve.preprocess import Floats
 from sensai_serve.tensors import Inputs
 

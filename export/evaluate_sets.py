@@ -14,7 +14,7 @@ import numpy.typing as npt
 from export.sessions import scores_by, session
 from sensai_serve.bundles import Bundle
 from sensai_serve.local import load
-from sensai_serve.lost_workers import Labels
+from sensai_serve.merge.lost_workers import Labels
 from sensai_serve.preprocess import Floats
 from sensai_serve.tensors import Inputs
 

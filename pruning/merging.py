@@ -10,9 +10,9 @@ from pruning.data import Labels
 from pruning.recipe import BEST_RULE
 from pruning.run import Run
 from sensai_serve import plugins
-from sensai_serve.fit_thresholds import fit_thresholds
-from sensai_serve.lost_workers import ScoredInputs, accuracy
 from sensai_serve.merge import MergePlan
+from sensai_serve.merge.fit_thresholds import fit_thresholds
+from sensai_serve.merge.lost_workers import ScoredInputs, accuracy
 from sensai_serve.merge.rules import allow, check_heads, heads_of
 
 MAJORITY = "majority"

@@ -7,8 +7,8 @@ import numpy.typing as npt
 
 from sensai_serve import load
 from sensai_serve.bundles import Bundle
-from sensai_serve.lost_workers import ScoredInputs
 from sensai_serve.merge import merge
+from sensai_serve.merge.lost_workers import ScoredInputs
 from sensai_serve.preprocess import Floats
 
 

@@ -28,13 +28,13 @@ from export.speed import microseconds
 from sensai_serve.bundles import GOLDEN, MANIFEST, REFERENCE, Bundle, atomic_directory, sha256_of
 from sensai_serve.errors import InputError
 from sensai_serve.evaluation import EVALUATION
-from sensai_serve.fit_confidence import fit_confidence
 from sensai_serve.golden import golden_answers, golden_names
 from sensai_serve.local import load
-from sensai_serve.lost_workers import ScoredInputs
 from sensai_serve.manifest import Manifest, MergeSpec, SubnetSpec
 from sensai_serve.merge import MergePlan, Wait
 from sensai_serve.merge.confidence import Confidence
+from sensai_serve.merge.fit_confidence import fit_confidence
+from sensai_serve.merge.lost_workers import ScoredInputs
 from sensai_serve.preprocess import Floats
 from sensai_serve.progress import OnProgress, silent
 from sensai_serve.tensors import Inputs, arrays_of

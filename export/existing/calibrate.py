@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from export.existing.file_outputs import LEAST, FileOutputs, tempered
-from sensai_serve.lost_workers import Labels
+from sensai_serve.merge.lost_workers import Labels
 from sensai_serve.preprocess import Floats
 
 FITTED = 5000

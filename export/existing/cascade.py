@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from sensai_serve.fit_confidence import answers_in_order
-from sensai_serve.lost_workers import Labels, ScoredInputs, accuracy
 from sensai_serve.merge.confidence import Confidence
+from sensai_serve.merge.fit_confidence import answers_in_order
+from sensai_serve.merge.lost_workers import Labels, ScoredInputs, accuracy
 
 CANDIDATES = 400
 """Leads that are tried as each threshold."""

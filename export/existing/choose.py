@@ -14,9 +14,9 @@ from export.existing.options import BEST_RULE
 from export.existing.subnets import Subnet
 from sensai_serve import plugins
 from sensai_serve.assignment import Assignment
-from sensai_serve.fit_thresholds import fit_thresholds
-from sensai_serve.lost_workers import Labels, ScoredInputs, accuracy
 from sensai_serve.merge import MergePlan
+from sensai_serve.merge.fit_thresholds import fit_thresholds
+from sensai_serve.merge.lost_workers import Labels, ScoredInputs, accuracy
 from sensai_serve.merge.rules import Task
 from sensai_serve.preprocess import Floats
 

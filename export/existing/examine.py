@@ -21,8 +21,8 @@ from export.existing.subnets import HALF_TOLERANCE, Numbers, Subnet, build, choo
 from export.existing.wrap import input_name
 from sensai_serve.assignment import Assignment, explicit
 from sensai_serve.errors import InputError, ModelError
-from sensai_serve.lost_workers import ScoredInputs, accuracy
 from sensai_serve.merge import MergePlan
+from sensai_serve.merge.lost_workers import ScoredInputs, accuracy
 from sensai_serve.preprocess import InputSpec, Normalisation, normalise
 from sensai_serve.progress import OnProgress
 from sensai_serve.tensors import Array, Inputs

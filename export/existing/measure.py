@@ -20,8 +20,8 @@ from export.existing.choose import Choices, Chooser, alone
 from export.sessions import session
 from sensai_serve.cpus import usable_cores
 from sensai_serve.input_spec import InputSpec
-from sensai_serve.lost_workers import MOST_SETS, Labels, ScoredInputs, accuracy, sets_of_workers
 from sensai_serve.merge import merge
+from sensai_serve.merge.lost_workers import MOST_SETS, Labels, ScoredInputs, accuracy, sets_of_workers
 from sensai_serve.preprocess import Floats
 from sensai_serve.tensors import Inputs, arrays_of
 

@@ -13,7 +13,7 @@ from onnx import TensorProto
 from export.existing.given_file import FLOATS
 from pruning.data import check_task, from_arrays, load, with_labels
 from sensai_serve.errors import DataError, RequestError
-from sensai_serve.lost_workers import Labels
+from sensai_serve.merge.lost_workers import Labels
 from sensai_serve.merge.rules import Task
 from sensai_serve.preprocess import InputSpec, normalise
 from sensai_serve.tensors import Array, Inputs, NamedInputs, agree, arrays_of, inputs_of

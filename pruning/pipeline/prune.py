@@ -21,7 +21,7 @@ from pruning.selection.latency import Latency, meet_budget
 from pruning.selection.source import SourceNetwork, reference_source
 from pruning.training.loop import infer
 from sensai_serve import plugins
-from sensai_serve.lost_workers import ScoredInputs, accuracy
+from sensai_serve.merge.lost_workers import ScoredInputs, accuracy
 from sensai_serve.progress import OnProgress, silent
 
 

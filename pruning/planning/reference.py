@@ -13,7 +13,7 @@ from pruning.data import Dataset, Labels
 from pruning.notices import say
 from pruning.training.loop import infer
 from sensai_serve.errors import ModelError
-from sensai_serve.lost_workers import accuracy
+from sensai_serve.merge.lost_workers import accuracy
 from sensai_serve.merge.rules import Task
 
 SAMPLE = 1000

@@ -16,7 +16,7 @@ from pruning.report.copies import Copies
 from pruning.report.facts import Kept, Latency
 from pruning.run import RECOVERED, REFERENCE, Network, Run
 from sensai_serve.guarantees import guarantees
-from sensai_serve.lost_workers import AccuracyAtLoss
+from sensai_serve.merge.lost_workers import AccuracyAtLoss
 from sensai_serve.progress import OnProgress
 from sensai_serve.report import Picture, Row, Table, precision
 from sensai_serve.report.answers import GivenLabels, accuracy_per_class, confusion, confusions, mistakes

@@ -19,8 +19,8 @@ from pruning.run import REFERENCE, Network, Run
 from pruning.training.loop import infer
 from sensai_serve.bundles import Bundle
 from sensai_serve.errors import InputError
-from sensai_serve.lost_workers import AccuracyAtLoss, ScoredInputs, accuracy_curve
 from sensai_serve.merge import merge
+from sensai_serve.merge.lost_workers import AccuracyAtLoss, ScoredInputs, accuracy_curve
 from sensai_serve.report.answers import GivenLabels
 
 VALIDATION, TEST = "validation part", "test part"

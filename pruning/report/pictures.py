@@ -9,7 +9,7 @@ import numpy as np
 
 from pruning.report.facts import Kept
 from pruning.run import Network
-from sensai_serve.lost_workers import AccuracyAtLoss
+from sensai_serve.merge.lost_workers import AccuracyAtLoss
 from sensai_serve.report import Picture
 from sensai_serve.report.answers import FEW, WIDTH, GivenLabels, square
 from sensai_serve.report.drawing import colour, finish, heat_map

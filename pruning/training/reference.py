@@ -20,7 +20,7 @@ from pruning.sampling import uniform
 from pruning.training.loop import OnStep, Schedule, fit, infer, threads_for, use_threads
 from pruning.training.optimisers import FROM_SCRATCH
 from pruning.training.snapshot import Snapshot
-from sensai_serve.lost_workers import accuracy
+from sensai_serve.merge.lost_workers import accuracy
 from sensai_serve.merge.rules import Task
 
 

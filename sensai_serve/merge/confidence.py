@@ -3,7 +3,8 @@
 An answer's lead is its class's score minus the best score of any other class, over the copies that have arrived. The
 answer is sure when its lead reaches the threshold for the number of copies that every class has by then. A class that
 no worker has scored yet makes the answer unsure, however large the lead is: inputs of that class would never be seen.
-Thresholds are fitted by `sensai_serve.fit_confidence`, and are only as good as the inputs that they were fitted on.
+Thresholds are fitted by `sensai_serve.merge.fit_confidence`, and are only as good as the inputs that they were fitted
+on.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from sensai_serve.fit_thresholds import f1_of_classes
-from sensai_serve.lost_workers import Labels, accuracy
+from sensai_serve.merge.fit_thresholds import f1_of_classes
+from sensai_serve.merge.lost_workers import Labels, accuracy
 from sensai_serve.report import Picture
 from sensai_serve.report.drawing import MANY, colour, finish, heat_map, shortened
 

@@ -10,7 +10,7 @@ from sensai_serve.bundles import Bundle
 from sensai_serve.errors import InputError
 from sensai_serve.evaluation import kept_labels
 from sensai_serve.guarantees import guarantees
-from sensai_serve.lost_workers import Labels
+from sensai_serve.merge.lost_workers import Labels
 from sensai_serve.report import Picture, Row, Table
 from sensai_serve.report.answers import (
     FEW,

@@ -7,8 +7,8 @@ import numpy as np
 from sensai_serve.bundles import Bundle
 from sensai_serve.errors import InputError
 from sensai_serve.evaluation import kept_sets
-from sensai_serve.fit_thresholds import f1_of_classes
 from sensai_serve.guarantees import guarantees
+from sensai_serve.merge.fit_thresholds import f1_of_classes
 from sensai_serve.report import Picture, Row, Table, precision
 from sensai_serve.report.answers import GivenLabels, accuracy_per_class
 from sensai_serve.report.page import page

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from merge_requests import Events, assignments, feed
 
 from sensai_serve.assignment import Assignment, cyclic
-from sensai_serve.fit_thresholds import fit_thresholds
-from sensai_serve.lost_workers import ScoredInputs, accuracy
 from sensai_serve.merge import Collector, MergePlan, merge
+from sensai_serve.merge.fit_thresholds import fit_thresholds
+from sensai_serve.merge.lost_workers import ScoredInputs, accuracy
 from sensai_serve.merge.rules import find_rule
 from sensai_serve.plugins import available
 

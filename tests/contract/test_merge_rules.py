@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from merge_requests import feed, requests, score
 
 from sensai_serve.assignment import Assignment, cyclic
-from sensai_serve.fit_confidence import fit_confidence
-from sensai_serve.lost_workers import ScoredInputs
 from sensai_serve.merge import Collector, MergePlan, Wait, merge
 from sensai_serve.merge.confidence import Confidence, least_copies
+from sensai_serve.merge.fit_confidence import fit_confidence
+from sensai_serve.merge.lost_workers import ScoredInputs
 from sensai_serve.plugins import available
 
 every_rule = pytest.mark.parametrize("rule", available("sensai_serve.merge.rules"))

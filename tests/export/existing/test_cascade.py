@@ -19,8 +19,8 @@ from export.existing.cascade import Cascade, ask, best_alone, confidence_of, fit
 from sensai_serve.assignment import full
 from sensai_serve.bundles import Bundle
 from sensai_serve.cli.main import main
-from sensai_serve.lost_workers import ScoredInputs, accuracy
 from sensai_serve.merge import MergePlan
+from sensai_serve.merge.lost_workers import ScoredInputs, accuracy
 from serving.engine.gateway import Gateway
 from serving.engine.options import GatewayOptions
 

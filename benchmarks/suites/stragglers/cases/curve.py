@@ -9,8 +9,8 @@ from benchmarks.subjects.oracle import Oracle
 from benchmarks.suites.stragglers.cases import CaseResult, Context
 from sensai_serve.assignment import Assignment
 from sensai_serve.bundles import Bundle
-from sensai_serve.lost_workers import MOST_SETS, ScoredInputs, accuracy_curve
 from sensai_serve.merge import MergePlan
+from sensai_serve.merge.lost_workers import MOST_SETS, ScoredInputs, accuracy_curve
 from sensai_serve.report import Picture, drawing
 
 

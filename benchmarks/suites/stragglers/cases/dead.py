@@ -10,7 +10,7 @@ from benchmarks.harness.load_generator import TimedRequest, closed_loop
 from benchmarks.reporting.aims import Aim
 from benchmarks.suites.stragglers.cases import CaseResult, CheckedReply, Context, as_merged, none_failed, percent
 from sensai_serve.guarantees import guarantees
-from sensai_serve.lost_workers import accuracy
+from sensai_serve.merge.lost_workers import accuracy
 
 LOST = 2
 SERVED_PAIRS = 6

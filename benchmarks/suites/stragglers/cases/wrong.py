@@ -7,7 +7,7 @@ import numpy as np
 from benchmarks.harness.load_generator import closed_loop
 from benchmarks.reporting.aims import Aim
 from benchmarks.suites.stragglers.cases import CaseResult, Context, as_merged, none_failed, percent
-from sensai_serve.lost_workers import accuracy
+from sensai_serve.merge.lost_workers import accuracy
 
 FOUND_WITHIN = 100
 LOSS_LIMIT = 0.003

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from sensai_serve.assignment import Assignment, binary, cyclic, full
 from sensai_serve.errors import InputError, RequestError
-from sensai_serve.fit_confidence import fit_confidence
-from sensai_serve.lost_workers import ScoredInputs
 from sensai_serve.merge import Collector, MergePlan, merge
 from sensai_serve.merge.confidence import Confidence, lead, least_copies
+from sensai_serve.merge.fit_confidence import fit_confidence
+from sensai_serve.merge.lost_workers import ScoredInputs
 from sensai_serve.merge.order import ask_order
 
 TWO = MergePlan(full(2, 3), "mean")
@@ -123,7 +123,7 @@ def test_of_equal_workers_the_one_that_agrees_most_often_is_asked_first() -> Non
 
 
 def test_of_too_many_inputs_a_part_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sensai_serve.fit_confidence.MOST_NUMBERS", 60)
+    monkeypatch.setattr("sensai_serve.merge.fit_confidence.MOST_NUMBERS", 60)
     scores = [rows(*np.random.default_rng(worker).random(50)) for worker in range(3)]
     found = fit_confidence(ScoredInputs(TWO, scores))
     assert found is not None
@@ -139,7 +139,7 @@ def test_no_smaller_lead_would_do(seed: int, agreement: float) -> None:
         (0.6 * shared[:, list(r)] + 0.4 * random.random((15, 3))).astype(np.float32) for r in plan.assignment.rows
     ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sensai_serve.fit_confidence.ORDERS", 0)
+        patch.setattr("sensai_serve.merge.fit_confidence.ORDERS", 0)
         found = fit_confidence(ScoredInputs(plan, scores), agreement=agreement)
     assert found is not None
     traces: list[

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sensai_serve.lost_workers import ScoredInputs
+from sensai_serve.merge.lost_workers import ScoredInputs
 
 TRIED = tuple(round(0.05 * step, 2) for step in range(1, 20))
 """Thresholds that are tried, of which a half is one."""

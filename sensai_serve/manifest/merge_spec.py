@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sensai_serve.errors import RequestError
-from sensai_serve.json_fields import get, integer, list_of, number, object_, optional, string
+from sensai_serve.manifest.json_fields import get, integer, list_of, number, object_, optional, string
 from sensai_serve.merge import WAITS, Wait, parse_wait
 from sensai_serve.merge.confidence import Confidence
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from sensai_serve import plugins
 from sensai_serve.assignment import Assignment, cyclic
-from sensai_serve.lost_workers import ScoredInputs, accuracy_curve, sets_of_workers
 from sensai_serve.merge import MergePlan, merge
+from sensai_serve.merge.lost_workers import ScoredInputs, accuracy_curve, sets_of_workers
 from sensai_serve.merge.rules import allow
 from sensai_serve.merge.rules.majority import Rule as Majority
 

@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from sensai_serve.errors import InputError
-from sensai_serve.lost_workers import Labels, ScoredInputs
 from sensai_serve.merge import MergePlan, merge
 from sensai_serve.merge.confidence import Confidence, lead, leads, least_copies
+from sensai_serve.merge.lost_workers import Labels, ScoredInputs
 from sensai_serve.merge.order import ask_order
 from sensai_serve.merge.rules import Verdict
 

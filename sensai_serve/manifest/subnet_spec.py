@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from sensai_serve.errors import BundleError
-from sensai_serve.json_fields import get, integer, list_of, number, object_, optional, sha256, string
+from sensai_serve.manifest.json_fields import get, integer, list_of, number, object_, optional, sha256, string
 from sensai_serve.memory import SubnetMemory
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from sensai_serve.assignment import Assignment
 from sensai_serve.errors import AssignmentError, BundleError, InputError
 from sensai_serve.input_spec import InputSpec
-from sensai_serve.json_fields import (
+from sensai_serve.manifest.json_fields import (
     get,
     integer,
     list_of,
@@ -25,12 +25,10 @@ from sensai_serve.json_fields import (
     shown,
     string,
 )
+from sensai_serve.manifest.merge_spec import MergeSpec
+from sensai_serve.manifest.subnet_spec import SubnetSpec
 from sensai_serve.merge.rules import TASKS, Task
-from sensai_serve.merge_spec import MergeSpec
-from sensai_serve.subnet_spec import SubnetSpec
 from sensai_serve.text_spec import TokenizerSpec
-
-__all__ = ["SCHEMA", "Manifest", "MergeSpec", "SubnetSpec"]
 
 SCHEMA = 2
 """The newest schema version. A manifest that needs nothing of it is written in the first, which older versions read."""
