@@ -131,6 +131,8 @@ class RemoteHttpConnection:
                 status, _, body = await self._control.ask("GET", path)
         except (OSError, TimeoutError) as error:
             reason = str(error) or "no answer"
+            self._control.close()  # an answer that comes late must not be taken for that to the next request
+            self._break(f"cannot be reached ({reason})")
             raise ServingError(f"{self._endpoint.server} cannot be reached ({reason})") from None
         return status, body
 
@@ -147,8 +149,7 @@ class RemoteHttpConnection:
                 continue
             try:
                 await self._get("/v2/health/live")
-            except ServingError as error:
-                self._break(str(error))
+            except ServingError:
                 return
 
 

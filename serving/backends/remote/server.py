@@ -117,7 +117,7 @@ class RemoteServer:
         self._suspects: set[int] = set()
         self._said: dict[int, str] = {}  # why each worker is down, as the log says
         self._look = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[Any] | None = None
         self._must_relay = must_relay
         self._must_take_pieces = must_take_pieces
         self._relays_nothing = False
@@ -148,7 +148,11 @@ class RemoteServer:
             InputError: the server refuses the connection, a worker is not the bundle's, or the server is to hand inputs
                 on or to get them from another, and cannot.
         """
-        connection = await self._first_connection()
+        self._task = asyncio.current_task()  # `stop` ends it
+        try:
+            connection = await self._first_connection()
+        finally:
+            self._task = None
         if connection is not None and (reason := self._unfit(connection)):
             await connection.close()
             raise InputError(f"{self.name} {reason}")
