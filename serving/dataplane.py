@@ -8,9 +8,9 @@ from time import perf_counter_ns
 from typing import Any, TypeVar
 
 from sensai_serve.errors import BundleError, ControlOffError, RequestError, UnknownModelError, UnsupportedError
-from serving.engine.body_budget import BodyBudget
-from serving.engine.decoding import ImageDecoder
 from serving.engine.gateway import Gateway
+from serving.engine.intake.body_budget import BodyBudget
+from serving.engine.intake.decoding import ImageDecoder
 from serving.engine.pending import MaybePending, is_pending
 from serving.engine.reply import Reply
 from serving.engine.repository import Repository

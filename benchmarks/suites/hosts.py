@@ -29,8 +29,8 @@ from sensai_serve.errors import SensaiError, ServingError
 from sensai_serve.progress import OnProgress
 from sensai_serve.report import Row, Table
 from serving.engine.gateway import Gateway
-from serving.engine.health import State
 from serving.engine.options import GatewayOptions
+from serving.engine.workers.health import State
 from serving.placement.domains import losses_covered, spread
 from serving.placement.worker_map import parse_workers
 from serving.runtime.devices import Device

@@ -32,8 +32,8 @@ from sensai_serve.merge import Wait
 from sensai_serve.progress import OnProgress
 from sensai_serve.report import Row, Table
 from serving.engine.gateway import Gateway
-from serving.engine.health import State
 from serving.engine.options import GatewayOptions
+from serving.engine.workers.health import State
 from serving.placement.links import even_links
 from serving.placement.tree import GATEWAY, TreePlan, children_of, plan_tree
 from serving.placement.worker_map import parse_workers

@@ -16,10 +16,10 @@ from sensai_serve.merge import Answer, MergePlan, Wait
 from sensai_serve.merge.rules import Verdict
 from sensai_serve.preprocess import Floats
 from serving.backends import RunsAtOnce
-from serving.engine.admission import Admission
-from serving.engine.fanout import Arrival, FanOutResult
-from serving.engine.health import State, WorkerHealth
+from serving.engine.intake.admission import Admission
 from serving.engine.reply import Reply
+from serving.engine.workers.fanout import Arrival, FanOutResult
+from serving.engine.workers.health import State, WorkerHealth
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

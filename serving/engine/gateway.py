@@ -18,12 +18,12 @@ from sensai_serve.tokenizer import Texts
 from serving.backends import Cause
 from serving.engine import at_once
 from serving.engine.at_once import AnsweredAtOnce
-from serving.engine.fanout import FanOut, FanOutResult
+from serving.engine.intake.tokenising import Tokenising, missing
 from serving.engine.model import Model
 from serving.engine.pending import MaybePending, is_pending
 from serving.engine.reply import Reply, by_reference, uncovered
 from serving.engine.residency import Residency
-from serving.engine.tokenising import Tokenising, missing
+from serving.engine.workers.fanout import FanOut, FanOutResult
 
 
 class Gateway(Model):

@@ -14,12 +14,12 @@ from sensai_serve.merge import MergePlan, Wait
 from sensai_serve.plugins import find
 from sensai_serve.preprocess import warm_up_images
 from serving.backends import Backend, BackendPlan, Execution, SaysWhere
-from serving.engine.admission import Admission
-from serving.engine.fault_control import FaultControl
+from serving.engine.intake.admission import Admission
+from serving.engine.intake.tokenising import Tokenising, open_tokenising
 from serving.engine.options import GatewayOptions
 from serving.engine.placed import PlacedModel
-from serving.engine.supervisor import Supervisor
-from serving.engine.tokenising import Tokenising, open_tokenising
+from serving.engine.workers.fault_control import FaultControl
+from serving.engine.workers.supervisor import Supervisor
 from serving.runtime.cancellation import Cancellation
 from serving.runtime.devices import Device
 from serving.runtime.session import Session

@@ -13,22 +13,22 @@ from sensai_serve.manifest import Manifest
 from sensai_serve.memory import trim
 from sensai_serve.merge import Wait
 from serving.backends import Backend, Execution, RunsAtOnce, SaysWhere
-from serving.engine.admission import Admission
 from serving.engine.at_once import AnsweredAtOnce, AtOnce
 from serving.engine.deferred import DeferredWrites
-from serving.engine.dispatch import Dispatcher
-from serving.engine.fanout import FanOutResult
-from serving.engine.fault_control import FaultControl
-from serving.engine.health import WorkerHealth
+from serving.engine.intake.admission import Admission
+from serving.engine.intake.tokenising import can_tokenise
 from serving.engine.loading import LoadedModel, check_options, load, try_model_out
 from serving.engine.options import GatewayOptions
 from serving.engine.placed import place_model
 from serving.engine.reply import Counters
 from serving.engine.residency import Residency
 from serving.engine.resident import bytes_of
-from serving.engine.supervisor import Supervisor
-from serving.engine.tokenising import can_tokenise
-from serving.engine.waves import WavePlan
+from serving.engine.workers.dispatch import Dispatcher
+from serving.engine.workers.fanout import FanOutResult
+from serving.engine.workers.fault_control import FaultControl
+from serving.engine.workers.health import WorkerHealth
+from serving.engine.workers.supervisor import Supervisor
+from serving.engine.workers.waves import WavePlan
 from serving.placement.ledger import Ledger
 from serving.placement.place import Placement
 from serving.placement.waves import Waves

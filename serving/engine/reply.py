@@ -13,7 +13,7 @@ from sensai_serve.errors import UncoveredError
 from sensai_serve.merge import Answer
 from sensai_serve.merge.rules import LabelVerdict, Verdict
 from serving.backends import Cause
-from serving.engine.fanout import FanOutResult
+from serving.engine.workers.fanout import FanOutResult
 
 
 @dataclass(slots=True)

@@ -16,7 +16,7 @@ from sensai_serve.bundles import Bundle
 from sensai_serve.errors import InputError
 from sensai_serve.manifest import Manifest
 from sensai_serve.merge import Collector, Wait, runs_in_turn
-from serving.engine.health import FLOOR_S
+from serving.engine.workers.health import FLOOR_S
 from serving.placement.host_network import HostNetwork
 from serving.placement.place import place
 from serving.placement.waves import Waves, make_waves

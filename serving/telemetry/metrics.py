@@ -12,8 +12,8 @@ from prometheus_client.registry import Collector
 from serving.backends import Cause
 from serving.engine.deferred import DeferredWrites
 from serving.engine.gateway import Gateway
-from serving.engine.health import State, WorkerHealth
 from serving.engine.repository import Repository
+from serving.engine.workers.health import State, WorkerHealth
 from serving.security.tls import ServerTls
 from serving.telemetry.line_writer import Dropped
 

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from time import perf_counter, perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
-from serving.engine.admission import client_address
 from serving.engine.at_once import AnsweredAtOnce
 from serving.engine.deferred import DeferredWrites
 from serving.engine.gateway import Gateway
+from serving.engine.intake.admission import client_address
 from serving.engine.reply import Reply
 from serving.telemetry.controls import Tracing
 from serving.telemetry.metrics import Metrics

@@ -24,9 +24,9 @@ from sensai_serve.errors import (
 )
 from sensai_serve.plugins import find
 from serving.backends import BackendPlan, Cause, Execution
-from serving.engine import supervisor
-from serving.engine.fanout import Probe
-from serving.engine.health import State
+from serving.engine.workers import supervisor
+from serving.engine.workers.fanout import Probe
+from serving.engine.workers.health import State
 from serving.runtime.devices import parse_device
 
 

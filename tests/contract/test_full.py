@@ -12,7 +12,7 @@ import sensai_serve
 from sensai_serve.assignment import full
 from sensai_serve.merge import merge
 from serving.backends import Cause
-from serving.engine.health import State
+from serving.engine.workers.health import State
 from serving.placement.place import place
 
 WORKERS = 5

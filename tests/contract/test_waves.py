@@ -18,8 +18,8 @@ from sensai_serve.merge import Answer, merge
 from sensai_serve.merge.confidence import lead
 from serving.backends import Cause
 from serving.engine.gateway import Gateway
-from serving.engine.health import State
 from serving.engine.options import GatewayOptions
+from serving.engine.workers.health import State
 from serving.runtime.devices import parse_device
 
 WORKERS = 6

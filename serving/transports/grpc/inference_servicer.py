@@ -16,8 +16,8 @@ from tritonclient.grpc import service_pb2 as pb
 
 from sensai_serve.errors import RequestError, UnknownModelError
 from serving.dataplane import DataPlane, cuda_memory
-from serving.engine.admission import CLIENT
 from serving.engine.gateway import Gateway
+from serving.engine.intake.admission import CLIENT
 from serving.engine.reply import Reply
 from serving.runtime.trace_context import TRACEPARENT
 from serving.telemetry.logs import begin_request

@@ -8,7 +8,7 @@ from typing import Any
 
 import httptools
 
-from serving.engine.body_budget import FULL
+from serving.engine.intake.body_budget import FULL
 from serving.settings.groups import Limits
 from serving.transports.http.asgi.errors import RETRY_LATER, STOPPING, error_body, json_headers
 from serving.transports.http.asgi.types import Headers

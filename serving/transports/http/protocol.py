@@ -9,8 +9,8 @@ from typing import Any
 import httptools
 
 from serving.address import Address
-from serving.engine.admission import CLIENT
-from serving.engine.body_budget import BodyBudget
+from serving.engine.intake.admission import CLIENT
+from serving.engine.intake.body_budget import BodyBudget
 from serving.security.access import Access
 from serving.settings.groups import Limits
 from serving.transports.http.asgi.requests import HELD

@@ -27,8 +27,8 @@ from sensai_serve.preprocess import normalise
 from serving.backends.ort.fused import Fused
 from serving.backends.ort.inline import share_run
 from serving.engine.gateway import Gateway
-from serving.engine.health import State
 from serving.engine.options import GatewayOptions
+from serving.engine.workers.health import State
 
 LABELS = ("cat", "dog", "owl")
 ONE = np.asarray([[0.3, -1.0, 2.0, 0.1]], np.float32)

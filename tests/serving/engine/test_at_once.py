@@ -11,9 +11,9 @@ from merge_requests import assignments
 
 from sensai_serve.assignment import Assignment
 from sensai_serve.merge import Answer, Collector, MergePlan, Wait
-from serving.engine.admission import Admission
 from serving.engine.at_once import WAITS, AtOnce
-from serving.engine.health import State, WorkerHealth
+from serving.engine.intake.admission import Admission
+from serving.engine.workers.health import State, WorkerHealth
 
 INPUT = np.zeros((1, 2), np.float32)
 score = st.one_of(st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]), st.floats(0, 1, width=32).map(abs))

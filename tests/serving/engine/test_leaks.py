@@ -25,10 +25,10 @@ from sensai_serve.errors import BundleError
 from serving.backends import BackendPlan
 from serving.backends.ort.backend import Backend as OrtBackend
 from serving.backends.process.backend import Backend as ProcessBackend
-from serving.engine.fanout import FanOut, Probe
 from serving.engine.gateway import Gateway
 from serving.engine.options import GatewayOptions
 from serving.engine.repository import Repository
+from serving.engine.workers.fanout import FanOut, Probe
 from serving.runtime.devices import parse_device
 from serving.runtime.faults import parse_fault
 from serving.runtime.session import Session

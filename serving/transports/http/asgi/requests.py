@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from starlette.requests import ClientDisconnect
 
 from sensai_serve.errors import TooLargeError
-from serving.engine.body_budget import HeldBody
+from serving.engine.intake.body_budget import HeldBody
 from serving.telemetry.logs import begin_request
 from serving.transports.http.asgi.compression import IDENTITY, inflate
 from serving.transports.http.asgi.types import Headers, Receive, Scope, Send

@@ -15,7 +15,7 @@ from sensai_serve.preprocess import InputSpec, from_raw, normalise
 from sensai_serve.tensors import Inputs, arrays_of
 from sensai_serve.text_spec import TokenizerSpec
 from sensai_serve.tokenizer import Texts, check_text, decoded
-from serving.engine.decoding import ImageDecoder
+from serving.engine.intake.decoding import ImageDecoder
 from serving.v2.body_bound import BodyBound, as_fp32, as_json, as_text, configured
 from serving.v2.json_object import parse_object
 from serving.v2.tensors import from_bytes, numbers, shown

@@ -8,7 +8,7 @@ from pydantic.config import JsonDict
 from sensai_serve.merge.rules import Task
 from sensai_serve.text_spec import TooLong
 from serving.backends import Execution
-from serving.engine.health import State
+from serving.engine.workers.health import State
 
 
 class _Described(BaseModel):

@@ -13,7 +13,7 @@ from sensai_serve.manifest import Manifest
 from sensai_serve.tensors import Inputs
 from sensai_serve.tokenizer import Texts
 from serving.dataplane import DataPlane
-from serving.engine.decoding import ImageDecoder
+from serving.engine.intake.decoding import ImageDecoder
 from serving.telemetry.logs import begin_request
 from serving.transports.http.v1.inputs import from_json, from_numbers, from_picture
 from serving.transports.http.v1.routes import Model, TimeoutMs, Waits, answer, chosen

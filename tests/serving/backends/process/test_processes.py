@@ -21,7 +21,7 @@ from serving.backends import Cause
 from serving.backends.process import backend, handles
 from serving.backends.process.backend import Backend
 from serving.engine.gateway import Gateway, Reply
-from serving.engine.health import State
+from serving.engine.workers.health import State
 from serving.runtime.devices import parse_device
 from serving.runtime.faults import parse_fault
 

@@ -18,7 +18,7 @@ from remote_workers import LOOPBACK, NOBODY, a_gateway, a_node, inputs
 
 import sensai_serve
 from serving.address import Address
-from serving.engine.health import State
+from serving.engine.workers.health import State
 from serving.node.node import Node
 from serving.node.options import NodeOptions
 from serving.node.server import serving as node_serving

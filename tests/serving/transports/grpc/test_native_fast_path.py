@@ -24,7 +24,7 @@ from pygrpc_native import EVENT_CALL, EVENT_CANCEL
 from tritonclient.grpc import service_pb2 as pb
 
 from sensai_serve.protobuf import bytes_field
-from serving.engine.health import State
+from serving.engine.workers.health import State
 from serving.security import reloading
 from serving.transports.grpc_native.calls import NativeCalls
 from serving.transports.grpc_native.fast_path import GrpcFastPath

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from sensai_serve.errors import OverloadedError
 from serving.backends import HOLDS
-from serving.engine.admission import CLIENT, Admission
+from serving.engine.intake.admission import CLIENT, Admission
 
 
 def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:

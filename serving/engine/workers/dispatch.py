@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from sensai_serve.merge import Collector, MergePlan, Wait
 from sensai_serve.tensors import Inputs
 from serving.backends import Backend
-from serving.engine.fanout import FanOut
-from serving.engine.health import FLOOR_S
-from serving.engine.supervisor import Supervisor
-from serving.engine.waves import WavePlan
+from serving.engine.workers.fanout import FanOut
+from serving.engine.workers.health import FLOOR_S
+from serving.engine.workers.supervisor import Supervisor
+from serving.engine.workers.waves import WavePlan
 
 
 class Dispatcher:

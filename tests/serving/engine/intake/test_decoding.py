@@ -17,8 +17,8 @@ from sensai_serve.errors import ImageError, OverloadedError, TooLargeError
 from sensai_serve.images.decode import Check, open_image
 from sensai_serve.images.formats import ImageLimits
 from sensai_serve.preprocess import ImageSpec, InputSpec, from_image
-from serving.engine.admission import CLIENT
-from serving.engine.decoding import IMAGES, LARGE, ImageDecoder, Lane
+from serving.engine.intake.admission import CLIENT
+from serving.engine.intake.decoding import IMAGES, LARGE, ImageDecoder, Lane
 
 SPEC = InputSpec((3, 8, 8), image=ImageSpec("RGB", resize=(8, 8)))
 

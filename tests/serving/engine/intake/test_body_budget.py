@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.engine.body_budget import BodyBudget
+from serving.engine.intake.body_budget import BodyBudget
 
 STEPS = st.lists(st.tuples(st.integers(0, 4), st.sampled_from(["add", "arrived", "release"]), st.integers(0, 60)))
 

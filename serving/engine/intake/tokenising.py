@@ -15,7 +15,7 @@ from sensai_serve.bundles import Bundle
 from sensai_serve.errors import UnsupportedError
 from sensai_serve.tensors import Inputs
 from sensai_serve.tokenizer import LONG, MISSING, Texts, TextTokenizer
-from serving.engine.decoding import Lane, Words
+from serving.engine.intake.decoding import Lane, Words
 
 log = logging.getLogger(__name__)
 

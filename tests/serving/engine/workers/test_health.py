@@ -7,7 +7,7 @@ import pytest
 
 from sensai_serve.assignment import binary, cyclic, full
 from sensai_serve.merge import MergePlan, merge
-from serving.engine.health import FAILED_RUNS, RECOVERED_PROBES, SLOW_SAMPLES, Health, State, disagreements
+from serving.engine.workers.health import FAILED_RUNS, RECOVERED_PROBES, SLOW_SAMPLES, Health, State, disagreements
 
 
 def live(health: Health) -> Health:

@@ -20,9 +20,9 @@ from sensai_serve.golden import Golden
 from sensai_serve.merge import Answer, MergePlan, merge
 from sensai_serve.tensors import Inputs, contiguous, one_by_one
 from serving.backends import Backend, Cause, Scores
-from serving.engine.admission import Admission
-from serving.engine.fanout import Arrival, FanOut, FanOutResult, Probe
-from serving.engine.health import SLOW_FACTOR, Health, State, disagreements
+from serving.engine.intake.admission import Admission
+from serving.engine.workers.fanout import Arrival, FanOut, FanOutResult, Probe
+from serving.engine.workers.health import SLOW_FACTOR, Health, State, disagreements
 from serving.runtime.cancellation import Cancellation
 from serving.runtime.devices import Device
 from serving.runtime.session import Session

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from sensai_serve.merge import Answer, Collector, Wait
 from sensai_serve.tensors import Inputs
 from serving.backends import Cause, Scores
-from serving.engine.waves import WaveQueue
+from serving.engine.workers.waves import WaveQueue
 
 
 class Arrival(NamedTuple):

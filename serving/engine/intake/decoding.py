@@ -21,7 +21,7 @@ from sensai_serve.images.decode import Check, open_image
 from sensai_serve.images.formats import ImageLimits
 from sensai_serve.preprocess import InputSpec, from_image
 from sensai_serve.tensors import Array
-from serving.engine.admission import Admission
+from serving.engine.intake.admission import Admission
 
 _T = TypeVar("_T")
 
