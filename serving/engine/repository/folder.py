@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 
 from sensai_serve.bundles import MANIFEST, Bundle
@@ -37,8 +38,10 @@ def same(one: Path, other: Path) -> bool:
 def state_of(path: Path) -> FileState:
     """What a bundle's files look like now; empty where there are none."""
     found = []
-    for file in sorted(path.rglob("*")):
-        with contextlib.suppress(OSError):  # it has gone meanwhile
-            status = file.stat()
-            found.append((str(file), status.st_size, status.st_mtime_ns))
-    return tuple(found)
+    for folder, folders, files in os.walk(path):  # which passes over a folder that has gone meanwhile
+        for name in (*folders, *files):
+            file = Path(folder, name)
+            with contextlib.suppress(OSError):  # so may a file
+                status = file.stat()
+                found.append((str(file), status.st_size, status.st_mtime_ns))
+    return tuple(sorted(found))

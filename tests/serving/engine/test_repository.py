@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import shutil
 import threading
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,6 +31,7 @@ from serving.engine.gateway import Gateway
 from serving.engine.options import GatewayOptions
 from serving.engine.reply import Reply
 from serving.engine.repository import Repository
+from serving.engine.repository.folder import state_of
 from serving.runtime.devices import Device, parse_device
 from serving.runtime.faults import parse_fault
 
@@ -344,6 +347,20 @@ def test_what_is_wrong_with_one_bundle_of_a_directory_does_not_keep_the_others_f
         await repository.stop()
 
     asyncio.run(test())
+
+
+def test_a_folder_that_goes_while_its_files_are_looked_at_is_no_error(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "subnets").mkdir()
+    (tmp_path / "manifest.json").write_text("{}")
+    scandir = os.scandir
+
+    def gone(path: Path) -> Any:
+        if Path(path).name == "subnets":
+            raise FileNotFoundError(path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", gone)
+    assert {Path(name).name for name, *_ in state_of(tmp_path)} >= {"manifest.json"}
 
 
 def test_it_stops_while_a_bundle_of_the_directory_is_taken_up(make_bundle, tmp_path, monkeypatch) -> None:
