@@ -17,9 +17,16 @@ from pathlib import Path
 GROUPS, OWN = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
+def own_cores() -> list[int]:
+    """The cores that this process may run on, ascending; all of the machine where the system binds no process."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
 def usable_cores() -> list[int]:
     """The cores to place work on, ascending: as many of those that this process may run on as its quota pays for."""
-    cores = sorted(os.sched_getaffinity(0))
+    cores = own_cores()
     quota = cpu_quota()
     return cores if quota is None else cores[: max(1, math.ceil(quota))]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import importlib.util
-import os
 import re
 import threading
 import weakref
@@ -19,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sensai_serve.byte_sizes import format_bytes, parse_bytes
-from sensai_serve.cpus import usable_cores
+from sensai_serve.cpus import own_cores, usable_cores
 from sensai_serve.errors import DeviceError, InputError
 from serving.runtime.endpoint import WorkerEndpoint
 
@@ -97,7 +96,7 @@ def require(devices: Sequence[Device]) -> None:
         if device.kind == "remote":
             raise DeviceError(f"device {device} is on another machine, expected --backend remote for it")
         if device.kind == "cpu":
-            cores = sorted(os.sched_getaffinity(0))
+            cores = own_cores()
             if device.index is not None and device.index not in cores:
                 raise DeviceError(f"device {device} is not here, expected a core of {cores}")
         elif missing := missing_for_cuda(device.index or 0):

@@ -46,3 +46,8 @@ def test_cores_follow_the_quota(monkeypatch, quota, count):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {7, 2, 5, 3})
     monkeypatch.setattr(cpus, "cpu_quota", lambda: quota)
     assert cpus.usable_cores() == [2, 3, 5, 7][:count]
+
+
+def test_all_cores_are_ones_own_where_the_system_binds_no_process_to_some(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert cpus.own_cores() == list(range(os.cpu_count()))

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ from time import perf_counter
 import numpy as np
 import numpy.typing as npt
 
+from sensai_serve.cpus import own_cores
 from sensai_serve.input_spec import InputSpec
 from sensai_serve.tensors import example
 from serving.backends import BackendPlan, Cause, Execution, Task
@@ -97,7 +97,7 @@ class Backend:
             for numbers in groups:
                 self._open(numbers, None, warm[numbers[0]])
         seconds = {number: worker.typical_s for number, worker in self._workers.items()}
-        lanes, cores = [*by_device.values(), *groups], len(os.sched_getaffinity(0))
+        lanes, cores = [*by_device.values(), *groups], len(own_cores())
         share = self._share_run(lanes)
         self._inline = choose_inline(seconds, lanes, plan.inline_s, elsewhere, cores=cores, share=share)
         if self._inline:

@@ -155,7 +155,7 @@ class CoreThread:
 
     def _loop(self) -> None:
         if self.core is not None:
-            with contextlib.suppress(OSError):  # a cpuset may have changed since the start; unpinned works too
+            with contextlib.suppress(OSError, AttributeError):  # a cpuset that has changed, or none: unpinned works too
                 os.sched_setaffinity(0, {self.core})
         if self._warm is not None:
             with contextlib.suppress(Exception):  # it ran at the start; if it fails now, its tasks will fail
