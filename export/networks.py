@@ -115,7 +115,7 @@ class Exporter:
 
     @cached_property
     def given_samples(self) -> Inputs:
-        """The same as the bundle's files take them."""
+        """The inputs of `samples` as the bundle's files take them."""
         return self.given(self._raw_samples)
 
     @property

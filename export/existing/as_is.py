@@ -52,7 +52,7 @@ class AsIs:
         return [_value(spec, [batch]) for spec in self.specs]
 
     def scanned(self, names: Sequence[str]) -> list[ValueInfoProto]:
-        """The same for one row, without the batch axis, under other names."""
+        """The inputs of a graph that a loop runs for one input after the other: no batch axis, and other names."""
         return [_value(replace(spec, name=name), []) for spec, name in zip(self.specs, names, strict=True)]
 
     def largest(self, given: GivenFile) -> Mapping[str, tuple[int, ...]]:

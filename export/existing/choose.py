@@ -88,7 +88,7 @@ class Chooser:
         return self.fit(chosen, at)
 
     def fit(self, choices: Choices, at: Labels) -> Choices:
-        """Fit the thresholds of the cascade, which there is, on the inputs with these indices."""
+        """Fit the thresholds of the cascade on the inputs with these indices; only where there is a cascade."""
         assert self.cascade is not None
         return replace(choices, thresholds=fit_cascade(self.inputs(choices, at), self.y[at], self.cascade))
 

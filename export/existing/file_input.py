@@ -48,7 +48,7 @@ class FileInput:
         return np.asarray(np.clip(np.floor(moved + np.float32(0.5)), low, high), dtype)
 
     def nodes(self, given: str, wanted: str) -> tuple[list[onnx.NodeProto], list[TensorProto]]:
-        """The same as ONNX nodes from the value `given` to the value `wanted`, and the constants that they take."""
+        """ONNX nodes that do as `__call__` does, from the value `given` to the value `wanted`; and their constants."""
         steps: list[tuple[str, list[TensorProto], dict[str, Any]]] = []
         if self.element_type not in FLOATS and self._rounds:
             low, high = self._range

@@ -57,7 +57,7 @@ class FileOutputs:
         return np.ascontiguousarray(scores[:, list(self.columns)], np.float32)
 
     def nodes(self, numbers: str, wanted: str, prefix: str) -> tuple[list[onnx.NodeProto], list[TensorProto]]:
-        """The same as ONNX nodes from the value `numbers` FP32 [N, width] to the value `wanted`, and their constants.
+        """ONNX nodes that make `scores` of a file's numbers FP32 [N, width], and the constants of these nodes.
 
         Args:
             numbers: name of the value that is given.

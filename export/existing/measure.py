@@ -116,7 +116,7 @@ def _keep_loss(chooser: Chooser, cascade: Cascade, parts: _Parts, fold: Labels) 
 
 
 def _fit(chooser: Chooser, parts: _Parts, fold: Labels) -> _Parts:
-    """The same choices with other thresholds."""
+    """The choices with the cascade's thresholds fitted anew."""
     held = [
         (chooser.fit(choices, np.setdiff1d(np.arange(len(fold)), at)), inputs, at) for choices, inputs, at in parts.held
     ]
@@ -160,7 +160,7 @@ def _accuracy(chooser: Chooser, parts: Sequence[tuple[Choices, ScoredInputs, Lab
 def _accuracy_of_sets(
     chooser: Chooser, parts: Sequence[tuple[Choices, ScoredInputs, Labels]], seed: int
 ) -> dict[str, Any]:
-    """The same where inputs have sets of labels: mean average precision, and F1."""
+    """Accuracy where inputs have sets of labels: mean average precision, and F1."""
     y, n_workers = chooser.y, len(chooser.file_of)
     labels, scores = np.empty(y.shape, np.bool_), np.empty(y.shape, np.float32)
     for _, inputs, held in parts:

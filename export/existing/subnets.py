@@ -48,7 +48,7 @@ class Subnet:
         return wrap(self.given, self.takes, self.gives, input_name, one_by_one=self.one_by_one)
 
     def whole(self) -> Subnet:
-        """The same with the numbers that are no classes among its scores, and without a temperature."""
+        """The subnet with all of the file's numbers as its scores, those of no class too, and no temperature."""
         columns = tuple(range(2 if self.gives.both else self.gives.width))
         return replace(self, gives=replace(self.gives, columns=columns, temperature=1.0))
 

@@ -87,7 +87,7 @@ def pruners(model: nn.Module) -> dict[type[nn.Module], BasePruningFunc]:
 
 
 def _narrow_states(layer: nn.RNNBase, kept: Sequence[int]) -> None:
-    """Have a layer that lost units take states of as many as it had, which a network's code may begin with."""
+    """Let a layer that lost units still take initial states of all units, as a network's code may make them."""
     stay = torch.tensor(kept, device=layer.weight_ih_l0.device)  # type: ignore[arg-type]
     if (before := getattr(layer, "kept_units", None)) is None:
         layer.register_buffer("kept_units", stay, persistent=False)

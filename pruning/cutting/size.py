@@ -61,13 +61,13 @@ def _own_counters() -> Iterator[None]:
 
 
 def _count_recurrent(layer: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    """Every weight, once for each step; the few products of a unit with itself are left out."""
+    """Count every weight once for each step; the few products of a unit with itself are left out."""
     steps = output[0].data.numel() // output[0].data.shape[-1]
     layer.__flops__ += steps * sum(value.numel() for value in layer.parameters())
 
 
 def _count_attention(layer: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    """Its projections, once for each token, and the products of queries with keys and of weights with values."""
+    """Count projections, once for each token, and the products of queries with keys and of weights with values."""
     out = output[0]  # the inputs may have been given by name, which hooks do not see
     steps = out.shape[-2 if layer.batch_first or out.ndim == 2 else 0]
     tokens = out.numel() // out.shape[-1]

@@ -52,7 +52,7 @@ class Sigmoid:
 
 
 class SigmoidOfSets(Sigmoid):
-    """The same where examples have sets of labels: the logits of all classes are log odds already."""
+    """Sigmoid of each class where examples have sets of labels: all logits of the reference are log odds already."""
 
     def own_logits(self, logits: Tensor, classes: Sequence[int]) -> Tensor:
         """The logits of the classes."""

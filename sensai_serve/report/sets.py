@@ -17,7 +17,7 @@ _PART = "test part"
 
 
 def report_sets(bundle: Bundle) -> str:
-    """The report of such a bundle, an HTML page.
+    """The report of a bundle whose answers are sets of labels, an HTML page.
 
     Raises:
         InputError: the bundle keeps no labels: it was made without labelled data.

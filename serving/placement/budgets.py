@@ -43,7 +43,7 @@ class Budgets:
         return tuple(None if device.memory is None else device.memory - taken for device, taken in pairs)
 
     def only(self, workers: Sequence[int]) -> Budgets:
-        """The same for some of the workers."""
+        """The budgets as far as they concern some of the workers."""
         return replace(self, needs={worker: self.needs[worker] for worker in workers})
 
     def used(self, device_of: Mapping[int, int]) -> tuple[int, ...]:
@@ -156,7 +156,7 @@ def budgets_of(bundle: Bundle, devices: Sequence[Device], batch: int, taken: Seq
 
 
 def unbounded(devices: Sequence[Device]) -> tuple[Device, ...]:
-    """The same devices without budgets."""
+    """The devices without their budgets."""
     return tuple(device.bounded(None) for device in devices)
 
 

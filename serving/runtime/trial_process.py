@@ -107,7 +107,7 @@ class TrialProcess:
 
     @property
     def alive(self) -> bool:
-        """Whether it runs."""
+        """Whether the process runs."""
         return self._popen is not None and self._popen.poll() is None
 
 

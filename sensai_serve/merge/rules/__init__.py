@@ -72,7 +72,7 @@ class CopyLayout:
 
     @cached_property
     def flat(self) -> tuple[npt.NDArray[np.intp], ...]:
-        """Places of each worker's scores in such an array, flattened, in the order of the scores."""
+        """Places of each worker's scores in an array [most copies, C], flattened, in the order of the scores."""
         n_classes = len(self.copies)
         return tuple(np.array([(at - self.starts[c]) * n_classes + c for c, at in row], np.intp) for row in self.places)
 

@@ -125,12 +125,12 @@ class RemoteServer:
 
     @property
     def relays(self) -> bool:
-        """Whether it is there and hands inputs on."""
+        """Whether the server is connected and hands inputs on."""
         return self._connection is not None and self._connection.relays and bool(self._up) and not self._relays_nothing
 
     @property
     def takes_pieces(self) -> bool:
-        """Whether it is there and may get inputs from another node."""
+        """Whether the server is connected and may get inputs from another node."""
         return self._connection is not None and self._connection.takes_pieces
 
     def start_later(self) -> None:

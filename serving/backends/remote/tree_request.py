@@ -169,7 +169,7 @@ class TreeTrial:
 
     @property
     def closed(self) -> bool:
-        """Whether it has lasted too long."""
+        """Whether every worker has answered, or the trial has lasted too long."""
         return not self._left or self._loop.time() > self._stop
 
     def next_of(self, workers: Sequence[int]) -> int:

@@ -32,7 +32,7 @@ _UNUSUAL = frozenset(("x-request-id", TRACEPARENT))
 
 
 class _GrpcFront(Front[tuple[bytes, OutputValues]]):
-    """Its head is the reply up to the outputs' values, and what writes these."""
+    """A common call. Its head is the reply up to the outputs' values, and what writes these."""
 
     __slots__ = ()
 

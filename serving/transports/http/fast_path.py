@@ -57,7 +57,7 @@ def send_now(connection: FastConnection, reply: bytes) -> None:
 
 
 class _HttpFront(Front[tuple[bytes, bytes]]):
-    """Its head is the reply's headers up to the request's id, and the JSON of its body."""
+    """A common request. Its head is the reply's headers up to the request's id, and the JSON of its body."""
 
     __slots__ = ("values",)
 
