@@ -17,7 +17,6 @@ A network appears whole or not at all, so a killed run continues with the next o
 from __future__ import annotations
 
 import io
-import json
 import zipfile
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,50 +24,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from pruning import data, heads, models
 from pruning.cutting.blocks import remove_blocks
-from pruning.cutting.cut import Cut, apply_cut
+from pruning.cutting.cut import apply_cut
 from pruning.cutting.graph import output_layer
 from pruning.cutting.size import Size
 from pruning.data import Dataset, Labels
 from pruning.heads import Subnet, replace_output
 from pruning.limits import enough_disk
 from pruning.recipe import Budget, Recipe
+from pruning.run.json_files import read_json, write_json
+from pruning.run.network import WEIGHTS, Network, finished, read_network, read_validation_scores, save_network
 from sensai_serve.assignment import Assignment
 from sensai_serve.bundles import atomic_directory, refuse_existing
-from sensai_serve.errors import DataError, InputError, ModelError, OutputExistsError
+from sensai_serve.errors import DataError, InputError, OutputExistsError
 from sensai_serve.preprocess import Floats, InputSpec
 
 RECIPE = "recipe.json"
 TASK = "task.json"
-NETWORK = "network.json"
 ANSWERS = "answers.npz"
 REFERENCE = "reference"
 RECOVERED = "recovered"
 """Name of the first, or only, compact network; see `pruning.planning.stages.recovered`."""
-
-
-@dataclass(frozen=True)
-class Network:
-    """A recipe for building a network from the reference's architecture; the weights are in another file."""
-
-    classes: tuple[int, ...]
-    """The classes it scores, in this order."""
-    head: str
-    cut: Cut
-    macs: int = 0
-    """Multiply-accumulate operations for one input."""
-    parameters: int = 0
-    """Number of weights."""
-    removed: tuple[str, ...] = ()
-    """Residual blocks that were dropped, by the names that `pruning.cutting.blocks` gives them."""
-
-
-def finished(folder: Path) -> bool:
-    """Whether the folder holds a whole network."""
-    return (folder / NETWORK).is_file()
 
 
 @dataclass(frozen=True)
@@ -120,10 +99,10 @@ class Run:
         }
         every = tuple(range(len(self.labels)))
         with enough_disk(self.path), atomic_directory(self.path) as temporary:
-            _write_json(temporary / RECIPE, {"schema": 1, "recipe": self.recipe.to_json(), "digests": self.digests})
-            _write_json(temporary / TASK, task)
+            write_json(temporary / RECIPE, {"schema": 1, "recipe": self.recipe.to_json(), "digests": self.digests})
+            write_json(temporary / TASK, task)
             network = Network(every, heads.of_reference(self.recipe.task), {}, size.macs, size.parameters)
-            _save(temporary / REFERENCE, network, reference, None)
+            save_network(temporary / REFERENCE, network, reference)
             if self.recipe.labels == "reference":
                 buffer = io.BytesIO()
                 np.savez_compressed(buffer, y=dataset.y, y_test=dataset.y_test)
@@ -139,7 +118,7 @@ class Run:
         path = Path(path)
         if not (path / RECIPE).is_file():
             raise InputError(f"{path} is no run directory, expected one that `sensai prune --out` made")
-        recipe, task = _read_json(path / RECIPE), _read_json(path / TASK)
+        recipe, task = read_json(path / RECIPE), read_json(path / TASK)
         try:
             assignment, asked = task["assignment"], Recipe.from_json(recipe["recipe"])
             return cls(
@@ -227,7 +206,7 @@ class Run:
             WorkError: the disk is full.
         """
         with enough_disk(self.path / name), atomic_directory(self.path / name) as temporary:
-            _save(temporary, network, model, validation)
+            save_network(temporary, network, model, validation)
 
     def network(self, name: str) -> Network:
         """Read ``network.json`` of the network of that name.
@@ -237,13 +216,7 @@ class Run:
         """
         if not self.has(name):
             raise InputError(f"{self.path}: {name} is not finished, expected `sensai prune` to have run to its end")
-        raw = _read_json(self.path / name / NETWORK)
-        try:
-            cut = {layer: tuple(kept) for layer, kept in raw["cut"].items()}
-            removed = tuple(raw.get("removed", ()))
-            return Network(tuple(raw["classes"]), raw["head"], cut, raw["macs"], raw["parameters"], removed)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{self.path / name}: network.json is damaged ({error})") from None
+        return read_network(self.path / name)
 
     def load(self, name: str) -> Subnet:
         """Rebuild the network of that name: the recipe's model, blocks and channels cut again, the weights loaded.
@@ -262,7 +235,7 @@ class Run:
         head = heads.find(network.head, self.recipe.task)
         if name != REFERENCE:  # the reference keeps its own output layer
             replace_output(model, output, head, network.classes)
-        models.load_weights(model, self.path / name / "weights.safetensors")
+        models.load_weights(model, self.path / name / WEIGHTS)
         return Subnet(model, head).eval()
 
     def validation_scores(self, worker: int) -> Floats:
@@ -271,53 +244,7 @@ class Run:
         Raises:
             InputError: they are missing or damaged.
         """
-        try:
-            return np.asarray(np.load(self.path / self.folder(worker) / "validation.npy", allow_pickle=False))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{self.path / self.folder(worker)}: validation.npy is damaged ({error})") from None
-
-
-def _save(folder: Path, network: Network, model: nn.Module, validation: Floats | None) -> None:
-    from safetensors.torch import save
-
-    folder.mkdir(exist_ok=True)
-    if validation is not None:
-        buffer = io.BytesIO()  # numpy, and safetensors, lose the reason for which a file cannot be written
-        np.save(buffer, validation)
-        (folder / "validation.npy").write_bytes(buffer.getvalue())
-    (folder / "weights.safetensors").write_bytes(save(_weights(model)))
-    _write_json(folder / NETWORK, vars(network))
-
-
-def _weights(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict of `model` with memory of its own for each tensor, as safetensors asks for.
-
-    Raises:
-        ModelError: it holds something else than tensors.
-    """
-    weights, seen = {}, set()
-    for name, value in model.state_dict().items():
-        if not isinstance(value, Tensor):
-            raise ModelError(f"model: {name} in its state dict is {type(value).__name__}, expected tensors only")
-        weights[name] = value.contiguous()
-        if (place := weights[name].untyped_storage().data_ptr()) in seen:
-            weights[name] = weights[name].clone()
-        seen.add(place)
-    return weights
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error})") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds {type(content).__name__}, expected an object")
-    return content
+        return read_validation_scores(self.path / self.folder(worker))
 
 
 def _short(value: Any) -> str:
