@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sensai_serve.errors import InputError
 
@@ -104,12 +104,12 @@ class OtlpSender:
         for number, spans in enumerate(traces, 1):
             batch += spans
             if len(batch) >= BATCH_SPANS or number == len(traces):
-                self._tell(self._spans.export(batch).name == "SUCCESS")
+                self._tell(_exports(self._spans, batch))
                 batch = []
                 time.sleep(0)  # let the event loop's thread have its turn
         metrics, self._newest = self._newest, None
         if metrics is not None:
-            self._tell(self._metrics.export(metrics).name == "SUCCESS")
+            self._tell(_exports(self._metrics, metrics))
 
     def _tell(self, succeeded: bool) -> None:
         """Log the first failure, and the first success after failures."""
@@ -121,6 +121,14 @@ class OtlpSender:
                 self._endpoint, self._session.failure,
             )  # fmt: skip
         self._failing = not succeeded
+
+
+def _exports(exporter: Any, what: object) -> bool:
+    """Whether the collector takes what it is sent. Some versions of the exporters raise what the network does."""
+    try:
+        return bool(exporter.export(what).name == "SUCCESS")
+    except Exception:  # of any kind: this thread must go on
+        return False
 
 
 def _resource(service: str) -> Resource:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from unittest.mock import Mock
 
 import httpx
 import numpy as np
@@ -326,6 +327,21 @@ def test_a_collector_that_is_not_there_costs_one_line(
 
 def said(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [r.getMessage() for r in caplog.records if r.name.startswith(LOGGERS) and r.levelno >= logging.INFO]
+
+
+def test_what_an_exporter_raises_does_not_end_the_sending(caplog: pytest.LogCaptureFixture, monkeypatch) -> None:
+    sender = pytest.importorskip("serving.telemetry.otlp.sender")
+    monkeypatch.setattr(sender, "PERIOD_S", 0.01)
+    sending = sender.OtlpSender("http://127.0.0.1:9", "test")
+    success = Mock()
+    success.name = "SUCCESS"
+    monkeypatch.setattr(sending, "_spans", Mock(**{"export.side_effect": [ConnectionError, success]}))
+    for lines in (1, 2):
+        sending.add([Mock()])
+        while len(said(caplog)) < lines:
+            pass
+    sending.close()
+    assert ["again" in line for line in said(caplog)] == [False, True]
 
 
 @pytest.mark.parametrize("url", ["collector:4318", "ftp://collector", "http://", "http://collector?x=1"])
