@@ -294,7 +294,7 @@ class Supervisor:
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
         """Run a coroutine in the background, unless the one of that name still runs."""
-        if any(task.get_name() == name for task in self._tasks):
+        if self._stopped or any(task.get_name() == name for task in self._tasks):
             coroutine.close()
             return
         task = self._loop.create_task(coroutine, name=name)

@@ -32,6 +32,7 @@ from serving.engine.options import GatewayOptions
 from serving.engine.reply import Reply
 from serving.engine.repository import Repository
 from serving.engine.repository.folder import state_of
+from serving.engine.workers.health import State
 from serving.runtime.devices import Device, parse_device
 from serving.runtime.faults import parse_fault
 
@@ -184,6 +185,20 @@ def test_requests_in_line_at_a_model_that_is_replaced_are_answered_by_its_succes
         await new.stop()
 
     asyncio.run(asyncio.wait_for(test(), 30))
+
+
+def test_nothing_is_probed_of_a_model_that_has_stopped(make_bundle) -> None:
+    async def test() -> None:
+        gateway = Gateway(Bundle.open(make_bundle(n_classes=3)), OPTIONS)
+        await gateway.start()
+        supervisor = gateway._supervisor
+        assert supervisor is not None
+        gateway.workers[0].state = State.EJECTED
+        await gateway.stop(0)
+        supervisor.record([])  # as the replies of requests that outlast the time to stop
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(test())
 
 
 def test_a_client_that_leaves_while_a_model_is_replaced_stops_nothing_halfway(make_bundle, tmp_path) -> None:
