@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -60,79 +61,99 @@ def profile(
     """
     network = copy.deepcopy(model).eval().requires_grad_(False)
     device = next(network.parameters()).device
-    batch_axes = _batch_axes(network, dataset.spec.shape)
-    n_images = 0
-    sums: dict[str, Tensor] = {}
-    pending: list[Callable[[Tensor], None]] = []
-
-    def watch(name: str, layer: nn.Module) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        axis = channel_axis(layer)
-
-        def per_channel(x: Tensor, reduce: Callable[..., Tensor] = torch.mean) -> Tensor:
-            """[images, channels], over all positions of an image."""
-            rows = x.movedim((batch_axes.get(name, 0), axis), (0, -1))
-            if len(rows) % n_images:
-                raise ModelError(
-                    f"model: {name} runs on {len(rows)} inputs for {n_images} images, expected as many for each image"
-                )
-            return reduce(rows.reshape(n_images, -1, rows.shape[-1]), dim=1)
-
-        def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-            x: Tensor = inputs[0]
-            seen = x.detach()  # the gradient's hook must not hold what holds it: such batches pile up to gigabytes
-            magnitude = seen.abs()
-            rows = torch.stack(
-                [
-                    per_channel((magnitude < theta1).float()),
-                    per_channel((seen <= 0).float()),
-                    per_channel(magnitude),
-                    torch.zeros(n_images, x.shape[axis], device=x.device),
-                ]
-            )  # [4, images, channels]
-
-            def take_gradient(gradient: Tensor) -> None:
-                rows[3] = per_channel(seen * gradient, torch.sum).abs()
-
-            if x.requires_grad:
-                x.register_hook(take_gradient)  # type: ignore[no-untyped-call]
-            pending.append(lambda label: _accumulate(sums, name, rows, label, dataset.n_classes))
-
-        return hook
-
-    hooks = [
-        layer.register_forward_pre_hook(watch(name, layer))
-        for name, layer in network.named_modules()
-        if isinstance(layer, PRUNABLE)
-    ]
-
-    def begin_gradients(_: nn.Module, __: tuple[Any, ...], out: Tensor) -> Tensor:
-        return out if out.requires_grad else out.requires_grad_()  # tokens have no gradient
-
-    hooks += [
-        layer.register_forward_hook(begin_gradients) for layer in network.modules() if isinstance(layer, nn.Embedding)
-    ]
-
-    def accumulate(label: Tensor) -> None:
-        for add in pending:
-            add(label)
-        pending.clear()
-
-    def run(x: Tensor) -> Tensor:
-        nonlocal n_images
-        n_images = len(x)
-        logits: Tensor = network(x)
-        return logits
-
+    notes = _Notes(network, dataset.spec.shape, theta1, dataset.n_classes)
     recurrent = any(isinstance(layer, RECURRENT) for layer in network.modules())
     try:
         # cuDNN's recurrent layers have a backward pass in training mode only.
         with torch.backends.cudnn.flags(enabled=False) if recurrent else nullcontext():
-            backward_over(run, dataset, indices, device, accumulate, on_step)
+            backward_over(notes.run, dataset, indices, device, notes.add_up, on_step)
     finally:
-        for hook in hooks:
-            hook.remove()
+        notes.end()
     counts = np.maximum(examples_of_each(dataset.y[indices], dataset.n_classes), 1)
-    return Profile({name: (total.cpu().numpy() / counts[None, :, None]) for name, total in sums.items()})
+    return Profile({name: (total.cpu().numpy() / counts[None, :, None]) for name, total in notes.sums.items()})
+
+
+class _Notes:
+    """What the prunable layers of a network do on a batch, noted by hooks and added up by label."""
+
+    def __init__(self, network: nn.Module, input_shape: Sequence[int], theta1: float, n_classes: int) -> None:
+        self.sums: dict[str, Tensor] = {}
+        """By layer, [4, C, channels]: the fields of `Statistics`, summed over the images of each class."""
+        self._network = network
+        self._theta1 = theta1
+        self._n_classes = n_classes
+        self._batch_axes = _batch_axes(network, input_shape)
+        self._n_images = 0
+        self._noted: list[tuple[str, Tensor]] = []  # layers that ran on this batch, and their rows
+        self._hooks = [
+            layer.register_forward_pre_hook(partial(self._note, name))
+            for name, layer in network.named_modules()
+            if isinstance(layer, PRUNABLE)
+        ]
+        self._hooks += [
+            layer.register_forward_hook(_begin_gradients)
+            for layer in network.modules()
+            if isinstance(layer, nn.Embedding)
+        ]
+
+    def run(self, x: Tensor) -> Tensor:
+        """Run a batch [B, *shape] to logits [B, C], and note what layers do."""
+        self._n_images = len(x)
+        logits: Tensor = self._network(x)
+        return logits
+
+    def add_up(self, label: Tensor) -> None:
+        """Add what was noted of a batch, whose labels these are, once its gradients are there."""
+        for name, rows in self._noted:
+            if name not in self.sums:
+                shape = len(rows), self._n_classes, rows.shape[2]
+                self.sums[name] = torch.zeros(shape, dtype=torch.float64, device=rows.device)
+            add_by_label(self.sums[name], 1, label, rows.double())
+        self._noted.clear()
+
+    def end(self) -> None:
+        """Note nothing more."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def _note(self, name: str, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        x: Tensor = inputs[0]
+        axis = channel_axis(layer)
+        per_channel = partial(self._per_channel, name, axis)
+        seen = x.detach()  # the gradient's hook must not hold what holds it: such batches pile up to gigabytes
+        magnitude = seen.abs()
+        rows = torch.stack(
+            [
+                per_channel((magnitude < self._theta1).float()),
+                per_channel((seen <= 0).float()),
+                per_channel(magnitude),
+                torch.zeros(self._n_images, x.shape[axis], device=x.device),
+            ]
+        )  # [4, images, channels]
+
+        def take_gradient(gradient: Tensor) -> None:
+            rows[3] = per_channel(seen * gradient, torch.sum).abs()
+
+        if x.requires_grad:
+            x.register_hook(take_gradient)  # type: ignore[no-untyped-call]
+        self._noted.append((name, rows))
+
+    def _per_channel(self, name: str, axis: int, x: Tensor, reduce: Callable[..., Tensor] = torch.mean) -> Tensor:
+        """[images, channels] of a layer's input, over all positions of an image.
+
+        Raises:
+            ModelError: the layer does not run on as many inputs for each image.
+        """
+        rows = x.movedim((self._batch_axes.get(name, 0), axis), (0, -1))
+        if len(rows) % self._n_images:
+            raise ModelError(
+                f"model: {name} runs on {len(rows)} inputs for {self._n_images} images, expected as many for each image"
+            )
+        return reduce(rows.reshape(self._n_images, -1, rows.shape[-1]), dim=1)
+
+
+def _begin_gradients(_: nn.Module, __: tuple[Any, ...], out: Tensor) -> Tensor:
+    return out if out.requires_grad else out.requires_grad_()  # tokens have no gradient
 
 
 def backward_over(
@@ -204,12 +225,6 @@ def _batch_axes(network: nn.Module, input_shape: Sequence[int]) -> dict[str, int
         grows = [axis for axis, (two, three) in enumerate(zip(seen[0], seen[-1], strict=True)) if two != three]
         axes[name] = grows[0] if grows else 0
     return axes
-
-
-def _accumulate(sums: dict[str, Tensor], name: str, rows: Tensor, label: Tensor, n_classes: int) -> None:
-    if name not in sums:
-        sums[name] = torch.zeros(4, n_classes, rows.shape[2], dtype=torch.float64, device=rows.device)
-    add_by_label(sums[name], 1, label, rows.double())
 
 
 def add_by_label(total: Tensor, axis: int, label: Tensor, values: Tensor) -> None:
