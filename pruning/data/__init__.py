@@ -20,6 +20,7 @@ from pruning.data._label_sets import examples_of_each, has_label
 from pruning.data._labels import Labels
 from pruning.data._order import read_labels, with_labels
 from pruning.data._paths import existing
+from pruning.data._same import same_inputs
 from pruning.data._several import from_several, padded_rows
 from pruning.data._texts import from_texts
 from sensai_serve import plugins
@@ -32,6 +33,7 @@ __all__ = [
     "Labels",
     "Tokenizer",
     "absolute",
+    "changes_of",
     "check_task",
     "examples_of_each",
     "existing",
@@ -43,6 +45,7 @@ __all__ = [
     "moments_of",
     "padded_rows",
     "read_labels",
+    "same_inputs",
     "split",
     "take_options",
     "with_labels",
@@ -55,6 +58,8 @@ INPUTS = "inputs"
 """The key, or option, of the names of a network's inputs, where each has an array of its own."""
 FILES = ("labels", "test", "tokens")
 """Options of sources that may name a file."""
+CHANGES = ("flip", "shift")
+"""Options of sources that say how training examples are changed at random."""
 
 
 def load(source: str, *, seed: int = 0, unlabelled: bool = False, task: Task = "single") -> Dataset:
@@ -135,6 +140,11 @@ def absolute(source: str) -> str:
         for key, is_, value in parts
     )
     return f"{name}{colon}{argument}{mark}{query}"
+
+
+def changes_of(source: str) -> dict[str, str]:
+    """What the options of `source` say about how training examples are changed, which no array shows."""
+    return {key: value for key, value in parse_qsl(source.partition("?")[2]) if key in CHANGES}
 
 
 def with_order(source: str, labels: Path) -> str:

@@ -47,11 +47,14 @@ def prune_reference(
 
     Raises:
         OutputExistsError: `out` holds something else.
+        DataError: the run there is of data that is normalised otherwise.
         ModelError: the cut cannot be made.
         WorkError: memory or the disk is full, or a process died; what is done is kept.
     """
     execute: Execute = plugins.find("pruning.executors", executor, "execute")
     run = Run.resume(out, plan.recipe, plan.digests)
+    if run is not None:
+        run.check_inputs(plan.dataset)
     plan = meet_budget(plan, latency, on_progress) if run is None else replace(plan, budget=run.budget)
     reference = reference_source(plan, on_progress)
     if run is None:

@@ -152,11 +152,14 @@ class Run:
             refuse_existing(path)
             return None
         run = cls.open(path)
-        there, asked = run.recipe.to_json() | run.digests, recipe.to_json() | digests
-        if different := [key for key in asked if there.get(key) != asked[key]]:
+        there, asked = (
+            one.to_json() | {f"data?{key}": value for key, value in data.changes_of(one.data).items()} | known
+            for one, known in ((run.recipe, run.digests), (recipe, digests))
+        )
+        if different := [key for key in there | asked if there.get(key) != asked.get(key)]:
             key = different[0]
             raise OutputExistsError(
-                f"{path} is a run of another recipe ({key} is {_short(there.get(key))} there, {_short(asked[key])} "
+                f"{path} is a run of another recipe ({key} is {_short(there.get(key))} there, {_short(asked.get(key))} "
                 "here), expected the same or another directory"
             )
         return run
@@ -174,6 +177,7 @@ class Run:
         dataset = data.load(recipe.data, seed=recipe.seed, unlabelled=answered, task=recipe.task)
         if dataset.digest() != self.digests["data"]:
             raise DataError(f"{self.recipe.data}: not the data that {self.path} was made with")
+        self.check_inputs(dataset)
         if not answered:
             return dataset
         try:
@@ -181,6 +185,18 @@ class Run:
                 return dataset.answered(file["y"], file["y_test"])
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise InputError(f"{self.path / ANSWERS} is damaged ({error})") from None
+
+    def check_inputs(self, dataset: Dataset) -> None:
+        """Check that networks take what this run's networks take: the same arrays may be normalised otherwise.
+
+        Raises:
+            DataError: they take something else.
+        """
+        if not data.same_inputs(dataset.network_inputs, self.network_inputs):
+            raise DataError(
+                f"{dataset.name}: its inputs are normalised or shaped otherwise than those that {self.path} was made "
+                f"with, expected the options behind the question mark of {self.recipe.data} (?mean=...&std=...)"
+            )
 
     @property
     def split(self) -> tuple[Labels, Labels]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +80,8 @@ def train(
     schedule = Schedule(epochs * len(indices), FROM_SCRATCH if rate is None else rate, batch, optimiser)
     recipe = {
         "data": dataset.digest(),
+        "normalisation": asdict(dataset.spec.normalisation),
+        "augmentation": asdict(dataset.augmentation),
         "model": model_name,
         "epochs": epochs,
         "rate": rate,

@@ -264,6 +264,13 @@ def test_data_that_changed_under_a_run_is_noticed(wine, tmp_path, monkeypatch):
     np.savez(tmp_path / "d.npz", x=data.load("wine").x, y=data.load("wine").y)
     recipe = dataclasses.replace(WINE, data=f"npz:{tmp_path / 'd.npz'}", recover_images=0, images=64)
     run = prune_reference(make_plan(recipe, wine), tmp_path / "run")
+    moved = dataclasses.replace(recipe, data=f"{recipe.data}?mean=0&std=1")  # the same arrays, normalised otherwise
+    with pytest.raises(InputError, match="normalised or shaped otherwise"):
+        prune_reference(make_plan(moved, wine), run.path)
+    with pytest.raises(InputError, match="normalised or shaped otherwise"):
+        _ = dataclasses.replace(Run.open(run.path), recipe=moved).dataset
+    with pytest.raises(OutputExistsError, match=r"data\?shift is None there, 1 here"):
+        prune_reference(make_plan(dataclasses.replace(recipe, data=f"{recipe.data}?shift=1"), wine), run.path)
     np.savez(tmp_path / "d.npz", x=data.load("wine").x + 1, y=data.load("wine").y)
     with pytest.raises(InputError, match=r"not the data that .* was made with"):
         _ = Run.open(run.path).dataset
