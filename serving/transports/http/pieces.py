@@ -42,6 +42,11 @@ class FrameCutter:
         self._head = b""
         self._left = 0
 
+    @property
+    def between(self) -> bool:
+        """Whether the last frame has ended, and no other has begun."""
+        return not self._left and not self._head
+
     def end(self, data: bytes) -> int:
         """Where the first frame ends in `data`, or `data` where it ends later; call it again with what follows."""
         at = 0

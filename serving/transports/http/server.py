@@ -73,7 +73,7 @@ async def listen_with(
     config = uvicorn.Config(
         app,
         http=bounded_protocol(limits, app.infer, sites, plane.bodies, access, FastPath(plane, app.infer, access)),
-        ws=bounded_websocket(limits),
+        ws=bounded_websocket(limits, plane.bodies),
         ws_max_size=settings.limits.body_bytes,
         ws_ping_interval=min(PING_S, limits.idle_s),
         ws_ping_timeout=min(PING_S, limits.read_s),  # a frame that is never finished keeps its client from answering

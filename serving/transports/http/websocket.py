@@ -8,24 +8,26 @@ from typing import Any
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import Frame
 
+from serving.engine.intake.body_budget import FULL, BodyBudget
 from serving.settings.groups import Limits
 from serving.transports.http.asgi.errors import error_body, json_headers
 from serving.transports.http.pieces import FrameCutter
 
 FRAGMENTS = 65536
 """Frames that one message may consist of."""
-_TOO_BIG, _TOO_SLOW, _NO_TEXT = 1009, 1008, 1007
+_TOO_BIG, _TOO_SLOW, _NO_TEXT, _TRY_LATER = 1009, 1008, 1007, 1013
 
 
-def bounded_websocket(limits: Limits) -> type[asyncio.Protocol]:
-    """A protocol class for uvicorn that enforces `limits`."""
-    return type("BoundedWebSocket", (_BoundedWebSocket,), {"limits": limits})
+def bounded_websocket(limits: Limits, bodies: BodyBudget) -> type[asyncio.Protocol]:
+    """A protocol class for uvicorn that enforces `limits`, and counts messages among all `bodies`."""
+    return type("BoundedWebSocket", (_BoundedWebSocket,), {"limits": limits, "bodies": bodies})
 
 
 class _BoundedWebSocket(WebSocketsSansIOProtocol):
     """One WebSocket. Its handshake has been checked: see `protocol`."""
 
     limits: Limits
+    bodies: BodyBudget
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -36,6 +38,7 @@ class _BoundedWebSocket(WebSocketsSansIOProtocol):
         self._waiting = b""  # received, and not parsed before the frames that came before are dealt with
         self._frames = FrameCutter()
         self._turn: asyncio.Handle | None = None
+        self._held = self.bodies.hold(self._give_up)  # counts the message that arrives, until the application takes it
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The connection is a WebSocket from now on."""
@@ -48,6 +51,7 @@ class _BoundedWebSocket(WebSocketsSansIOProtocol):
         if self._watch is not None:
             self._watch.cancel()
         self._waiting = b""
+        self._held.release()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -71,7 +75,12 @@ class _BoundedWebSocket(WebSocketsSansIOProtocol):
             return
         end = self._frames.end(self._waiting)
         data, self._waiting = self._waiting[:end], self._waiting[end:]
+        if not self._held.add(len(data)):
+            self._give_up()
+            return
         self._feed(data)
+        if self._frames.between and not self.frames and self.queue.empty():
+            self._held.release()  # that was no message
         self._go_on()
 
     def _go_on(self) -> None:
@@ -113,6 +122,8 @@ class _BoundedWebSocket(WebSocketsSansIOProtocol):
     async def receive(self) -> Any:
         """ASGI's receive."""
         message = await self.queue.get()
+        if message["type"] == "websocket.receive":
+            self._held.release()
         if self.read_paused and self.queue.empty():
             self.read_paused = False
             self._go_on()
@@ -152,6 +163,7 @@ class _BoundedWebSocket(WebSocketsSansIOProtocol):
                 self.frames = []
                 self._fail(_NO_TEXT, "the text is no UTF-8")
                 return
+        self._held.arrived()
         super().send_receive_event_to_app()
 
     def shutdown(self) -> None:
@@ -177,6 +189,12 @@ class _BoundedWebSocket(WebSocketsSansIOProtocol):
         elif self._begun is not None and self._begun + self.limits.read_s <= now:
             self._fail(_TOO_SLOW, "too slow")
         self._watch = self.loop.call_later(self._period, self._look)
+
+    def _give_up(self) -> None:
+        """End the connection: there is no room for the message that arrives."""
+        self.frames = []
+        if not self.transport.is_closing():
+            self._fail(_TRY_LATER, FULL)
 
     def _fail(self, code: int, reason: str) -> None:
         if self.handshake_complete:

@@ -8,11 +8,12 @@ import time
 import orjson
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 
-from sensai_serve.errors import SensaiError
+from sensai_serve.errors import OverloadedError, SensaiError
 from sensai_serve.manifest import Manifest
 from sensai_serve.tensors import Inputs
 from sensai_serve.tokenizer import Texts
 from serving.dataplane import DataPlane
+from serving.engine.intake.body_budget import FULL, BodyBudget, HeldBody
 from serving.engine.intake.decoding import ImageDecoder
 from serving.telemetry.logs import begin_request
 from serving.transports.http.v1.inputs import from_json, from_numbers, from_picture
@@ -25,23 +26,38 @@ POLICY_VIOLATION = 1008
 class _LatestFrame:
     """Holds the newest frame that has not been taken yet, and counts all frames."""
 
-    def __init__(self) -> None:
-        self._frame: tuple[int, bytes | str] | None = None
+    def __init__(self, bodies: BodyBudget) -> None:
+        self._bodies = bodies
+        self._frame: tuple[int, bytes | str | None, HeldBody] | None = None
         self._there = asyncio.Event()
         self.count = 0
 
     def put(self, frame: bytes | str) -> None:
         """Keep a new frame in place of one that is still waiting."""
-        self._frame = self.count, frame
+        self.drop()
+        held = self._bodies.hold()
+        self._frame = self.count, frame if held.add(len(frame)) else None, held
         self.count += 1
         self._there.set()
 
-    async def take(self) -> tuple[int, bytes | str]:
-        """Wait for a frame; return its number, counted from 0, and the frame."""
+    def drop(self) -> None:
+        """Forget the frame that is waiting, if any."""
+        if self._frame is not None:
+            self._frame[2].release()
+            self._frame = None
+
+    async def take(self) -> tuple[int, bytes | str | None, HeldBody]:
+        """Wait for a frame.
+
+        Returns:
+            Its number, counted from 0; the frame, None where there was no room for it; and what counts its bytes until
+            it is answered.
+        """
         await self._there.wait()
         self._there.clear()
         assert self._frame is not None
-        return self._frame
+        taken, self._frame = self._frame, None
+        return taken
 
 
 def router(plane: DataPlane) -> APIRouter:
@@ -60,7 +76,7 @@ def router(plane: DataPlane) -> APIRouter:
             await socket.send_text(orjson.dumps({"error": str(error)}).decode())
             await socket.close(POLICY_VIOLATION)
             return
-        latest = _LatestFrame()
+        latest = _LatestFrame(plane.bodies)
         answering = asyncio.create_task(_answer(plane, socket, latest, model, wait, timeout_ms, traceparent))
         try:
             while True:
@@ -70,6 +86,7 @@ def router(plane: DataPlane) -> APIRouter:
                 latest.put(message["bytes"] if message.get("bytes") is not None else message["text"])
         finally:
             answering.cancel()
+            latest.drop()
 
     return routes
 
@@ -84,11 +101,13 @@ async def _answer(
     traceparent: str | None,
 ) -> None:
     while True:
-        number, frame = await latest.take()
+        number, frame, held = await latest.take()
         started = time.perf_counter()
         if plane.otlp is not None:
             plane.otlp.arrived(traceparent)
         try:
+            if frame is None:
+                raise OverloadedError(FULL)
             gateway = chosen(plane.repository, model)  # looked up for each frame: a model may be replaced in between
             inputs = await _inputs(frame, gateway.manifest, plane.images)
             prediction = await answer(plane, gateway, inputs, wait, timeout_ms, started)
@@ -96,6 +115,8 @@ async def _answer(
         except Exception as error:
             code, message = describe(error)
             reply, status = {"frame": number, "error": message}, str(code.http)
+        finally:
+            held.release()
         plane.telemetry.observe("http", "stream", "WS /v1/stream", status, started)
         try:
             await socket.send_text(orjson.dumps(reply).decode())

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from serving.engine.intake.body_budget import FULL
+
 INFER = "/v2/models/tiny/infer"
 TENSOR = {"name": "input", "datatype": "FP32", "shape": [1, 3, 8, 8], "data": [0] * 192}
 BODY = json.dumps({"inputs": [TENSOR], "outputs": [{"name": "class_id"}]}).encode()
@@ -96,6 +98,26 @@ def test_what_a_body_took_is_given_back_with_its_reply_and_when_its_client_leave
         with connect(limited) as leaving:
             leaving.sendall(head(HALF + 1) + bytes(HALF))
     assert post(limited, BODY.ljust(900_000)) == 200
+
+
+def test_frames_of_streams_are_counted_as_they_come(limited) -> None:
+    def opened(size: int, sent: int) -> socket.socket:
+        connection = connect(limited)
+        connection.sendall(
+            b"GET /v1/stream HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        )
+        while b"\r\n\r\n" not in connection.recv(1 << 16):
+            pass
+        connection.sendall(b"\x82\xff" + size.to_bytes(8, "big") + bytes(4) + bytes(sent))
+        return connection
+
+    with opened(MOST, MOST * 9 // 10) as large, opened(MOST // 2, MOST * 3 // 10) as small:
+        closed = large.recv(1 << 16)
+        assert (closed[0], int.from_bytes(closed[2:4], "big"), closed[4:].decode()) == (0x88, 1013, FULL)
+        small.sendall(bytes(MOST // 2 - MOST * 3 // 10))
+        assert b"not a known image format" in small.recv(1 << 16)
+        assert post(limited, bytes(MOST * 9 // 10)) == 400  # nothing is held any more
 
 
 def test_an_inflated_body_is_counted_too(limited) -> None:
