@@ -18,7 +18,7 @@
     │       ├── UnauthenticatedError    a token that is missing or not known
     │       ├── ForbiddenError      a token without the role that the request needs
     │       └── UnsupportedError    a part of the protocol that this server does not do
-    ├── WorkError               offline work that this machine could not finish: memory, the disk, a process that died
+    ├── WorkError               offline work that could not be finished: memory, the disk, a process, a training
     └── ServingError            the request was fine and could not be answered
         ├── UncoveredError      a class has no copy left, and the operator said to refuse then
         ├── OverloadedError     too many requests are in flight
@@ -107,7 +107,7 @@ class UnsupportedError(RequestError):
 
 
 class WorkError(SensaiError):
-    """Offline work that this machine could not finish: memory or the disk is full, a process died."""
+    """Offline work that could not be finished: memory or the disk is full, a process died, a training diverged."""
 
 
 class ServingError(SensaiError):

@@ -47,6 +47,7 @@ __all__ = [
     "read_labels",
     "same_inputs",
     "split",
+    "split_to_choose",
     "take_options",
     "with_labels",
     "with_order",
@@ -150,6 +151,26 @@ def changes_of(source: str) -> dict[str, str]:
 def with_order(source: str, labels: Path) -> str:
     """`source` with the labels of the file `labels` as the order of its classes."""
     return f"{source}{'&' if '?' in source else '?'}labels={quote(str(labels.resolve()))}"
+
+
+def split_to_choose(dataset: Dataset, fraction: float, seed: int) -> tuple[Labels, Labels]:
+    """Split the training part into what is trained on and the validation part, as `split` does.
+
+    Args:
+        dataset: its data.
+        fraction: of each class for the validation part.
+        seed: of the draw.
+
+    Raises:
+        DataError: nothing can be kept out.
+    """
+    kept, held_out = split(dataset.y, fraction, seed)
+    if not len(held_out):
+        raise DataError(
+            f"{dataset.name}: {len(dataset.y)} training examples are too few to keep some out on which choices are "
+            "made, expected two of a class at least"
+        )
+    return kept, held_out
 
 
 def take_options(name: str, options: Mapping[str, str], known: tuple[str, ...]) -> None:

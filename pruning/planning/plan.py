@@ -83,7 +83,7 @@ def make_plan(recipe: Recipe, weights: str | Path, *, device: str = "cpu", threa
     if recipe.labels == "reference":
         dataset = labelled_by(model, dataset, recipe.task)
         data.check_task(recipe.data, dataset, recipe.task)
-    train, validation = data.split(dataset.y, recipe.validation, recipe.seed)
+    train, validation = data.split_to_choose(dataset, recipe.validation, recipe.seed)
     check = check_reference(model, dataset, validation, recipe.seed, own=recipe.labels == "reference")
     groups = groups_of(recipe, dataset, model)
     matrix = assignment.build(

@@ -23,7 +23,7 @@ from pruning.recipe import Precision
 from pruning.training.augment import Views
 from pruning.training.batches import Batch, Batches
 from pruning.training.exchange import Alone, Exchange
-from pruning.training.loop import OnStep, Schedule, Trainer, on_threads
+from pruning.training.loop import OnStep, Schedule, Trainer, check_finite, on_threads
 from pruning.training.snapshot import SECONDS, Snapshot
 
 JointLoss = Callable[[Batch, Mapping[int, Tensor], frozenset[int]], Tensor]
@@ -102,7 +102,7 @@ def fit_jointly(
         snapshots: keeps an unfinished training, which goes on from it; the caller clears them.
 
     Raises:
-        WorkError: another process is gone, or the disk is full.
+        WorkError: the training diverged, another process is gone, or the disk is full.
         InputError: a snapshot cannot be read.
     """
     exchange = exchange or Alone()
@@ -136,6 +136,7 @@ def fit_jointly(
             on_step(step * schedule.batch, steps * schedule.batch)
             if snapshots and due:
                 for worker, trainer in trainers.items():
+                    check_finite(trainer.model)
                     with random[worker]:
                         snapshots.of(step, worker).write(step, trainer, generator)
                 exchange.wait()

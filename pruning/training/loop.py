@@ -21,7 +21,7 @@ from pruning.training.graphs import Forward, record
 from pruning.training.modes import into_training
 from pruning.training.optimisers import Rates, make_optimiser, suited
 from pruning.training.snapshot import Snapshot
-from sensai_serve.errors import DeviceError, first_line
+from sensai_serve.errors import DeviceError, WorkError, first_line
 from sensai_serve.preprocess import Floats, normalise
 
 Loss = Callable[[Batch, Tensor], Tensor]
@@ -86,6 +86,7 @@ def fit(
     Raises:
         OutputExistsError: the snapshot is of another recipe.
         InputError: the snapshot cannot be read.
+        WorkError: the training diverged, or the disk is full.
     """
     device = next(model.parameters()).device
     torch.manual_seed(seed)
@@ -102,8 +103,9 @@ def fit(
             batch = images.make(indices)
             trainer.step(loss(batch, trainer.forward(batch.x)))
             on_step(step * schedule.batch, steps * schedule.batch)
-            if snapshot:
-                snapshot.keep(step, trainer, generator)
+            if snapshot and snapshot.is_due():
+                check_finite(model)
+                snapshot.write(step, trainer, generator)
     trainer.finish()
 
 
@@ -162,9 +164,28 @@ class Trainer:
         self.cycle.step()
 
     def finish(self) -> None:
-        """Leave the network as it is used: in evaluation mode, with the usual memory layout."""
+        """Leave the network as it is used: in evaluation mode, with the usual memory layout.
+
+        Raises:
+            WorkError: the training diverged.
+        """
+        check_finite(self.model)
         self._recorded = None  # it holds addresses of weights
         self.model.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+
+
+def check_finite(model: nn.Module) -> None:
+    """Check that a network in training still has numbers: what has become NaN stays so.
+
+    Raises:
+        WorkError: it has none.
+    """
+    if all(bool(torch.isfinite(weights).all()) for weights in model.parameters()):
+        return
+    raise WorkError(
+        "the training diverged: weights are NaN or infinite, expected finite numbers; a lower learning rate (--rate, "
+        "--recover-rate or --joint-rate) helps, in a new run"
+    )
 
 
 def infer(model: nn.Module, dataset: Dataset, raw: Any, *, precision: Precision = "fp32", batch: int = 256) -> Floats:

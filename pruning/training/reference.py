@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from pruning.sampling import uniform
 from pruning.training.loop import OnStep, Schedule, fit, infer, threads_for, use_threads
 from pruning.training.optimisers import FROM_SCRATCH
 from pruning.training.snapshot import Snapshot
+from sensai_serve.errors import InputError
 from sensai_serve.merge.lost_workers import accuracy
 from sensai_serve.merge.rules import Task
 
@@ -71,11 +73,13 @@ def train(
         snapshot: file that an unfinished training is kept in and goes on from; the caller removes it.
 
     Raises:
-        InputError: the data or the model is wrong, or the snapshot is of a training with other options.
-        WorkError: memory ran out, or the disk is full.
+        InputError: the data, the model or the rate is wrong, or the snapshot is of a training with other options.
+        WorkError: the training diverged, memory ran out, or the disk is full.
     """
+    if rate is not None and not 0 < rate < math.inf:
+        raise InputError(f"rate is {rate}, expected more than 0")
     dataset = data.load(source, seed=seed, task=task)
-    indices, held_out = data.split(dataset.y, validation, seed)
+    indices, held_out = data.split_to_choose(dataset, validation, seed)
     use_threads(threads, dataset.spec.shape)
     schedule = Schedule(epochs * len(indices), FROM_SCRATCH if rate is None else rate, batch, optimiser)
     recipe = {

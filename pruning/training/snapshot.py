@@ -84,15 +84,6 @@ class Snapshot:
             torch.cuda.set_rng_state(state["cuda"], _device(training.model))
         return int(state["step"])
 
-    def keep(self, step: int, training: Training, generator: Generator) -> None:
-        """Write the state after `step` steps if the last snapshot is older than `every` seconds.
-
-        Raises:
-            WorkError: the disk is full.
-        """
-        if self.is_due():
-            self.write(step, training, generator)
-
     def is_due(self) -> bool:
         """Whether the last snapshot is older than `every` seconds."""
         return time.monotonic() - self._written >= self.every

@@ -27,7 +27,7 @@ from pruning.recipe import Recipe
 from pruning.run import RECOVERED, Run
 from pruning.training.reference import train
 from sensai_serve import assignment
-from sensai_serve.errors import AssignmentError, InputError, ModelError, OutputExistsError, SensaiError
+from sensai_serve.errors import AssignmentError, InputError, ModelError, OutputExistsError, SensaiError, WorkError
 from sensai_serve.preprocess import normalise
 
 WINE = Recipe("wine", "mlp", amount=0.5, recover_images=3000, images=1000, batch=32, recover_rate=0.05)
@@ -251,6 +251,26 @@ def test_a_run_of_another_recipe_data_or_weights_is_refused_and_left_alone(wine,
     with pytest.raises(OutputExistsError, match=r"another recipe .weights is"):
         prune_reference(make_plan(WINE, tmp_path / "other.safetensors"), tmp_path / "run")
     assert Run.open(tmp_path / "run").recipe == WINE
+
+
+def test_a_training_that_diverges_leaves_no_network(wine, tmp_path):
+    recipe = dataclasses.replace(WINE, recover_images=0, images=640, rate=1e12)
+    with pytest.raises(WorkError, match=r"diverged.* lower learning rate"):
+        prune_reference(make_plan(recipe, wine), tmp_path / "run")
+    assert not list(tmp_path.glob("run/subnets/*"))
+    with pytest.raises(WorkError, match="diverged"):
+        train("wine", "mlp", epochs=5, batch=32, rate=1e12)
+    with pytest.raises(InputError, match=r"rate is -1, expected more than 0"):
+        train("wine", "mlp", rate=-1)
+
+
+def test_data_that_leaves_nothing_to_choose_on_is_refused(wine, tmp_path):
+    x = data.load("wine").x
+    np.savez(tmp_path / "few.npz", x=x[:3], y=np.arange(3), x_test=x[3:9], y_test=np.arange(6) % 3)
+    source = f"npz:{tmp_path / 'few.npz'}"
+    for command in (lambda: train(source, "mlp"), lambda: make_plan(dataclasses.replace(WINE, data=source), wine)):
+        with pytest.raises(InputError, match="few: 3 training examples are too few to keep some out"):
+            command()
 
 
 def test_a_run_does_not_go_where_something_is(wine, tmp_path):
