@@ -22,7 +22,7 @@ from sensai_serve.errors import BundleError, ControlOffError, InputError, Sensai
 from serving.engine.gateway import Gateway
 from serving.engine.options import GatewayOptions
 from serving.engine.repository.changes import Changes
-from serving.engine.repository.folder import bundles_in, folders_in, same, state_of
+from serving.engine.repository.folder import bundles_in, folders_in, same
 from serving.engine.repository.index import Entry, list_models
 from serving.engine.repository.unserved import Unserved
 from serving.engine.residency import Cold, Residency
@@ -31,9 +31,6 @@ from serving.placement.ledger import Ledger
 from serving.runtime.trial_process import TrialProcess, TrialProcesses
 
 log = logging.getLogger(__name__)
-
-LOOK_EVERY_S = 1.0
-"""Seconds between two looks at the files of bundles that could not be served."""
 
 
 class Repository:
@@ -79,7 +76,7 @@ class Repository:
         self._taking_up = whole and directory is not None
         """Whether bundles of the directory that `start` loads have not had their turn yet."""
         self._strict_readiness = strict_readiness
-        self._unserved = Unserved()
+        self._unserved = Unserved(self._take_up)
         self._watch: asyncio.Task[None] | None = None
         self._changes = Changes()
         self._trial_processes = TrialProcesses(first=first_trial)
@@ -272,9 +269,9 @@ class Repository:
             await self._start_given()
             if self._whole and self._directory is not None:
                 for path in await asyncio.to_thread(folders_in, self._directory):
-                    await self._take_up(path)
+                    await self._unserved.take_up(path)
                 self._taking_up = False
-                self._watch = asyncio.create_task(self._look_again(), context=Context())
+                self._watch = asyncio.create_task(self._unserved.look_again(), context=Context())
         finally:
             self._starting = False
             if self.residency is None:  # else most bundles have not been tried out yet
@@ -291,29 +288,19 @@ class Repository:
             await asyncio.gather(*(g.stop(0) for g in started))
             raise
 
-    async def _take_up(self, path: Path) -> None:
-        """Serve a bundle of the directory; note what its files looked like if that fails."""
-        state = await asyncio.to_thread(state_of, path)
-        try:
-            name = (await asyncio.to_thread(Bundle.open, path)).manifest.name
-            served = self._gateways.get(name)
-            if served is None:
-                await self._changes.make(name, self._refresh(name, path))
-            elif not same(served.bundle.path, path):
-                raise BundleError(f"{path}: another bundle is called {name!r} too, {served.bundle.path}")
-        except Exception as error:  # whatever is wrong with it, the others serve
-            reason = str(error) if isinstance(error, SensaiError) else f"{path}: {type(error).__name__}: {error}"
-            self._unserved.add(path, reason, state)
-        else:
-            if self._unserved.discard(path):
-                log.info("model %s is loaded", name)
+    async def _take_up(self, path: Path) -> str:
+        """Serve a bundle of the directory, unless it is served; return its name.
 
-    async def _look_again(self) -> None:
-        """Take up bundles that could not be served once their files have changed, and change no more."""
-        while True:
-            await asyncio.sleep(LOOK_EVERY_S)
-            for path in await self._unserved.changed():
-                await self._take_up(path)
+        Raises:
+            SensaiError: it cannot be served, or another bundle of its name is.
+        """
+        name = (await asyncio.to_thread(Bundle.open, path)).manifest.name
+        served = self._gateways.get(name)
+        if served is None:
+            await self._changes.make(name, self._refresh(name, path))
+        elif not same(served.bundle.path, path):
+            raise BundleError(f"{path}: another bundle is called {name!r} too, {served.bundle.path}")
+        return name
 
     async def end_changes(self) -> None:
         """Give up what is being loaded or unloaded, and begin nothing of the kind any more."""

@@ -127,7 +127,7 @@ def test_a_bundle_that_is_damaged_when_it_is_needed_is_not_served_and_the_others
 def test_a_bundle_that_was_replaced_on_disk_before_it_is_needed_is_served(
     directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serving.engine.repository.repository.LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr("serving.engine.repository.unserved.LOOK_EVERY_S", 0.01)
     shutil.copytree(directory, tmp_path / "models")
     shutil.rmtree(tmp_path / "models" / "large")
 

@@ -331,7 +331,7 @@ def test_loading_anew_serves_what_the_directory_holds_now(make_bundle, tmp_path,
 def test_what_is_wrong_with_one_bundle_of_a_directory_does_not_keep_the_others_from_serving(
     make_bundle, tmp_path, monkeypatch
 ) -> None:
-    monkeypatch.setattr("serving.engine.repository.repository.LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr("serving.engine.repository.unserved.LOOK_EVERY_S", 0.01)
     whole, other = make_bundle(name="whole"), make_bundle(name="other", seed=2)
     shutil.copytree(whole, tmp_path / "a")
     shutil.copytree(whole, tmp_path / "again")
@@ -379,7 +379,7 @@ def test_a_folder_that_goes_while_its_files_are_looked_at_is_no_error(tmp_path: 
 
 
 def test_it_stops_while_a_bundle_of_the_directory_is_taken_up(make_bundle, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("serving.engine.repository.repository.LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr("serving.engine.repository.unserved.LOOK_EVERY_S", 0.01)
     taken, go = threading.Event(), threading.Event()
 
     def hold() -> None:
