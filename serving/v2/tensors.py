@@ -6,7 +6,7 @@ import itertools
 import math
 import re
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -161,21 +161,39 @@ def numbers(data: object, spec: InputSpec) -> Floats:
     Raises:
         RequestError: lists of different lengths, anything but numbers, or values beyond the range of FP32.
     """
-    # Checked before numpy converts it: numpy would accept text and null, and pad every text to the longest.
-    if not isinstance(data, list):
-        raise RequestError(f"input {spec.name!r}: data is {shown(data)}, expected a list of numbers")
-    shape, flat = [len(data)], data
-    while (kinds := set(map(type, flat))) == {list}:
-        lengths = set(map(len, flat))
-        if len(lengths) > 1:
-            raise RequestError(f"input {spec.name!r}: data holds lists of different lengths side by side")
-        shape += lengths
-        flat = list(itertools.chain.from_iterable(flat))
-    if not kinds <= {int, float}:
-        wrong = next(value for value in flat if type(value) not in (int, float))
-        raise RequestError(f"input {spec.name!r}: data holds {shown(wrong)}, expected numbers only")
+    flat, shape = flattened(data, {int, float}, "numbers", spec)
     with np.errstate(over="ignore"):
         return finite(np.array(flat, np.float32), spec).reshape(shape)
+
+
+def flattened(data: object, kinds: Set[type], wanted: str, spec: InputSpec) -> tuple[list[Any], list[int]]:
+    """The values of nested lists in row-major order, and the shape that the lists have.
+
+    numpy is not asked, because it would accept text and null, and pad every text to the longest.
+
+    Args:
+        data: the lists.
+        kinds: what values may be.
+        wanted: what errors call them.
+        spec: the input that they are for.
+
+    Raises:
+        RequestError: no list, lists of different lengths, or other values.
+    """
+    where = f"input {spec.name!r}"
+    if not isinstance(data, list):
+        raise RequestError(f"{where}: data is {shown(data)}, expected a list of {wanted}")
+    shape, flat = [len(data)], data
+    while (found := set(map(type, flat))) == {list}:
+        lengths = set(map(len, flat))
+        if len(lengths) > 1:
+            raise RequestError(f"{where}: data holds lists of different lengths side by side")
+        shape += lengths
+        flat = list(itertools.chain.from_iterable(flat))
+    if not found <= kinds:
+        wrong = next(value for value in flat if type(value) not in kinds)
+        raise RequestError(f"{where}: data holds {shown(wrong)}, expected {wanted} only")
+    return flat, shape
 
 
 def finite(array: Floats, spec: InputSpec) -> Floats:

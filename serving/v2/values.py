@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 import math
+from collections.abc import Set
 
 import numpy as np
 
 from sensai_serve.errors import RequestError
 from sensai_serve.input_spec import FLOATS, InputSpec
 from sensai_serve.tensors import Array, check_values, exact
-from serving.v2.tensors import shown
+from serving.v2.tensors import flattened
 
 
 def values_from_bytes(data: bytes | memoryview, shape: tuple[int, ...], spec: InputSpec) -> Array:
@@ -64,23 +64,13 @@ def values(data: object, spec: InputSpec) -> Array:
     Raises:
         RequestError: lists of different lengths, values of another kind, or values that the input cannot have.
     """
-    where = f"input {spec.name!r}"
     wanted = "true or false" if spec.dtype == "BOOL" else "numbers" if spec.dtype in FLOATS else "whole numbers"
-    if not isinstance(data, list):
-        raise RequestError(f"{where}: data is {shown(data)}, expected a list of {wanted}")
-    shape, flat = [len(data)], data
-    while (kinds := set(map(type, flat))) == {list}:
-        lengths = set(map(len, flat))
-        if len(lengths) > 1:
-            raise RequestError(f"{where}: data holds lists of different lengths side by side")
-        shape += lengths
-        flat = list(itertools.chain.from_iterable(flat))
-    allowed = {int, float} if spec.dtype in FLOATS else {bool, int} if spec.dtype == "BOOL" else {int}
-    if not kinds <= allowed:
-        wrong = next(value for value in flat if type(value) not in allowed)
-        raise RequestError(f"{where}: data holds {shown(wrong)}, expected {wanted} only")
+    kinds: Set[type] = {int, float} if spec.dtype in FLOATS else {bool, int} if spec.dtype == "BOOL" else {int}
+    flat, shape = flattened(data, kinds, wanted, spec)
     try:
         array = np.array(flat, np.float64 if spec.dtype in FLOATS else np.int64)
     except OverflowError:
-        raise RequestError(f"{where}: data holds numbers of more than 64 bits, expected {spec.dtype}") from None
+        raise RequestError(
+            f"input {spec.name!r}: data holds numbers of more than 64 bits, expected {spec.dtype}"
+        ) from None
     return exact(array, spec.numpy, spec).reshape(shape)
