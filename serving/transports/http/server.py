@@ -22,9 +22,9 @@ from serving.transports import Listener
 from serving.transports.http.app import create_app
 from serving.transports.http.asgi.sites import Sites
 from serving.transports.http.bind import bound
-from serving.transports.http.fast_path import FastPath
-from serving.transports.http.protocol import BoundedProtocol, bounded_protocol
-from serving.transports.http.websocket import bounded_websocket
+from serving.transports.http.connection.fast_path import FastPath
+from serving.transports.http.connection.protocol import BoundedProtocol, bounded_protocol
+from serving.transports.http.connection.websocket import bounded_websocket
 
 PING_S = 20.0
 """Seconds between two pings of a WebSocket, and until one must be answered, at most."""

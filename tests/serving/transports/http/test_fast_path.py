@@ -20,7 +20,7 @@ from bundle_fixtures import write_bundle
 from fast_path_fixtures import INLINE, MODELS, OUTPUTS, counted, leave_nothing_to_chance, tensors
 
 from serving.engine.workers.health import State
-from serving.transports.http.fast_path import FastPath
+from serving.transports.http.connection.fast_path import FastPath
 
 _odd = itertools.count()
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from websockets.exceptions import ConnectionClosedError
 from websockets.sync.client import connect
 
-from serving.transports.http.pieces import END, FrameCutter, piece_end
+from serving.transports.http.connection.pieces import END, FrameCutter, piece_end
 
 INFER = b"POST /v2/models/m/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\nhello"
 GET = b"GET /a HTTP/1.1\r\nHost: localhost\r\n\r\n"

@@ -26,7 +26,7 @@ from serving.engine.gateway import Gateway
 from serving.security.access import Access
 from serving.telemetry.logs import new_request_id
 from serving.transports._fronts import Front, KnownFronts, OutputValues, common_input
-from serving.transports.http.direct import HttpConnection, RequestHead
+from serving.transports.http.connection.direct import HttpConnection, RequestHead
 from serving.transports.http.v2.infer import BINARY, InferRoute
 from serving.v2 import InferRequest, encode_response
 

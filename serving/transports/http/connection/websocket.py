@@ -11,7 +11,7 @@ from websockets.frames import Frame
 from serving.engine.intake.body_budget import FULL, BodyBudget
 from serving.settings.groups import Limits
 from serving.transports.http.asgi.errors import error_body, json_headers
-from serving.transports.http.pieces import FrameCutter
+from serving.transports.http.connection.pieces import FrameCutter
 
 FRAGMENTS = 65536
 """Frames that one message may consist of."""

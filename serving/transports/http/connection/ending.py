@@ -12,16 +12,16 @@ from serving.engine.intake.body_budget import FULL
 from serving.settings.groups import Limits
 from serving.transports.http.asgi.errors import RETRY_LATER, STOPPING, error_body, json_headers
 from serving.transports.http.asgi.types import Headers
-from serving.transports.http.direct import DirectCycle
-from serving.transports.http.framing import Fault
-from serving.transports.http.turn_taking import TurnTaking
+from serving.transports.http.connection.direct import DirectCycle
+from serving.transports.http.connection.framing import Fault
+from serving.transports.http.connection.turn_taking import TurnTaking
 
 LINGER_S = 1.0
 """Seconds that the bytes of a refused client are discarded before its connection is closed."""
 
 
 class Ending(TurnTaking):
-    """Uvicorn's protocol with an end to everything: see `serving.transports.http.protocol` for what is read."""
+    """Uvicorn's protocol with an end to everything; `protocol` is about what is read."""
 
     limits: Limits
 

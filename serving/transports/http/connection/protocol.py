@@ -15,10 +15,10 @@ from serving.security.access import Access
 from serving.settings.groups import Limits
 from serving.transports.http.asgi.requests import HELD
 from serving.transports.http.asgi.sites import Sites
-from serving.transports.http.direct import DirectCycle, RequestHeads
-from serving.transports.http.ending import Ending
-from serving.transports.http.fast_path import FastPath
-from serving.transports.http.framing import (
+from serving.transports.http.connection.direct import DirectCycle, RequestHeads
+from serving.transports.http.connection.ending import Ending
+from serving.transports.http.connection.fast_path import FastPath
+from serving.transports.http.connection.framing import (
     Fault,
     asks_for_websocket,
     content_length,

@@ -14,8 +14,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from serving.engine.intake.admission import CLIENT
 from serving.engine.intake.body_budget import FULL, BodyBudget
 from serving.transports.http.asgi.errors import RETRY_LATER
-from serving.transports.http.framing import Fault
-from serving.transports.http.pieces import PIECES, HeldFlow, piece_end
+from serving.transports.http.connection.framing import Fault
+from serving.transports.http.connection.pieces import PIECES, HeldFlow, piece_end
 
 
 class TurnTaking(HttpToolsProtocol):
