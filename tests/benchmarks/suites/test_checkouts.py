@@ -18,10 +18,8 @@ def test_a_slower_checkout_shows(bench, tiny_bundle: Path, tmp_path: Path) -> No
     for package in PACKAGES:
         shutil.copytree(ROOT / package, other / package, ignore=left_out)
     started = "        started = perf_counter_ns()\n"
-    for file in (
-        "serving/dataplane.py",
-        "serving/transports/http/connection/fast_path.py",
-    ):  # the two ways that requests take
+    # The two ways that requests take.
+    for file in ("serving/dataplane.py", "serving/transports/http/connection/fast_path.py"):
         text = (other / file).read_text()
         assert started in text
         (other / file).write_text(text.replace(started, f'        __import__("time").sleep(0.05)\n{started}', 1))

@@ -1,4 +1,4 @@
-"""``POST /v2/models/NAME/infer``: the hot path, answered on the connection (see `direct`) or over plain ASGI."""
+"""``POST /v2/models/NAME/infer``: the hot path, answered by `connection.direct` or over plain ASGI."""
 
 from __future__ import annotations
 
