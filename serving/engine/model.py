@@ -119,6 +119,11 @@ class Model:
         return self._supervisor.health.covered
 
     @property
+    def stopping(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stopping
+
+    @property
     def loaded(self) -> bool:
         """Whether the model is in memory, and stays."""
         return self._dispatcher is not None and not self._stopping

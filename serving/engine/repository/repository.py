@@ -111,11 +111,15 @@ class Repository:
 
     @property
     def ready(self) -> bool:
-        """Whether a model is loaded, every one that should be served is ready, and `start` has tried them all."""
+        """Whether a model is loaded, every one that should be served is ready, and `start` has tried them all.
+
+        One that is being unloaded should not be served any more.
+        """
+        staying = [gateway for gateway in self._gateways.values() if not gateway.stopping]
         return (
-            bool(self._gateways)
+            bool(staying)
             and not self._taking_up
-            and all(g.ready for g in self._gateways.values())
+            and all(gateway.ready for gateway in staying)
             and not (self._strict_readiness and self._unserved)
         )
 

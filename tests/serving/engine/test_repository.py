@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from backend_fixtures import until
 
 import sensai_serve
 from sensai_serve.bundle_memory import memory_of
@@ -183,6 +184,26 @@ def test_requests_in_line_at_a_model_that_is_replaced_are_answered_by_its_succes
         expected = (await new.infer(inputs())).answer.scores
         assert all(isinstance(o, Reply) and np.array_equal(o.answer.scores, expected) for o in outcomes[2:])
         await new.stop()
+
+    asyncio.run(asyncio.wait_for(test(), 30))
+
+
+def test_a_model_that_is_unloaded_leaves_the_others_ready_while_its_requests_end(make_bundle, tmp_path) -> None:
+    async def test() -> None:
+        bundles = [Bundle.open(make_bundle(name=name, n_classes=3)) for name in "ab"]
+        repository = Repository(bundles, OPTIONS, tmp_path)
+        await repository.start()
+        asked = repository.get("a").admission
+        assert asked.enter()
+        unloading = asyncio.create_task(repository.unload("a"))
+        await until(lambda: not repository.get("a").ready)
+        assert repository.ready
+        asked.leave()
+        await unloading
+        assert (repository.names(), repository.ready) == (["b"], True)
+        await repository.unload("b")
+        assert not repository.ready
+        await repository.stop()
 
     asyncio.run(asyncio.wait_for(test(), 30))
 
