@@ -233,11 +233,17 @@ class Residency:
 
     async def _close(self, model: Resident) -> None:
         model.hold_back()  # the task begins a moment later
-        closing = asyncio.create_task(model.rest(), context=Context())
+        closing = asyncio.create_task(self._rest(model), context=Context())
         try:
             await asyncio.shield(closing)
         finally:  # also where nobody wants the room any more: half closed, it would count and answer nothing
-            await asyncio.wait((closing,))
+            if not closing.done():
+                await asyncio.wait((closing,))
+
+    async def _rest(self, model: Resident) -> None:
+        try:
+            await model.rest()
+        finally:
             self._held_back.discard(model)
             self._held.pop(model, None)
             self.evictions += 1

@@ -177,6 +177,22 @@ def test_a_request_that_comes_while_its_model_makes_room_is_not_cut_off() -> Non
         asyncio.run(asyncio.wait_for(test(later), 10))
 
 
+def test_a_load_that_is_given_up_in_any_moment_leaves_room_for_the_next() -> None:
+    async def test(later: int) -> None:
+        asked, given_up, residency = FakeModel("asked", 1, {}), FakeModel("given up", 1, {}), Residency(1)
+        await asked.answer(residency, 0)
+        answering = asyncio.create_task(given_up.answer(residency, 0))
+        for _ in range(later):
+            await asyncio.sleep(0)
+        await residency.forget(given_up)
+        await asyncio.gather(answering, return_exceptions=True)
+        await asked.answer(residency, 0)
+        assert residency.held == 1
+
+    for later in range(12):
+        asyncio.run(asyncio.wait_for(test(later), 10))
+
+
 def test_many_requests_load_a_model_once_and_so_many_may_wait() -> None:
     async def test() -> None:
         model, residency = FakeModel("a", 1, {}), Residency(1)
