@@ -7,15 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 
 from pruning import heads
+from pruning.cutting.size import measure
 from pruning.executors import Execute, Slot
 from pruning.limits import enough_memory
 from pruning.merging import merge_plan
+from pruning.notices import say
 from pruning.pipeline.builder import NetworkBuilder, joint_tasks, network_task
+from pruning.pipeline.estimate import whole
 from pruning.pipeline.joint import check_outputs, forget_joint
+from pruning.pipeline.subnet import cut_network
 from pruning.pipeline.teacher import FOLDER, compute_teacher_logits
 from pruning.planning.plan import RunPlan
 from pruning.planning.stages import recovered, recoveries_of, recovery, recovery_images, specialisation
-from pruning.run import Run
+from pruning.run import Run, reached, warning
 from pruning.selection.choose import choose_cut
 from pruning.selection.latency import Latency, meet_budget
 from pruning.selection.source import SourceNetwork, reference_source
@@ -94,7 +98,7 @@ def prune_reference(
 
 
 def check_cuts(source: SourceNetwork) -> None:
-    """Check that the reference can be cut as the recipe asks, before anything is written.
+    """Check that the reference can be cut as the recipe asks, before anything is written; say it where not nearly.
 
     Raises:
         ModelError: the cut cannot be made.
@@ -104,9 +108,12 @@ def check_cuts(source: SourceNetwork) -> None:
     workers = [specialisation(plan, worker) for worker in range(plan.assignment.n_workers)]
     for stage in [recovery(plan)] if recovery_images(plan) else workers:
         choose_cut(source, stage.amount, stage.depth, stage.classes)
-    if plan.budget.recover_amount is not None and plan.budget.target in ("macs", "parameters"):
+    if plan.budget.target in ("macs", "parameters"):
         # The reference is cut because there is nothing else yet: what cannot be met now cannot be met later.
-        choose_cut(source, plan.budget.amount, plan.recipe.depth, workers[0].classes)
+        network, _, _ = cut_network(source, whole(plan, 0))
+        found = reached(plan.recipe, [measure(network, plan.shape)], plan.size)
+        if found is not None and found.missed:
+            say(f"cut: {warning(found, plan.recipe)}")
     for stage in workers:
         heads.find(stage.head, plan.recipe.task)
         plugins.find("pruning.sampling", stage.sampling, "batches")

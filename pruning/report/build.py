@@ -14,7 +14,7 @@ from pruning.report import copies, facts, pictures
 from pruning.report.class_map import class_map
 from pruning.report.copies import Copies
 from pruning.report.facts import Kept, Latency
-from pruning.run import RECOVERED, REFERENCE, Network, Run
+from pruning.run import RECOVERED, REFERENCE, Network, Run, reached, warning
 from sensai_serve.guarantees import guarantees
 from sensai_serve.merge.lost_workers import AccuracyAtLoss
 from sensai_serve.progress import OnProgress
@@ -54,13 +54,14 @@ def report(run: Run, answers: GivenLabels | None, latency: Latency | None, on_pr
     parts: list[Table | Picture] = [_summary(run, given, made, reference, latency), *copies.table(alike)]
     parts += _pictures(run, given, validated, made, kept, points, curve, alike)
     parts += [*_mistakes(run, given), *precision.tables(given, run.labels), _workers(run, made, reference, latency)]
+    cut = reached(run.recipe, made, reference)
     title = f"{run.recipe.model} for {run.dataset.name}: {len(made)} workers, {run.assignment.kind}"
     text = page(
         title,
-        _lead(run, given),
+        [*_lead(run, given), *([] if cut is None else [f"Cut: {warning(cut, run.recipe) or cut}."])],
         parts,
         {"Recipe": run.recipe.to_json() | {"data": run.dataset.name}, "Digests (SHA-256)": run.digests},
-        _data(run, given, kept, points, curve, alike, latency),
+        _data(run, given, kept, points, curve, alike, latency) | {"cut": None if cut is None else asdict(cut)},
     )
     on_progress("report", STAGES, STAGES)
     return text

@@ -13,8 +13,12 @@ from sensai_serve.cli.progress import progress
 from sensai_serve.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pruning.cutting.size import Size
     from pruning.pipeline.estimate import Estimate
     from pruning.planning.plan import RunPlan
+    from pruning.run import Network
     from pruning.selection.latency import Latency
     from sensai_serve.options import Option
 
@@ -106,6 +110,7 @@ def prune(
     if out is None or dry_run:
         _print_plan(plan, found, len(slots))
         return
+    _print_sizes(plan, [run.network(run.folder(worker)) for worker in range(plan.assignment.n_workers)])
     merged = validation_accuracy(plan, run)
     if plan.recipe.task == "multilabel":
         found_right = f"F1 {merged:.2%} over all labels of the validation part"
@@ -130,25 +135,37 @@ def _latency(plan: RunPlan) -> Latency:
 
 
 def _print_plan(plan: RunPlan, found: Estimate, jobs: int) -> None:
+    from sensai_serve.cli.inspect import promise_lines
+    from sensai_serve.guarantees import guarantees
+
+    _print_sizes(plan, found.sizes)
+    at_a_time = f"{jobs} at a time" if jobs > 1 else "one after the other"
+    typer.echo(f"time: about {_time(found.seconds)}, workers {at_a_time}")
+    typer.echo(f"disk: about {found.disk / 1e6:,.1f} MB")
+    for line in promise_lines(guarantees(plan.assignment), plan.assignment.n_workers):
+        typer.echo(line)
+
+
+def _print_sizes(plan: RunPlan, sizes: Sequence[Size | Network]) -> None:
+    """A table of the workers' networks, and how far they are from what was asked for."""
     from rich.console import Console
     from rich.table import Table
 
-    from sensai_serve.cli.inspect import class_names, promise_lines
-    from sensai_serve.guarantees import guarantees
+    from pruning.run import reached, warning
+    from sensai_serve.cli.inspect import class_names
 
-    table = Table("worker", "classes", "MACs", "of the reference's", "parameters")
-    for worker, (classes, size) in enumerate(zip(plan.assignment.rows, found.sizes, strict=True)):
+    table = Table("worker", "classes", "MACs", "of the reference's", "parameters", "of the reference's")
+    for worker, (classes, size) in enumerate(zip(plan.assignment.rows, sizes, strict=True)):
+        shares = [
+            f"{own / max(whole, 1):.1%}"
+            for own, whole in ((size.macs, plan.size.macs), (size.parameters, plan.size.parameters))
+        ]
         names = class_names(plan.dataset.labels, classes)
-        share = f"{size.macs / plan.size.macs:.1%}"
-        table.add_row(str(worker), names, f"{size.macs:,}", share, f"{size.parameters:,}")
-    console = Console()
-    console.print(table)
-    console.print(f"reference: {plan.size.macs:,} MACs, {plan.size.parameters:,} parameters", highlight=False)
-    at_a_time = f"{jobs} at a time" if jobs > 1 else "one after the other"
-    console.print(f"time: about {_time(found.seconds)}, workers {at_a_time}", highlight=False)
-    console.print(f"disk: about {found.disk / 1e6:,.1f} MB", highlight=False)
-    for line in promise_lines(guarantees(plan.assignment), plan.assignment.n_workers):
-        console.print(line)
+        table.add_row(str(worker), names, f"{size.macs:,}", shares[0], f"{size.parameters:,}", shares[1])
+    Console().print(table)
+    typer.echo(f"reference: {plan.size.macs:,} MACs, {plan.size.parameters:,} parameters")
+    if (found := reached(plan.recipe, sizes, plan.size)) is not None:
+        typer.echo(f"cut: {warning(found, plan.recipe) or found}")
 
 
 def _time(seconds: float) -> str:

@@ -24,7 +24,7 @@ from pruning.pipeline.prune import prune_reference, reference_accuracy, validati
 from pruning.planning.plan import make_plan
 from pruning.planning.stages import assign_origins, origin
 from pruning.recipe import Recipe
-from pruning.run import RECOVERED, Run
+from pruning.run import RECOVERED, Run, reached
 from pruning.training.reference import train
 from sensai_serve import assignment
 from sensai_serve.errors import AssignmentError, InputError, ModelError, OutputExistsError, SensaiError, WorkError
@@ -251,6 +251,19 @@ def test_a_run_of_another_recipe_data_or_weights_is_refused_and_left_alone(wine,
     with pytest.raises(OutputExistsError, match=r"another recipe .weights is"):
         prune_reference(make_plan(WINE, tmp_path / "other.safetensors"), tmp_path / "run")
     assert Run.open(tmp_path / "run").recipe == WINE
+
+
+def test_a_cut_far_from_what_was_asked_for_is_said_before_the_work(wine, tmp_path, caplog):
+    recipe = dataclasses.replace(WINE, amount=0.9, multiple=32, images=64, recover_images=0, validation=0.2)
+    run = prune_reference(make_plan(recipe, wine), tmp_path / "run")
+    far = "cut: each subnet was to keep 90.0% of the reference's MACs and keeps 31.0%, off by more than a tenth"
+    assert [line for line in caplog.messages if far in line and "--multiple 1 (it is 32) may come nearer" in line]
+    made = reached(recipe, [run.network(name) for name in networks(run)], run.network("reference"))
+    assert made is not None
+    assert made.missed
+    assert made.shares == pytest.approx([0.3] * 3, abs=0.02)
+    assert not dataclasses.replace(made, shares=(0.82, 0.98)).missed
+    assert reached(dataclasses.replace(recipe, target="channels"), [], run.network("reference")) is None
 
 
 def test_a_training_that_diverges_leaves_no_network(wine, tmp_path):

@@ -69,6 +69,9 @@ def test_the_page_holds_what_the_runs_files_say(report, digits_run, tmp_path):
     for worker, counts in enumerate(kept["by_worker"]):
         weights = load_file(digits_run.path / f"subnets/0{worker}/weights.safetensors")
         assert counts == [len(weights[f"{layer}.weight"]) for layer in kept["layers"]]
+    macs = [digits_run.network(name).macs for name in (*map(digits_run.folder, range(5)), "reference")]
+    assert data["cut"] == {"target": "macs", "asked": 0.25, "shares": [own / macs[-1] for own in macs[:-1]]}
+    assert "each subnet was to keep 25.0% of the reference" in page
     assert data["symbols"] == [list(symbol) for symbol in digits_run.assignment.symbols]
 
     assert not re.search(r'(?:src|srcset|href)="(?!data:)', page)

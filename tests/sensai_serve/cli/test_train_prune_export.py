@@ -39,6 +39,7 @@ def test_from_nothing_to_a_bundle(sensai, tmp_path):
     code, out, err = sensai(*prune, "--out", tmp_path / "run")
     assert code == 0, err
     assert "2 subnets; validation part right" in out
+    assert re.search(r"cut: each subnet was to keep 25.0% of the reference's MACs and keeps \d+\.\d%", out)
     assert "recover: done in" in err
     assert "worker 1: done in" in err
     export = ("export", tmp_path / "run", "--out", tmp_path / "bundle", "--name", "wines", "--pad-channels", 1)
