@@ -51,7 +51,7 @@ async def reload_changed(secrets: Sequence[Reloadable]) -> None:
             names = " and ".join(map(str, secret.files))
             try:
                 await asyncio.to_thread(secret.load)
-            except InputError as error:
+            except (InputError, OSError) as error:  # TLS' own errors among them: a file was being written or replaced
                 _log.error("%s changed and cannot be used, what was read before stays in force: %s", names, error)
             else:
                 secret.changed()

@@ -7,10 +7,12 @@ import base64
 import contextlib
 import json
 import signal
+import ssl
 import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import grpc
 import httpx
@@ -372,3 +374,18 @@ def test_where_other_machines_can_connect_what_is_open_to_them_is_said(tiny_bund
             assert said in process.communicate(timeout=60)[1]
         finally:
             process.kill()
+
+
+def test_a_file_that_goes_while_it_is_read_does_not_end_the_looking(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(reloading, "PERIOD_S", 0.001)
+    file, loads = tmp_path / "key", Mock(side_effect=[FileNotFoundError, ssl.SSLError, None])
+
+    async def test() -> None:
+        looking = asyncio.create_task(reloading.reload_changed([Mock(files=(file,), load=loads)]))
+        await asyncio.sleep(0)
+        while loads.call_count < 3:
+            file.write_text(f"{loads.call_count} {time.monotonic_ns()}")
+            await asyncio.sleep(0.001)
+        looking.cancel()
+
+    asyncio.run(asyncio.wait_for(test(), 10))
