@@ -99,7 +99,7 @@ def calibrate(plan: RunPlan, network: nn.Module, output: str, head: Head, classe
         classes: that it scores.
     """
     logits = torch.from_numpy(infer(network, plan.dataset, plan.dataset.x[plan.validation]))
-    scale = fit_scale(head, logits, labels_as(head, plan, classes)[plan.validation])
+    scale = fit_scale(head, logits, labels_as(head, plan, classes, torch.from_numpy(plan.dataset.y[plan.validation])))
     fold_scale(network.get_submodule(output), scale)
 
 
@@ -113,13 +113,17 @@ def cut_network(source: SourceNetwork, stage: Stage) -> tuple[nn.Module, Trimmed
     return apply_cut(trimmed.network, cut, source.plan.shape), trimmed, cut
 
 
-def labels_as(head: Head, plan: RunPlan, classes: Sequence[int]) -> Tensor:
-    """The training part's labels as a head's probabilities [N, outputs]."""
-    y = torch.from_numpy(plan.dataset.y)
-    if plan.recipe.task == "multilabel":
-        return head.probabilities(head.own_logits(CERTAIN * (2 * y - 1).float(), classes))
-    one_hot = F.one_hot(y, plan.dataset.n_classes).float()
-    return head.probabilities(head.own_logits(CERTAIN * one_hot, classes))
+def labels_as(head: Head, plan: RunPlan, classes: Sequence[int], y: Tensor) -> Tensor:
+    """Labels as a head's probabilities [B, outputs].
+
+    Args:
+        head: the head.
+        plan: of the run.
+        classes: that the head scores.
+        y: labels [B], or 0 and 1 [B, C]; not those of all images at once, of which C columns may be gigabytes.
+    """
+    certain = 2 * y - 1 if plan.recipe.task == "multilabel" else F.one_hot(y, plan.dataset.n_classes)
+    return head.probabilities(head.own_logits(CERTAIN * certain.float(), classes))
 
 
 def distillation(plan: RunPlan, head: Head, classes: Sequence[int], teacher_logits: TeacherLogits | None) -> Loss:
@@ -137,13 +141,13 @@ def distillation(plan: RunPlan, head: Head, classes: Sequence[int], teacher_logi
     classes, comparable between workers.
     """
     weight, temperature, device = plan.recipe.distil, plan.recipe.temperature, plan.device
-    hard = labels_as(head, plan, classes).to(device)
+    y = torch.from_numpy(plan.dataset.y).to(device if weight < 1 else "cpu")
     teacher = make_teacher(plan) if teacher_logits is None and weight > 0 else None
 
     def loss(batch: Batch, logits: Tensor) -> Tensor:
         total = logits.new_zeros(())
         if weight < 1:
-            total = total + (1 - weight) * head.loss(logits, hard[batch.indices])
+            total = total + (1 - weight) * head.loss(logits, labels_as(head, plan, classes, y[batch.indices]))
         if weight > 0:
             if teacher_logits is not None and batch.views is not None:
                 known = teacher_logits.of(batch.indices, batch.views)

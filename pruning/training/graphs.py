@@ -40,6 +40,7 @@ def record(model: nn.Module, x: Tensor, *, bf16: bool) -> Forward | None:
             sample = (x.clone(memory_format=torch.preserve_format),)
             network = _Forward(model, bf16=bf16)
             recorded: Forward = torch.cuda.make_graphed_callables(network, sample, allow_unused_input=True)  # type: ignore[assignment]
+        torch.cuda.set_rng_state(random, x.device)  # dropout goes on as if nothing had been recorded
         return recorded
     except Exception as error:  # whatever the network's code or CUDA raises
         if is_out_of_memory(error):

@@ -107,7 +107,8 @@ def fit_jointly(
     """
     exchange = exchange or Alone()
     trainers = {worker: Trainer(model, schedule, dataset.spec.shape, precision) for worker, model in models.items()}
-    random = {worker: _Randomness(seed + worker) for worker in models}
+    device = next(next(iter(models.values())).parameters()).device
+    random = {worker: _Randomness(seed + worker, device) for worker in models}
     generator = torch.Generator().manual_seed(seed)
     steps = math.ceil(schedule.images / schedule.batch)
     done = snapshots.latest() if snapshots else 0
@@ -116,7 +117,6 @@ def fit_jointly(
             with random[worker]:
                 snapshots.of(done, worker).restore(trainer, generator)
     clock = snapshots.of(0, 0) if snapshots else None
-    device = next(next(iter(models.values())).parameters()).device
     images = Batches(dataset, views, device, generator)
     with on_threads(threads):
         for step, indices in enumerate(islice(batches, done, steps), start=done + 1):
@@ -154,17 +154,27 @@ def _draw_lost(n_workers: int, most_lost: int, generator: torch.Generator) -> fr
 class _Randomness:
     """torch's random numbers for one network, whatever other networks of the process draw in between."""
 
-    def __init__(self, seed: int) -> None:
-        self._state = torch.Generator().manual_seed(seed).get_state()
-        self._outer = self._state
+    def __init__(self, seed: int, device: torch.device) -> None:
+        self._card = device if device.type == "cuda" else None
+        generators = [torch.Generator(), *([torch.Generator(device)] if self._card else [])]
+        self._states = [generator.manual_seed(seed).get_state() for generator in generators]
+        self._outer = self._states
 
     def __enter__(self) -> None:
-        self._outer = torch.get_rng_state()
-        torch.set_rng_state(self._state)
+        self._outer = self._get()
+        self._set(self._states)
 
     def __exit__(self, *_: object) -> None:
-        self._state = torch.get_rng_state()
-        torch.set_rng_state(self._outer)
+        self._states = self._get()
+        self._set(self._outer)
+
+    def _get(self) -> list[Tensor]:
+        return [torch.get_rng_state(), *([torch.cuda.get_rng_state(self._card)] if self._card else [])]
+
+    def _set(self, states: list[Tensor]) -> None:
+        torch.set_rng_state(states[0])
+        if self._card:
+            torch.cuda.set_rng_state(states[1], self._card)
 
 
 def merged_log_odds(

@@ -80,8 +80,8 @@ class Snapshot:
         training.cycle.load_state_dict(state["cycle"])
         generator.set_state(state["augmentation"])
         torch.set_rng_state(state["torch"])
-        if "cuda" in state:
-            torch.cuda.set_rng_state(state["cuda"], _device(training.model))
+        if "cuda" in state and (device := _device(training.model)).type == "cuda":  # it may go on elsewhere
+            torch.cuda.set_rng_state(state["cuda"], device)
         return int(state["step"])
 
     def is_due(self) -> bool:

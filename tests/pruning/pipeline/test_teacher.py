@@ -1,13 +1,16 @@
 """Views of training images and the reference's answers to them: the same wherever they are asked for."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from pruning import heads
 from pruning.data import Augmentation
 from pruning.pipeline.prune import prune_reference
+from pruning.pipeline.subnet import distillation
 from pruning.pipeline.teacher import (
     FOLDER,
     TeacherLogits,
@@ -21,6 +24,7 @@ from pruning.planning.plan import RunPlan, make_plan
 from pruning.recipe import Recipe
 from pruning.run import Run
 from pruning.training.augment import Moves, Views, augment, draw
+from pruning.training.batches import Batch
 from pruning.training.reference import train
 from sensai_serve.errors import InputError
 from sensai_serve.preprocess import normalise
@@ -146,3 +150,14 @@ def test_networks_are_trained_without_asking_the_reference_again(weights, tmp_pa
     prune_reference(plan, tmp_path / "run")
     with pytest.raises(NameError, match="make_teacher"):
         prune_reference(plan_for(weights, views=0), tmp_path / "asked")
+
+
+def test_labels_cost_no_column_of_every_class_for_every_image():
+    y = np.zeros(10_000_000, np.int64)  # with a column for each of a thousand classes that is 80 GB
+    recipe = SimpleNamespace(distil=0.0, temperature=4.0, task="single")
+    dataset = SimpleNamespace(y=y, n_classes=1000)
+    plan = SimpleNamespace(recipe=recipe, device=torch.device("cpu"), dataset=dataset)
+    loss = distillation(plan, heads.find("sigmoid"), (1, 0), None)
+    batch = Batch(torch.zeros(2, 1), torch.tensor([0, 9_999_999]), None)
+    assert loss(batch, torch.tensor([[-9.0, 9.0], [-9.0, 9.0]])).item() < 1e-3
+    assert loss(batch, torch.tensor([[9.0, -9.0], [-9.0, 9.0]])).item() > 5

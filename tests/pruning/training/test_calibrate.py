@@ -63,7 +63,7 @@ def test_a_calibrated_run_votes_as_before_with_scores_that_fit_the_labels_better
             for run in runs
         )
         assert ((before > 0) == (after > 0)).all()
-        targets = labels_as(head, plain, row)[plain.validation]
+        targets = labels_as(head, plain, row, torch.from_numpy(plain.dataset.y[plain.validation]))
         assert head.loss(torch.from_numpy(after), targets) < head.loss(torch.from_numpy(before), targets)
         torch.testing.assert_close(
             runs[1].validation_scores(worker), torch.sigmoid(torch.from_numpy(after)).numpy(), atol=1e-6, rtol=1e-5
