@@ -16,7 +16,8 @@ from typing import Any
 
 from export.sessions import session
 from sensai_serve.input_spec import InputSpec
-from sensai_serve.memory import SubnetMemory, anonymous_bytes
+from sensai_serve.manifest.subnet_memory import SubnetMemory
+from sensai_serve.process_memory import anonymous_bytes
 from sensai_serve.tensors import arrays_of, example
 
 BATCH = 8

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sensai_serve.bundles import Bundle
 from sensai_serve.errors import BundleError
-from sensai_serve.memory import SubnetMemory, estimate
+from sensai_serve.manifest.subnet_memory import SubnetMemory, estimate
 
 
 def memory_of(bundle: Bundle) -> tuple[SubnetMemory, ...]:

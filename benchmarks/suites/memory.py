@@ -18,7 +18,7 @@ from sensai_serve.bundles import Bundle
 from sensai_serve.byte_sizes import show_bytes
 from sensai_serve.cli.progress import progress
 from sensai_serve.errors import ServingError
-from sensai_serve.memory import anonymous_bytes
+from sensai_serve.process_memory import anonymous_bytes
 from sensai_serve.progress import OnProgress
 from sensai_serve.report import Row, Table
 from sensai_serve.tensors import arrays_of, example

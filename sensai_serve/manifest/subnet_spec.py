@@ -8,7 +8,7 @@ from typing import Any
 
 from sensai_serve.errors import BundleError
 from sensai_serve.manifest.json_fields import get, integer, list_of, number, object_, optional, sha256, string
-from sensai_serve.memory import SubnetMemory
+from sensai_serve.manifest.subnet_memory import SubnetMemory
 
 
 @dataclass(frozen=True)

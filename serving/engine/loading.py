@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from sensai_serve.bundles import Bundle
 from sensai_serve.errors import BundleError
-from sensai_serve.memory import trim
 from sensai_serve.merge import MergePlan, Wait
 from sensai_serve.plugins import find
 from sensai_serve.preprocess import warm_up_images
+from sensai_serve.process_memory import trim
 from serving.backends import Backend, BackendPlan, Execution, SaysWhere
 from serving.engine.intake.admission import Admission
 from serving.engine.intake.tokenising import Tokenising, open_tokenising

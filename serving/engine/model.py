@@ -10,8 +10,8 @@ from time import perf_counter
 from sensai_serve.bundles import Bundle
 from sensai_serve.errors import ControlOffError, NotReadyError
 from sensai_serve.manifest import Manifest
-from sensai_serve.memory import trim
 from sensai_serve.merge import Wait
+from sensai_serve.process_memory import trim
 from serving.backends import Backend, Execution, RunsAtOnce, SaysWhere
 from serving.engine.at_once import AnsweredAtOnce, AtOnce
 from serving.engine.deferred import DeferredWrites

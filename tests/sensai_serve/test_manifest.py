@@ -17,7 +17,7 @@ from soak_figures import record
 from benchmarks.soak import Length
 from sensai_serve.errors import BundleError
 from sensai_serve.manifest import Manifest
-from sensai_serve.memory import SubnetMemory
+from sensai_serve.manifest.subnet_memory import SubnetMemory
 
 WHOLE: dict[str, Any] = json.loads((Path(__file__).parents[2] / "examples/cifar10/manifest.json").read_text())
 WHOLE["merge"]["confident"] = {

@@ -9,7 +9,7 @@ from contextvars import Context
 from typing import Any
 
 from sensai_serve.errors import NotReadyError, OverloadedError
-from sensai_serve.memory import trim
+from sensai_serve.process_memory import trim
 
 MAX_CHANGES = 64
 """Models that clients may have loaded and unloaded at a time, those that wait for their turn included."""
