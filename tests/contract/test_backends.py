@@ -7,6 +7,7 @@ import contextlib
 import os
 from contextlib import AsyncExitStack
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -271,6 +272,19 @@ def test_an_abandoned_request_costs_nothing_more(tiny_bundle: Path, backend: str
             assert gateway.admission.in_flight == gateway.admission.waiting == 0
             reply = await gateway.infer(inputs(1, 5))
             assert reply.answer.copies.max() >= 1
+
+    run(test)
+
+
+def test_what_a_merge_rule_raises_costs_its_request_alone(tiny_bundle: Path, backend: str, monkeypatch) -> None:
+    async def test() -> None:
+        async with serving(tiny_bundle, backend=backend, wait="all") as gateway:
+            with monkeypatch.context() as broken:
+                broken.setattr(gateway.plan.rule_type, "verdict", Mock(side_effect=ZeroDivisionError))
+                for _ in range(3):
+                    with pytest.raises(ZeroDivisionError):
+                        await gateway.infer(inputs())
+            assert (await gateway.infer(inputs())).answer.complete
 
     run(test)
 

@@ -11,7 +11,7 @@ from asyncio import AbstractEventLoop, Future, TimerHandle, get_running_loop
 from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sensai_serve.merge import Answer, Collector, Wait
 from sensai_serve.tensors import Inputs
@@ -71,11 +71,12 @@ class FanOutResult:
 class FanOut:
     """A request at the workers: a `serving.backends.Task` whose copies worker threads add, and which finishes once.
 
-    Inline workers finish it before `wait` is called; no future is made then.
+    Inline workers finish it before `wait` is called; no future is made then. A merge rule may be anybody's code: what
+    it raises ends this request, and nothing else.
     """
 
-    __slots__ = ("_arrivals", "_collector", "_erasures", "_future", "_impatient", "_lock", "_may_act", "_on_late",
-                 "_started", "_waves", "closed", "expires", "inputs", "result", "timer")  # fmt: skip
+    __slots__ = ("_arrivals", "_collector", "_erasures", "_error", "_future", "_impatient", "_lock", "_may_act",
+                 "_on_late", "_started", "_waves", "closed", "expires", "inputs", "result", "timer")  # fmt: skip
 
     def __init__(
         self,
@@ -99,6 +100,7 @@ class FanOut:
         """None until the fan-out has finished."""
         self._collector = collector
         self._future: Future[FanOutResult] | None = None
+        self._error: Exception | None = None  # what the merge has raised
         self._lock = threading.Lock()
         self._arrivals: dict[int, Arrival] = {}
         self._erasures: dict[int, Cause] = {}
@@ -135,15 +137,22 @@ class FanOut:
     def next_of(self, workers: Sequence[int]) -> int:
         """See `Task`."""
         with self._lock:
-            return workers[0] if self.closed else self._collector.next_of(workers)
+            try:
+                return workers[0] if self.closed else self._collector.next_of(workers)
+            except Exception as error:
+                self._break(error)
+                return workers[0]
 
     def wait(self) -> Future[FanOutResult]:
-        """Return a future of the result. Called once at most, on the event loop's thread."""
+        """Return a future of the result, or of what the merge has raised.
+
+        Called once at most, on the event loop's thread.
+        """
         future: Future[FanOutResult] = get_running_loop().create_future()
         with self._lock:
             self._future = future
-            if self.result is not None:
-                future.set_result(self.result)
+            if self.closed:
+                self._finish()
         return future
 
     def deliver(self, worker: int, scores: Scores, seconds: float) -> None:
@@ -151,11 +160,7 @@ class FanOut:
         arrival = Arrival(scores, seconds, time.perf_counter() - self._started)
         with self._lock:
             if not self.closed:
-                if self._collector.add(worker, scores):
-                    self._arrivals[worker] = arrival
-                else:
-                    self._erasures[worker] = Cause.INVALID
-                self._check()
+                self._merge(self._take, worker, arrival)
                 return
         if self._waves is not None:
             arrival = self._since_asked(worker, arrival)
@@ -165,28 +170,45 @@ class FanOut:
         """See `Task`."""
         with self._lock:
             if not self.closed:
-                self._erasures[worker] = cause
-                self._collector.erase(worker)
-                self._check()
+                self._merge(self._erase, worker, cause)
 
     def expire(self, cause: Cause) -> None:
         """Finish now; copies that are missing become erasures of this cause."""
         with self._lock:
             if not self.closed:
-                self._give_up(cause)
+                self._merge(self._give_up, cause)
 
     def lose_patience(self) -> None:
         """Ask the next wave beside the stragglers; after the last, finish once there are enough copies without them."""
         with self._lock:
             self._impatient = self._may_act = True
             if not self.closed:
-                self._check()
+                self._merge(self._check)
 
     def abandon(self) -> None:
         """Close without a result: workers drop the task."""
         self.closed = True
         if self._waves is not None:
             self._waves.close()
+
+    def _merge(self, step: Callable[..., None], *given: Any) -> None:
+        """Take one step of the merge; where it raises, finish without a result."""
+        try:
+            step(*given)
+        except Exception as error:
+            self._break(error)
+
+    def _take(self, worker: int, arrival: Arrival) -> None:
+        if self._collector.add(worker, arrival.scores):
+            self._arrivals[worker] = arrival
+        else:
+            self._erasures[worker] = Cause.INVALID
+        self._check()
+
+    def _erase(self, worker: int, cause: Cause) -> None:
+        self._erasures[worker] = cause
+        self._collector.erase(worker)
+        self._check()
 
     def _check(self) -> None:
         if self._collector.done:
@@ -227,14 +249,25 @@ class FanOut:
         if self._future is not None:
             self._future.get_loop().call_soon_threadsafe(self._finish)
 
+    def _break(self, error: Exception) -> None:
+        self.closed, self._error = True, error
+        if self._waves is not None:
+            self._waves.close()
+        if self._future is not None:
+            self._future.get_loop().call_soon_threadsafe(self._finish)
+
     def _since_asked(self, worker: int, arrival: Arrival) -> Arrival:
         assert self._waves is not None
         return arrival._replace(elapsed_s=arrival.elapsed_s - self._waves.asked_s(worker))
 
     def _finish(self) -> None:
         assert self._future is not None
-        assert self.result is not None
-        if not self._future.done():
+        if self._future.done():
+            return
+        if self._error is not None:
+            self._future.set_exception(self._error)
+        else:
+            assert self.result is not None
             self._future.set_result(self.result)
 
 
