@@ -153,10 +153,15 @@ class AtOnce:
             for score in scores:
                 if not 0.0 <= score <= 1.0:
                     return None
-        rule, last, early, start, worker = self._rule(self._layout), self._last, wait == "decided", 0, 0
-        for worker, width in enumerate(self._widths):
-            rule.add(worker, scores[start : start + width])
-            if early and worker < last and rule.decided():
-                break
-            start += width
-        return AnsweredAtOnce(self._plan, wait, inputs, scores, worker + 1, rule.verdict(), run_s)
+        last, early, start, worker = self._last, wait == "decided", 0, 0
+        try:
+            rule = self._rule(self._layout)
+            for worker, width in enumerate(self._widths):
+                rule.add(worker, scores[start : start + width])
+                if early and worker < last and rule.decided():
+                    break
+                start += width
+            verdict = rule.verdict()
+        except Exception:  # a rule may be anybody's code; the usual way says what is wrong with it
+            return None
+        return AnsweredAtOnce(self._plan, wait, inputs, scores, worker + 1, verdict, run_s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from unittest.mock import Mock
 
 import numpy as np
 from hypothesis import given
@@ -75,6 +76,12 @@ def test_scores_that_are_none_are_left_to_the_usual_way(plan: MergePlan, data: s
     scores[data.draw(st.integers(0, n - 1))] = data.draw(st.sampled_from([np.nan, np.inf, -np.inf, -0.001, 1.001]))
     for wait in sorted(WAITS):
         assert at_once(plan, scores).answer(INPUT, wait) is None
+
+
+def test_a_rule_that_raises_is_left_to_the_usual_way(monkeypatch) -> None:
+    plan = MergePlan(Assignment(((0, 1), (0, 1)), 2))
+    monkeypatch.setattr(plan.rule_type, "verdict", Mock(side_effect=ZeroDivisionError))
+    assert at_once(plan, [0.9, 0.1] * 2).answer(INPUT, "all") is None
 
 
 def test_it_needs_a_place_at_the_workers_and_all_of_them() -> None:
