@@ -208,6 +208,23 @@ def test_a_model_that_is_unloaded_leaves_the_others_ready_while_its_requests_end
     asyncio.run(asyncio.wait_for(test(), 30))
 
 
+def test_a_wrong_worker_is_found_out_although_its_file_is_another_since(make_bundle, tmp_path) -> None:
+    replace(make_bundle(name="a"), tmp_path / "a")
+    wrong = OPTIONS.model_copy(update={"faults": (parse_fault("6:random,after=8"),)})
+
+    async def test() -> None:
+        gateway = Gateway(Bundle.open(tmp_path / "a"), wrong)
+        await gateway.start()
+        replace(make_bundle(name="a", seed=2), tmp_path / "a")
+        for seed in range(130):
+            await gateway.infer(inputs(seed))
+        await until(lambda: gateway.workers[6].state is State.QUARANTINED)
+        assert [w for w, worker in enumerate(gateway.workers) if worker.state is not State.LIVE] == [6]
+        await gateway.stop()
+
+    asyncio.run(asyncio.wait_for(test(), 30))
+
+
 def test_nothing_is_probed_of_a_model_that_has_stopped(make_bundle) -> None:
     async def test() -> None:
         gateway = Gateway(Bundle.open(make_bundle(n_classes=3)), OPTIONS)
