@@ -20,7 +20,7 @@ from export.networks import FP32, Exporter, choose_golden
 from export.parity import Difference
 from export.speed import latency, microseconds
 from export.vocabulary import with_vocabularies
-from pruning.data import Tokenizer
+from pruning.data import Tokenizer, without_folders
 from pruning.merging import merge_plan
 from pruning.run import RECOVERED, REFERENCE, Run
 from sensai_serve.bundles import GOLDEN, MANIFEST, Bundle, atomic_directory, sha256_of
@@ -254,10 +254,7 @@ def _rewrite(folder: Path, manifest: Manifest) -> Bundle:
 
 def _provenance(run: Run) -> dict[str, Any]:
     """The recipe and digests. Only the last part of a path is kept: a bundle does not tell where a user keeps data."""
-    recipe = run.recipe.to_json()
-    source, _, argument = run.recipe.data.partition(":")
-    if "/" in argument:
-        recipe["data"] = f"{source}:{Path(argument).name}"
+    recipe = run.recipe.to_json() | {"data": without_folders(run.recipe.data)}
     reference = run.network(REFERENCE)
     return {
         "made_by": f"sensai-serve {sensai_serve.__version__}",

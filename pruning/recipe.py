@@ -21,6 +21,8 @@ from sensai_serve.options import Flag, NoFlag, Option, Plugins, Range, Section, 
 Target = Literal["macs", "parameters", "channels", "threshold", "microseconds"]
 Precision = Literal["auto", "fp32", "bf16"]
 Optimiser = Literal["auto", "sgd", "adamw"]
+MOST_SEED = 2**32 - 1
+"""The largest seed that all libraries take."""
 BEST_RULE = "auto"
 """What `Recipe.merge` is where the validation part is to choose."""
 CUTS: dict[Target, str] = {
@@ -151,7 +153,7 @@ class Recipe:
     embeddings, attention or layer normalisation, some of which learn nothing by SGD, and SGD for others."""
     precision: Precision = "auto"
     """Arithmetic of training; ``auto`` is bf16 where the device computes it faster."""
-    seed: Annotated[int, Range(0)] = 0
+    seed: Annotated[int, Range(0, MOST_SEED)] = 0
     """Seed of everything that is drawn."""
 
     def __post_init__(self) -> None:
@@ -190,6 +192,9 @@ class Recipe:
             raise InputError(
                 f"microseconds is {self.amount} and recover_amount {self.recover_amount}, expected workers to take less"
             )
+        for name in ("theta1", "theta2"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"{name} is {getattr(self, name)}, expected at least 0")
         for name in ("rate", "recover_rate", "joint_rate"):
             if (rate := getattr(self, name)) is not None and not 0 < rate < math.inf:
                 raise InputError(f"{name} is {rate}, expected more than 0")

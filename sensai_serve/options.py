@@ -64,7 +64,7 @@ class Range:
 
     def expected(self) -> str:
         """What a message says is expected."""
-        return f"at least {self.least:g}" if self.most == float("inf") else f"{self.least:g} to {self.most:g}"
+        return f"{self.least:g} to {self.most:.15g}" if self.most < float("inf") else f"at least {self.least:g}"
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ __all__ = [
     "take_options",
     "with_labels",
     "with_order",
+    "without_folders",
 ]  # fmt: skip
 
 COMMON = ("mean", "std", "labels")
@@ -141,6 +142,15 @@ def absolute(source: str) -> str:
         for key, is_, value in parts
     )
     return f"{name}{colon}{argument}{mark}{query}"
+
+
+def without_folders(source: str) -> str:
+    """`source` with the last part of each path in it alone: it does not tell where a user keeps data."""
+    place, mark, query = source.partition("?")
+    name, colon, argument = place.partition(":")
+    parts = [part.partition("=") for part in query.split("&")]
+    query = "&".join(f"{key}{is_}{value.rpartition('/')[2]}" for key, is_, value in parts)
+    return f"{name}{colon}{argument.rstrip('/').rpartition('/')[2]}{mark}{query}"
 
 
 def changes_of(source: str) -> dict[str, str]:

@@ -59,7 +59,7 @@ def save_network(folder: Path, network: Network, model: nn.Module, validation: F
         buffer = io.BytesIO()  # numpy, and safetensors, lose the reason for which a file cannot be written
         np.save(buffer, validation)
         (folder / VALIDATION).write_bytes(buffer.getvalue())
-    (folder / WEIGHTS).write_bytes(save(_weights(model)))
+    (folder / WEIGHTS).write_bytes(save(weights_of(model)))
     write_json(folder / NETWORK, vars(network))
 
 
@@ -90,7 +90,7 @@ def read_validation_scores(folder: Path) -> Floats:
         raise InputError(f"{folder}: {VALIDATION} is damaged ({error})") from None
 
 
-def _weights(model: nn.Module) -> dict[str, Tensor]:
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
     """The state dict of `model` with memory of its own for each tensor, as safetensors asks for.
 
     Raises:

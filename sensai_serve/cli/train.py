@@ -38,9 +38,11 @@ def train(
     **options: Any,
 ) -> None:
     """Train a reference network from scratch, where you have none. A killed training goes on where it was."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
+    from pruning.limits import enough_disk
     from pruning.recipe import Recipe
+    from pruning.run.network import weights_of
     from pruning.training.loop import require_device
     from pruning.training.reference import train as train_reference
     from sensai_serve.bundles import atomic_file
@@ -51,25 +53,26 @@ def train(
     recipe = Recipe(**options)
     import_plugins(recipe)
     require_device(device)
-    with progress(quiet=quiet) as report:
-        trained = train_reference(
-            recipe.data,
-            recipe.model,
-            task=recipe.task,
-            epochs=epochs,
-            rate=rate,
-            optimiser=recipe.optimiser,
-            batch=recipe.batch,
-            validation=recipe.validation,
-            seed=recipe.seed,
-            precision=recipe.precision,
-            device=device,
-            threads=threads,
-            on_step=lambda done, total: report("train", done, total),
-            snapshot=(snapshot := out.with_suffix(".training")),
-        )
-    with atomic_file(out) as temporary:
-        save_file({name: value.contiguous().cpu() for name, value in trained.model.state_dict().items()}, temporary)
+    with atomic_file(out) as temporary:  # a place that cannot be written to is found before the training
+        with progress(quiet=quiet) as report:
+            trained = train_reference(
+                recipe.data,
+                recipe.model,
+                task=recipe.task,
+                epochs=epochs,
+                rate=rate,
+                optimiser=recipe.optimiser,
+                batch=recipe.batch,
+                validation=recipe.validation,
+                seed=recipe.seed,
+                precision=recipe.precision,
+                device=device,
+                threads=threads,
+                on_step=lambda done, total: report("train", done, total),
+                snapshot=(snapshot := out.with_suffix(".training")),
+            )
+        with enough_disk(out):
+            temporary.write_bytes(save(weights_of(trained.model)))
     snapshot.unlink(missing_ok=True)
     right = f"{trained.accuracy:.2%} of the validation part right"
     if recipe.task == "multilabel":

@@ -243,3 +243,16 @@ def test_unknown_source():
 def test_a_dataset_refuses_examples_of_another_shape():
     with pytest.raises(DataError, match=r"shape \[2\], expected \[3\]"):
         Dataset("d", ("a",), InputSpec((3,)), np.ones((1, 2)), np.zeros(1), np.ones((1, 3)), np.zeros(1))
+
+
+@pytest.mark.parametrize(
+    ("source", "kept"),
+    [
+        ("digits", "digits"),
+        ("npz:/home/me/x.npz?mean=0&std=1", "npz:x.npz?mean=0&std=1"),
+        ("folder:/home/me/pets/?size=32&labels=/home/me/labels.txt", "folder:pets?size=32&labels=labels.txt"),
+        ("mine.module:load?root=/home/me/data", "mine.module:load?root=data"),
+    ],
+)
+def test_a_source_without_folders_says_what_the_data_is_and_not_where(source, kept):
+    assert data.without_folders(source) == kept

@@ -25,6 +25,22 @@ def weights(tmp_path_factory) -> Path:
     return path
 
 
+TIED = """
+from torch import nn
+
+
+class Tied(nn.Module):
+    def __init__(self, n_classes, input_shape):
+        super().__init__()
+        self.first, self.second = nn.Linear(13, 13), nn.Linear(13, 13)
+        self.second.weight = self.first.weight
+        self.last = nn.Linear(13, n_classes)
+
+    def forward(self, x):
+        return self.last(self.second(self.first(x).relu()).relu())
+"""
+
+
 def test_from_nothing_to_a_bundle(sensai, tmp_path):
     code, out, err = sensai(
         *("train", "--data", "wine", "--model", "mlp", "--epochs", 20, "--batch", 32, "--rate", 0.05),
@@ -51,6 +67,22 @@ def test_from_nothing_to_a_bundle(sensai, tmp_path):
     bundle.verify()
     assert bundle.manifest.name == "wines"
     assert bundle.assignment.redundancy == 2
+
+
+def test_weights_that_layers_share_are_written_and_a_place_that_takes_none_is_found_before_the_training(
+    sensai, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("tied.py").write_text(TIED)
+    train = ("train", "--data", "wine", "--model", "tied:Tied", "--epochs", 1, "--threads", 1)
+    assert sensai(*train, "--out", "tied.safetensors")[0] == 0
+    code, _, err = sensai(*train, "--out", "tied.safetensors/w.safetensors")
+    assert code == 2
+    assert "train: done" not in err
+    assert sensai("prune", *train[1:5], "--weights", "tied.safetensors", "--dry-run", "--quiet")[0] == 0
+    code, _, err = sensai(*train, "--out", "other.safetensors", "--seed", 10**20)
+    assert code == 2
+    assert f"seed is {10**20}, expected 0 to 4294967295" in err
 
 
 def test_data_may_move_between_the_commands(sensai, weights, tmp_path, monkeypatch):
