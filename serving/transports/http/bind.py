@@ -43,8 +43,9 @@ def bound(
                 path = address.path.absolute()
                 sockets = [taken] if (taken := inherited.take(UnixAddress(path=path))) is not None else []
                 if not sockets:
-                    stack.enter_context(socket_file(address.path))
+                    is_bound = stack.enter_context(socket_file(address.path))
                     sockets = [_unix(address)]
+                    is_bound()
                 url = f"http+unix://{path}"
             else:
                 sockets = _all_of(address, inherited)

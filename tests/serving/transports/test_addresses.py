@@ -113,6 +113,17 @@ def test_the_socket_of_a_server_that_was_killed_is_taken_over(tmp_path: Path) ->
     assert url == f"http+unix://{path}"
 
 
+def test_a_server_that_ends_leaves_the_socket_of_the_one_in_its_place(tmp_path: Path) -> None:
+    with contextlib.ExitStack() as successor:
+        with bound(f"unix:{tmp_path / 'sock'}", NONE) as (sockets, _):
+            sockets[0].close()  # it takes no more, and answers what it has
+            new, _ = successor.enter_context(bound(f"unix:{tmp_path / 'sock'}", NONE))
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(tmp_path / "sock"))
+        new[0].close()
+    assert not (tmp_path / "sock").exists()
+
+
 @pytest.mark.parametrize("name", ["file", "missing/a.sock", "x" * 200])
 def test_where_no_socket_can_be(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("mine")
