@@ -15,8 +15,8 @@ from export.sessions import scores_by, session
 from sensai_serve.bundles import Bundle
 from sensai_serve.cpus import usable_cores
 from sensai_serve.local import load
-from sensai_serve.merge import MergePlan, merge
-from sensai_serve.merge.lost_workers import Labels, accuracy
+from sensai_serve.merge import MergePlan
+from sensai_serve.merge.lost_workers import Labels, ScoredInputs, accuracy
 from sensai_serve.preprocess import Floats
 from sensai_serve.tensors import Inputs
 
@@ -120,8 +120,7 @@ def merged_accuracy(plan: MergePlan, scores: list[Floats], y: Labels) -> float:
         scores: scores [N, k] of every worker, in their order.
         y: [N] true labels, or sets of them [N, C].
     """
-    answer = merge(plan, scores)
-    return accuracy(answer.class_id if plan.task == "single" else answer.labels, y)
+    return accuracy(ScoredInputs(plan, scores).labels(), y)
 
 
 def scores_of(bundle: Bundle, x: npt.NDArray[Any], prepare: Prepare) -> list[Floats]:

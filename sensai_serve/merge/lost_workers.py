@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import comb
 from typing import Any
@@ -18,6 +18,9 @@ Labels = npt.NDArray[np.int64]
 """Classes [N]; where inputs have several labels at once, 0 and 1 [N, C]."""
 MOST_SETS = 252
 """Sets of lost workers that are tried for each number of them: all that there are, up to ten workers."""
+
+MOST_NUMBERS = 50_000_000
+"""Copies [N, W, C] that are in memory at a time, 400 MB; more inputs are merged in parts."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,10 @@ class ScoredInputs:
 
         Of the task ``multilabel`` 1 for each label that carries, else 0 [N, C].
         """
+        assignment, count = self.plan.assignment, len(self.scores[0])
+        if count > (step := max(1, MOST_NUMBERS // (assignment.n_workers * assignment.n_classes))):
+            parts = [[scores[at : at + step] for scores in self.scores] for at in range(0, count, step)]
+            return np.concatenate([replace(self, scores=part).labels(lost) for part in parts])
         several = self.plan.task == "multilabel"
         vectorised = getattr(self.plan.rule_type, "merge_many", None)
         if vectorised is not None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from pruning import data
+from pruning.data import _arrays
 from sensai_serve.errors import DataError
 from sensai_serve.preprocess import from_image, normalise
 
@@ -149,3 +151,19 @@ def test_a_damaged_file_is_one_line(tmp_path, content) -> None:
     (tmp_path / "d.npz").write_bytes(content)
     with pytest.raises(DataError, match=r"no \.npz file"):
         data.load(f"npz:{tmp_path / 'd.npz'}")
+
+
+@pytest.mark.parametrize("shape", [(500, 3, 8, 8), (500, 7)])
+def test_moments_are_those_of_all_examples_and_need_memory_for_some(monkeypatch, shape):
+    x = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+    x[:, 1] = 9
+    axes = (0, *range(2, x.ndim))
+    monkeypatch.setattr(_arrays, "AT_A_TIME", 1000)
+    tracemalloc.start()
+    found = data.moments_of(x, scale=1 / 255)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_allclose(found.mean, x.mean(axis=axes) / 255, rtol=1e-12)
+    std = x.std(axis=axes) / 255
+    np.testing.assert_allclose(found.std, np.where(std > 0, std, 1), rtol=1e-12)
+    assert peak < 100_000  # all at once take 768,000

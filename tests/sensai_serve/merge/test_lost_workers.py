@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from sensai_serve import plugins
 from sensai_serve.assignment import Assignment, cyclic
-from sensai_serve.merge import MergePlan, merge
+from sensai_serve.merge import MergePlan, lost_workers, merge
 from sensai_serve.merge.lost_workers import ScoredInputs, accuracy_curve, sets_of_workers
 from sensai_serve.merge.rules import allow
 from sensai_serve.merge.rules.majority import Rule as Majority
@@ -58,6 +60,10 @@ def test_many_inputs_are_merged_as_each_alone(
     for at in range(N):
         one = [None if w in lost else scores[w, at : at + 1] for w in range(n_classes)]
         assert got[at] == merge(plan, one).class_id[0]
+    with mock.patch.object(lost_workers, "MOST_NUMBERS", 5 * n_classes**2):  # in parts of five inputs
+        inputs = ScoredInputs(plan, list(scores))
+        assert inputs.labels(lost).tolist() == got.tolist()
+        assert "copies" not in vars(inputs)
 
 
 def test_sets_of_lost_workers() -> None:
