@@ -162,14 +162,14 @@ def build(
             raise AssignmentError("full: groups and offsets belong to the grouped and cyclic assignments")
         return full(n_classes, 3 if redundancy is None else redundancy)
     if kind != "cyclic" and (offsets or redundancy not in (None, 1)):
-        raise AssignmentError(f"{kind}: redundancy and offsets belong to the cyclic assignment")
+        raise AssignmentError(f"{kind}: redundancy and offsets belong to the cyclic assignment (--assignment cyclic)")
     if kind == "binary":
         if groups is not None:
             raise AssignmentError("binary: groups belong to the grouped and cyclic assignments")
         return binary(n_classes)
     if kind == "grouped":
         if groups is None:
-            raise AssignmentError("grouped: expected groups")
+            raise AssignmentError("grouped: the groups are missing, expected groups of classes (--groups N)")
         return grouped(groups)
     if kind == "cyclic":
         if offsets and redundancy not in (None, len(offsets)):

@@ -15,7 +15,7 @@ import sys
 from functools import lru_cache
 from importlib.metadata import EntryPoint, distributions
 from importlib.util import find_spec
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from sensai_serve import user_code
@@ -96,6 +96,12 @@ def _all_installed(path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
 
 
 def _import(module: str, path: str) -> Any:
+    if module.endswith(".py") or "/" in module:
+        name = PurePath(module).stem
+        raise PluginError(
+            f"{module}:{path}: {module} is a file, expected the name of a module: {name}:{path}, where {name}.py is in "
+            "the current directory"
+        )
     user_code.note(module)
     try:
         found: Any = importlib.import_module(module)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
@@ -81,7 +82,13 @@ def cut_below_threshold(groups: Sequence[ChannelGroup], importance: Mapping[str,
 
 
 def search_ratio(
-    size_at: Callable[[float], float], budget: float, *, steps: int = 12, at_least: float = 0.0, unit: str = "MACs"
+    size_at: Callable[[float], float],
+    budget: float,
+    *,
+    steps: int = 12,
+    at_least: float = 0.0,
+    unit: str = "MACs",
+    whole: float = 0,
 ) -> float:
     """The smallest pruning ratio whose network is within `budget`, by bisection.
 
@@ -91,6 +98,7 @@ def search_ratio(
         steps: halvings of the interval.
         at_least: the smallest ratio to look at.
         unit: what sizes are counted in, for the message.
+        whole: the size of the reference, for the message; 0 where budgets are no fractions of it.
 
     Raises:
         ModelError: even the largest cut is above the budget; says the smallest size that can be reached.
@@ -103,13 +111,20 @@ def search_ratio(
             high, smallest = ratio, size_at(ratio)
             break
     if smallest > budget:
+        part = f" ({math.ceil(1000 * smallest / whole) / 1000:g} of the reference's)" if whole else ""
         raise ModelError(
-            f"cut: the smallest network that can be reached has {smallest:,.0f} {unit}, expected at most {budget:,.0f}"
+            f"cut: the smallest network that can be reached has {_figure(smallest)} {unit}{part}, expected at most "
+            f"{_figure(budget)}"
         )
     for _ in range(steps):
         middle = (low + high) / 2
         low, high = (low, middle) if size_at(middle) <= budget else (middle, high)
     return high
+
+
+def _figure(size: float) -> str:
+    """A size for people: whole from ten on, else to two digits."""
+    return f"{size:,.0f}" if size >= 10 else f"{size:.2g}"
 
 
 def _sections(group: ChannelGroup) -> list[npt.NDArray[np.int64]]:

@@ -48,6 +48,7 @@ __all__ = [
     "same_inputs",
     "split",
     "split_to_choose",
+    "take_nothing",
     "take_options",
     "with_labels",
     "with_order",
@@ -191,6 +192,17 @@ def take_options(name: str, options: Mapping[str, str], known: tuple[str, ...]) 
     """
     if unknown := sorted(set(options) - set(known)):
         raise DataError(f"{name}: unknown option {unknown[0]!r}, expected {', '.join((*known, *COMMON))}")
+
+
+def take_nothing(name: str, argument: str, options: Mapping[str, str]) -> None:
+    """Refuse an argument, and options that not every source has.
+
+    Raises:
+        DataError: one is given.
+    """
+    take_options(name, options, ())
+    if argument:
+        raise DataError(f"{name}: nothing is expected after its name, and {argument!r} was given")
 
 
 def _with_moments(dataset: Dataset, moments: Mapping[str, str]) -> Dataset:

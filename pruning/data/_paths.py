@@ -11,8 +11,10 @@ def existing(path: str | Path, what: str) -> Path:
     """`path`, if there is something.
 
     Raises:
-        DataError: there is nothing.
+        DataError: there is nothing, or no path is given.
     """
-    if not str(path) or not Path(path).exists():
+    if not str(path):
+        raise DataError(f"{what}: no path is given, expected {what}:PATH")
+    if not Path(path).exists():
         raise DataError(f"{what}: {str(path)!r} is not there, expected a path")
     return Path(path)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from pruning.data import Augmentation, Dataset, moments_of, split, take_options
+from pruning.data import Augmentation, Dataset, moments_of, split, take_nothing
 from sensai_serve.preprocess import ImageSpec, InputSpec
 
 
@@ -17,7 +17,7 @@ def load(argument: str, options: Mapping[str, str], seed: int) -> Dataset:
     """
     from sklearn.datasets import load_digits
 
-    take_options("digits", options, ())
+    take_nothing("digits", argument, options)
     raw = load_digits()
     pixels = np.rint(raw.images[:, None] * (255 / 16)).astype(np.uint8)  # [N, 1, 8, 8]
     kept, held_out = split(raw.target, 0.2, seed)

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import numpy as np
 
@@ -47,7 +48,7 @@ def load(argument: str, options: Mapping[str, str], seed: int) -> Dataset:
     except MemoryError:
         raise DataError(f"{path}: its arrays do not fit in memory") from None
     except Exception as error:  # zip files, compression and array headers raise whatever they like over damage
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split())[:200] if is_zipfile(path) else "it is no zip file, as np.savez writes it"
         raise DataError(f"{path} is no .npz file of arrays ({reason or type(error).__name__})") from None
     if several:
         if odd := sorted(set(options) - {INPUTS}):

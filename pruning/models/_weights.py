@@ -6,6 +6,8 @@ before their names. What is left off is said; nothing is guessed that does not g
 
 from __future__ import annotations
 
+import re
+import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -58,7 +60,33 @@ def read_weights(path: Path) -> Any:
     if suffix == ".npz":
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return {name: torch.from_numpy(np.array(arrays[name])) for name in arrays.files}
-    return torch.load(path, map_location="cpu", weights_only=True)
+    return _torch_file(path)
+
+
+def _torch_file(path: Path) -> Any:
+    """What `torch.save` wrote, if it is tensors and plain values.
+
+    torch's own messages advise to load other files with the code in them, so they are not passed on.
+
+    Raises:
+        TypeError: it holds objects of a class, or is no such file.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever the bytes of a file of another kind bring about
+        if isinstance(error, OSError | MemoryError):
+            raise
+        if found := _CLASS.search(str(error)):
+            raise TypeError(
+                f"it holds {found[1]}, which only code can read: write torch.save(network.state_dict(), FILE) instead"
+            ) from None
+        if not zipfile.is_zipfile(path):
+            raise TypeError("no file of torch.save, or a damaged one") from None
+        raise
+
+
+_CLASS = re.compile(r"Unsupported (?:global: GLOBAL|class) (\S+)")
+"""What torch says of a class in a file that is to hold tensors only."""
 
 
 def match(raw: Any, model: nn.Module) -> Match | None:

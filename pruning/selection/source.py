@@ -154,11 +154,12 @@ class SourceNetwork:
                 sizes[widths] = measure(apply_cut(trimmed.network, cut, self.plan.shape), self.plan.shape)
             return sizes[widths].parameters if target == "parameters" else sizes[widths].macs
 
-        budget = int(amount * (whole.parameters if target == "parameters" else whole.macs))
+        reference = whole.parameters if target == "parameters" else whole.macs
+        budget = int(amount * reference)
         unit = "parameters" if target == "parameters" else "MACs"
         while True:
             try:
-                return PruningRatio(search_ratio(size_at, budget, unit=unit), multiple)
+                return PruningRatio(search_ratio(size_at, budget, unit=unit, whole=reference), multiple)
             except ModelError:
                 if multiple == 1:
                     raise

@@ -112,11 +112,12 @@ def promise_lines(promises: Guarantees, n_workers: int, files: int | None = None
 
     covered, majority = promises.losses_covered, promises.losses_majority
     kept = ": every class still has a copy" if covered else ""
+    classes = "class" if promises.common_classes == 1 else "classes"
     half = f"with any {majority} lost" if majority else "with no worker lost"
     lines = [
         f"redundancy {promises.redundancy}: {tolerates(covered, n_workers, 'worker')}{kept}",
         f"{half}, every class keeps more than half of its copies; "
-        f"two workers have at most {promises.common_classes} classes in common",
+        f"two workers have at most {promises.common_classes} {classes} in common",
     ]
     if n_workers > 1 and promises.redundancy == n_workers:
         if files == 1:
@@ -147,8 +148,8 @@ def confident_lines(bundle: Bundle, placed: PlacedWorkers | None) -> Iterator[st
     counts = [(n, share) for n, share in enumerate(confident.stopped, 1) if share]
     shares = ", ".join(f"{share:.1%} with {n} {'copies' if n > 1 else 'copy'}" for n, share in counts)
     yield (
-        f"confident: of {confident.inputs:,} inputs {shares or 'none'} of every class; of those stopped at each number "
-        f"at least {100 * confident.agreement:g}% have the class that all copies give"
+        f"confident: of {confident.inputs:,} inputs {shares or 'none'} of every class are sure; wherever requests "
+        f"stop, at least {100 * confident.agreement:g}% of them get the class that all copies give"
     )
     if placed is None:
         yield f"confident asks workers in the order {', '.join(map(str, confident.order))}"

@@ -70,6 +70,10 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             _interrupted(ctx.invoked_subcommand)
+        except Exception as error:
+            if not _came_of_an_interrupt(error):
+                raise
+            _interrupted(ctx.invoked_subcommand)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         """The command that the arguments name, with all of its options."""
@@ -102,6 +106,13 @@ def complete_command(name: str, command: Callable[..., Any]) -> Any:
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command(name)(run)
     return typer.main.get_command(app)
+
+
+def _came_of_an_interrupt(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind an error: an extension module that it hits while it is imported raises ImportError."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _interrupted(command: str | None) -> NoReturn:

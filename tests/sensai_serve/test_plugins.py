@@ -50,6 +50,7 @@ def test_installed_plugins_are_looked_up_once_and_again_when_the_path_changes(
     [
         ("plurality", "nothing is called 'plurality', expected one of log, majority, mean or package.module:callable"),
         ("no_such_module:Rule", "cannot import no_such_module"),
+        ("rules/mine.py:Rule", "rules/mine.py is a file, expected the name of a module: mine:Rule"),
         ("sensai_serve.merge:Nothing", "has no 'Nothing'"),
     ],
 )

@@ -199,7 +199,8 @@ def npz_of(folder: Path, **arrays: object) -> str:
     ("make", "message"),
     [
         (lambda folder: f"cifar10:{folder / 'nowhere'}", "is not there"),
-        (lambda folder: "cifar10", "is not there"),
+        (lambda folder: "cifar10", "no path is given, expected cifar10:PATH"),
+        (lambda folder: "digits:more", "nothing is expected after its name, and 'more' was given"),
         (lambda folder: f"folder:{folder / 'nowhere'}", "is not there"),
         (lambda folder: f"npz:{folder / 'nowhere.npz'}", "is not there"),
         (spoil_truncated, "4000 bytes, expected a multiple of 3073"),

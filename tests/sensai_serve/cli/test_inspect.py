@@ -59,8 +59,8 @@ def test_inspect_says_how_much_stops_early_and_the_waves(make_bundle, capsys) ->
     (bundle / "manifest.json").write_text(json.dumps(manifest))
     _, out, _ = run(capsys, "inspect", bundle)
     said = " ".join(out.split())
-    assert "confident: of 5,000 inputs 71.4% with 1 copy of every class; of those stopped" in said
-    assert "at least 99.9% have the class that all copies give" in said
+    assert "confident: of 5,000 inputs 71.4% with 1 copy of every class are sure; wherever" in said
+    assert "at least 99.9% of them get the class that all copies give" in said
     assert "in the order 2, 0, 1" in said
     assert "every worker covers every class: an ensemble of 3 networks for the whole task" in said
     _, out, _ = run(capsys, "inspect", bundle, "--devices", "cpu:0,cpu:1")

@@ -142,3 +142,15 @@ sys.stderr.write(" ".join(name for name in {heavy.split()} if name in sys.module
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr == ""
     assert "Usage:" in done.stdout
+
+
+def test_an_interrupt_that_an_import_turned_into_an_error_is_an_interrupt(monkeypatch) -> None:
+    def imports(*_: Any) -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as interrupt:
+            raise ImportError("initialization failed") from interrupt  # as pybind11 does
+
+    monkeypatch.setattr("typer.core.TyperGroup.invoke", imports)
+    result = CliRunner().invoke(app, ["export", "run"])
+    assert result.exit_code == 130

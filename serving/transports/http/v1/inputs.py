@@ -61,6 +61,8 @@ async def from_body(request: Request, body: bytes, manifest: Manifest, decoder: 
         return from_numbers(body, specs)
     if kind == TEXT:
         return _from_text(body, _charset(request), manifest)
+    if body.startswith((b"{", b"[")) and kind != "multipart/form-data":
+        raise RequestError(f"JSON came as {kind or 'no content type'}, expected content-type: application/json")
     uploaded = await _uploaded(request, body) if kind == "multipart/form-data" else body
     if manifest.tokenizer is not None:
         raise RequestError(f'the body is {kind or "of no type"}, expected {TEXT} or JSON: {{"text": "..."}}')

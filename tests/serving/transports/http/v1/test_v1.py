@@ -130,6 +130,12 @@ def test_an_image_that_is_not_one(client, image: bytes) -> None:
     bad(client.post("/v1/predict?model=tiny", files={"file": image}), 400, "expected a readable")
 
 
+def test_json_of_another_content_type_is_not_taken_for_an_image(client) -> None:
+    form = {"Content-Type": "application/x-www-form-urlencoded"}  # what `curl -d` says of itself
+    wrong = client.post("/v1/predict?model=tiny", content=b'{"inputs": [1]}', headers=form)
+    bad(wrong, 400, "JSON came as application/x-www-form-urlencoded, expected content-type: application/json")
+
+
 def test_half_an_image(client, picture) -> None:
     image = encoded(picture, "JPEG")
     bad(client.post("/v1/predict?model=tiny", content=image[: len(image) // 2]), 400, "expected a readable")
