@@ -202,7 +202,11 @@ class Repository:
         """Serve the bundle as the model `name`, in place of one that is served already."""
         try:
             gateway = self._gateway(bundle)
-            await self._load(gateway)
+            try:
+                await self._load(gateway)
+            except BaseException:
+                await self._end(gateway, 0)  # what it would take of the devices is noted
+                raise
         except SensaiError as error:
             self._failed[name] = str(error)
             raise

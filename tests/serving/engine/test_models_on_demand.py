@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import re
 import shutil
@@ -19,7 +20,8 @@ from tritonclient import http as triton_http
 
 from benchmarks.subjects.noop import noop_bundle
 from sensai_serve.bundles import Bundle
-from sensai_serve.errors import InputError, NotReadyError
+from sensai_serve.errors import BundleError, InputError, NotReadyError
+from serving.engine.gateway import Gateway
 from serving.engine.options import GatewayOptions
 from serving.engine.reply import Reply
 from serving.engine.repository import Repository
@@ -102,6 +104,20 @@ def test_a_model_that_is_unloaded_while_a_request_loads_it_leaves_nothing_behind
         assert repository.residency.held == 0
 
     asyncio.run(asyncio.wait_for(test(), 60))
+
+
+def test_nothing_is_kept_of_a_model_that_takes_more_than_the_budget(directory: Path) -> None:
+    async def test() -> None:
+        repository = Repository([], OPTIONS, directory, memory=needed(directory))
+        for _ in range(3):
+            with pytest.raises(BundleError, match="expected at most the budget"):
+                await repository.load("large")
+        gc.collect()
+        kept = [o for o in gc.get_objects() if isinstance(o, Gateway) and o.bundle.path.parent == directory]
+        assert len(kept) <= 1  # the last error's frames hold one
+        await repository.stop()
+
+    asyncio.run(test())
 
 
 def test_a_bundle_that_is_damaged_when_it_is_needed_is_not_served_and_the_others_are(directory: Path, tmp_path) -> None:
