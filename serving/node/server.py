@@ -31,6 +31,8 @@ METADATA_BYTES = 32 * 1024
 """Bytes of a call's metadata."""
 DRAIN_S = 5.0
 """Seconds that open requests have to be answered when the node stops."""
+LAST_S = 0.05
+"""Seconds that the last replies have to go out then."""
 _log = logging.getLogger(__name__)
 _SERVICE = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
@@ -138,7 +140,7 @@ async def serving(
             await healthy.enter_graceful_shutdown()
             await servicer.leave(DRAIN_S)
             for each in servers:
-                await each.stop(0)
+                await each.stop(LAST_S)
     finally:
         await node.stop()
 

@@ -39,16 +39,18 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
     def __init__(self, node: Node) -> None:
         self._node = node
         self._streams: set[GatewayStream] = set()
+        self._asked = 0  # requests to single workers that are being answered
+        self._quiet = asyncio.Event()
+        self._quiet.set()
 
     async def leave(self, drain_s: float) -> None:
         """Tell the gateways that the workers go, and wait at most `drain_s` seconds until all requests are answered."""
         for stream in self._streams:
             stream.report_down()
-        ends = [asyncio.create_task(stream.idle.wait()) for stream in self._streams]
-        if ends:
-            _, late = await asyncio.wait(ends, timeout=drain_s)
-            for task in late:
-                task.cancel()
+        ends = [asyncio.create_task(end.wait()) for end in (self._quiet, *(stream.idle for stream in self._streams))]
+        _, late = await asyncio.wait(ends, timeout=drain_s)
+        for task in late:
+            task.cancel()
 
     async def ServerLive(self, request: pb.ServerLiveRequest, context: grpc.aio.ServicerContext) -> Message:
         """Report the node as live: it answers."""
@@ -162,6 +164,16 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
             stream.send(None)
 
     async def _infer(self, request: pb.ModelInferRequest) -> pb.ModelInferResponse:
+        self._asked += 1
+        self._quiet.clear()
+        try:
+            return await self._run(request)
+        finally:
+            self._asked -= 1
+            if not self._asked:
+                self._quiet.set()
+
+    async def _run(self, request: pb.ModelInferRequest) -> pb.ModelInferResponse:
         version, worker = self._find(request.model_name, request.model_version)
         if worker is None:
             raise RequestError(

@@ -29,6 +29,7 @@ import sensai_serve
 from sensai_serve.bundles import Bundle
 from sensai_serve.cli.main import main
 from serving.address import Address
+from serving.node import servicer
 from serving.node.node import Node
 from serving.node.options import NodeOptions
 from serving.node.server import serving
@@ -123,6 +124,26 @@ def test_a_worker_says_whose_it_is(node, tiny_bundle: Path) -> None:
 def test_a_wrong_request_is_one_line(node, model: str, shape: tuple[int, ...], version: str, message: str) -> None:
     with pytest.raises(InferenceServerException, match=message):
         node.infer(model, given(np.zeros(shape, np.float32)), model_version=version)
+
+
+def test_requests_to_one_worker_are_answered_when_the_node_stops(tiny_bundle: Path, monkeypatch) -> None:
+    begun, read = threading.Event(), servicer.read_input
+
+    def noted(*given: Any) -> Any:
+        begun.set()
+        return read(*given)
+
+    monkeypatch.setattr(servicer, "read_input", noted)
+    replies: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
+    with contextlib.ExitStack() as stack:
+        with running(tiny_bundle, workers=(0,), faults=(parse_fault("0:delay=300ms"),), inline_s=0.0) as url:
+            client = stack.enter_context(triton.InferenceServerClient(url.removeprefix("grpc://")))
+            x = given(np.zeros((1, 3, 8, 8), np.float32))
+            client.async_infer("tiny-00", x, lambda result, error: replies.put((result, error)))
+            assert begun.wait(30)
+        result, error = replies.get(timeout=30)
+        assert error is None
+        assert result.as_numpy("scores").shape == (1, 3)
 
 
 def test_one_input_travels_once_and_scores_come_as_workers_end(tiny_bundle: Path) -> None:
