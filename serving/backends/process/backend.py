@@ -16,12 +16,12 @@ import threading
 import time
 from collections.abc import Sequence
 
-from sensai_serve.errors import BundleError, DeviceError
+from sensai_serve.errors import BundleError, DeviceError, InputError
 from serving.backends import BackendPlan, Execution, Task
 from serving.backends.process.exchange import Exchange
 from serving.backends.process.handles import WorkerHandle, WorkerProcess, processes
 from serving.backends.process.launch import launch
-from serving.backends.process.shared import READY, RING, STARTING, Memory, MemoryLayout
+from serving.backends.process.shared import MOST_INPUTS, READY, RING, STARTING, Memory, MemoryLayout
 from serving.runtime.devices import require
 
 log = logging.getLogger(__name__)
@@ -42,8 +42,13 @@ class Backend:
 
         Raises:
             DeviceError: this machine lacks a device, or Linux is too old.
+            InputError: requests may have more inputs than the shared memory can say.
         """
         require(plan.devices)
+        if plan.max_batch > MOST_INPUTS:
+            raise InputError(
+                f"a request may have {plan.max_batch} inputs, expected at most {MOST_INPUTS} with --backend process"
+            )
         if not hasattr(os, "eventfd") or not hasattr(os, "pidfd_open"):
             raise DeviceError("the process backend needs Linux 5.3 or later, expected --backend ort here")
         self._plan = plan

@@ -32,6 +32,8 @@ from sensai_serve.tensors import Inputs, arrays_of, inputs_of
 SLOTS = 16
 RING = 8
 """The most tasks of one worker whose results the gateway has not read, so that neither ring is overrun."""
+MOST_INPUTS = 0xFFFF
+"""Inputs of one task at most: what `pack` has room for."""
 MESSAGE = 512
 _LINE = 64  # bytes of a cache line: workers write to lines of their own
 

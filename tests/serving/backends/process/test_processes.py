@@ -17,6 +17,7 @@ import pytest
 from backend_fixtures import inputs, run, started, until
 
 import sensai_serve
+from sensai_serve.errors import InputError
 from serving.backends import Cause
 from serving.backends.process import backend, handles
 from serving.backends.process.backend import Backend
@@ -226,6 +227,15 @@ def test_a_process_that_dies_before_it_has_served_is_started_again_after_growing
             assert [await kill() for _ in range(3)] == [0, 1, 2]  # the first time it had served
             await until(lambda: gateway.workers[2].state is State.LIVE)
             assert await kill() == 0
+
+    run(test)
+
+
+def test_more_inputs_than_the_shared_memory_can_say_are_no_setting(bundle: Path) -> None:
+    async def test() -> None:
+        with pytest.raises(InputError, match="a request may have 65536 inputs, expected at most 65535"):
+            async with serving(bundle, max_batch=65536):
+                pass
 
     run(test)
 
