@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from pruning import heads
@@ -17,7 +16,7 @@ from pruning.pipeline.estimate import whole
 from pruning.pipeline.joint import check_outputs, forget_joint
 from pruning.pipeline.subnet import cut_network
 from pruning.pipeline.teacher import FOLDER, compute_teacher_logits
-from pruning.planning.plan import RunPlan
+from pruning.planning.plan import RunPlan, as_begun
 from pruning.planning.stages import recovered, recoveries_of, recovery, recovery_images, specialisation
 from pruning.run import Run, reached, warning
 from pruning.selection.choose import choose_cut
@@ -57,9 +56,7 @@ def prune_reference(
     """
     execute: Execute = plugins.find("pruning.executors", executor, "execute")
     run = Run.resume(out, plan.recipe, plan.digests)
-    if run is not None:
-        run.check_inputs(plan.dataset)
-    plan = meet_budget(plan, latency, on_progress) if run is None else replace(plan, budget=run.budget)
+    plan = meet_budget(plan, latency, on_progress) if run is None else as_begun(plan, run)
     reference = reference_source(plan, on_progress)
     if run is None:
         with enough_memory("profile", plan.device):
@@ -124,6 +121,7 @@ def validation_accuracy(plan: RunPlan, run: Run) -> float:
 
     Of sets of labels it is the F1 over all of them.
     """
+    plan = as_begun(plan, run)
     truth = plan.dataset.y[plan.validation]
     scores = [run.validation_scores(worker) for worker in range(run.assignment.n_workers)]
     return accuracy(ScoredInputs(merge_plan(run, truth), scores).labels(), truth)

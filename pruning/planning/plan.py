@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -144,6 +144,28 @@ def plan_of(run: Run, *, device: str = "cpu", threads: int | None = None) -> Run
         run.budget,
         threads,
     )
+
+
+def as_begun(plan: RunPlan, run: Run) -> RunPlan:
+    """The plan with what its run came to when it was begun: budget, assignment, and the reference's answers.
+
+    Another machine, or another number of threads, rounds otherwise, and may come to other ones.
+
+    Args:
+        plan: made anew of the run's recipe.
+        run: the run.
+
+    Raises:
+        DataError: the data is normalised otherwise.
+        InputError: the answers are missing or damaged.
+    """
+    run.check_inputs(plan.dataset)
+    begun = replace(plan, budget=run.budget, assignment=run.assignment)
+    if plan.recipe.labels != "reference":
+        return begun
+    dataset = run.with_answers(plan.dataset)
+    train, validation = data.split(dataset.y, plan.recipe.validation, plan.recipe.seed)
+    return replace(begun, dataset=dataset, train=train, validation=validation)
 
 
 def groups_of(recipe: Recipe, dataset: Dataset, model: nn.Module) -> list[list[int]] | None:

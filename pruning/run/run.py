@@ -172,13 +172,20 @@ class Run:
             DataError: the data is missing, or is no longer what the run was made with.
             InputError: the answers are missing or damaged.
         """
-        answered = self.recipe.labels == "reference"
-        recipe = self.recipe
-        dataset = data.load(recipe.data, seed=recipe.seed, unlabelled=answered, task=recipe.task)
+        recipe, unlabelled = self.recipe, self.recipe.labels == "reference"
+        dataset = data.load(recipe.data, seed=recipe.seed, unlabelled=unlabelled, task=recipe.task)
         if dataset.digest() != self.digests["data"]:
             raise DataError(f"{self.recipe.data}: not the data that {self.path} was made with")
         self.check_inputs(dataset)
-        if not answered:
+        return self.with_answers(dataset)
+
+    def with_answers(self, dataset: Dataset) -> Dataset:
+        """The run's data with the reference's answers that it was begun with; as it is where these are not its labels.
+
+        Raises:
+            InputError: the answers are missing or damaged.
+        """
+        if self.recipe.labels != "reference":
             return dataset
         try:
             with np.load(self.path / ANSWERS, allow_pickle=False) as file:

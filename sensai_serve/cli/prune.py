@@ -77,7 +77,7 @@ def prune(
     from pruning.pipeline.estimate import estimate
     from pruning.pipeline.prune import prune_reference, reference_accuracy, validation_accuracy
     from pruning.pipeline.rehearsal import rehearse
-    from pruning.planning.plan import make_plan
+    from pruning.planning.plan import as_begun, make_plan
     from pruning.recipe import Recipe, from_flags, read_recipe
     from pruning.run import Run
     from pruning.selection.source import reference_source
@@ -110,6 +110,7 @@ def prune(
     if out is None or dry_run:
         _print_plan(plan, found, len(slots))
         return
+    plan = as_begun(plan, run)
     _print_sizes(plan, [run.network(run.folder(worker)) for worker in range(plan.assignment.n_workers)])
     merged = validation_accuracy(plan, run)
     if plan.recipe.task == "multilabel":

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from pruning import data, models
+from pruning.merging import merge_plan
 from pruning.pipeline.estimate import estimate
 from pruning.pipeline.prune import prune_reference, reference_accuracy, validation_accuracy
 from pruning.planning.plan import make_plan
@@ -28,6 +30,7 @@ from pruning.run import RECOVERED, Run, reached
 from pruning.training.reference import train
 from sensai_serve import assignment
 from sensai_serve.errors import AssignmentError, InputError, ModelError, OutputExistsError, SensaiError, WorkError
+from sensai_serve.merge.lost_workers import ScoredInputs, accuracy
 from sensai_serve.preprocess import normalise
 
 WINE = Recipe("wine", "mlp", amount=0.5, recover_images=3000, images=1000, batch=32, recover_rate=0.05)
@@ -171,7 +174,7 @@ def test_each_worker_is_made_of_its_recovery_and_recoveries_differ(wine, tmp_pat
         ({"target": "microseconds", "amount": 50.0, "steps": 2}, "steps is 2 and target microseconds"),
         ({"rate": -1.0}, "rate is -1.0, expected more than 0"),
         ({"recover_rate": float("nan")}, "recover_rate is nan, expected more than 0"),
-        ({"seed": -1}, "seed is -1, expected at least 0"),
+        ({"seed": -1}, "seed is -1, expected 0 to 4294967295"),
         ({"recoveries": 2}, "recoveries is 2, expected at most as many, 1, where no class has two copies"),
         ({"assignment": "cyclic", "redundancy": 2, "recoveries": 4}, "recoveries is 4, .* 3, as there are workers"),
     ],
@@ -192,6 +195,26 @@ def test_a_finished_run_is_not_made_again(wine, tmp_path):
     files = {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.is_file()}
     prune_reference(plan, tmp_path / "run")
     assert files == {path: path.stat().st_mtime_ns for path in run.path.rglob("*") if path.is_file()}
+
+
+def test_a_run_goes_on_with_the_groups_and_the_answers_that_it_was_begun_with(wine, tmp_path):
+    recipe = dataclasses.replace(
+        WINE, assignment="grouped", groups=2, uneven=True, labels="reference", recover_images=0, images=64
+    )
+    run = prune_reference(make_plan(recipe, wine), tmp_path / "run")
+    rows, scored = run.assignment.rows, [run.validation_scores(worker) for worker in range(2)]
+    shutil.rmtree(run.path / run.folder(1))
+    other = make_plan(recipe, wine)  # as another machine may round: other groups, and other answers
+    flipped = np.where(np.arange(len(other.dataset.y)) % 5 == 0, (other.dataset.y + 1) % 3, other.dataset.y)
+    dataset = other.dataset.answered(flipped, other.dataset.y_test)
+    train_part, validation = data.split(flipped, recipe.validation, recipe.seed)
+    groups = assignment.grouped([[0, 1], [2]] if rows != ((0, 1), (2,)) else [[0], [1, 2]])
+    other = dataclasses.replace(other, dataset=dataset, train=train_part, validation=validation, assignment=groups)
+    again = prune_reference(other, run.path)
+    assert [again.network(name).classes for name in networks(again)] == list(rows)
+    np.testing.assert_array_equal(again.validation_scores(1), scored[1])
+    truth = run.dataset.y[run.split[1]]
+    assert validation_accuracy(other, again) == accuracy(ScoredInputs(merge_plan(run, truth), scored).labels(), truth)
 
 
 @pytest.fixture
