@@ -60,8 +60,7 @@ class Bundle:
         try:
             text = _read_regular(path / MANIFEST, MAX_MANIFEST_BYTES)
         except (FileNotFoundError, NotADirectoryError):
-            hint = "" if path.is_dir() else ": no such directory"
-            raise BundleError(f"{path} is not a bundle{hint}, expected a directory with {MANIFEST}") from None
+            raise BundleError(f"{path} is not a bundle{_why_not(path)}, expected a directory with {MANIFEST}") from None
         except OSError as error:
             raise BundleError(f"{path / MANIFEST} cannot be read: {error.strerror}") from None
         try:
@@ -206,6 +205,19 @@ class Bundle:
         out = signature.outputs[0]
         if out.name != "scores" or not out.accepts((n_outputs,)):
             raise BundleError(f"gives {out}, expected scores FP32 [N, {n_outputs}]")
+
+
+def _why_not(path: Path) -> str:
+    """What a path without a manifest is instead, as part of a message; empty where that is not known."""
+    if path.is_file():
+        return ": a file, which `sensai bundle` makes one of" if path.suffix == ".onnx" else ": a file"
+    if not path.is_dir():
+        return ": no such directory"
+    if (path / "recipe.json").is_file():
+        return f": a run, which `sensai export {path} --out BUNDLE` makes one of"
+    if any(path.glob(f"*/{MANIFEST}")):
+        return ": a directory of bundles, which `sensai serve --repository` serves"
+    return ""
 
 
 def _read_regular(path: Path, most: int) -> bytes:

@@ -85,6 +85,8 @@ def parse_fault(spec: str) -> Fault:
     """
     head, _, rest = spec.partition(":")
     try:
+        if head != "*" and not all(w.isascii() and w.isdigit() for w in head.split("+")):
+            raise ValueError(f"{head!r} names no workers")
         workers = None if head == "*" else frozenset(int(w) for w in head.split("+"))
         given: dict[str, object] = {}
         for part in rest.split(","):

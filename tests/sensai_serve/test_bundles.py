@@ -74,6 +74,18 @@ def test_paths_that_are_no_bundle_are_said(tmp_path: Path) -> None:
         Bundle.open(tmp_path)
 
 
+def test_what_a_path_is_instead_of_a_bundle_is_said(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    for file, path, message in (
+        ("a.onnx", tmp_path / "a.onnx", "a file, which `sensai bundle` makes one of"),
+        ("one/manifest.json", tmp_path, "a directory of bundles, which `sensai serve --repository` serves"),
+        ("recipe.json", tmp_path, "a run, which `sensai export .* --out BUNDLE` makes one of"),
+    ):
+        (tmp_path / file).touch()
+        with pytest.raises(BundleError, match=f"is not a bundle: {message}, expected a directory with"):
+            Bundle.open(path)
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '"x"', "[" * 100_000, "{}", '{"schema": 2}', "\x00\xff"])
 def test_what_is_no_manifest_is_refused(bundle: Path, text: str) -> None:
     (bundle / "manifest.json").write_text(text)
