@@ -17,7 +17,7 @@ from pruning.cutting.graph import output_layer
 from pruning.cutting.size import measure
 from pruning.heads import Subnet
 from pruning.pipeline.subnet import calibrate, distillation
-from pruning.pipeline.teacher import TeacherLogits
+from pruning.pipeline.teacher import TeacherLogits, answering_once, make_teacher
 from pruning.planning.plan import RunPlan
 from pruning.planning.stages import joint_schedule
 from pruning.run import Run
@@ -118,9 +118,12 @@ def joint_loss(plan: RunPlan, teacher_logits: TeacherLogits | None) -> JointLoss
     """
     recipe, assignment = plan.recipe, plan.assignment
     head = heads.find(recipe.head, recipe.task)
-    own = [distillation(plan, head, row, teacher_logits) for row in assignment.rows] if recipe.joint_own > 0 else []
+    teacher = answering_once(make_teacher(plan)) if teacher_logits is None and recipe.distil > 0 else None
+    rows = assignment.rows if recipe.joint_own > 0 else ()
+    own = [distillation(plan, head, row, teacher_logits, teacher) for row in rows]
     every = tuple(range(plan.dataset.n_classes))
-    merged_loss = distillation(plan, heads.find(heads.of_reference(recipe.task), recipe.task), every, teacher_logits)
+    of_all = heads.find(heads.of_reference(recipe.task), recipe.task)
+    merged_loss = distillation(plan, of_all, every, teacher_logits, teacher)
     copies = float(np.mean([len(workers) for workers in assignment.workers_of]))
 
     def loss(batch: Batch, logits: Mapping[int, Tensor], lost: frozenset[int]) -> Tensor:

@@ -18,7 +18,7 @@ from pruning.cutting.graph import output_layer
 from pruning.cutting.reconstruct import reconstruct
 from pruning.cutting.size import measure
 from pruning.heads import Head, Subnet, replace_output
-from pruning.pipeline.teacher import TeacherLogits, make_teacher
+from pruning.pipeline.teacher import Teacher, TeacherLogits, make_teacher
 from pruning.planning.plan import RunPlan
 from pruning.planning.stages import Stage
 from pruning.run import Network
@@ -126,7 +126,13 @@ def labels_as(head: Head, plan: RunPlan, classes: Sequence[int], y: Tensor) -> T
     return head.probabilities(head.own_logits(CERTAIN * certain.float(), classes))
 
 
-def distillation(plan: RunPlan, head: Head, classes: Sequence[int], teacher_logits: TeacherLogits | None) -> Loss:
+def distillation(
+    plan: RunPlan,
+    head: Head,
+    classes: Sequence[int],
+    teacher_logits: TeacherLogits | None,
+    teacher: Teacher | None = None,
+) -> Loss:
     """The loss of a network for `classes`: against the reference's logits for the same views, and against the labels.
 
     Args:
@@ -134,6 +140,7 @@ def distillation(plan: RunPlan, head: Head, classes: Sequence[int], teacher_logi
         head: the network's head.
         classes: the classes that it scores.
         teacher_logits: the reference's logits; None: computed in every step.
+        teacher: computes them; None: a copy of the reference for this loss alone.
 
     Source: Hinton et al., "Distilling the Knowledge in a Neural Network", 2015, https://arxiv.org/abs/1503.02531. Both
     sides' logits are divided by a temperature, so that what the reference holds possible counts beside what it holds
@@ -142,7 +149,8 @@ def distillation(plan: RunPlan, head: Head, classes: Sequence[int], teacher_logi
     """
     weight, temperature, device = plan.recipe.distil, plan.recipe.temperature, plan.device
     y = torch.from_numpy(plan.dataset.y).to(device if weight < 1 else "cpu")
-    teacher = make_teacher(plan) if teacher_logits is None and weight > 0 else None
+    if teacher is None and teacher_logits is None and weight > 0:
+        teacher = make_teacher(plan)
 
     def loss(batch: Batch, logits: Tensor) -> Tensor:
         total = logits.new_zeros(())

@@ -20,14 +20,17 @@ from pruning import heads
 from pruning.executors import Slot
 from pruning.pipeline import joint
 from pruning.pipeline.prune import prune_reference
+from pruning.pipeline.teacher import make_teacher
 from pruning.planning.plan import RunPlan, make_plan
 from pruning.recipe import Recipe
 from pruning.run import Run
+from pruning.training.batches import Batch
 from pruning.training.joint import merged_log_odds
 from pruning.training.reference import train
 from sensai_serve import plugins
 from sensai_serve.assignment import cyclic, full
 from sensai_serve.errors import InputError
+from sensai_serve.preprocess import normalise
 
 RECIPE = Recipe(
     "npz:FILE", "cnn", assignment="cyclic", groups=5, offsets=(0, 1, 3), amount=0.06, recover_images=1500, recoveries=5,
@@ -68,6 +71,21 @@ def log_odds_accuracy(run: Run, plan: RunPlan, folder: str, lost: tuple[int, ...
         odds[worker] = torch.logit(scores.double(), 1e-6)
     merged = merged_log_odds(odds, rows, plan.dataset.n_classes, frozenset(lost))
     return float((merged.argmax(1).numpy() == plan.dataset.y[plan.validation]).mean())
+
+
+def test_the_reference_answers_a_batch_once_for_all_workers(plan, monkeypatch):
+    asked = []
+    teacher = make_teacher(plan)
+    monkeypatch.setattr(joint, "make_teacher", lambda _: lambda x: asked.append(x) or teacher(x))
+    loss = joint.joint_loss(plan, None)
+    rows = plan.assignment.rows
+    for at in (0, 8):
+        indices = plan.train[at : at + 8]
+        x = torch.from_numpy(normalise(plan.dataset.x[indices], plan.dataset.spec))
+        logits = {worker: torch.zeros(8, len(row), requires_grad=True) for worker, row in enumerate(rows)}
+        loss(Batch(x, torch.from_numpy(indices), None), logits, frozenset()).backward()
+        assert all(bool(of.grad.abs().sum() > 0) for of in logits.values())
+    assert len(asked) == 2  # and not for each of five workers and their merged answer
 
 
 def test_the_merged_answer_gets_better_also_without_any_two_workers(run, plan):
