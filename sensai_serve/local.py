@@ -22,7 +22,7 @@ from sensai_serve.input_spec import InputSpec, Normalisation
 from sensai_serve.manifest import Manifest
 from sensai_serve.merge import Answer, Collector, Wait
 from sensai_serve.preprocess import from_image, from_raw
-from sensai_serve.tensors import Inputs, arrays_of
+from sensai_serve.tensors import Inputs, NamedInputs, arrays_of, check_batch
 from sensai_serve.text_spec import TokenizerSpec
 from sensai_serve.tokenizer import Texts, TextTokenizer, decoded
 
@@ -129,8 +129,11 @@ class Classifier:
             wait: until when workers are asked, one after the other; as for the server.
 
         Raises:
-            RequestError: the wait is ``confident``, and the bundle has no thresholds for it.
+            RequestError: another shape or datatype, or the wait is ``confident``, and the bundle has no thresholds for
+                it.
         """
+        inputs = inputs if isinstance(inputs, NamedInputs) else np.asarray(inputs)
+        check_batch(inputs, self.manifest.inputs, max(1, len(inputs)))
         collector, feed = Collector(self.plan, len(inputs), wait), arrays_of(inputs, self.manifest.inputs)
         left = list(self.plan.order)
         while left and not collector.done:

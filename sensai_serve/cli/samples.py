@@ -137,13 +137,10 @@ def _content(path: Path) -> Any:
 
 def _npz(path: Path) -> Any:
     with np.load(path, allow_pickle=False) as arrays:
-        return arrays["inputs"] if "inputs" in arrays else arrays[_only(arrays.files)]
-
-
-def _only(names: list[str]) -> str:
-    if len(names) != 1:
-        raise KeyError("inputs")
-    return names[0]
+        if "inputs" not in arrays and len(arrays.files) != 1:
+            found = ", ".join(arrays.files) or "nothing"
+            raise DataError(f"{path} holds {found}, expected one array, or one that is called inputs")
+        return arrays["inputs" if "inputs" in arrays else arrays.files[0]]
 
 
 def _json(path: Path) -> Any:

@@ -115,7 +115,7 @@ def workers_on(workers: WorkerMap, host: str) -> tuple[int, ...]:
                 raise InputError(f"'*' is for {device}, expected the workers of a node by their ids")
             found += ids
     if not found:
-        raise InputError(f"no worker is for the host {host!r}, expected one of the hosts that are listed")
+        raise InputError(f"no worker is for the host {host!r}, expected one of the hosts that are listed (--host)")
     return tuple(found)
 
 

@@ -40,6 +40,18 @@ def test_golden_samples_come_out_as_written(tiny_bundle: Path) -> None:
     assert one.class_id == golden.class_id[0]
 
 
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (np.zeros((1, 3, 8, 8)), "holds float64, expected FP32"),
+        (np.zeros((3, 8, 8), np.float32), r"shape is \[3, 8, 8\], expected \[N, 3, 8, 8\]"),
+    ],
+)
+def test_a_tensor_that_does_not_fit_is_said(tiny_bundle: Path, inputs: np.ndarray, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        sensai_serve.load(tiny_bundle).predict_tensor(inputs)
+
+
 def test_a_table_of_readings_needs_no_image(make_bundle) -> None:
     bundle = make_bundle(shape=(13,), n_classes=3, head="softmax_others")
     assert sensai_serve.load(bundle).predict(np.arange(13)).label.startswith("class-")

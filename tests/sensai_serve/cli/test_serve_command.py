@@ -273,12 +273,15 @@ def test_predict_with_wrong_input(sensai, server, tiny_bundle: Path, numbers_bun
     ragged.write_text("1,2,3,4\n1,2\n")
     pickled = tmp_path / "pickled.npy"
     np.save(pickled, np.array([{}]), allow_pickle=True)
+    several = tmp_path / "several.npz"
+    np.savez(several, x=[1.0, 2.0, 3.0, 4.0], y=[1])
     for target in (tiny_bundle, server.url):
         assert "text.png: image: not a known image format" in wrong(target, text)
         assert "nowhere.png: No such file" in wrong(target, tmp_path / "nowhere.png")
         assert "short.csv: shape is [1, 3], expected [3, 8, 8], or rows of 192 numbers" in wrong(target, short)
     assert "ragged.csv is damaged, expected a .csv file of numbers" in wrong(numbers_bundle, ragged)
     assert "pickled.npy is damaged, expected a .npy file of numbers" in wrong(numbers_bundle, pickled)
+    assert "several.npz holds x, y, expected one array, or one that is called inputs" in wrong(numbers_bundle, several)
     assert "text.png: this model takes [4] numbers, not images" in wrong(numbers_bundle, text)
     assert "nowhere is not a bundle" in wrong("nowhere", text)
     assert "is not the URL of a server" in wrong("ftp://x", text)
