@@ -21,7 +21,7 @@ from pruning.limits import enough_memory
 from pruning.pipeline.subnet import cut_network, distillation
 from pruning.pipeline.teacher import BATCH, STAGE, TeacherLogits, make_teacher, views_of
 from pruning.planning.plan import RunPlan
-from pruning.planning.stages import Stage, recoveries_of, rounds, specialisation
+from pruning.planning.stages import Stage, joint_schedule, recoveries_of, rounds, specialisation
 from pruning.selection.latency import Latency, meet_budget
 from pruning.selection.source import SourceNetwork, reference_source
 from pruning.training.augment import Views
@@ -33,8 +33,8 @@ BURST = 6
 """Training steps that are timed; the first two warm up."""
 BYTES = 4
 """Bytes of a parameter in a file."""
-SNAPSHOT = 2
-"""Numbers that the snapshot of an unfinished training keeps for each parameter: its value and its momentum."""
+SNAPSHOT = 3
+"""Numbers that the snapshot of an unfinished training keeps for each parameter, at most: its value and two moments."""
 HERE = Slot("", None)
 """Stands for this process and the device that the plan's reference is on."""
 
@@ -78,12 +78,19 @@ def estimate(
         for stage in _from_the_reference(plan):
             kept += recoveries * [measure(cut_network(source, stage)[0], plan.shape).parameters]
             seconds += math.ceil(recoveries / jobs) * _seconds(source, stage, HERE if alone else slots[0])
+    snapshots = jobs * max(kept[1:])
+    if plan.recipe.joint_images:
+        joint = replace(workers[0], schedule=joint_schedule(plan))
+        seconds += math.ceil(len(workers) / jobs) * _seconds(source, joint, slots[0] if slots else HERE)
+        own = [size.parameters for size in sizes]
+        kept += own  # those that were trained apart stay
+        snapshots = max(snapshots, 2 * sum(own))  # of all at once, beside those before
     logits = 0
     if (views := views_of(plan)) is not None:
         with enough_memory(STAGE, plan.device):
             seconds += _seconds_for_teacher(plan, views)
         logits = 2 * views.count * len(plan.train) * plan.dataset.n_classes
-    return Estimate(sizes, seconds, logits + BYTES * (sum(kept) + jobs * SNAPSHOT * max(kept[1:])))
+    return Estimate(sizes, seconds, logits + BYTES * (sum(kept) + SNAPSHOT * snapshots))
 
 
 def whole(plan: RunPlan, worker: int) -> Stage:

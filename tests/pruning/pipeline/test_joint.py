@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from pruning import heads
 from pruning.executors import Slot
-from pruning.pipeline import joint
+from pruning.pipeline import estimate, joint
 from pruning.pipeline.prune import prune_reference
 from pruning.pipeline.teacher import make_teacher
 from pruning.planning.plan import RunPlan, make_plan
@@ -71,6 +71,16 @@ def log_odds_accuracy(run: Run, plan: RunPlan, folder: str, lost: tuple[int, ...
         odds[worker] = torch.logit(scores.double(), 1e-6)
     merged = merged_log_odds(odds, rows, plan.dataset.n_classes, frozenset(lost))
     return float((merged.argmax(1).numpy() == plan.dataset.y[plan.validation]).mean())
+
+
+def test_a_joint_retraining_is_a_part_of_the_estimate(plan, monkeypatch):
+    monkeypatch.setattr(estimate, "_seconds", lambda source, stage, slot: stage.schedule.images)
+    monkeypatch.setattr(estimate, "_seconds_for_teacher", lambda plan, views: 0)
+    alone = estimate.estimate(replace(plan, recipe=replace(plan.recipe, joint_images=0)))
+    found = estimate.estimate(plan)
+    assert found.seconds - alone.seconds == 5 * plan.recipe.joint_images
+    own = 4 * sum(size.parameters for size in found.sizes)
+    assert found.disk - alone.disk >= own  # networks that were trained apart stay beside those trained together
 
 
 def test_the_reference_answers_a_batch_once_for_all_workers(plan, monkeypatch):
