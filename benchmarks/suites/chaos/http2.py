@@ -60,6 +60,11 @@ class CallFlood(asyncio.Protocol):
         self._transport.write(PREFACE + http2_frame(_SETTINGS, payload=wide) + _more_window(_WIDE - _FIRST_WINDOW))
         self._begin(self._calls)
 
+    def abort(self) -> None:
+        """End the connection, where there is one, with what it has not sent yet."""
+        if self._transport is not None:
+            self._transport.abort()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is closed."""
         if not self.closed.done():

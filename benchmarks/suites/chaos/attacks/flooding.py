@@ -29,7 +29,7 @@ async def run(to: Target, tally: Tally) -> None:
     http, grpc, model = to.served.http, to.served.grpc, to.served.model
     frames = [frame(text.encode()) for text in to.frames]
     small = b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
-    ways: dict[str, tuple[int, Callable[[], asyncio.BaseProtocol]]] = {
+    ways: dict[str, tuple[int, Callable[[], ByteFlood | CallFlood]]] = {
         "infer requests over HTTP": (http, lambda: ByteFlood(b"", _chunk(to.requests), b"HTTP/1.1 ")),
         "small requests over HTTP": (http, lambda: ByteFlood(b"", _chunk([small]), b"HTTP/1.1 ")),
         "frames": (http, lambda: ByteFlood(handshake(model), _chunk(frames), b'"frame"')),
@@ -45,23 +45,27 @@ async def run(to: Target, tally: Tally) -> None:
                     await flood(*ways[name], f"flooding: answers to {name}", tally)
 
 
-async def flood(port: int, protocol: Callable[[], asyncio.BaseProtocol], name: str, tally: Tally) -> None:
+async def flood(port: int, protocol: Callable[[], ByteFlood | CallFlood], name: str, tally: Tally) -> None:
     """Hold one connection of this protocol, a new one where the server ends it; count what it is answered."""
-    loop = asyncio.get_running_loop()
     while True:
+        made = protocol()
         try:
-            transport, made = await loop.create_connection(protocol, HOST, port)
+            await _until_closed(port, made)
+            tally["connections ended by the server"] += 1
         except OSError:
             tally["connections refused"] += 1
             await asyncio.sleep(0.1)
-            continue
-        assert isinstance(made, ByteFlood | CallFlood)
-        try:
-            await made.closed
-            tally["connections ended by the server"] += 1
         finally:
             tally[name] += made.ended
-            transport.abort()
+
+
+async def _until_closed(port: int, protocol: ByteFlood | CallFlood) -> None:
+    try:
+        await asyncio.get_running_loop().create_connection(lambda: protocol, HOST, port)
+        await protocol.closed
+    finally:
+        # A turn may end while the connection is made: asyncio then closes it when all is sent, which may be never.
+        protocol.abort()
 
 
 class ByteFlood(asyncio.Protocol):
@@ -90,6 +94,11 @@ class ByteFlood(asyncio.Protocol):
             self._transport.write(self._first)
         else:
             self._send()
+
+    def abort(self) -> None:
+        """End the connection, where there is one, with what it has not sent yet."""
+        if self._transport is not None:
+            self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is closed."""
