@@ -42,7 +42,9 @@ def test_the_readme_runs(tmp_path: Path, added: dict[str, tuple[str, ...]]) -> N
     # The answer that the README shows is the one that comes back, but for times and for which copies came first.
     shown = cells(blocks(README, "text")[0].code.splitlines()[3])
     answered = cells(next(out for code, out in said.items() if "sensai predict" in code).splitlines()[3])
-    assert [shown[i] for i in (0, 1, 2, 4)] == [answered[i] for i in (0, 1, 2, 4)]
+    assert shown[:2] == answered[:2]
+    # Score and margin are of the copies that came first.
+    assert [float(answered[i]) for i in (2, 4)] == pytest.approx([float(shown[i]) for i in (2, 4)], abs=0.01)
 
 
 def test_install_and_example_stand_in_the_first_forty_lines() -> None:
