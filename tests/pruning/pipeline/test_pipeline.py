@@ -279,7 +279,7 @@ def test_a_run_of_another_recipe_data_or_weights_is_refused_and_left_alone(wine,
 def test_a_cut_far_from_what_was_asked_for_is_said_before_the_work(wine, tmp_path, caplog):
     recipe = dataclasses.replace(WINE, amount=0.9, multiple=32, images=64, recover_images=0, validation=0.2)
     run = prune_reference(make_plan(recipe, wine), tmp_path / "run")
-    far = "cut: each subnet was to keep 90.0% of the reference's MACs and keeps 31.0%, off by more than a tenth"
+    far = "cut: each subnet was to keep 90.0% of the reference's MACs and keeps 31.0%, off by more than a third"
     assert [line for line in caplog.messages if far in line and "--multiple 1 (it is 32) may come nearer" in line]
     made = reached(recipe, [run.network(name) for name in networks(run)], run.network("reference"))
     assert made is not None
