@@ -80,7 +80,10 @@ class Recipe:
     """The fraction of the answers that the wait ``confident`` stops early which equal those of all copies, on the
     validation part."""
 
-    criterion: Annotated[str, Section("How much is cut"), Plugins("pruning.criteria", "importance")] = "taylor"
+    downsample: Annotated[int, Section("How much is cut"), Range(1)] = 1
+    """Networks see the mean over this many neighbouring values on each axis of a picture or series: with 2, a fourth of
+    the pixels. The reference, which they learn from, still sees all."""
+    criterion: Annotated[str, Plugins("pruning.criteria", "importance")] = "taylor"
     """What makes a channel important."""
     theta1: float = Thresholds.theta1
     """Activations below this count as none in the criterion ``hybrid``, and when images are profiled."""

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pruning.models._adapted import Adapted, ClassLogits, direct_layers, kind_of
+from pruning.models._adapted import Adapted, ClassLogits, direct_layers
+from pruning.models._downsampled import Downsampled, downsample
 from pruning.models._outputs import in_one_line, refuse_cells, with_logits
 from pruning.models._plain import make_plain, with_shared_names
 from pruning.models._separate import Separate
@@ -24,7 +25,17 @@ from sensai_serve import plugins
 from sensai_serve.errors import ModelError
 from sensai_serve.preprocess import InputSpec
 
-__all__ = ["ClassLogits", "Separate", "create", "direct_layers", "in_one_line", "kind_of", "load_weights", "make_plain"]
+__all__ = [
+    "ClassLogits",
+    "Separate",
+    "create",
+    "direct_layers",
+    "downsample",
+    "in_one_line",
+    "kind_of",
+    "load_weights",
+    "make_plain",
+]
 
 
 def create(name: str, n_classes: int, input_shape: tuple[int, ...], inputs: Sequence[InputSpec] = ()) -> nn.Module:
@@ -94,6 +105,13 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     _check_finite(model, path)
     if notes := found.notes():
         say(f"weights: {path}: {notes}")
+
+
+def kind_of(model: nn.Module) -> str:
+    """What a user calls the class of a network, whatever has been put around it."""
+    while isinstance(model, Adapted | Downsampled):
+        model = model.network
+    return type(model).__name__
 
 
 def _check_finite(model: nn.Module, path: Path) -> None:

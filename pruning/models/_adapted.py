@@ -76,11 +76,6 @@ class Adapted(nn.Module):
         return out if self.output is None else self.output(out)  # type: ignore[no-any-return]
 
 
-def kind_of(model: nn.Module) -> str:
-    """What a user calls the class of a network, whatever has been put around it."""
-    return type(model.network if isinstance(model, Adapted) else model).__name__
-
-
 def adapt(
     model: nn.Module,
     out: Any,

@@ -95,7 +95,7 @@ def retrain_jointly(
         on_step=lambda done, total: on_progress(STAGE, done, total),
         snapshots=snapshots,
     )
-    output = output_layer(plan.reference, plan.shape)
+    output = output_layer(plan.uncut, plan.shape)
     for worker, network in networks.items():
         if recipe.calibration == "temperature":
             calibrate(plan, network, output, loaded[worker].head, rows[worker])

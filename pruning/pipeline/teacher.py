@@ -27,6 +27,7 @@ from pruning.planning.plan import RunPlan
 from pruning.planning.stages import recoveries_of, recovery_images, specialisation
 from pruning.training.augment import Views, changes
 from pruning.training.batches import Batches, fits
+from pruning.training.layout import suited_layout
 from pruning.training.loop import autocast, use_bf16
 from sensai_serve.bundles import atomic_file
 from sensai_serve.errors import InputError
@@ -172,12 +173,12 @@ def make_teacher(plan: RunPlan) -> Teacher:
     """The reference as a function from inputs [B, *shape] to logits FP32 [B, C], in the precision of the recipe."""
     reference = copy.deepcopy(plan.reference).eval()
     faster = use_bf16(plan.recipe.precision, plan.shape, plan.device)
-    if len(plan.shape) == 3:
-        reference.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    layout = suited_layout(reference, plan.shape, bf16=faster)
+    reference.to(memory_format=layout)  # type: ignore[call-overload]
 
     def teacher(x: Tensor) -> Tensor:
         with torch.no_grad(), autocast(plan.device, enabled=faster):
-            return reference(x).float()  # type: ignore[no-any-return]
+            return reference(x.contiguous(memory_format=layout)).float()  # type: ignore[no-any-return]
 
     return teacher
 

@@ -33,6 +33,8 @@ class RunPlan:
     recipe: Recipe
     dataset: Dataset
     reference: nn.Module
+    uncut: nn.Module
+    """The reference as networks are cut from it: behind a mean over neighbouring values where the recipe says so."""
     assignment: Assignment
     digests: dict[str, str]
     """SHA-256 of the ``data`` and of the ``weights``."""
@@ -99,7 +101,10 @@ def make_plan(recipe: Recipe, weights: str | Path, *, device: str = "cpu", threa
         why = "as there are workers" if most > 1 else "where no class has two copies"
         raise InputError(f"recoveries is {recipe.recoveries}, expected at most as many, {most}, {why}")
     size = measure(model, dataset.spec.shape)
-    return RunPlan(recipe, dataset, model, matrix, digests, train, validation, size, recipe.budget, threads, check)
+    uncut = models.downsample(model, recipe.downsample, dataset.spec.shape, dataset.inputs)
+    return RunPlan(
+        recipe, dataset, model, uncut, matrix, digests, train, validation, size, recipe.budget, threads, check
+    )
 
 
 def check_scores(recipe: Recipe, matrix: Assignment) -> None:
@@ -131,11 +136,12 @@ def plan_of(run: Run, *, device: str = "cpu", threads: int | None = None) -> Run
     """
     use_threads(threads, run.spec.shape)
     train, validation = run.split
-    reference, kept = run.load(REFERENCE).network, run.network(REFERENCE)
+    reference, kept = run.load(REFERENCE).network.to(device).eval(), run.network(REFERENCE)
     return RunPlan(
         run.recipe,
         run.dataset,
-        reference.to(device).eval(),
+        reference,
+        models.downsample(reference, run.recipe.downsample, run.spec.shape, run.inputs),
         run.assignment,
         run.digests,
         train,

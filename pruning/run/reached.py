@@ -55,6 +55,8 @@ def warning(found: Reached, recipe: Recipe) -> str:
     """One line about networks that are far from what was asked for, and what makes finer steps; empty where none is."""
     if not found.missed:
         return ""
+    if recipe.downsample > 1 and max(found.shares) < found.asked:
+        return f"{found}, off by more than a third: --downsample {recipe.downsample} alone may go further than that"
     finer = [f"--multiple 1 (it is {recipe.multiple})"] if recipe.multiple > 1 else []
     finer += [f"less --depth (it is {recipe.depth:g})"] if recipe.depth > 0 else []
     way = f"; {' or '.join(finer)} may come nearer" if finer else ""

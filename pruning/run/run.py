@@ -251,6 +251,8 @@ class Run:
         shape = self.spec.shape
         model = models.create(self.recipe.model, len(self.labels), shape, self.inputs)
         models.make_plain(model)
+        if name != REFERENCE:
+            model = models.downsample(model, self.recipe.downsample, shape, self.inputs)
         output = output_layer(model, shape)
         if network.removed:
             model = remove_blocks(model, network.removed, shape)

@@ -90,7 +90,7 @@ def _further(plan: RunPlan) -> str:
     multiple = plan.recipe.multiple
     finer = f"; --multiple 1 leaves layers fewer than {multiple} channels" if multiple > 1 else ""
     try:
-        more = plan.recipe.depth < 1 and find_blocks(trace(plan.reference), plan.shape)
+        more = plan.recipe.depth < 1 and find_blocks(trace(plan.uncut), plan.shape)
     except ModelError:
         more = False
     return f"{finer}; --depth, which drops whole blocks, may go further" if more else finer

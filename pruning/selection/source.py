@@ -105,7 +105,7 @@ class SourceNetwork:
         """
         if depth == 0:
             return ()
-        n_blocks = len(find_blocks(trace(self.plan.reference), self.plan.shape))
+        n_blocks = len(find_blocks(trace(self.plan.uncut), self.plan.shape))
         if not n_blocks:
             raise ModelError(
                 "model: has no residual block around an identity skip that could be dropped, expected no --depth"
@@ -176,7 +176,7 @@ class SourceNetwork:
 
 def reference_source(plan: RunPlan, on_progress: OnProgress) -> SourceNetwork:
     """The plan's reference as a network to cut from."""
-    return SourceNetwork(plan, plan.reference, {}, on_progress=on_progress)
+    return SourceNetwork(plan, plan.uncut, {}, on_progress=on_progress)
 
 
 def equal_importance(groups: Sequence[ChannelGroup]) -> dict[str, Doubles]:

@@ -18,6 +18,7 @@ from pruning.recipe import Optimiser, Precision
 from pruning.training.augment import Views
 from pruning.training.batches import Batch, Batches
 from pruning.training.graphs import Forward, record
+from pruning.training.layout import suited_layout
 from pruning.training.modes import into_training
 from pruning.training.optimisers import Rates, make_optimiser, suited
 from pruning.training.snapshot import Snapshot
@@ -77,7 +78,7 @@ def fit(
         loss: the loss that is minimised.
         schedule: image passes and learning rate.
         seed: seed of augmentation, and of dropout where the network has it.
-        precision: ``bf16`` computes in bfloat16 with channels last; ``auto`` does where it pays.
+        precision: ``bf16`` computes in bfloat16; ``auto`` does where it pays.
         views: fixed views of each image, one of which is drawn at random; None: each image is augmented anew.
         threads: CPU threads during the training; None: as many as torch has.
         on_step: called with images done and images in all.
@@ -123,14 +124,14 @@ class Trainer:
             model: trained in place; inputs [B, *shape] to logits [B, outputs].
             schedule: image passes and learning rate.
             shape: of one input.
-            precision: ``bf16`` computes in bfloat16 with channels last; ``auto`` does where it pays.
+            precision: ``bf16`` computes in bfloat16; ``auto`` does where it pays.
         """
         self.model = model
         self._device = next(model.parameters()).device
         self._faster = use_bf16(precision, shape, self._device)
-        self._layout = torch.channels_last if self._faster and len(shape) == 3 else torch.contiguous_format
-        model.to(memory_format=self._layout)  # type: ignore[call-overload]
         into_training(model, shape)
+        self._layout = suited_layout(model, shape, bf16=self._faster)
+        model.to(memory_format=self._layout)  # type: ignore[call-overload]
         on_card = self._device.type == "cuda"
         kind = suited(model, schedule.optimiser)
         rate = getattr(schedule.rate, kind) if isinstance(schedule.rate, Rates) else schedule.rate

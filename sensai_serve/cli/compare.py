@@ -28,9 +28,9 @@ SAMPLES = 32
 def _shared_options() -> tuple[Option, ...]:
     from pruning.recipe import BEST_RULE, recipe_options
 
-    chosen = select(recipe_options(), "data", "model", "grouping", "uneven", "merge", "criterion", "depth", "head",
-                    "views", "recover_rate", "rate", "joint_rate", "joint_own", "optimiser", "batch",
-                    "seed")  # fmt: skip
+    chosen = select(recipe_options(), "data", "model", "grouping", "uneven", "merge", "downsample", "criterion",
+                    "depth", "head", "views", "recover_rate", "rate", "joint_rate", "joint_own", "optimiser",
+                    "batch", "seed")  # fmt: skip
     return tuple(replace(one, default=BEST_RULE) if one.name == "merge" else one for one in chosen)
 
 

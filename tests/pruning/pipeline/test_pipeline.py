@@ -103,6 +103,19 @@ def test_every_kind_of_recipe_ends_in_a_network_per_worker(wine, tmp_path, chang
         assert all(size.parameters <= plan.size.parameters / 2 for size in planned)
 
 
+def test_downsampled_networks_are_cut_retrained_and_read_back(digits_weights, tmp_path):
+    recipe = Recipe("digits", "cnn", downsample=2, amount=0.12, recover_images=6000, images=500, recover_rate=0.05,
+                    assignment="cyclic", groups=5, joint_images=256)  # fmt: skip
+    plan = make_plan(recipe, digits_weights)
+    run = prune_reference(plan, tmp_path / "run")
+    assert validation_accuracy(plan, run) > 0.5
+    inputs = torch.from_numpy(normalise(run.dataset.x_test[:50], run.spec))
+    means = torch.nn.functional.avg_pool2d(inputs, 2).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    for name in networks(run):
+        assert run.network(name).macs <= 0.12 * plan.size.macs
+        torch.testing.assert_close(run.load(name)(means), run.load(name)(inputs))
+
+
 def test_a_second_cut_after_the_recovery_is_of_the_classes(wine, tmp_path):
     plan = make_plan(dataclasses.replace(WINE, amount=0.3, recover_amount=0.6), wine)
     run = prune_reference(plan, tmp_path / "run")
