@@ -74,22 +74,25 @@ class _Part:
 def _read(
     places: Sequence[Path], labels: Sequence[str], spec: InputSpec, passed: PassedOver, *, required: bool
 ) -> _Part:
-    images, y, files, digests = [], [], [], []
+    files: list[Path] = []
+    y: list[int] = []
     for index, label in enumerate(labels):
         found = [file for place in places for file in images_under(place / label, passed)]
         if not found and required:
             raise DataError(f"folder: class {label!r} has no images in {places[0] / label}, expected at least one")
-        for file in found:
-            try:
-                data = file.read_bytes()
-                images.append(read_image(data, spec))
-            except RequestError as error:
-                raise DataError(f"{file}: {error}") from None
-            except OSError as error:
-                raise DataError(f"{file}: cannot be read ({error.strerror}), expected an image") from None
-            digests.append(hashlib.blake2b(data, digest_size=16).digest())
         files += found
         y += [index] * len(found)
-    if not images:
+    if not files:
         raise DataError(f"folder: {places[0]} has no images, expected some of each class")
-    return _Part(np.stack(images), np.asarray(y, np.int64), files, digests)
+    x = np.empty((len(files), *spec.shape), np.uint8)  # not a list first: twice the memory of all images
+    digests = []
+    for at, file in enumerate(files):
+        try:
+            data = file.read_bytes()
+            x[at] = read_image(data, spec)
+        except RequestError as error:
+            raise DataError(f"{file}: {error}") from None
+        except OSError as error:
+            raise DataError(f"{file}: cannot be read ({error.strerror}), expected an image") from None
+        digests.append(hashlib.blake2b(data, digest_size=16).digest())
+    return _Part(x, np.asarray(y, np.int64), files, digests)
