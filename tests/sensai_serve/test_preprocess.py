@@ -43,6 +43,15 @@ def test_pixels_come_out_channels_first_scaled_and_normalised() -> None:
     assert np.allclose(tensor, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", ["FP32", "FP16"])
+def test_the_caller_s_numbers_stay_as_they_are(dtype: str) -> None:
+    spec = InputSpec((3, 2), dtype=dtype, normalisation=Normalisation(1.0, (1.0, 2.0, 3.0), (2.0, 2.0, 2.0)))
+    raw = np.arange(6, dtype=np.float32).reshape(2, 3).T
+    given = raw.copy()
+    assert normalise(raw, spec).tolist() == [[-0.5, 1.0], [-0.5, 1.0], [-0.5, 1.0]]
+    assert (raw == given).all()
+
+
 def test_bytes_path_and_image_give_the_same_tensor(tmp_path: Path) -> None:
     data = encoded(picture(40, 30), "JPEG")
     file = tmp_path / "a.jpg"
