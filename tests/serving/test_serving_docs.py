@@ -1,4 +1,4 @@
-"""docs/serving.md says what is there: every setting, every metric, every route, and examples that run."""
+"""The pages on the server say what is there: every setting, every metric, every route, and examples that run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import pytest
 from sensai_serve.cli.main import main
 from serving.settings import describe_settings
 
-PAGE = (Path(__file__).parents[2] / "docs/serving.md").read_text()
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = "\n\n".join((DOCS / name).read_text() for name in ("serving.md", "operating.md"))
 EXAMPLES = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 GIVEN = {"http": "127.0.0.1:1", "admin": "127.0.0.1:3", "grpc": "127.0.0.1:1",
          "listen": "http=127.0.0.1:2", "inference.wait": "all",

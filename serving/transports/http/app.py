@@ -22,7 +22,14 @@ from serving.security.access import Access, Needs
 from serving.settings import Audience
 from serving.telemetry.metrics import CONTENT_TYPE
 from serving.transports.http import docs
-from serving.transports.http.asgi.errors import STOPPING, error_body, error_reply, http_error, json_headers
+from serving.transports.http.asgi.errors import (
+    STOPPING,
+    error_body,
+    error_reply,
+    json_headers,
+    no_such_path,
+    not_allowed,
+)
 from serving.transports.http.asgi.requests import identifier, request_id, send_reply
 from serving.transports.http.asgi.roles import challenge, needs_of
 from serving.transports.http.asgi.sites import Sites, sharing
@@ -139,10 +146,12 @@ class Application(FastAPI):
         started, name = perf_counter(), request_id(dict(scope["headers"]))
         methods = self.methods(scope)
         if methods:
-            status, headers, body = HTTPStatus.NO_CONTENT, [(b"allow", ", ".join(methods).encode())], b""
+            headers = [(b"allow", ", ".join(methods).encode())]
             headers += self._sites.preflight(dict(scope["headers"]), methods)
+            reply: HttpReply = HTTPStatus.NO_CONTENT, headers, b""
         else:
-            status, headers, body = HTTPStatus.NOT_FOUND, *http_error(HTTPStatus.NOT_FOUND, [])[1:]
+            reply = no_such_path()
+        status, headers, body = reply
         await send_reply(send, status, [*headers, (b"x-request-id", name)], body)
         self._plane.telemetry.observe("http", "other", f"OPTIONS {scope['path']}", str(int(status)), started)
 
@@ -211,7 +220,11 @@ def create_app(plane: DataPlane, sites: Sites, access: Access, prefix: str, *, c
 
 
 async def _ours(_: Request, error: Exception) -> Response:
-    status, headers, body = error_reply(error)
+    return _response(error_reply(error))
+
+
+def _response(reply: HttpReply) -> Response:
+    status, headers, body = reply
     return Response(body, status, {name.decode(): value.decode() for name, value in headers})
 
 
@@ -228,7 +241,12 @@ async def _invalid(_: Request, error: Exception) -> Response:
 
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    message, headers = str(error.detail), {name.lower(): value for name, value in (error.headers or {}).items()}
-    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        headers["allow"] = ", ".join(request.app.methods(request.scope))  # of all routes of the path, not of one
-    return Response(error_body(message), error.status_code, headers, media_type="application/json")
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:  # by one route of the path, which may have others
+        reply = not_allowed(request.scope["method"], request.app.methods(request.scope))
+    elif error.status_code == HTTPStatus.NOT_FOUND and error.detail == HTTPStatus.NOT_FOUND.phrase:
+        reply = no_such_path()
+    else:
+        headers = [(name.lower().encode(), value.encode()) for name, value in (error.headers or {}).items()]
+        body = error_body(str(error.detail))
+        reply = error.status_code, [*json_headers(body), *headers], body
+    return _response(reply)

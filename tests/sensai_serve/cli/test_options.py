@@ -105,7 +105,7 @@ def test_every_option_says_what_it_is_and_no_two_have_one_flag(options: Any) -> 
 
 def test_the_documentation_has_the_tables_that_the_options_make() -> None:
     found = pages(PROJECT)
-    assert {"pruning.md", "serving.md"} <= {page.name for page in found}
+    assert {"pruning.md", "operating.md"} <= {page.name for page in found}
     for page in found:
         assert page.read_text() == filled(page.read_text()), f"{page}: run `make docs-tables`"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from http import HTTPStatus
 
 import orjson
@@ -39,10 +40,17 @@ def error_reply(error: Exception) -> HttpReply:
     return status.http, headers, body
 
 
-def http_error(status: HTTPStatus, more: Headers) -> HttpReply:
-    """The reply for an error of HTTP itself, such as 405; `more` are further headers."""
-    body = error_body(status.phrase)
-    return status, [*json_headers(body), *more], body
+def no_such_path() -> HttpReply:
+    """The reply where a path has nothing."""
+    body = error_body("no such path, expected one of those that GET /docs lists")
+    return HTTPStatus.NOT_FOUND, json_headers(body), body
+
+
+def not_allowed(method: str, methods: Sequence[str]) -> HttpReply:
+    """The reply where a path is not for `method`, but for `methods`."""
+    allowed = ", ".join(methods)
+    body = error_body(f"{method} is not allowed for this path, expected {allowed}")
+    return HTTPStatus.METHOD_NOT_ALLOWED, [*json_headers(body), (b"allow", allowed.encode())], body
 
 
 def error_body(message: str) -> bytes:

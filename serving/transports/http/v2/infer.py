@@ -19,7 +19,7 @@ from serving.engine.pending import MaybePending, is_pending
 from serving.engine.reply import Reply
 from serving.telemetry.logs import end_request, resume_request
 from serving.transports.http.asgi.compression import deflate
-from serving.transports.http.asgi.errors import ERROR_RESPONSE, error_reply, http_error
+from serving.transports.http.asgi.errors import ERROR_RESPONSE, error_reply, not_allowed
 from serving.transports.http.asgi.requests import identifier, read_body, send_reply, until_disconnected
 from serving.transports.http.asgi.types import HttpReply, Receive, Scope, Send
 from serving.v2 import Decoder, InferRequest, encode_response
@@ -171,7 +171,7 @@ class InferRoute:
                 if is_pending(answer):
                     answer = await until_disconnected(answer, receive)
             else:
-                answer = http_error(HTTPStatus.METHOD_NOT_ALLOWED, [(b"allow", b"OPTIONS, POST")])
+                answer = not_allowed(scope["method"], ["OPTIONS", "POST"])
         except ClientDisconnect:
             return
         except Exception as error:

@@ -10,6 +10,8 @@ import pytest
 
 from serving.engine.repository import Repository
 
+NO_SUCH_PATH = "no such path, expected one of those that GET /docs lists"
+
 PATHS = ["/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/tiny", "/v2/models/tiny/ready", "/v2/models/stats",
          "/v1/models", "/metrics", "/docs", "/openapi.json", "/docs/swagger-ui.css"]  # fmt: skip
 
@@ -43,6 +45,7 @@ def test_options_and_errors_say_what_a_path_can(server, path: str, allow: str) -
     assert (options.status_code, options.headers["allow"], options.content) == (204, allow, b"")
     wrong = httpx.request("DELETE", server.url + path)
     assert (wrong.status_code, wrong.headers["allow"]) == (405, allow)
+    assert wrong.json() == {"error": f"DELETE is not allowed for this path, expected {allow}"}
 
 
 def test_models_are_looked_at_on_the_event_loop_alone_where_they_come_and_go(server, monkeypatch) -> None:
@@ -60,7 +63,8 @@ def test_models_are_looked_at_on_the_event_loop_alone_where_they_come_and_go(ser
 
 def test_options_of_no_path(server) -> None:
     response = httpx.options(f"{server.url}/v3")
-    assert (response.status_code, response.json()) == (404, {"error": "Not Found"})
+    assert (response.status_code, response.json()) == (404, {"error": NO_SUCH_PATH})
+    assert httpx.get(f"{server.url}/v3").json() == {"error": NO_SUCH_PATH}
 
 
 def test_options_of_the_server(server) -> None:
