@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from pruning.criteria import Thresholds
 from sensai_serve.errors import InputError
-from sensai_serve.merge.rules import Task
+from sensai_serve.merge.rules import LabelTask
 from sensai_serve.options import Flag, NoFlag, Option, Plugins, Range, Section, as_text, check_ranges, options_of
 
 Target = Literal["macs", "parameters", "channels", "threshold", "microseconds"]
@@ -110,7 +110,7 @@ class Recipe:
     """How training batches are drawn."""
     labels: Annotated[Literal["data", "reference"], NoFlag()] = "data"
     """Whose labels count: the data's, or the reference's answers, for data without labels (``--labels reference``)."""
-    task: Task = "single"
+    task: LabelTask = "single"
     """What an example has: ``single``, one label; ``multilabel``, a set of them, each decided for itself."""
     distil: Annotated[float, Range(0, 1)] = 1.0
     """Weight of the reference's answers in the loss; the labels have the rest."""

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from sensai_serve.errors import BundleError, RequestError
 from sensai_serve.input_spec import DYNAMIC, InputSpec
 from sensai_serve.merge import Answer, MergePlan, merge
-from sensai_serve.merge.rules import Task
+from sensai_serve.merge.rules import LabelTask
 from sensai_serve.tensors import Array, Inputs, NamedInputs, agree, check_values, exact, inputs_of
 
 MAX_GOLDEN_BYTES = 512 * 1024 * 1024
@@ -93,7 +93,7 @@ class Golden:
             )
 
 
-def read_golden(data: bytes, specs: Sequence[InputSpec], n_classes: int, task: Task = "single") -> Golden:
+def read_golden(data: bytes, specs: Sequence[InputSpec], n_classes: int, task: LabelTask = "single") -> Golden:
     """Read golden samples from the bytes of an ``.npz`` file. Shapes are checked before any array is inflated.
 
     Args:

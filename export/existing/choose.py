@@ -17,7 +17,7 @@ from sensai_serve.assignment import Assignment
 from sensai_serve.merge import MergePlan
 from sensai_serve.merge.fit_thresholds import fit_thresholds
 from sensai_serve.merge.lost_workers import Labels, ScoredInputs, accuracy
-from sensai_serve.merge.rules import Task
+from sensai_serve.merge.rules import LabelTask
 from sensai_serve.preprocess import Floats
 
 MAJORITY = "majority"
@@ -64,7 +64,7 @@ class Chooser:
         return self._tempers or self.rule == BEST_RULE or self.cascade is not None or self.task == "multilabel"
 
     @property
-    def task(self) -> Task:
+    def task(self) -> LabelTask:
         """Whether an input has one label or a set of them."""
         return "single" if self.y.ndim == 1 else "multilabel"
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
 from sensai_serve.errors import InputError
-from sensai_serve.merge.rules import Task
+from sensai_serve.merge.rules import LabelTask
 from sensai_serve.options import Flag, Option, Plugins, Range, Section, check_ranges, options_of
 from sensai_serve.text_spec import TooLong
 
@@ -31,7 +31,7 @@ class BundleOptions:
     """How the copies of a class become one answer. ``auto`` is the rule that is right most often, for which labelled
     data is needed; where not given: ``auto`` for different files with labelled data, ``mean`` for them without, and
     ``majority`` for replicas and for files of some classes each."""
-    task: Task = "single"
+    task: LabelTask = "single"
     """What the files give: ``single``, one label of an input; ``multilabel``, scores of each label by itself, any
     number of which may be right."""
     wait: Literal["first", "decided", "quorum", "all"] | None = None

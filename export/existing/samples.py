@@ -14,7 +14,7 @@ from export.existing.given_file import FLOATS
 from pruning.data import check_task, from_arrays, load, with_labels
 from sensai_serve.errors import DataError, RequestError
 from sensai_serve.merge.lost_workers import Labels
-from sensai_serve.merge.rules import Task
+from sensai_serve.merge.rules import LabelTask
 from sensai_serve.preprocess import InputSpec, normalise
 from sensai_serve.tensors import Array, Inputs, NamedInputs, agree, arrays_of, inputs_of
 
@@ -47,7 +47,7 @@ class Data:
         return replace(self, x=self.x[drawn], y=self.y[drawn])
 
 
-def load_data(source: str, labels: Sequence[str] | None, seed: int, task: Task = "single") -> Data:
+def load_data(source: str, labels: Sequence[str] | None, seed: int, task: LabelTask = "single") -> Data:
     """The test part of a data source.
 
     Args:
@@ -67,7 +67,9 @@ def load_data(source: str, labels: Sequence[str] | None, seed: int, task: Task =
     return Data(dataset.name, dataset.x_test, dataset.y_test, dataset.labels, dataset.spec, said)
 
 
-def data_of_arrays(x: npt.ArrayLike, y: npt.ArrayLike, labels: Sequence[str] | None, task: Task = "single") -> Data:
+def data_of_arrays(
+    x: npt.ArrayLike, y: npt.ArrayLike, labels: Sequence[str] | None, task: LabelTask = "single"
+) -> Data:
     """All of some labelled inputs.
 
     Args:

@@ -18,7 +18,7 @@ from export.existing.wrap import wrap
 from export.sessions import session
 from sensai_serve.errors import ModelError, first_line
 from sensai_serve.input_spec import InputSpec
-from sensai_serve.merge.rules import Task
+from sensai_serve.merge.rules import LabelTask
 from sensai_serve.preprocess import Floats
 from sensai_serve.tensors import Array, Inputs, arrays_of, one_by_one
 
@@ -96,7 +96,7 @@ def decide(
     labels: Sequence[str],
     outputs: tuple[str, ...],
     said: Activation | None,
-    task: Task = "single",
+    task: LabelTask = "single",
 ) -> Subnet:
     """Decide how a file's numbers become scores.
 

@@ -25,7 +25,7 @@ from pruning.data._several import from_several, padded_rows
 from pruning.data._texts import from_texts
 from sensai_serve import plugins
 from sensai_serve.errors import DataError, InputError, PluginError
-from sensai_serve.merge.rules import Task
+from sensai_serve.merge.rules import LabelTask
 
 __all__ = [
     "Augmentation",
@@ -65,7 +65,7 @@ CHANGES = ("flip", "shift")
 """Options of sources that say how training examples are changed at random."""
 
 
-def load(source: str, *, seed: int = 0, unlabelled: bool = False, task: Task = "single") -> Dataset:
+def load(source: str, *, seed: int = 0, unlabelled: bool = False, task: LabelTask = "single") -> Dataset:
     """The data that `source` names.
 
     Args:
@@ -113,7 +113,7 @@ def load(source: str, *, seed: int = 0, unlabelled: bool = False, task: Task = "
     return _with_moments(dataset, common) if common else dataset
 
 
-def check_task(place: str, dataset: Dataset, task: Task) -> None:
+def check_task(place: str, dataset: Dataset, task: LabelTask) -> None:
     """Check that examples have one label each, or sets of them, as the task says.
 
     Raises:

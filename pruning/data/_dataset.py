@@ -13,7 +13,7 @@ from pruning.data._label_sets import are_sets, check_occurrence, label_sets
 from pruning.data._labels import Labels, class_indices
 from pruning.data._packed import packed_spec, unpack
 from sensai_serve.errors import DataError
-from sensai_serve.merge.rules import Task
+from sensai_serve.merge.rules import LabelTask
 from sensai_serve.preprocess import InputSpec, normalise
 from sensai_serve.tensors import Inputs
 from sensai_serve.text_spec import TooLong
@@ -89,7 +89,7 @@ class Dataset:
             )
 
     @property
-    def task(self) -> Task:
+    def task(self) -> LabelTask:
         """Whether an example has one label or a set of them."""
         return "single" if self.y.ndim == 1 else "multilabel"
 

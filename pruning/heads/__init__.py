@@ -19,7 +19,7 @@ from pruning.models import ClassLogits
 from sensai_serve import plugins
 from sensai_serve.assignment import Assignment
 from sensai_serve.errors import InputError, ModelError
-from sensai_serve.merge.rules import Task
+from sensai_serve.merge.rules import LabelTask
 
 
 class Head(Protocol):
@@ -55,7 +55,7 @@ class Head(Protocol):
         ...
 
 
-def check_head(name: str, assignment: Assignment, task: Task = "single") -> None:
+def check_head(name: str, assignment: Assignment, task: LabelTask = "single") -> None:
     """Check that workers of this assignment can have a head.
 
     Raises:
@@ -83,7 +83,7 @@ class Subnet(nn.Module):
         return self.head.scores(self.network(x))
 
 
-def find(name: str, task: Task = "single") -> Head:
+def find(name: str, task: LabelTask = "single") -> Head:
     """The head of that name.
 
     Args:
@@ -103,7 +103,7 @@ def find(name: str, task: Task = "single") -> Head:
     return of_sets
 
 
-def of_reference(task: Task) -> str:
+def of_reference(task: LabelTask) -> str:
     """The head of a reference, or of one network for all classes."""
     return "softmax" if task == "single" else "sigmoid"
 

@@ -14,7 +14,7 @@ from pruning.notices import say
 from pruning.training.loop import infer
 from sensai_serve.errors import ModelError
 from sensai_serve.merge.lost_workers import accuracy
-from sensai_serve.merge.rules import Task
+from sensai_serve.merge.rules import LabelTask
 
 SAMPLE = 1000
 """Examples that are looked at, at most."""
@@ -47,7 +47,7 @@ class ReferenceCheck:
         return f"reference: {self.accuracy:.2%} of {self.count:,} validation examples right"
 
 
-def labelled_by(model: nn.Module, dataset: Dataset, task: Task) -> Dataset:
+def labelled_by(model: nn.Module, dataset: Dataset, task: LabelTask) -> Dataset:
     """`dataset` with the network's answers to both of its parts as their labels.
 
     Of sets of labels those are the answer whose log odds are at least 0.

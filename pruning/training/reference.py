@@ -23,7 +23,7 @@ from pruning.training.optimisers import FROM_SCRATCH
 from pruning.training.snapshot import Snapshot
 from sensai_serve.errors import InputError
 from sensai_serve.merge.lost_workers import accuracy
-from sensai_serve.merge.rules import Task
+from sensai_serve.merge.rules import LabelTask
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def train(
     source: str,
     model_name: str,
     *,
-    task: Task = "single",
+    task: LabelTask = "single",
     epochs: int = 30,
     rate: float | None = None,
     optimiser: Optimiser = "auto",

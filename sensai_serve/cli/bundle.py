@@ -15,7 +15,7 @@ from sensai_serve.errors import DataError, InputError
 if TYPE_CHECKING:
     from export.existing.samples import Data, RawInputs
     from sensai_serve.bundles import Bundle
-    from sensai_serve.merge.rules import Task
+    from sensai_serve.merge.rules import LabelTask
     from sensai_serve.options import Option
     from sensai_serve.preprocess import InputSpec
     from sensai_serve.tensors import Inputs
@@ -101,7 +101,7 @@ def bundle(
         typer.echo(line)
 
 
-def _data(data: str | None, labels: tuple[str, ...] | None, seed: int, task: Task) -> Data | RawInputs | None:
+def _data(data: str | None, labels: tuple[str, ...] | None, seed: int, task: LabelTask) -> Data | RawInputs | None:
     """Labelled data of a source; or a function that reads inputs alone, of a file or of a directory of files."""
     from export.existing.samples import load_data
 

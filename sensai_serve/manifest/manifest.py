@@ -27,7 +27,7 @@ from sensai_serve.manifest.json_fields import (
 )
 from sensai_serve.manifest.merge_spec import MergeSpec
 from sensai_serve.manifest.subnet_spec import SubnetSpec
-from sensai_serve.merge.rules import TASKS, Task
+from sensai_serve.merge.rules import TASKS, LabelTask
 from sensai_serve.text_spec import TokenizerSpec
 
 SCHEMA = 2
@@ -47,7 +47,7 @@ class Manifest:
     kind: str = "custom"
     offsets: tuple[int, ...] = ()
     symbols: tuple[tuple[int, ...], ...] = ()
-    task: Task = "single"
+    task: LabelTask = "single"
     """Whether an input is of one class, or of any number of them at once (``multilabel``)."""
     merge: MergeSpec = field(default_factory=MergeSpec)
     reference: str | None = None
@@ -276,7 +276,7 @@ def _tokenizer(raw: Mapping[str, Any]) -> TokenizerSpec | None:
     return None if described is None else TokenizerSpec.from_json(described)
 
 
-def _task(value: Any) -> Task:
+def _task(value: Any) -> LabelTask:
     for task in TASKS:
         if value == task:
             return task

@@ -11,7 +11,7 @@ from sensai_serve.assignment import Assignment
 from sensai_serve.errors import RequestError
 from sensai_serve.merge.confidence import Confidence
 from sensai_serve.merge.order import ask_order
-from sensai_serve.merge.rules import CopyLayout, LabelRule, Rule, Task, find_label_rule, find_rule, make_layout
+from sensai_serve.merge.rules import CopyLayout, LabelRule, LabelTask, Rule, find_label_rule, find_rule, make_layout
 
 Wait = Literal["decided", "confident", "all", "quorum", "first"]
 """decided: until no awaited copy can change a class. confident: until every answer is sure, by the bundle's thresholds.
@@ -41,7 +41,7 @@ class MergePlan:
     threshold: float = 0.5
     confidence: Confidence | None = None
     """When answers are sure; None where the wait ``confident`` is not to be had."""
-    task: Task = "single"
+    task: LabelTask = "single"
     """Whether an answer is one class or a set of labels."""
     of_classes: tuple[float, ...] = ()
     """The threshold of each class, where an answer is a set of labels; `threshold` for all where empty."""

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from sensai_serve.errors import RequestError
 from sensai_serve.merge import Answer
-from sensai_serve.merge.rules import Task
+from sensai_serve.merge.rules import LabelTask
 from sensai_serve.preprocess import Floats, InputSpec
 
 _LITTLE_ENDIAN_FP32 = np.dtype("<f4")
@@ -60,7 +60,7 @@ LABEL_OUTPUTS: Mapping[str, OutputSpec] = {name: spec for name, spec in ALL_OUTP
 """The outputs of models that give a set of labels."""
 
 
-def outputs_of(task: Task) -> Mapping[str, OutputSpec]:
+def outputs_of(task: LabelTask) -> Mapping[str, OutputSpec]:
     """The outputs of a model."""
     return OUTPUTS if task == "single" else LABEL_OUTPUTS
 

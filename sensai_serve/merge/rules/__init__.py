@@ -28,9 +28,9 @@ import numpy.typing as npt
 from sensai_serve import plugins
 from sensai_serve.errors import InputError, PluginError
 
-Task = Literal["single", "multilabel"]
+LabelTask = Literal["single", "multilabel"]
 """single: every input is of one class. multilabel: any number of classes at once, each with a vote of its own."""
-TASKS: tuple[Task, ...] = get_args(Task)
+TASKS: tuple[LabelTask, ...] = get_args(LabelTask)
 ALLOWED = "SENSAI_MERGE_RULES"
 """The variable of the environment that lists the callables that a bundle may name, with spaces between them."""
 _allowed: set[str] = set()

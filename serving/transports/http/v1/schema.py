@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict
 from pydantic.config import JsonDict
 
-from sensai_serve.merge.rules import Task
+from sensai_serve.merge.rules import LabelTask
 from sensai_serve.text_spec import TooLong
 from serving.backends import Execution
 from serving.engine.workers.health import State
@@ -194,7 +194,7 @@ class ModelSummary(_Described):
     ready: bool
     """Whether every class has a live, checked worker."""
     labels: list[str]
-    task: Task
+    task: LabelTask
     """``single``: the answer is one label. ``multilabel``: any number of them at once."""
     shape: list[int]
     """Shape of one input, of the first tensor where the model takes several; -1 for an axis that requests choose."""
