@@ -31,6 +31,8 @@ from sensai_serve.preprocess import InputSpec, normalise
 
 RESULT, NETWORK = "result.json", "network.onnx"
 BATCH = 256
+MOST_LOST = 4
+"""The most workers without which the accuracy of a point is computed."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class PointResult:
     """Accuracy on the test part where answers that are sure ask no further worker; None without thresholds for it."""
     asked: float | None = None
     """Mean number of workers that such an answer asks, one after the other."""
+    lost: tuple[float, ...] = ()
+    """Mean test accuracy over all sets of 0, 1, ... `MOST_LOST` lost workers; empty for a single network."""
 
     def save(self, folder: Path) -> None:
         """Write the result into the point's directory."""
@@ -101,7 +105,7 @@ def finish(run: Run, folder: Path) -> PointResult:
     plan = bundle.merge_plan
     scores = scores_of(bundle, dataset.x_test, dataset.prepared)
     scored = ScoredInputs(plan, scores)
-    curve = accuracy_curve(scored, dataset.y_test, up_to=min(2, len(subnets) - 1))
+    curve = accuracy_curve(scored, dataset.y_test, up_to=min(MOST_LOST, len(subnets) - 1))
     early, asked = answer_in_turn(scored) if plan.confidence is not None else (None, None)
     result = PointResult(
         run.digests,
@@ -114,6 +118,7 @@ def finish(run: Run, folder: Path) -> PointResult:
         curve[2].worst if len(curve) > 2 else None,
         None if early is None else accuracy(early, dataset.y_test),
         None if asked is None else float(asked.mean()),
+        tuple(at_loss.mean for at_loss in curve) if len(curve) > 1 else (),
     )
     result.save(folder)
     return result

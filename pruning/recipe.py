@@ -185,7 +185,11 @@ class Recipe:
             raise InputError(f"recover_depth is {self.recover_depth}, expected 0 to {self.depth}")
         for name in ("amount", "recover_amount"):
             value = getattr(self, name)
-            if value is None or self.target == "threshold":
+            if value is None:
+                continue
+            if not math.isfinite(value):
+                raise InputError(f"{self.target} ({name}) is {value}, expected a finite number")
+            if self.target == "threshold":
                 continue
             if self.target == "microseconds" and not value > 0:
                 raise InputError(f"microseconds ({name}) is {value}, expected more than 0")

@@ -21,7 +21,7 @@ def report(measured: ComparisonResult, settings: dict[str, Any]) -> BenchmarkRep
     """The report of a run; `settings` say how the networks were made."""
     budgets = list(dict.fromkeys(one.entry.budget for one in measured.timed if one.entry.budget)) or [""]
     parts: list[Table | Picture] = [picture(measured, budgets)]
-    parts += [*_networks(measured, budgets), *_sure(measured), *_earned(measured)]
+    parts += [*_networks(measured, budgets), *_lost(measured), *_sure(measured), *_earned(measured)]
     settings = {**settings, **asdict(measured.options)}
     return BenchmarkReport("compare", measured.subject, measured.machine, settings, _results(measured), parts, COMMAND)
 
@@ -90,6 +90,22 @@ def _note(measured: ComparisonResult) -> str:
 SUMMED_NOTE = "All passes: trained on as many image passes as all networks of a class-parallel point together."
 
 
+def _lost(measured: ComparisonResult) -> Iterator[Table]:
+    most = max((len(one.entry.lost) for one in measured.timed), default=0)
+    rows: list[Row] = []
+    for one in measured.timed:
+        if lost := one.entry.lost:
+            cells = [f"{value:.2%}" for value in lost]
+            rows.append((_name(one), one.entry.budget, *cells, *[""] * (most - len(cells))))
+    if rows:
+        yield Table(
+            "Workers lost",
+            ("", "budget", *("none" if count == 0 else str(count) for count in range(most))),
+            rows,
+            "Test accuracy of the merged answer without so many workers, the mean over all sets of them.",
+        )
+
+
 def _sure(measured: ComparisonResult) -> Iterator[Table]:
     rows: list[Row] = []
     for one in measured.timed:
@@ -149,6 +165,7 @@ def _results(measured: ComparisonResult) -> list[dict[str, Any]]:
             "validation": one.entry.validation,
             "one_lost": one.entry.worst,
             "two_lost": one.entry.worst_two,
+            "lost_mean": list(one.entry.lost),
             "confident": None if one.entry.sure is None else {"test": one.entry.sure, "asked": one.entry.asked},
             "macs": list(one.entry.macs),
             "parameters": list(one.entry.parameters),

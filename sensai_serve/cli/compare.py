@@ -249,4 +249,4 @@ def _entry(found: PointResult, folder: Path, series: str, size: str, budget: str
 
     files = [folder / file for file in found.files]
     return Candidate(folder.name, series, size, budget, found.test, found.validation, found.macs, found.parameters,
-                 passes, files, found.worst, found.worst_two, found.sure, found.asked)  # fmt: skip
+                 passes, files, found.worst, found.worst_two, found.sure, found.asked, found.lost)  # fmt: skip

@@ -28,9 +28,10 @@ def measured() -> ComparisonResult:
         timed("monolith, all passes", 0.84, 100, budget="per-network", passes=400, summed=True),
     ]
     for budget, passes in (("per-network", 400), ("total", 100)):
-        of.append(timed("r = 1", 0.81, 90, 4, budget, worst=0.6, worst_two=0.4, passes=passes))
+        of.append(timed("r = 1", 0.81, 90, 4, budget, worst=0.6, worst_two=0.4, passes=passes,
+                        lost=(0.81, 0.61)))  # fmt: skip
         of.append(timed("full, r = 4, joint", 0.85, 110, 4, budget, worst=0.84, worst_two=0.83, sure=0.849, asked=1.5,
-                        passes=passes))  # fmt: skip
+                        passes=passes, lost=(0.85, 0.845, 0.835)))  # fmt: skip
     return ComparisonResult("digits", ComparisonOptions(), {}, of, 1000)
 
 
@@ -48,6 +49,10 @@ def test_the_tables_say_what_is_lost_what_is_saved_and_what_is_gained(measured) 
     ]
     parallel = tables["Class-parallel, equal image passes per network"]
     assert parallel[1][:4] == ["full, r = 4, joint, 0.1", "85.00%", "84.00%", "83.00%"]
+    assert tables["Workers lost"][:2] == [
+        ["r = 1, 0.1", "per-network", "81.00%", "61.00%", ""],
+        ["full, r = 4, joint, 0.1", "per-network", "85.00%", "84.50%", "83.50%"],
+    ]
     assert tables["What answers that are sure save"][0] == [
         "full, r = 4, joint, 0.1", "per-network", "85.00%", "84.90%", "1.50 of 4", "0.17x",
     ]  # fmt: skip
@@ -79,4 +84,5 @@ def test_plain_data_has_all_of_it(measured) -> None:
     results = report(measured, {}).results
     assert results[-1]["confident"] == {"test": 0.849, "asked": 1.5}
     assert (results[-1]["one_lost"], results[-1]["two_lost"]) == (0.84, 0.83)
-    assert results[0]["confident"] is None
+    assert results[-1]["lost_mean"] == [0.85, 0.845, 0.835]
+    assert (results[0]["confident"], results[0]["lost_mean"]) == (None, [])

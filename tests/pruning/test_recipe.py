@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import tomllib
 from pathlib import Path
 
@@ -124,6 +125,12 @@ def test_a_head_for_all_classes_goes_with_workers_that_cover_all(weights):
 def test_options_out_of_range_are_refused(options):
     with pytest.raises(InputError, match=f"{next(iter(options))} is "):
         Recipe("wine", "mlp", **options)
+
+
+@pytest.mark.parametrize("target", ["threshold", "microseconds"])
+def test_an_infinite_amount_is_refused(target):
+    with pytest.raises(InputError, match=f"{target} \\(amount\\) is -?inf, expected a finite number"):
+        Recipe("wine", "mlp", target=target, amount=-math.inf if target == "threshold" else math.inf)
 
 
 @pytest.mark.parametrize("missing", ["data", "model"])

@@ -109,6 +109,7 @@ def test_killed_it_goes_on_and_its_figures_are_those_of_its_files(compare, wine,
         assert found[name]["work"] > 0
         if bundle.assignment.n_workers == 1:
             assert found[name]["one_lost"] is None
+            assert found[name]["lost_mean"] == []
         else:
             scores = classifier.scores(normalise(dataset.x_test, dataset.spec))
             for key, count in (("one_lost", 1), ("two_lost", 2)):
@@ -116,8 +117,10 @@ def test_killed_it_goes_on_and_its_figures_are_those_of_its_files(compare, wine,
                     merge(bundle.merge_plan, [None if w in lost else s for w, s in enumerate(scores)])
                     for lost in itertools.combinations(range(len(scores)), count)
                 ]
-                worst = min(np.mean(one.class_id == dataset.y_test) for one in left)
-                assert found[name][key] == (worst if count < len(scores) else None)
+                each = [np.mean(one.class_id == dataset.y_test) for one in left]
+                assert found[name][key] == (min(each) if count < len(scores) else None)
+                if count < len(scores):
+                    assert found[name]["lost_mean"][count] == pytest.approx(np.mean(each))
         recipe = Run.open(out / "points" / name / "run").recipe
         assert found[name]["passes"] == recipe.recover_images + bundle.assignment.n_workers * recipe.images
     sure = found["full-0.5-total"]["confident"]
