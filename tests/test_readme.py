@@ -55,9 +55,9 @@ def test_install_and_example_stand_in_the_first_forty_lines() -> None:
 
 def test_the_figures_are_those_of_the_kept_runs() -> None:
     kept = {figure.what: f"{figure.value:.2f}x" for figure in figures(KeptRuns(RESULTS)) if figure.value is not None}
-    points = json.loads((RESULTS / "compare-cifar10-vgg16-long/result.json").read_text())["results"]
+    points = json.loads((RESULTS / "compare-cifar10-vgg16-origins/result.json").read_text())["results"]
     reference = next(point for point in points if point["name"] == "reference")
-    cyclic = next(point for point in points if point["series"] == "cyclic r = 3")
+    cyclic = next(point for point in points if point["series"] == "r = 3, 5 origins")
     compact = json.loads((RESULTS / "latency-cifar10-two/result.json").read_text())["results"]["ratios"]
     ratio = compact["reference / class-parallel"]["HTTP binary"]["p50"]["value"]
     vgg16, two, resnet20, fastapi, triton = re.findall(r"^\| .* \| (\d.*) \|$", README.read_text(), re.MULTILINE)
