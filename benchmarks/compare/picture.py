@@ -124,8 +124,8 @@ def _marks(axes: Axes, shown: Sequence[Timed], x_of: Callable[[Timed], float]) -
         axes.plot([x_of(one) for one in of], [100 * one.entry.test for one in of], line, color=ink, linewidth=1.0,
                   alpha=0.4, zorder=2)  # fmt: skip
         for one in of if series in (GIVEN, MONOLITH, SUMMED) else ():
-            # On the left of its point, where no others are; the numbers of the axis stand beside the leftmost one.
-            place, side = ((7, 2), "left") if x_of(one) == leftmost else ((-7, 2), "right")
+            # On the left of its point, where no others are; the numbers of the axis stand beside the leftmost ones.
+            place, side = ((7, 2), "left") if x_of(one) < 1.02 * leftmost else ((-7, 2), "right")
             if series == GIVEN:
                 place, side = (0, 7), "center"
             text = f"{one.entry.passes / 1000:,.0f}k" if series == SUMMED else one.entry.size
