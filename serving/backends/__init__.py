@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sensai_serve.bundles import Bundle
+from sensai_serve.merge import Wait
 from sensai_serve.tensors import Inputs
 from serving.runtime.devices import ONE_THREAD, Device, Threads
 from serving.runtime.faults import Fault
@@ -131,6 +132,8 @@ class BackendPlan:
     """Bytes of its card's memory that a worker's session may take; workers without a bound are left out."""
     fuses: bool = True
     """Whether workers may be opened a second time, as parts of one network for several."""
+    wait: Wait = "decided"
+    """What most requests wait for: how many of the workers they run, where one runs after the other, goes by it."""
 
     def device(self, worker: int) -> Device:
         """The device that a worker runs on, with no more memory than is its share."""

@@ -103,7 +103,7 @@ class Backend:
         if self._inline:
             self._inline_rows = max(1, int(plan.inline_s / sum(seconds[number] for number in self._inline)))
             inline = [self._workers[number] for number in sorted(self._inline)]
-            self._fused = fuse_where_it_pays(plan.bundle, inline, rounds=TIMED_RUNS) if plan.fuses else None
+            self._fused = fuse_where_it_pays(plan.bundle, inline, plan.wait, rounds=TIMED_RUNS) if plan.fuses else None
             self._fusing = self._fused is not None
         for number in self._workers:
             plan.on_up(number)
@@ -117,7 +117,7 @@ class Backend:
         if min(sum(workers[number].typical_s for number in lane) for lane in lanes) > plan.inline_s:
             return 1.0
         sessions = [workers[number].session for number in sorted(workers)]
-        return share_run(plan.bundle, lambda inputs: [session.run(inputs) for session in sessions])
+        return share_run(plan.bundle, lambda inputs: [session.run(inputs) for session in sessions], plan.wait)
 
     def submit(self, task: Task, workers: Sequence[int]) -> None:
         """Run inline workers now, after handing the task to the threads of the others."""

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from sensai_serve.anonymous_file import openable
 from sensai_serve.bundles import Bundle
 from sensai_serve.errors import first_line
+from sensai_serve.merge import Wait
 from sensai_serve.onnx_fuse import CannotFuseError, fuse
 from sensai_serve.tensors import Inputs, example
 from serving.backends import Cause
@@ -69,7 +70,7 @@ class Fused:
         return self._runner.run(inputs)
 
 
-def fuse_where_it_pays(bundle: Bundle, workers: Sequence[LoadedWorker], *, rounds: int) -> Fused | None:
+def fuse_where_it_pays(bundle: Bundle, workers: Sequence[LoadedWorker], wait: Wait, *, rounds: int) -> Fused | None:
     """Fuse workers if that gives the same scores sooner.
 
     Both ways are timed in turns, so that whatever else the machine does meets both; and the separate runs are timed one
@@ -79,6 +80,7 @@ def fuse_where_it_pays(bundle: Bundle, workers: Sequence[LoadedWorker], *, round
     Args:
         bundle: the bundle of the workers.
         workers: the workers, which run one after another on one thread.
+        wait: what most requests wait for.
         rounds: how often each way is timed.
 
     Returns:
@@ -101,7 +103,7 @@ def fuse_where_it_pays(bundle: Bundle, workers: Sequence[LoadedWorker], *, round
     together, apart = quickest(ways, rounds, perf_counter)
     fused.pace = Pace(together)
     if len(workers) == bundle.assignment.n_workers:  # else others run elsewhere, which come later
-        apart *= share_run(bundle, fused.run)
+        apart *= share_run(bundle, fused.run, wait)
     if together < apart:
         return fused
     log.info("subnets run one by one: %.0f us a request, %.0f us fused", 1e6 * apart, 1e6 * together)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from sensai_serve.bundles import Bundle
-from sensai_serve.merge import runs_in_turn
+from sensai_serve.merge import Wait, runs_in_turn
 from sensai_serve.tensors import Inputs
 from serving.backends import Scores
 
@@ -59,15 +59,14 @@ def _side_by_side(times: Sequence[float], cores: int) -> float:
     return max(*times, sum(times) / max(1, min(cores, len(times))))
 
 
-def share_run(bundle: Bundle, run: Callable[[Inputs], Sequence[Scores]]) -> float:
+def share_run(bundle: Bundle, run: Callable[[Inputs], Sequence[Scores]], wait: Wait) -> float:
     """Share of a bundle's workers that run, one after another, until an answer stands: its mean on the golden samples.
-
-    An answer stands when what the bundle says that requests wait for is there.
 
     Args:
         bundle: of one input tensor.
         run: every worker's scores FP32 [1, k] of one input [1, *shape].
+        wait: what the answer stands by.
     """
-    samples, wait = bundle.golden().tensor, bundle.manifest.merge.wait or "decided"
+    samples = bundle.golden().tensor
     runs = sum(runs_in_turn(bundle.merge_plan, run(sample[None]), wait) for sample in samples)
     return runs / (len(samples) * bundle.assignment.n_workers)

@@ -88,7 +88,7 @@ def test_replicas_share_one_file(network, tmp_path) -> None:
     assert [spec.file for spec in bundle.manifest.subnets] == ["subnets/00.onnx"] * 3
     assert (bundle.manifest.merge.rule, bundle.manifest.kind) == ("majority", "full")
     assert bundle.manifest.merge.wait == "first"
-    assert share_run(bundle, Fused(bundle, range(3)).run) == pytest.approx(1 / 3)  # the others need not run
+    assert share_run(bundle, Fused(bundle, range(3)).run, "first") == pytest.approx(1 / 3)  # the others need not run
     slow = "0+1:delay=20s,after=8"
     one = served(bundle, faults=slow, inline_ms=0)
     assert one.arrived == (2,)  # nothing is waited for but the first

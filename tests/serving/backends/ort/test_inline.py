@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sensai_serve import load
+from sensai_serve.assignment import full
 from sensai_serve.bundles import Bundle
-from sensai_serve.merge import runs_in_turn
+from sensai_serve.merge import Wait, runs_in_turn
+from serving.backends import Execution
 from serving.backends.ort import backend, pace
 from serving.backends.ort.inline import HANDOFF_S, choose_inline
 from serving.engine.gateway import Gateway
@@ -54,6 +56,24 @@ def test_what_stays_fits_and_is_whole_lanes(
     assert inline in [frozenset(), frozenset(range(len(seconds))), *map(frozenset, threads)]
     if len(threads) == 1 and not elsewhere and sum(seconds) <= min(limit, HANDOFF_S):
         assert inline == set(range(len(seconds)))
+
+
+def test_where_subnets_run_goes_by_how_many_of_them_an_answer_needs(make_bundle, monkeypatch) -> None:
+    """Four subnets of 200 us: all of them are done sooner side by side, the first of them is on the event loop."""
+    monkeypatch.setattr(backend, "_typical_s", lambda *_: 200e-6)
+    monkeypatch.setattr(backend, "own_cores", lambda: (0, 1))
+    sure = Bundle.open(make_bundle(assignment=full(4, 4), n_classes=4, rule="mean", sure=(-1.0,)))
+
+    async def first_runs(wait: Wait) -> Execution | None:
+        gateway = Gateway(sure, GatewayOptions(devices=(parse_device("cpu"),), wait=wait, inline_ms=1))
+        await gateway.start()
+        try:
+            return gateway.execution(0)
+        finally:
+            await gateway.stop()
+
+    assert asyncio.run(first_runs("all")) is Execution.THREAD
+    assert asyncio.run(first_runs("confident")) is Execution.INLINE
 
 
 def test_a_worker_that_hangs_keeps_its_thread_and_the_others_of_its_core_go_on(tiny_bundle) -> None:

@@ -199,10 +199,10 @@ def test_separate_runs_are_counted_with_what_python_does_for_each(tiny_bundle, c
     for number in range(10):
         session = Session.of_worker(bundle, number, parse_device("cpu"))
         workers.append(LoadedWorker(number, session, 0.0, Pace(0.0)))
-    assert fuse_where_it_pays(bundle, workers, rounds=3) is not None
+    assert fuse_where_it_pays(bundle, workers, "decided", rounds=3) is not None
     for worker in workers:
         object.__setattr__(worker, "run", lambda task: None)  # nothing around them, so nothing to spare
-    assert fuse_where_it_pays(bundle, workers, rounds=3) is None
+    assert fuse_where_it_pays(bundle, workers, "decided", rounds=3) is None
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_separate_runs_are_counted_with_what_python_does_for_each(tiny_bundle, c
 )
 def test_how_many_separate_runs_a_request_needs_is_counted(make_bundle, clock, monkeypatch, assignment) -> None:
     bundle = make_bundle(assignment=assignment)
-    share = share_run(Bundle.open(bundle), Fused(Bundle.open(bundle), range(assignment.n_workers)).run)
+    share = share_run(Bundle.open(bundle), Fused(Bundle.open(bundle), range(assignment.n_workers)).run, "decided")
     assert (share == 1) == (assignment.redundancy == 1)
     monkeypatch.setattr(fused, "share_run", lambda *_: 0.0)
 
