@@ -32,7 +32,7 @@ class PointBuilder:
     folder: Path
     """Holds one directory per point."""
     slots: tuple[Slot, ...] = ()
-    _groups: dict[tuple[str, int], list[list[int]]] = field(default_factory=dict)
+    _groups: dict[tuple[str, int | None], list[list[int]]] = field(default_factory=dict)
 
     def check(self, every: Sequence[Point], on_progress: OnProgress) -> None:
         """Check the points before any is made: their groups, their heads, and the cut of the smallest size.
@@ -55,15 +55,22 @@ class PointBuilder:
     def plan_of(self, point: Point) -> RunPlan:
         """The plan of one point: the common data and reference, the point's recipe and assignment."""
         recipe, dataset = point.recipe, self.plan.dataset
-        groups = None
-        if recipe.groups is not None:
-            key = recipe.grouping, recipe.groups
-            if key not in self._groups:
-                self._groups[key] = groups_of(recipe, dataset, self.plan.reference) or []
-            groups = self._groups[key]
+        groups = None if recipe.groups is None else self._groups_of(point)
         matrix = assignment.build(recipe.assignment, dataset.n_classes, groups=groups, redundancy=recipe.redundancy)
         check_scores(recipe, matrix)
         return replace(self.plan, recipe=recipe, assignment=matrix, budget=recipe.budget)
+
+    def _groups_of(self, point: Point) -> list[list[int]]:
+        """The groups of all points that have as many: those that one of them was begun with, else computed once."""
+        recipe = point.recipe
+        key = recipe.grouping, recipe.groups
+        if key not in self._groups:
+            begun = Run.resume(self.run_of(point), recipe, self.plan.digests)
+            if begun is not None:  # no need to run the reference over all images again
+                self._groups[key] = [list(symbol) for symbol in begun.assignment.symbols]
+            else:
+                self._groups[key] = groups_of(recipe, self.plan.dataset, self.plan.reference) or []
+        return self._groups[key]
 
     def run_of(self, point: Point) -> Path:
         """Path of a point's run directory."""
