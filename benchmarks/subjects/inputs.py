@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,8 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from sensai_serve.bundles import Bundle, atomic_file
-from sensai_serve.errors import DataError
-from sensai_serve.preprocess import Floats, InputSpec, normalise
+from sensai_serve.errors import DataError, InputError
+from sensai_serve.preprocess import Floats, InputSpec, from_image, normalise
+
+JPEG_QUALITY = 90
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,37 @@ def labelled_from_arrays(
     if not np.issubdtype(y.dtype, np.integer) or y.min() < 0 or y.max() >= n_classes:
         raise DataError(f"{name}: y is {y.dtype} {y.min()} to {y.max()}, expected whole numbers 0 to {n_classes - 1}")
     return LabelledInputs(normalise(x, spec), y.astype(np.int64))
+
+
+def as_pictures(inputs: LabelledInputs, spec: InputSpec) -> tuple[LabelledInputs, list[bytes]]:
+    """Write inputs as JPEG files, and read these as a server does.
+
+    Args:
+        inputs: inputs of a network that takes pictures.
+        spec: what the network expects.
+
+    Returns:
+        The inputs that the files hold, for a JPEG is not what it was made of; and the files.
+
+    Raises:
+        InputError: the network takes no pictures.
+    """
+    from PIL import Image
+
+    image, norm = spec.image, spec.normalisation
+    if image is None:
+        raise InputError(f"the bundle takes {list(spec.shape)} numbers, expected pictures to send as JPEG")
+    column = (-1, 1, 1)
+    raw = inputs.inputs * np.reshape(norm.std, column) + np.reshape(norm.mean, column)
+    pixels = np.clip(np.rint(raw / norm.scale), 0, 255).astype(np.uint8)
+    files = []
+    for one in pixels:
+        file = io.BytesIO()
+        picture = Image.fromarray(one[0] if image.mode == "L" else one.transpose(1, 2, 0), image.mode)
+        picture.save(file, "JPEG", quality=JPEG_QUALITY)
+        files.append(file.getvalue())
+    read = np.stack([from_image(file, spec) for file in files])
+    return LabelledInputs(read, inputs.labels), files
 
 
 def golden_inputs(bundle: Bundle) -> LabelledInputs:

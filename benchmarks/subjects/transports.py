@@ -40,6 +40,8 @@ class ServedModel:
     n_classes: int
     grpc_native: int = 0
     """Port of the transport ``grpc-native``; 0 where it does not listen."""
+    pictures: Sequence[bytes] = ()
+    """The JPEG files that the samples were read from; empty where they are no pictures."""
 
 
 Connect = Callable[[ServedModel, Sequence[Floats]], Client]
@@ -110,6 +112,36 @@ class SharedMemoryClient:
         except ServingError:
             self._path.unlink(missing_ok=True)
             raise
+
+
+class PictureClient:
+    """Sends the JPEG file of each sample, as a camera would. See `benchmarks.harness.client.Client`."""
+
+    def __init__(self, to: ServedModel, samples: Sequence[Floats]) -> None:
+        """Connect, and build every request.
+
+        Raises:
+            ServingError: there is no file of some sample.
+        """
+        if len(to.pictures) != len(samples):
+            raise ServingError("the inputs are no pictures")
+        path, headers = f"/v1/predict?model={to.model}", {"content-type": "image/jpeg"}
+        self._requests = [http_request(path, picture, headers) for picture in to.pictures]
+        self._connection = RawConnection.open(to.host, to.http)
+
+    def exchange(self, index: int) -> None:
+        """See `benchmarks.harness.client.Client`."""
+        exchange(self._connection, self._requests[index])
+
+    def answer(self) -> ParsedReply:
+        """See `benchmarks.harness.client.Client`."""
+        reply = json.loads(self._connection.reply()[1])
+        workers = {key: ",".join(map(str, reply[key])) for key in ("arrived", "missing")}
+        return ParsedReply(reply["class_id"], np.array([*reply["scores"].values()], np.float32), reply | workers)
+
+    def close(self) -> None:
+        """See `benchmarks.harness.client.Client`."""
+        self._connection.close()
 
 
 def grpc_requests(model: str, input_name: str, samples: Sequence[Floats]) -> list[bytes]:
@@ -186,7 +218,9 @@ TRANSPORTS: Mapping[str, Connect] = {
     "grpc-native": _native(LeanGrpcClient),
     "tritonclient grpc-native": _native(_triton("grpc")),
 }
-"""Clients by transport; those of tritonclient are no lean clients."""
+"""Clients of tensors by transport; those of tritonclient are no lean clients."""
+PICTURES = "HTTP JPEG"
+"""The transport that takes the files of pictures, and answers in JSON."""
 
 
 def uses_grpc(transport: str) -> bool:

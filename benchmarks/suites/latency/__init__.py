@@ -33,7 +33,10 @@ def command(
     rounds: Rounds = 20,
     transport: Annotated[
         list[str] | None,
-        typer.Option(help="Transport to measure, say 'HTTP binary'; repeat for several.", show_default="all"),
+        typer.Option(
+            help="Transport to measure, say 'HTTP binary'; repeat for several. 'HTTP JPEG' sends files of pictures.",
+            show_default="all others",
+        ),
     ] = None,
     monolith: Annotated[
         Path | None,
@@ -54,14 +57,14 @@ def command(
 
     All run on the same cores and take turns. The reference and the monolith run at their fastest thread count.
     """
-    from benchmarks.subjects.transports import TRANSPORTS
+    from benchmarks.subjects.transports import PICTURES, TRANSPORTS
     from benchmarks.suites.latency.measure import LatencyOptions, measure
     from benchmarks.suites.latency.report import report
     from sensai_serve.cli.progress import progress
     from sensai_serve.errors import InputError
 
-    if unknown := set(transport or ()) - set(TRANSPORTS):
-        raise InputError(f"--transport is {min(unknown)!r}, expected {', '.join(TRANSPORTS)}")
+    if unknown := set(transport or ()) - {*TRANSPORTS, PICTURES}:
+        raise InputError(f"--transport is {min(unknown)!r}, expected {', '.join((*TRANSPORTS, PICTURES))}")
     options = LatencyOptions(
         requests=requests,
         rounds=rounds,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,18 @@ from benchmarks.harness.stats import summarise
 from benchmarks.reporting.report import without_paths
 from benchmarks.subjects import our_server
 from benchmarks.subjects.in_process import in_process
-from benchmarks.subjects.inputs import LabelledInputs
+from benchmarks.subjects.inputs import LabelledInputs, as_pictures
 from benchmarks.subjects.networks import Fastest, OnnxNetwork, as_bundle, direct, fastest, monolith
 from benchmarks.subjects.oracle import Oracle
-from benchmarks.subjects.transports import TRANSPORTS, ServedModel, is_lean, uses_grpc, uses_grpc_native
+from benchmarks.subjects.transports import (
+    PICTURES,
+    TRANSPORTS,
+    PictureClient,
+    ServedModel,
+    is_lean,
+    uses_grpc,
+    uses_grpc_native,
+)
 from benchmarks.suites.latency.breakdown import Breakdown, breakdown
 from benchmarks.suites.latency.load_results import LoadResult, closed, opened
 from sensai_serve.bundles import Bundle
@@ -102,6 +110,9 @@ def measure(bundle: Bundle, data: LabelledInputs, options: LatencyOptions, on_st
     """
     described = machine.describe()
     device = parse_device(options.devices[0]) if options.devices else None
+    pictures: Sequence[bytes] = ()
+    if PICTURES in options.transports:
+        data, pictures = as_pictures(data.head(options.samples), bundle.manifest.input)
     samples, name = data.samples(options.samples), bundle.manifest.input.name
     whole = {REFERENCE: bundle.reference(), MONOLITH: monolith(bundle, options.monolith)}
     networks = {kind: network for kind, network in whole.items() if network is not None}
@@ -131,7 +142,8 @@ def measure(bundle: Bundle, data: LabelledInputs, options: LatencyOptions, on_st
             confident = served.model_copy(update={"wait": "confident"})
             subjects[SURE, IN_PROCESS] = stack.enter_context(in_process(bundle, confident, samples))
         endpoints = {
-            kind: stack.enter_context(_served(kind, one, measured, threads.get(kind))) for kind, one in bundles.items()
+            kind: replace(stack.enter_context(_served(kind, one, measured, threads.get(kind))), pictures=pictures)
+            for kind, one in bundles.items()
         }
         clients = dict(_clients(endpoints, samples, measured))
         for client in clients.values():
@@ -144,8 +156,8 @@ def measure(bundle: Bundle, data: LabelledInputs, options: LatencyOptions, on_st
     if options.steps:
         on_step("steps of a request", 0, 1)
         traced = [
-            t for t in options.transports if is_lean(t) and not uses_grpc_native(t)
-        ]  # which the server with a stopwatch does not speak
+            t for t in options.transports if t in TRANSPORTS and is_lean(t) and not uses_grpc_native(t)
+        ]  # others the server with a stopwatch does not speak
         places = [t for t in traced if (PARALLEL, t) in measured.times]
         measured.steps.extend(
             breakdown(bundle, samples, places, count=options.steps, backend=options.backend, devices=options.devices)
@@ -199,7 +211,7 @@ def _clients(
     for transport in measured.options.transports:
         for kind, to in endpoints.items():
             try:
-                client = TRANSPORTS[transport](to, samples)
+                client = PictureClient(to, samples) if transport == PICTURES else TRANSPORTS[transport](to, samples)
                 client.exchange(0)
                 yield (kind, transport), client
             except ServingError as error:

@@ -18,6 +18,7 @@ from benchmarks.suites.latency.breakdown import PARTS, breakdown
 from sensai_serve import load
 from sensai_serve.bundles import Bundle
 from sensai_serve.errors import BundleError
+from sensai_serve.input_spec import ImageSpec
 from serving.runtime.devices import Threads
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -134,3 +135,23 @@ def test_wrong_arguments(bench, tiny_bundle: Path, tmp_path: Path, arguments: li
     assert (code, out) == (2, "")
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_pictures_are_sent_as_files_and_answered_alike(bench, make_bundle, tmp_path: Path) -> None:
+    bundle = make_bundle(shape=(3, 24, 32), image=ImageSpec(resize=(24, 32)), reference=True)
+    arguments = ("--requests", 20, "--rounds", 4, "--seconds", 0, "--steps", 5, "--device", "cpu", "--quiet")
+    transports = ("--transport", "HTTP JPEG", "--transport", "HTTP binary")
+    code, _, err = bench("latency", bundle, *transports, *arguments, "--out", tmp_path / "results")
+    assert (code, err) == (0, "")
+    results = json.loads((tmp_path / "results/result.json").read_text())["results"]
+    assert results["missing"] == {}
+    for transport in transports[1::2]:
+        assert results["labels"][transport]["answers"] > 0
+        assert results["labels"][transport]["other"] == 0  # what a JPEG holds is what all transports send
+        assert results["latency"][f"{transport}: class-parallel"]["count"] == 20
+
+
+def test_numbers_are_not_sent_as_pictures(bench, make_bundle) -> None:
+    code, _, err = bench("latency", make_bundle(shape=(7,)), "--transport", "HTTP JPEG", "--quiet")
+    assert code == 2
+    assert "the bundle takes [7] numbers, expected pictures to send as JPEG" in err
