@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from export import precisions
 from export.assemble import export
 from export.evaluate import merged_accuracy, scores_of
 from export.parity import check_parity
@@ -21,15 +22,17 @@ from pruning import heads, models
 from pruning.cutting.size import measure
 from pruning.data import Dataset, Labels
 from pruning.heads import Subnet
+from pruning.notices import say
 from pruning.run import Run
 from sensai_serve.bundles import Bundle, atomic_directory, atomic_file, sha256_of
-from sensai_serve.errors import InputError, OutputExistsError
+from sensai_serve.errors import InputError, OutputExistsError, first_line
 from sensai_serve.merge.fit_confidence import answer_in_turn
 from sensai_serve.merge.lost_workers import ScoredInputs, accuracy, accuracy_curve
 from sensai_serve.onnx_signature import read_signature
 from sensai_serve.preprocess import InputSpec, normalise
 
 RESULT, NETWORK = "result.json", "network.onnx"
+INT8 = "int8"
 BATCH = 256
 MOST_LOST = 4
 """The most workers without which the accuracy of a point is computed."""
@@ -227,6 +230,37 @@ def measure_external(
         )
         result.save(temporary)
     return result
+
+
+def measure_quantised(
+    network: ExternalNetwork, dataset: Dataset, train: Labels, validation: Labels, folder: Path, digests: dict[str, str]
+) -> PointResult | None:
+    """Quantise a network to eight bits, which costs no training, and measure it as `measure_external` does.
+
+    Args:
+        network: the network in FP32; the other arguments are those of `measure_external`.
+        dataset: the data that it classifies.
+        train: indices of the images that were trained on; some of them show what values activations have.
+        validation: indices of the validation part.
+        folder: the point's directory.
+        digests: SHA-256 of the data.
+
+    Returns:
+        The result; None where the network cannot be quantised, which is said.
+
+    Raises:
+        OutputExistsError: the directory holds another point.
+    """
+    if finished(folder) is None:
+        precision = precisions.find(INT8)
+        drawn = np.random.default_rng(0).permutation(train)[: precision.calibration]
+        try:
+            data = precision.convert(network.data, normalise(dataset.x[drawn], network.spec))
+            network = replace(network, data=data)
+        except Exception as error:  # whatever ONNX Runtime's quantisation raises
+            say(f"{network.name}: cannot be quantised ({first_line(error)}), there is no point of it in eight bits")
+            return None
+    return measure_external(network, dataset, validation, folder, digests)
 
 
 def _checked(name: str, path: Path, dataset: Dataset) -> bytes:

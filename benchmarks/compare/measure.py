@@ -19,7 +19,7 @@ from sensai_serve.onnx_signature import read_signature
 from sensai_serve.preprocess import Floats
 from serving.runtime.devices import Threads
 
-REFERENCE, GIVEN = "reference", "given"
+REFERENCE, GIVEN, QUANTISED = "reference", "given", "reference, int8"
 ONE = Threads(1, spinning=False)
 ALIKE = 1.1
 """Latencies that differ by less are of networks of one size."""
@@ -31,7 +31,7 @@ class Candidate:
 
     name: str
     series: str
-    """`REFERENCE`, `GIVEN`, a monolith or a kind of class parallelism."""
+    """`REFERENCE`, `QUANTISED`, `GIVEN`, a monolith or a kind of class parallelism."""
     size: str
     """Label that tells it from the others of its series."""
     budget: str

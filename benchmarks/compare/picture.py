@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.compare.measure import GIVEN, REFERENCE, ComparisonResult, Timed, frontier
+from benchmarks.compare.measure import GIVEN, QUANTISED, REFERENCE, ComparisonResult, Timed, frontier
 from sensai_serve.report import Picture
 from sensai_serve.report.drawing import colour, finish, log_scale, paper
 
@@ -118,7 +118,7 @@ def _marks(axes: Axes, shown: Sequence[Timed], x_of: Callable[[Timed], float]) -
         hue, marker, filled, line = _style(series)
         ink = colour(hue)
         axes.plot([x_of(one) for one in of], [100 * one.entry.test for one in of], marker=marker,
-                  markersize=11 if series == REFERENCE else 6.5, markeredgecolor=paper() if filled else ink,
+                  markersize=11 if marker == "*" else 6.5, markeredgecolor=paper() if filled else ink,
                   markeredgewidth=0.5 if filled else 1.4, markerfacecolor=ink if filled else paper(), color=ink,
                   label=series, zorder=3, linestyle="none")  # fmt: skip
         axes.plot([x_of(one) for one in of], [100 * one.entry.test for one in of], line, color=ink, linewidth=1.0,
@@ -136,7 +136,7 @@ def _marks(axes: Axes, shown: Sequence[Timed], x_of: Callable[[Timed], float]) -
 def _places(shown: Sequence[Timed]) -> dict[str, float]:
     """A factor for each series, so that points of one size do not hide each other."""
     series = list(dict.fromkeys(one.entry.series for one in shown))
-    moved = [name for name in series if name not in (REFERENCE, GIVEN, MONOLITH)]
+    moved = [name for name in series if name not in (REFERENCE, QUANTISED, GIVEN, MONOLITH)]
     return dict.fromkeys(series, 1.0) | {
         name: SPREAD ** ((at + 1) / (len(moved) + 1) - 0.5) for at, name in enumerate(moved)
     }
@@ -145,6 +145,8 @@ def _places(shown: Sequence[Timed]) -> dict[str, float]:
 def _style(series: str) -> tuple[int, str, bool, str]:
     """Colour, marker, whether it is filled, and the line that joins points."""
     hue = next((_COLOURS[name] for name in sorted(_COLOURS, key=len, reverse=True) if series.startswith(name)), _OTHER)
+    if series == QUANTISED:
+        return hue, "*", False, "none"
     if series in (REFERENCE, GIVEN):
         return hue, "*" if series == REFERENCE else "s", True, "none"
     if series in (MONOLITH, SUMMED):  # those of all passes differ in passes, not only in size: no line joins them

@@ -80,6 +80,9 @@ def compare(
     summed_monolith: Annotated[
         bool, typer.Option(help="For each size, add a monolith trained on the passes of all networks of a point.")
     ] = True,
+    quantised_reference: Annotated[
+        bool, typer.Option(help="Add the reference in eight bits: what is gained without any training.")
+    ] = True,
     point: Annotated[
         list[str] | None,
         typer.Option(
@@ -132,7 +135,7 @@ def compare(
         return
     builder = PointBuilder(plan, out / "points", make_slots(jobs, [device], threads))
     with progress(quiet=quiet) as report:
-        entries = _entries(builder, every, point or [], weights, report)
+        entries = _entries(builder, every, point or [], weights, report, quantised=quantised_reference)
         dataset = plan.dataset
         chosen = dataset.x[plan.validation[:SAMPLES]]
         samples = [normalise(chosen[at : at + 1], dataset.spec) for at in range(len(chosen))]
@@ -178,17 +181,24 @@ def _print_points(points: list[Point]) -> None:
 
 
 def _entries(
-    builder: PointBuilder, points: list[Point], given: list[str], weights: Path, report: OnProgress
+    builder: PointBuilder,
+    points: list[Point],
+    given: list[str],
+    weights: Path,
+    report: OnProgress,
+    *,
+    quantised: bool,
 ) -> list[Candidate]:
     """Make all networks, then, and only then, look at the test part."""
-    from benchmarks.compare.measure import GIVEN, REFERENCE
-    from export.comparison import finish, from_weights, measure_external, read_external
+    from benchmarks.compare.measure import GIVEN, QUANTISED, REFERENCE
+    from export.comparison import INT8, finish, from_weights, measure_external, measure_quantised, read_external
     from pruning.comparison.points import SUMMED
 
     plan, folder = builder.plan, builder.folder
     dataset = plan.dataset
     others = [read_external(text, dataset) for text in given]
-    if len({one.name for one in others} | {one.name for one in points} | {REFERENCE}) <= len(points) + len(others):
+    ours = {one.name for one in points} | {REFERENCE, f"{REFERENCE}-{INT8}"}
+    if len(ours | {one.name for one in others}) < len(ours) + len(others):
         raise InputError("--point: two points have the same name, expected different ones, and none a point made here")
     builder.check(points, report)
     builder.begin(points, _outer(report))
@@ -208,6 +218,11 @@ def _entries(
         found = measure_external(network, dataset, plan.validation, folder / network.name, plan.digests)
         series, size = (REFERENCE, "") if network.name == REFERENCE else (GIVEN, network.name)
         entries.append(_entry(found, folder / network.name, series, size, "", 0))
+        if network is reference and quantised:
+            place = folder / f"{REFERENCE}-{INT8}"
+            fewer = measure_quantised(reference, dataset, plan.train, plan.validation, place, plan.digests)
+            if fewer is not None:
+                entries.append(_entry(fewer, place, QUANTISED, "", "", 0))
     for one, run in zip(points, runs, strict=True):
         report("test part", len(entries), total)
         found = finish(replace(run), folder / one.name)  # a copy: a run keeps its data, and there are many

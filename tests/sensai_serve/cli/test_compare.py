@@ -98,7 +98,10 @@ def test_killed_it_goes_on_and_its_figures_are_those_of_its_files(compare, wine,
     assert "Does class parallelism earn its place?" in printed
     assert before.items() <= stamps(out).items()
     found = {one["name"]: one for one in json.loads((out / "result.json").read_text())["results"]}
-    assert list(found) == ["reference", "same", "foreign", *MADE]
+    assert list(found) == ["reference", "reference-int8", "same", "foreign", *MADE]
+    quantised = onnx.load(out / "points/reference-int8/network.onnx")
+    assert "QuantizeLinear" in {node.op_type for node in quantised.graph.node}
+    assert found["reference-int8"]["test"] == pytest.approx(found["reference"]["test"], abs=0.1)
     for name in MADE:
         bundle = Bundle.open(out / "points" / name / "bundle")
         classifier = load(bundle)
