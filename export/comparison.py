@@ -62,7 +62,7 @@ class PointResult:
     """Accuracy on the test part where answers that are sure ask no further worker; None without thresholds for it."""
     asked: float | None = None
     """Mean number of workers that such an answer asks, one after the other."""
-    lost: tuple[float, ...] = ()
+    lost_mean: tuple[float, ...] = ()
     """Mean test accuracy over all sets of 0, 1, ... `MOST_LOST` lost workers; empty for a single network."""
 
     def save(self, folder: Path) -> None:
@@ -232,35 +232,28 @@ def measure_external(
     return result
 
 
-def measure_quantised(
-    network: ExternalNetwork, dataset: Dataset, train: Labels, validation: Labels, folder: Path, digests: dict[str, str]
-) -> PointResult | None:
-    """Quantise a network to eight bits, which costs no training, and measure it as `measure_external` does.
+def quantised(network: ExternalNetwork, dataset: Dataset, train: Labels, folder: Path) -> ExternalNetwork | None:
+    """The same network in eight bits, which costs no training.
 
     Args:
-        network: the network in FP32; the other arguments are those of `measure_external`.
+        network: the network in FP32.
         dataset: the data that it classifies.
-        train: indices of the images that were trained on; some of them show what values activations have.
-        validation: indices of the validation part.
-        folder: the point's directory.
-        digests: SHA-256 of the data.
+        train: indices of the images that are trained on; some of them show which values activations have.
+        folder: directory of its point; the network of a finished one is read, not made again.
 
     Returns:
-        The result; None where the network cannot be quantised, which is said.
-
-    Raises:
-        OutputExistsError: the directory holds another point.
+        The network under the name of that directory; None where it cannot be quantised, which is said.
     """
-    if finished(folder) is None:
-        precision = precisions.find(INT8)
-        drawn = np.random.default_rng(0).permutation(train)[: precision.calibration]
-        try:
-            data = precision.convert(network.data, normalise(dataset.x[drawn], network.spec))
-            network = replace(network, data=data)
-        except Exception as error:  # whatever ONNX Runtime's quantisation raises
-            say(f"{network.name}: cannot be quantised ({first_line(error)}), there is no point of it in eight bits")
-            return None
-    return measure_external(network, dataset, validation, folder, digests)
+    network = replace(network, name=folder.name)
+    if finished(folder) is not None:
+        return replace(network, data=(folder / NETWORK).read_bytes())
+    precision = precisions.find(INT8)
+    drawn = np.random.default_rng(0).permutation(train)[: precision.calibration]
+    try:
+        return replace(network, data=precision.convert(network.data, normalise(dataset.x[drawn], network.spec)))
+    except Exception as error:  # whatever ONNX Runtime's quantisation raises
+        say(f"{network.name}: left out, the network cannot be quantised ({first_line(error)})")
+        return None
 
 
 def _checked(name: str, path: Path, dataset: Dataset) -> bytes:

@@ -53,7 +53,7 @@ class Candidate:
     """Accuracy where answers that are sure ask no further worker; None without thresholds for it."""
     asked: float | None = None
     """Mean number of workers that such an answer asks, one after the other."""
-    lost: Sequence[float] = ()
+    lost_mean: Sequence[float] = ()
     """Mean accuracy over all sets of 0, 1, ... lost workers; empty for a single network."""
     summed: bool = False
     """Whether it is one network that was trained on the passes of many."""

@@ -91,10 +91,10 @@ SUMMED_NOTE = "All passes: trained on as many image passes as all networks of a 
 
 
 def _lost(measured: ComparisonResult) -> Iterator[Table]:
-    most = max((len(one.entry.lost) for one in measured.timed), default=0)
+    most = max((len(one.entry.lost_mean) for one in measured.timed), default=0)
     rows: list[Row] = []
     for one in measured.timed:
-        if lost := one.entry.lost:
+        if lost := one.entry.lost_mean:
             cells = [f"{value:.2%}" for value in lost]
             rows.append((_name(one), one.entry.budget, *cells, *[""] * (most - len(cells))))
     if rows:
@@ -165,7 +165,7 @@ def _results(measured: ComparisonResult) -> list[dict[str, Any]]:
             "validation": one.entry.validation,
             "one_lost": one.entry.worst,
             "two_lost": one.entry.worst_two,
-            "lost_mean": list(one.entry.lost),
+            "lost_mean": list(one.entry.lost_mean),
             "confident": None if one.entry.sure is None else {"test": one.entry.sure, "asked": one.entry.asked},
             "macs": list(one.entry.macs),
             "parameters": list(one.entry.parameters),

@@ -21,6 +21,8 @@ from sensai_serve.preprocess import Floats
 
 _DIRECTORY = Path("/dev/shm")  # where Linux keeps POSIX shared memory
 _ALIGNMENT = 64
+PICTURES = "HTTP JPEG"
+"""The transport that takes the files of pictures, and answers in JSON."""
 GRPC_INFER = "/inference.GRPCInferenceService/ModelInfer"
 """Name of the method that infers."""
 
@@ -217,10 +219,10 @@ TRANSPORTS: Mapping[str, Connect] = {
     "tritonclient gRPC": _triton("grpc"),
     "grpc-native": _native(LeanGrpcClient),
     "tritonclient grpc-native": _native(_triton("grpc")),
+    PICTURES: PictureClient,
 }
-"""Clients of tensors by transport; those of tritonclient are no lean clients."""
-PICTURES = "HTTP JPEG"
-"""The transport that takes the files of pictures, and answers in JSON."""
+"""Clients by transport; those of tritonclient are no lean clients."""
+OF_TENSORS = tuple(transport for transport in TRANSPORTS if transport != PICTURES)
 
 
 def uses_grpc(transport: str) -> bool:

@@ -115,7 +115,7 @@ def compare(
         replace(latency, own=own),
         hosts=bundle.assignment.n_workers,
         loss=0,
-        wait=merge.wait or "decided",
+        wait=merge.default_wait,
         wave=merge.wave if merge.wait == "confident" else (),
     )
     planned = simulation.run(bundle.assignment.redundancy, requests)

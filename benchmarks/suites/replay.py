@@ -132,7 +132,7 @@ def replay(
     class_id, copies, seconds = np.empty(total, np.int64), np.empty(total, np.int64), np.empty(total)
     exact = np.empty(total, np.bool_)
     early = incomplete = 0
-    waits = bundle.merge_plan.check_wait(parse_wait(wait or bundle.manifest.merge.wait or "decided"))
+    waits = bundle.merge_plan.check_wait(parse_wait(wait or bundle.manifest.merge.default_wait))
     arguments = (*ARGUMENTS, "--wait", waits)
     with servers.running(our_server.spec(str(bundle.path), *arguments, port=servers.free_port())) as server:
         asks: Client

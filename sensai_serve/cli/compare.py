@@ -135,7 +135,7 @@ def compare(
         return
     builder = PointBuilder(plan, out / "points", make_slots(jobs, [device], threads))
     with progress(quiet=quiet) as report:
-        entries = _entries(builder, every, point or [], weights, report, quantised=quantised_reference)
+        entries = _entries(builder, every, point or [], weights, report, eight_bits=quantised_reference)
         dataset = plan.dataset
         chosen = dataset.x[plan.validation[:SAMPLES]]
         samples = [normalise(chosen[at : at + 1], dataset.spec) for at in range(len(chosen))]
@@ -187,17 +187,18 @@ def _entries(
     weights: Path,
     report: OnProgress,
     *,
-    quantised: bool,
+    eight_bits: bool,
 ) -> list[Candidate]:
     """Make all networks, then, and only then, look at the test part."""
     from benchmarks.compare.measure import GIVEN, QUANTISED, REFERENCE
-    from export.comparison import INT8, finish, from_weights, measure_external, measure_quantised, read_external
+    from export.comparison import INT8, finish, from_weights, measure_external, quantised, read_external
     from pruning.comparison.points import SUMMED
 
     plan, folder = builder.plan, builder.folder
     dataset = plan.dataset
     others = [read_external(text, dataset) for text in given]
-    ours = {one.name for one in points} | {REFERENCE, f"{REFERENCE}-{INT8}"}
+    fewer_bits = folder / f"{REFERENCE}-{INT8}"
+    ours = {one.name for one in points} | {REFERENCE, fewer_bits.name}
     if len(ours | {one.name for one in others}) < len(ours) + len(others):
         raise InputError("--point: two points have the same name, expected different ones, and none a point made here")
     builder.check(points, report)
@@ -210,19 +211,17 @@ def _entries(
         runs.append(builder.make(one, points, _within(one.name, left, one.workers, report)))
         report(one.name, left, left)
     report("points", len(points), len(points))
-    entries: list[Candidate] = []
-    total = 1 + len(others) + len(points)
     reference = from_weights(REFERENCE, plan.recipe.model, weights, dataset, dataset.spec)
-    for network in [reference, *others]:
+    whole = [(reference, REFERENCE, "")]
+    if eight_bits and (network := quantised(reference, dataset, plan.train, fewer_bits)) is not None:
+        whole.append((network, QUANTISED, ""))
+    whole += [(network, GIVEN, network.name) for network in others]
+    entries: list[Candidate] = []
+    total = len(whole) + len(points)
+    for network, series, size in whole:
         report("test part", len(entries), total)
         found = measure_external(network, dataset, plan.validation, folder / network.name, plan.digests)
-        series, size = (REFERENCE, "") if network.name == REFERENCE else (GIVEN, network.name)
         entries.append(_entry(found, folder / network.name, series, size, "", 0))
-        if network is reference and quantised:
-            place = folder / f"{REFERENCE}-{INT8}"
-            fewer = measure_quantised(reference, dataset, plan.train, plan.validation, place, plan.digests)
-            if fewer is not None:
-                entries.append(_entry(fewer, place, QUANTISED, "", "", 0))
     for one, run in zip(points, runs, strict=True):
         report("test part", len(entries), total)
         found = finish(replace(run), folder / one.name)  # a copy: a run keeps its data, and there are many
@@ -264,4 +263,4 @@ def _entry(found: PointResult, folder: Path, series: str, size: str, budget: str
 
     files = [folder / file for file in found.files]
     return Candidate(folder.name, series, size, budget, found.test, found.validation, found.macs, found.parameters,
-                 passes, files, found.worst, found.worst_two, found.sure, found.asked, found.lost)  # fmt: skip
+                 passes, files, found.worst, found.worst_two, found.sure, found.asked, found.lost_mean)  # fmt: skip

@@ -75,7 +75,7 @@ def plan(
 
     opened = Bundle.open(bundle)
     merge = opened.manifest.merge
-    waits = merge.wait or "decided" if wait is None else parse_wait(wait)
+    waits = merge.default_wait if wait is None else parse_wait(wait)
     sizes = _sizes(wave) or (merge.wave if waits == "confident" else ())
     ways: dict[str, HostNetwork | None] = {"": None} if links is None else _ways(opened, links, hosts)
     simulations = {

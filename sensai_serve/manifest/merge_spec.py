@@ -25,10 +25,15 @@ class MergeSpec:
     confident: Confidence | None = None
     """When an answer is so sure that it stands before all copies are there; None where no thresholds were fitted."""
     wait: Wait | None = None
-    """What requests wait for where neither they nor the server say otherwise; None: ``decided``."""
+    """What requests wait for where neither they nor the server say otherwise; None: as `default_wait`."""
     wave: tuple[int, ...] = ()
     """Workers that requests that wait for ``confident`` ask at a time, where the server does not say; empty: as many as
     its devices run side by side."""
+
+    @property
+    def default_wait(self) -> Wait:
+        """What requests wait for where nobody says otherwise."""
+        return self.wait or "decided"
 
     def to_json(self) -> dict[str, Any]:
         """The object ``merge`` in ``manifest.json``; what has its default is left out."""

@@ -16,7 +16,7 @@ from sensai_serve.process_memory import trim
 from serving.backends import Backend, BackendPlan, Execution, SaysWhere
 from serving.engine.intake.admission import Admission
 from serving.engine.intake.tokenising import Tokenising, open_tokenising
-from serving.engine.options import GatewayOptions, default_wait
+from serving.engine.options import GatewayOptions
 from serving.engine.placed import PlacedModel
 from serving.engine.workers.fault_control import FaultControl
 from serving.engine.workers.supervisor import Supervisor
@@ -153,7 +153,7 @@ async def _load(
         require_all=options.require_all,
         shares=placed.shares,
         fuses=placed.fuses,
-        wait=default_wait(options, bundle.manifest),
+        wait=options.wait or bundle.manifest.merge.default_wait,
     )
     backend: Backend = find("serving.backends", options.backend, "Backend")(workers)
     control = None

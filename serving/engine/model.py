@@ -18,7 +18,7 @@ from serving.engine.deferred import DeferredWrites
 from serving.engine.intake.admission import Admission
 from serving.engine.intake.tokenising import can_tokenise
 from serving.engine.loading import LoadedModel, check_options, load, try_model_out
-from serving.engine.options import GatewayOptions, default_wait
+from serving.engine.options import GatewayOptions
 from serving.engine.placed import place_model
 from serving.engine.reply import Counters
 from serving.engine.residency import Residency
@@ -67,7 +67,7 @@ class Model:
             DeviceError: the devices' budgets are too small for it.
             InputError: the worker map leaves a worker out, or names it twice.
         """
-        self.wait: Wait = default_wait(options, bundle.manifest)
+        self.wait: Wait = options.wait or bundle.manifest.merge.default_wait
         """What requests wait for that do not say it."""
         check_options(bundle, options, self.wait)
         n_workers = bundle.assignment.n_workers

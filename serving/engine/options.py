@@ -8,7 +8,6 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import CoreSchema, core_schema
 from pydantic_settings import NoDecode
 
-from sensai_serve.manifest import Manifest
 from sensai_serve.merge import Wait
 from sensai_serve.options import Flag, Plugins
 from serving.backends import Processes
@@ -56,11 +55,6 @@ def _check_sizes(sizes: tuple[int, ...]) -> tuple[int, ...]:
     if empty := [size for size in sizes if size < 1]:
         raise ValueError(f"a wave of {empty[0]} workers, expected at least 1 in each")
     return sizes
-
-
-def default_wait(options: GatewayOptions, manifest: Manifest) -> Wait:
-    """What requests wait for that do not say it: what the options say, else the bundle, else ``decided``."""
-    return options.wait or manifest.merge.wait or "decided"
 
 
 class Group(BaseModel):

@@ -72,7 +72,7 @@ class Version:
             inline_s=options.inline_s,
             shares={} if budgets is None else budgets.shares(placed),
             fuses=budgets is None,  # a second copy of workers is not counted here
-            wait=self.manifest.merge.wait or "decided",
+            wait=self.manifest.merge.default_wait,
         )
         self._backend: Backend = find("serving.backends", options.backend, "Backend")(self._plan)
         self._ledger = ledger

@@ -29,9 +29,9 @@ def measured() -> ComparisonResult:
     ]
     for budget, passes in (("per-network", 400), ("total", 100)):
         of.append(timed("r = 1", 0.81, 90, 4, budget, worst=0.6, worst_two=0.4, passes=passes,
-                        lost=(0.81, 0.61)))  # fmt: skip
+                        lost_mean=(0.81, 0.61)))  # fmt: skip
         of.append(timed("full, r = 4, joint", 0.85, 110, 4, budget, worst=0.84, worst_two=0.83, sure=0.849, asked=1.5,
-                        passes=passes, lost=(0.85, 0.845, 0.835)))  # fmt: skip
+                        passes=passes, lost_mean=(0.85, 0.845, 0.835)))  # fmt: skip
     return ComparisonResult("digits", ComparisonOptions(), {}, of, 1000)
 
 

@@ -57,18 +57,18 @@ def command(
 
     All run on the same cores and take turns. The reference and the monolith run at their fastest thread count.
     """
-    from benchmarks.subjects.transports import PICTURES, TRANSPORTS
+    from benchmarks.subjects.transports import OF_TENSORS, TRANSPORTS
     from benchmarks.suites.latency.measure import LatencyOptions, measure
     from benchmarks.suites.latency.report import report
     from sensai_serve.cli.progress import progress
     from sensai_serve.errors import InputError
 
-    if unknown := set(transport or ()) - {*TRANSPORTS, PICTURES}:
-        raise InputError(f"--transport is {min(unknown)!r}, expected {', '.join((*TRANSPORTS, PICTURES))}")
+    if unknown := set(transport or ()) - set(TRANSPORTS):
+        raise InputError(f"--transport is {min(unknown)!r}, expected {', '.join(TRANSPORTS)}")
     options = LatencyOptions(
         requests=requests,
         rounds=rounds,
-        transports=tuple(transport or TRANSPORTS),
+        transports=tuple(transport or OF_TENSORS),
         devices=tuple(device or ()),
         backend=backend,
         monolith=monolith,

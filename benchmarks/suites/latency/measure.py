@@ -23,9 +23,9 @@ from benchmarks.subjects.inputs import LabelledInputs, as_pictures
 from benchmarks.subjects.networks import Fastest, OnnxNetwork, as_bundle, direct, fastest, monolith
 from benchmarks.subjects.oracle import Oracle
 from benchmarks.subjects.transports import (
+    OF_TENSORS,
     PICTURES,
     TRANSPORTS,
-    PictureClient,
     ServedModel,
     is_lean,
     uses_grpc,
@@ -57,7 +57,7 @@ class LatencyOptions:
     """Requests of each network over each transport."""
     rounds: int = 20
     """Rounds that the requests are divided into; in each, all networks take their turns."""
-    transports: tuple[str, ...] = tuple(TRANSPORTS)
+    transports: tuple[str, ...] = OF_TENSORS
     samples: int = 64
     """Number of different inputs that are sent."""
     devices: tuple[str, ...] = ()
@@ -156,7 +156,7 @@ def measure(bundle: Bundle, data: LabelledInputs, options: LatencyOptions, on_st
     if options.steps:
         on_step("steps of a request", 0, 1)
         traced = [
-            t for t in options.transports if t in TRANSPORTS and is_lean(t) and not uses_grpc_native(t)
+            t for t in options.transports if t in OF_TENSORS and is_lean(t) and not uses_grpc_native(t)
         ]  # others the server with a stopwatch does not speak
         places = [t for t in traced if (PARALLEL, t) in measured.times]
         measured.steps.extend(
@@ -211,7 +211,7 @@ def _clients(
     for transport in measured.options.transports:
         for kind, to in endpoints.items():
             try:
-                client = PictureClient(to, samples) if transport == PICTURES else TRANSPORTS[transport](to, samples)
+                client = TRANSPORTS[transport](to, samples)
                 client.exchange(0)
                 yield (kind, transport), client
             except ServingError as error:

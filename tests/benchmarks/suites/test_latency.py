@@ -13,7 +13,7 @@ import pytest
 from benchmarks.reporting.report import without_paths
 from benchmarks.subjects.inputs import golden_inputs
 from benchmarks.subjects.networks import OnnxNetwork, as_bundle, fastest, monolith
-from benchmarks.subjects.transports import TRANSPORTS
+from benchmarks.subjects.transports import OF_TENSORS
 from benchmarks.suites.latency.breakdown import PARTS, breakdown
 from sensai_serve import load
 from sensai_serve.bundles import Bundle
@@ -38,7 +38,7 @@ def test_a_run_leaves_tables_json_pictures_and_one_page(bench, make_bundle, tmp_
     results = content["results"]
     assert results["missing"] == {}
     networks = ("reference", "monolith", "class-parallel", "class-parallel, confident")
-    assert set(results["latency"]) == {f"{place}: {n}" for place in ("in process", *TRANSPORTS) for n in networks} | {
+    assert set(results["latency"]) == {f"{place}: {n}" for place in ("in process", *OF_TENSORS) for n in networks} | {
         "in process: slowest subnet"
     }
     for one in results["latency"].values():
